@@ -1,0 +1,94 @@
+"""Reads the golden vectors: official parameter names and shapes into ours."""
+
+import json
+import pathlib
+
+import numpy as np
+
+import videomae_jax as vmae
+
+GOLDEN = pathlib.Path(__file__).parent / "golden"
+
+
+def model(**overrides):
+    sizes = json.loads((GOLDEN / "model.json").read_text())
+    encoder, decoder = sizes["encoder"], sizes["decoder"]
+    return vmae.VideoMAE(
+        width=encoder["dim"],
+        depth=encoder["depth"],
+        heads=encoder["heads"],
+        decoder_width=decoder["dim"],
+        decoder_depth=decoder["depth"],
+        decoder_heads=decoder["heads"],
+        patch_size=sizes["patch_size"],
+        tubelet_size=sizes["tubelet_size"],
+        mlp_ratio=sizes["mlp_ratio"],
+        **overrides,
+    )
+
+
+def video(bcthw):
+    return np.ascontiguousarray(bcthw.transpose(0, 2, 3, 4, 1))
+
+
+def _linear(tensors, name):
+    out = {"kernel": tensors[f"{name}.weight"].T}
+    if f"{name}.bias" in tensors:
+        out["bias"] = tensors[f"{name}.bias"]
+    return out
+
+
+def _norm(tensors, name):
+    return {"scale": tensors[f"{name}.weight"], "bias": tensors[f"{name}.bias"]}
+
+
+def _block(tensors, name):
+    return {
+        "norm1": _norm(tensors, f"{name}.norm1"),
+        "attention": {
+            "qkv": _linear(tensors, f"{name}.attn.qkv"),
+            "q_bias": tensors[f"{name}.attn.q_bias"],
+            "v_bias": tensors[f"{name}.attn.v_bias"],
+            "out": _linear(tensors, f"{name}.attn.proj"),
+        },
+        "norm2": _norm(tensors, f"{name}.norm2"),
+        "mlp": {
+            "fc1": _linear(tensors, f"{name}.mlp.fc1"),
+            "fc2": _linear(tensors, f"{name}.mlp.fc2"),
+        },
+    }
+
+
+def _stack(trees):
+    if isinstance(trees[0], dict):
+        return {key: _stack([tree[key] for tree in trees]) for key in trees[0]}
+    return np.stack(trees)
+
+
+def parameters(arrays, prefix="param/"):
+    """Our pretraining parameters from `<prefix><official name>` arrays."""
+    tensors = {
+        key.removeprefix(prefix): arrays[key] for key in arrays if key.startswith(prefix)
+    }
+    kernel = tensors["encoder.patch_embed.proj.weight"]  # [D, C, frame, row, column]
+    return {
+        "mask_token": tensors["mask_token"].reshape(-1),
+        "encoder": {
+            "embedding": {
+                "kernel": kernel.transpose(2, 3, 4, 1, 0).reshape(-1, len(kernel)),
+                "bias": tensors["encoder.patch_embed.proj.bias"],
+            },
+            "blocks": _stack(
+                [_block(tensors, f"encoder.blocks.{i}") for i in range(2)]
+            ),
+            "norm": _norm(tensors, "encoder.norm"),
+        },
+        "encoder_to_decoder": _linear(tensors, "encoder_to_decoder"),
+        "decoder": {
+            "blocks": _stack(
+                [_block(tensors, f"decoder.blocks.{i}") for i in range(2)]
+            ),
+            "norm": _norm(tensors, "decoder.norm"),
+            "head": _linear(tensors, "decoder.head"),
+        },
+    }

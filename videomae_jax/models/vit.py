@@ -1,0 +1,319 @@
+"""The vision transformer over video tokens that every model here is made of.
+
+Shapes use these letters: B batch, T frames, H rows, W columns, C channels, N tokens
+of a whole clip, V visible tokens, M masked tokens, D width, P = tubelet_size *
+patch_size**2 * C values of one patch.
+
+Patches are ordered (time, row, column); the values inside a patch are ordered
+(frame, row, column, channel) with the channel fastest.
+"""
+
+import dataclasses
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+# ImageNet statistics of RGB in [0, 1], as every published VideoMAE weight expects.
+IMAGENET_MEAN = np.array([0.485, 0.456, 0.406], np.float32)
+IMAGENET_STD = np.array([0.229, 0.224, 0.225], np.float32)
+
+# What the backward pass keeps of a block: everything, nothing, or the matrix products.
+REMAT_POLICIES = {
+    "none": None,
+    "blocks": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """Sizes of one named model (VideoMAE, appendix; V2, table 1, for giant).
+
+    The decoder is VideoMAE's (V1): V2 pretrains large and huge with a decoder of
+    width 512, 8 heads, 4 layers instead, which is reached by overriding the fields.
+    """
+
+    width: int
+    depth: int
+    heads: int
+    decoder_width: int
+    decoder_depth: int
+    decoder_heads: int
+    patch_size: int = 16
+    mlp_ratio: float = 4.0
+
+
+VARIANTS = {
+    "tiny": Variant(192, 12, 3, 96, 4, 3),  # not in the papers: for small budgets
+    "small": Variant(384, 12, 6, 192, 4, 3),
+    "base": Variant(768, 12, 12, 384, 4, 6),
+    "large": Variant(1024, 24, 16, 512, 12, 8),
+    "huge": Variant(1280, 32, 16, 640, 12, 8),
+    "giant": Variant(1408, 40, 16, 512, 4, 8, patch_size=14, mlp_ratio=48 / 11),
+}
+
+
+def variant_fields(name: str) -> dict[str, int | float]:
+    """Returns the fields of a named variant; raises ValueError for another name."""
+    if name not in VARIANTS:
+        raise ValueError(f"no variant {name!r}; there are: {', '.join(VARIANTS)}")
+    return dataclasses.asdict(VARIANTS[name])
+
+
+def token_grid(video_shape, patch_size: int, tubelet_size: int) -> tuple[int, int, int]:
+    """Tokens along time, height and width of a video of shape [..., T, H, W, C].
+
+    Raises:
+        ValueError: if the clip length is no multiple of the tubelet size or the image
+            size no multiple of the patch size.
+    """
+    frames, height, width = video_shape[-4:-1]
+    if frames % tubelet_size or height % patch_size or width % patch_size:
+        raise ValueError(
+            f"a clip of {frames} frames of {height}x{width} pixels cannot be cut into "
+            f"tubelets of {tubelet_size} frames and patches of {patch_size}x"
+            f"{patch_size} pixels: each size must be a multiple"
+        )
+    return frames // tubelet_size, height // patch_size, width // patch_size
+
+
+def patchify(video: jax.Array, patch_size: int, tubelet_size: int) -> jax.Array:
+    """Cuts a video [B, T, H, W, C] into patches [B, N, P], of the same dtype."""
+    t, h, w = token_grid(video.shape, patch_size, tubelet_size)
+    batch, channels = video.shape[0], video.shape[-1]
+    x = video.reshape(
+        batch, t, tubelet_size, h, patch_size, w, patch_size, channels
+    ).transpose(0, 1, 3, 5, 2, 4, 6, 7)
+    return x.reshape(batch, t * h * w, -1)
+
+
+def unpatchify(
+    patches: jax.Array, grid: tuple[int, int, int], patch_size: int, tubelet_size: int
+) -> jax.Array:
+    """Puts patches [B, N, P] of a token grid back into a video [B, T, H, W, C]."""
+    t, h, w = grid
+    x = patches.reshape(
+        patches.shape[0], t, h, w, tubelet_size, patch_size, patch_size, -1
+    ).transpose(0, 1, 4, 2, 5, 3, 6, 7)
+    return x.reshape(
+        x.shape[0], t * tubelet_size, h * patch_size, w * patch_size, x.shape[-1]
+    )
+
+
+def take_tokens(x: jax.Array, ids: jax.Array) -> jax.Array:
+    """Gathers tokens [B, K, ...] with ids int32 [B, K] from x [B, N, ...]."""
+    return jnp.take_along_axis(x, ids[..., None], axis=1)
+
+
+def normalize(x: jax.Array, dtype=jnp.float32) -> jax.Array:
+    """Makes pixels [..., 3] or patches [..., P] ready for the model.
+
+    uint8 is taken as raw RGB and normalised with the ImageNet statistics; floating
+    point is taken as already normalised and only cast.
+
+    Raises:
+        ValueError: for any other dtype, such as int32, whose range is unknown.
+    """
+    if jnp.issubdtype(x.dtype, jnp.floating):
+        return x.astype(dtype)
+    if x.dtype != jnp.uint8:
+        raise ValueError(
+            f"video has dtype {x.dtype}: pass uint8 for raw pixels (0-255), or "
+            "floating point for already normalised ones"
+        )
+    repeats = x.shape[-1] // 3
+    scale = jnp.asarray(np.tile(1 / (255 * IMAGENET_STD), repeats))
+    shift = jnp.asarray(np.tile(IMAGENET_MEAN / IMAGENET_STD, repeats))
+    return (x.astype(jnp.float32) * scale - shift).astype(dtype)
+
+
+@functools.lru_cache(maxsize=16)
+def sincos_positions(num_tokens: int, width: int) -> np.ndarray:
+    """The fixed 1-D position table, float32 [N, D], over the flattened token index.
+
+    Channel j of position p holds sin (even j) or cos (odd j) of
+    p / 10000^(2 * floor(j / 2) / D), interleaved, computed in float64 (official code).
+    """
+    channel = np.arange(width)
+    frequency = 10000.0 ** (-2.0 * (channel // 2) / width)
+    angle = np.arange(num_tokens, dtype=np.float64)[:, None] * frequency
+    table = np.where(channel % 2 == 0, np.sin(angle), np.cos(angle))
+    return table.astype(np.float32)
+
+
+def _uniform_bias(fan_in: int):
+    """U(-1/sqrt(fan_in), 1/sqrt(fan_in)): the reference leaves this layer so."""
+
+    def init(key, shape, dtype=jnp.float32):
+        bound = 1 / np.sqrt(fan_in)
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
+
+
+# U(+-1/sqrt(fan_in)), the reference's framework default, which its initialiser does
+# not reach in the patch embedding and in the projection to the decoder.
+fan_in_uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+xavier_uniform = nn.initializers.xavier_uniform()
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention [B, N, D] -> [B, N, D], no bias on the keys.
+
+    Query, key and value come from one matrix [D, 3 D]; the softmax is in float32.
+    """
+
+    heads: int
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x):
+        """Attends over all tokens of each clip."""
+        batch, tokens, width = x.shape
+        # One matrix, and one initialiser over it, as in the reference.
+        qkv = nn.Dense(
+            3 * width,
+            use_bias=False,
+            kernel_init=xavier_uniform,
+            dtype=self.dtype,
+            name="qkv",
+        )(x)
+        q_bias = self.param("q_bias", nn.initializers.zeros, (width,))
+        v_bias = self.param("v_bias", nn.initializers.zeros, (width,))
+        bias = jnp.concatenate([q_bias, jnp.zeros_like(q_bias), v_bias])
+        qkv = (qkv + bias.astype(qkv.dtype)).reshape(
+            batch, tokens, 3, self.heads, width // self.heads
+        )
+        # [B, heads, N, head width] keeps both products plain batched matmuls.
+        q, k, v = qkv.transpose(2, 0, 3, 1, 4)
+        q = q * (width // self.heads) ** -0.5
+        logits = jnp.einsum(
+            "bhqd,bhkd->bhqk", q, k, preferred_element_type=jnp.float32
+        )
+        weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
+        out = jnp.einsum("bhqk,bhkd->bhqd", weights, v)
+        out = out.transpose(0, 2, 1, 3).reshape(batch, tokens, width)
+        return nn.Dense(
+            width, kernel_init=xavier_uniform, dtype=self.dtype, name="out"
+        )(out)
+
+
+class MLP(nn.Module):
+    """Two layers with an exact (erf) GELU between them, [B, N, D] -> [B, N, D]."""
+
+    hidden: int
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x):
+        """Applies the two layers to every token."""
+        width = x.shape[-1]
+        dense = functools.partial(
+            nn.Dense, kernel_init=xavier_uniform, dtype=self.dtype
+        )
+        x = dense(self.hidden, name="fc1")(x)
+        return dense(width, name="fc2")(jax.nn.gelu(x, approximate=False))
+
+
+# Flax keeps the statistics in float32 whatever the computation dtype.
+layer_norm = functools.partial(nn.LayerNorm, epsilon=1e-6, use_fast_variance=False)
+
+
+class Block(nn.Module):
+    """A pre-norm transformer block, [B, N, D] -> [B, N, D]."""
+
+    heads: int
+    mlp_ratio: float
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x):
+        """Returns x after attention and MLP, and None: the form that nn.scan wants."""
+        x = x + Attention(self.heads, self.dtype, name="attention")(
+            layer_norm(dtype=self.dtype, name="norm1")(x)
+        )
+        hidden = int(x.shape[-1] * self.mlp_ratio)
+        x = x + MLP(hidden, self.dtype, name="mlp")(
+            layer_norm(dtype=self.dtype, name="norm2")(x)
+        )
+        return x, None
+
+
+def run_blocks(
+    x: jax.Array, depth: int, heads: int, mlp_ratio: float, dtype: str, remat: str
+) -> jax.Array:
+    """Runs `depth` blocks over x [B, N, D], as the submodule "blocks" of the caller.
+
+    They are one scanned block whose parameters have a leading axis [depth], so that
+    neither the compiled program nor the parameter names grow with the depth.
+
+    Raises:
+        ValueError: if the width is no multiple of the heads, or remat is unknown.
+    """
+    if x.shape[-1] % heads:
+        raise ValueError(f"width {x.shape[-1]} is no multiple of the {heads} heads")
+    if remat not in REMAT_POLICIES:
+        raise ValueError(f"remat is {remat!r}; one of: {', '.join(REMAT_POLICIES)}")
+    block = Block
+    if remat != "none":
+        # Inside a scan nothing else can merge the two forward passes.
+        block = nn.remat(Block, prevent_cse=False, policy=REMAT_POLICIES[remat])
+    blocks = nn.scan(
+        block,
+        variable_axes={"params": 0},
+        split_rngs={"params": True},
+        length=depth,
+    )
+    x, _ = blocks(heads, mlp_ratio, dtype, name="blocks")(x)
+    return x
+
+
+class Encoder(nn.Module):
+    """Embeds the wanted patches, runs the blocks and the final LayerNorm."""
+
+    width: int
+    depth: int
+    heads: int
+    patch_size: int = 16
+    tubelet_size: int = 2
+    mlp_ratio: float = 4.0
+    dtype: str = "float32"
+    remat: str = "none"
+
+    @nn.compact
+    def __call__(self, video, visible=None):
+        """Encodes a video.
+
+        Args:
+            video: uint8 or floating point [B, T, H, W, C].
+            visible: int32 [B, V], the tokens to embed; all N tokens when None.
+
+        Returns:
+            Tokens [B, V, D] (or [B, N, D]) after the final LayerNorm.
+        """
+        patches = patchify(video, self.patch_size, self.tubelet_size)
+        positions = jnp.asarray(sincos_positions(patches.shape[1], self.width))
+        positions = positions.astype(self.dtype)
+        if visible is not None:
+            # Before the embedding: the masked 90 % are never touched again.
+            patches = take_tokens(patches, visible)
+            positions = positions[visible]
+        x = nn.Dense(
+            self.width,
+            kernel_init=fan_in_uniform,
+            bias_init=_uniform_bias(patches.shape[-1]),
+            dtype=self.dtype,
+            name="embedding",
+        )(normalize(patches, self.dtype))
+        x = run_blocks(
+            x + positions,
+            self.depth,
+            self.heads,
+            self.mlp_ratio,
+            self.dtype,
+            self.remat,
+        )
+        return layer_norm(dtype=self.dtype, name="norm")(x)
