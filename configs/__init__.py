@@ -1,0 +1,1 @@
+"""Experiments: one short file each; `common.py` holds what they share."""

@@ -1,0 +1,227 @@
+"""One training step: the reference's trajectory, accumulation, meshes, bad steps."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import videomae_jax as vmae
+from configs import common
+from tests import official
+from videomae_jax.training import loop, optimizer, sharding
+from videomae_jax.training.pretrain import Pretraining
+
+
+class GivenMasks(Pretraining):
+    """Pretraining with the masks that the batch brings along."""
+
+    def prepare(self, batch, key):
+        return batch
+
+
+def small_config(**model):
+    config = common.pretrain()
+    config.model.update(
+        width=48,
+        depth=2,
+        heads=3,
+        decoder_width=32,
+        decoder_depth=2,
+        decoder_heads=2,
+        dtype="float32",
+        **model,
+    )
+    config.data.update(num_frames=8, image_size=64)
+    config.mask.ratio = 0.75
+    return config
+
+
+@pytest.fixture(scope="module")
+def trajectory():
+    return np.load(official.GOLDEN / "pretrain_trajectory.npz")
+
+
+def test_learning_rate_table(trajectory):
+    schedule = optimizer.warmup_cosine(2e-3, 1e-4, 256, 10, 40)
+    ours = [schedule(step) for step in range(40)]
+    np.testing.assert_allclose(ours, trajectory["lr"], atol=1e-9, rtol=0)
+
+
+def test_learning_rate_scales_with_the_batch_but_for_nothing_else():
+    one = optimizer.warmup_cosine(2e-3, 1e-4, 256, 3, 20)
+    eight = optimizer.warmup_cosine(2e-3, 1e-4, 2048, 3, 20)
+    for step in range(20):
+        np.testing.assert_allclose(eight(step), 8 * one(step), rtol=1e-6)
+    assert one(0) == 0 and np.isclose(one(2), 2e-3) and np.isclose(one(3), 2e-3)
+
+
+@pytest.mark.parametrize("mesh_shape, accumulation", [((1, 1), 1), ((2, 2), 1)])
+def test_trajectory_matches_reference(trajectory, mesh_shape, accumulation):
+    golden = np.load(official.GOLDEN / "pretrain_step.npz")
+    tx = optimizer.adamw(
+        *trajectory["betas"], float(trajectory["eps"]), float(trajectory["weight_decay"])
+    )
+    schedule = optimizer.warmup_cosine(2e-3, 1e-4, 256, 10, 40)
+    task = GivenMasks(small_config())
+    step, state, mesh = jitted(
+        task, official.parameters(golden), tx, schedule, mesh_shape, accumulation
+    )
+    videos = official.video(trajectory["videos_uint8_bcthw"])
+    for i in range(40):
+        visible, masked = vmae.masking.ids_from_mask(trajectory["masks"][i])
+        batch = {
+            "video": videos[trajectory["batch_indices"][i]],
+            "visible": visible,
+            "masked": masked,
+        }
+        state, metrics = step(
+            state, sharding.to_devices(batch, mesh), jax.random.key(0)
+        )
+        np.testing.assert_allclose(metrics["loss"], trajectory["loss"][i], rtol=1e-3)
+        np.testing.assert_allclose(
+            metrics["grad_norm"], trajectory["grad_norm"][i], rtol=1e-2
+        )
+        np.testing.assert_allclose(
+            metrics["learning_rate"], trajectory["lr"][i], atol=1e-9
+        )
+
+
+def jitted(task, params, tx, schedule, mesh_shape=(1, 1), accumulation=1):
+    count = mesh_shape[0] * mesh_shape[1]
+    mesh = sharding.make_mesh(*mesh_shape, devices=jax.devices()[:count])
+    params = jax.tree.map(jnp.asarray, params)
+    state = loop.TrainState(jnp.int32(0), params, tx.init(params))
+    shardings = sharding.state_shardings(state, mesh)
+    step = jax.jit(
+        loop.make_train_step(task, tx, schedule, accumulation),
+        out_shardings=(shardings, None),
+    )
+    return step, jax.device_put(state, shardings), mesh
+
+
+@pytest.fixture(scope="module")
+def task():
+    return Pretraining(small_config())
+
+
+@pytest.fixture(scope="module")
+def video():
+    return np.random.default_rng(0).integers(0, 256, (16, 8, 64, 64, 3), np.uint8)
+
+
+@pytest.fixture(scope="module")
+def params(task, video):
+    return jax.jit(task.init)(jax.random.key(0), video[:1])
+
+
+def run(task, params, video, steps=3, tx=None, **kwargs):
+    tx = tx or optimizer.adamw(0.9, 0.95, 1e-8, 0.05)
+    step, state, mesh = jitted(task, params, tx, lambda step: 1e-3, **kwargs)
+    batch = sharding.to_devices({"video": video}, mesh)
+    losses = []
+    for _ in range(steps):
+        state, metrics = step(state, batch, jax.random.key(1))
+        losses.append(float(metrics["loss"]))
+    return losses, state
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {"mesh_shape": (8, 1)},
+        {"mesh_shape": (2, 4)},
+        {"mesh_shape": (1, 1), "accumulation": 4},
+        {"mesh_shape": (4, 2), "accumulation": 2},
+    ],
+)
+def test_meshes_and_accumulation_change_nothing(task, params, video, kwargs):
+    # Plain gradient descent: Adam would blow rounding up where gradients vanish.
+    tx = optax.identity()
+    losses, state = run(task, params, video, tx=tx)
+    other_losses, other_state = run(task, params, video, tx=tx, **kwargs)
+    np.testing.assert_allclose(losses, other_losses, rtol=1e-5)
+    assert losses[2] != losses[0]
+    jax.tree.map(
+        lambda one, other: np.testing.assert_allclose(one, other, atol=1e-6),
+        state.params,
+        other_state.params,
+    )
+
+
+def test_fsdp_splits_parameters_and_moments(task, params, video):
+    _, state = run(task, params, video, steps=1, mesh_shape=(2, 4))
+    kernels = 0
+    for path, x in jax.tree_util.tree_leaves_with_path((state.params, state.opt_state)):
+        name = jax.tree_util.keystr(path)
+        shard = x.addressable_shards[0].data
+        if "kernel" in name:
+            kernels += 1
+            assert shard.size == x.size // 4, name
+            if "blocks" in name:
+                assert shard.shape[0] == x.shape[0], name
+        else:
+            assert shard.size == x.size, name
+    assert kernels == 3 * 11
+
+
+def test_weight_decay_spares_all_but_matrices(params):
+    spared = {"bias", "scale", "q_bias", "v_bias", "mask_token"}
+    for path, decays in jax.tree_util.tree_leaves_with_path(optimizer.decays(params)):
+        assert decays == (path[-1].key not in spared), path
+    tx = optimizer.adamw(0.9, 0.95, 1e-8, 0.1)
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = tx.update(zeros, tx.init(params), params)
+    np.testing.assert_allclose(
+        updates["decoder"]["head"]["kernel"], 0.1 * params["decoder"]["head"]["kernel"]
+    )
+    assert not np.any(updates["mask_token"])
+    assert not np.any(updates["encoder"]["blocks"]["norm1"]["scale"])
+
+
+def test_clipping_bounds_the_update_but_not_the_report():
+    grads = {"kernel": jnp.full((4,), 3.0)}
+    tx = optimizer.adamw(0.0, 0.0, 1.0, 0.0, clip_norm=0.5)
+    updates, _ = tx.update(grads, tx.init(grads), grads)
+    clipped = 3.0 * 0.5 / 6.0
+    np.testing.assert_allclose(updates["kernel"], clipped / (clipped + 1), rtol=1e-5)
+
+
+def test_step_that_is_not_finite_touches_nothing_but_the_count(task, params):
+    tx = optimizer.adamw(0.9, 0.95, 1e-8, 0.05)
+    step, state, mesh = jitted(task, params, tx, lambda step: 1e-3)
+    video = np.full((4, 8, 64, 64, 3), np.nan, np.float32)
+    new, metrics = step(
+        state, sharding.to_devices({"video": video}, mesh), jax.random.key(0)
+    )
+    assert np.isnan(metrics["loss"]) and new.step == 1
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        (new.params, new.opt_state),
+        (state.params, state.opt_state),
+    )
+
+
+@pytest.mark.parametrize(
+    "clips, devices, most, expected",
+    [(64, 8, 8, 1), (64, 8, 3, 4), (2048, 64, 32, 1), (2048, 8, 32, 8), (6, 2, 2, 3)],
+)
+def test_accumulation_follows_from_the_devices(clips, devices, most, expected):
+    steps = sharding.accumulation_steps(clips, devices, most)
+    assert steps == expected
+    assert clips // devices % steps == 0 and clips // devices // steps <= most
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda: sharding.accumulation_steps(10, 8, 4), "do not divide over 8"),
+        (lambda: sharding.accumulation_steps(8, 8, 0), "at least 1"),
+        (lambda: sharding.make_mesh(3, 2), "there are 8"),
+        (lambda: sharding.make_mesh(-1, 3), "there are 8"),
+        (lambda: sharding.make_mesh(-1, 0), "there are 8"),
+    ],
+)
+def test_impossible_layouts_are_explained(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

@@ -1,0 +1,113 @@
+"""Small videos for tests, written with PyAV: any codec, container and timestamps."""
+
+import tempfile
+from collections.abc import Iterable
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+
+
+def moving_noise(num_frames: int, height: int, width: int, seed: int = 0) -> np.ndarray:
+    """Frames that all differ and that motion search can follow.
+
+    A noisy texture slides and a bright column marks the time, so encoders produce
+    real motion vectors while no two frames decode to the same pixels.
+
+    Args:
+        num_frames: How many frames.
+        height: Height in pixels.
+        width: Width in pixels.
+        seed: Seed of the noise.
+
+    Returns:
+        uint8 [num_frames, height, width, 3], RGB.
+    """
+    rng = np.random.default_rng(seed)
+    texture = rng.integers(0, 256, (height // 4 + 2, width // 4 + 2, 3), np.uint8)
+    texture = texture.repeat(4, 0).repeat(4, 1)[:height, :width]
+    frames = np.empty((num_frames, height, width, 3), np.uint8)
+    for t in range(num_frames):
+        frames[t] = np.roll(texture, (t, 2 * t), (0, 1))
+        frames[t] += rng.integers(0, 24, (height, width, 1), np.uint8)
+        frames[t, :, (5 * t) % width] = (10 * t) % 256
+    return frames
+
+
+def write_video(
+    target,
+    frames: np.ndarray,
+    *,
+    codec: str = "libx264",
+    container: str | None = None,
+    pixel_format: str = "yuv420p",
+    rate: int = 25,
+    options: dict[str, str] | None = None,
+    container_options: dict[str, str] | None = None,
+    ticks: Iterable[int] | None = None,
+    rotation: int | None = None,
+    flip: bool = False,
+    audio: bool = False,
+    max_b_frames: int | None = None,
+) -> None:
+    """Encodes frames into a video file.
+
+    Args:
+        target: Path or writable binary file.
+        frames: uint8 [num_frames, height, width, 3], RGB.
+        codec: Name of the encoder.
+        container: Container format; by default that of the path's suffix.
+        pixel_format: Pixel format to encode.
+        rate: Frames per second.
+        options: Options of the encoder.
+        container_options: Options of the muxer.
+        ticks: Presentation time of each frame in units of 1 / (4 * rate) seconds; by
+            default frame t is at 4 * t.
+        rotation: Counter-clockwise degrees for the display matrix, if any.
+        flip: Whether the display matrix also mirrors left and right.
+        audio: Whether to add a silent audio track (AAC), interleaved.
+        max_b_frames: Consecutive B-frames, for encoders without an option for it.
+    """
+    num_frames, height, width, _ = frames.shape
+    ticks = [4 * t for t in range(num_frames)] if ticks is None else list(ticks)
+    with av.open(
+        target, "w", format=container, options=container_options or {}
+    ) as out:
+        stream = out.add_stream(codec, rate=rate, options=options or {})
+        stream.width, stream.height = width, height
+        stream.pix_fmt = pixel_format
+        stream.codec_context.time_base = Fraction(1, 4 * rate)
+        stream.codec_context.thread_count = 1
+        if codec in ("mpeg4", "mpeg2video"):  # Accept only certain time bases.
+            stream.codec_context.time_base = Fraction(1, rate)
+            ticks = [tick // 4 for tick in ticks]
+        if max_b_frames is not None:
+            stream.codec_context.max_b_frames = max_b_frames
+        if rotation is not None or flip:
+            stream.set_display_rotation(rotation or 0, hflip=flip)
+        sound = out.add_stream("aac", rate=8000, layout="mono") if audio else None
+        silence = np.zeros((1, 1024), np.float32)
+        samples = 0
+        for tick, image in zip(ticks, frames, strict=True):
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+            frame = frame.reformat(format=pixel_format)
+            frame.pts = tick
+            frame.time_base = stream.codec_context.time_base
+            out.mux(stream.encode(frame))
+            while sound and samples * rate * 4 < 8000 * tick:
+                chunk = av.AudioFrame.from_ndarray(silence, "fltp", "mono")
+                chunk.sample_rate, chunk.pts = 8000, samples
+                samples += 1024
+                out.mux(sound.encode(chunk))
+        out.mux(stream.encode(None))
+        if sound:
+            out.mux(sound.encode(None))
+
+
+def video_bytes(frames: np.ndarray, *, container: str = "mp4", **settings) -> bytes:
+    """Like `write_video`, but returns the file's content."""
+    with tempfile.TemporaryDirectory() as folder:  # A file: faststart reads it back.
+        path = Path(folder, "video")
+        write_video(str(path), frames, container=container, **settings)
+        return path.read_bytes()

@@ -1,0 +1,505 @@
+"""Exact frames out of a compressed video.
+
+Frame `i` of a video is, by definition, the `i`-th frame that decoding the whole file
+yields. `Video` returns exactly those pixels while decoding as little as it can:
+
+- one pass over the packets, without decoding, gives the order and number of frames;
+- decoding starts at the last keyframe before each group of wanted frames;
+- H.264 packets that no other frame refers to are not decoded unless wanted;
+- only wanted frames are converted to RGB.
+
+Whatever is decoded is checked against the table made from the packets. A file whose
+timestamps cannot carry such a table is decoded from its beginning instead, which is
+slow and always right.
+"""
+
+import io
+import operator
+import os
+from collections.abc import Iterable, Iterator, Sequence
+
+import av
+import numpy as np
+from av.video.reformatter import VideoReformatter
+
+# Codecs of which one shown packet is one frame and decoding may begin at a keyframe.
+_INDEXABLE = frozenset(
+    "h264 hevc vp8 vp9 av1 mpeg1video mpeg2video mpeg4 mjpeg ffv1 prores".split()
+)
+# Codecs that reorder frames and whose packets do not say so in a place easy to read.
+_OPAQUE_ORDER = frozenset({"hevc", "mpeg1video", "mpeg2video"})
+# No codec here holds back more frames than this before it shows one.
+_MAX_REORDER = 16
+# A coded MPEG-4 picture is longer; a shorter packet says "show nothing new".
+_MPEG4_EMPTY = 16
+
+
+class VideoError(ValueError):
+    """A video that cannot be read; the message says which file and why."""
+
+
+class _TableError(Exception):
+    """The decoder's frames are not those that the packets announced."""
+
+
+class Video:
+    """Random access to the frames of one video, bit-exact with decoding all of it.
+
+    Frames are upright: rotated and mirrored by the display matrix that the file
+    carries, as players show them. The compressed file is held in memory while the
+    video is open, and one thread decodes: use several videos at once for parallelism.
+
+    Damage: a file that its container shows to be cut off is refused when opened. If
+    packets in the middle are damaged, the other frames keep the index that their time
+    gives them; those that could depend on damage the decoder notices are refused when
+    read, never returned.
+
+    Attributes:
+        num_frames: Number of frames a full decode yields. Taken from the packets;
+            only for files without usable timestamps are the frames decoded to count.
+        fps: Average frames per second, `None` if the file does not tell.
+    """
+
+    num_frames: int
+    fps: float | None
+
+    def __init__(self, source: str | os.PathLike | bytes):
+        """Opens a video and lists its packets.
+
+        Args:
+            source: Path of a local file, or the file's content.
+
+        Raises:
+            VideoError: The file is missing, empty, cut off, not a video, or has no
+                video stream.
+        """
+        self._source = source
+        self._name = "<bytes>" if isinstance(source, bytes) else os.fspath(source)
+        self._size: tuple[int, int] | None = None  # Height and width once upright.
+        self._container = None
+        # One reformatter keeps its scaler between frames; threads would only contend.
+        self._reformatter = VideoReformatter()
+        try:
+            self._container = self._open()
+            self._stream = self._container.streams.video[0]
+            self._list_packets()
+            self._index_frames()
+            if not self._indexed:
+                self.num_frames = self._count_frames()
+            self.fps = self._average_fps()
+        except BaseException as error:
+            self.close()
+            if isinstance(error, av.FFmpegError):
+                raise self._error(f"cannot be read: {error.strerror}") from error
+            raise
+
+    def __enter__(self) -> "Video":
+        return self
+
+    def __exit__(self, *unused) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Releases the file and the packets; may be called more than once."""
+        self._packets = []
+        if self._container is not None:
+            self._container.close()
+            self._container = None
+
+    @property
+    def height(self) -> int:
+        """Height of the frames as `read` returns them; decodes one frame if needed."""
+        return self._frame_size()[0]
+
+    @property
+    def width(self) -> int:
+        """Width of the frames as `read` returns them; decodes one frame if needed."""
+        return self._frame_size()[1]
+
+    def read(self, indices: Sequence[int]) -> np.ndarray:
+        """Decodes frames.
+
+        Args:
+            indices: Frames wanted, in any order; an index may repeat.
+
+        Returns:
+            uint8 [len(indices), height, width, 3], RGB, in the order of `indices`.
+
+        Raises:
+            IndexError: An index is negative or not below `num_frames`.
+            VideoError: A wanted frame cannot be decoded exactly, the video changes its
+                resolution between the frames decoded, or it is closed.
+        """
+        self._assert_open()
+        places: dict[int, list[int]] = {}
+        for place, index in enumerate(map(operator.index, indices)):
+            if not 0 <= index < self.num_frames:
+                raise IndexError(
+                    f"{self._name}: no frame {index}: the video has "
+                    f"{self.num_frames} frames, 0 to {self.num_frames - 1}"
+                )
+            places.setdefault(index, []).append(place)
+        if not places:
+            return np.empty((0, *self._frame_size(), 3), np.uint8)
+
+        wanted = sorted(places)
+        if self._indexed:
+            try:
+                return self._collect(self._decode_indexed(wanted), places)
+            except _TableError:
+                # The file's timestamps lie. From here on trust only a full decode, and
+                # only if it agrees on the number of frames that callers rely on.
+                self._indexed = False
+                count = self._count_frames()
+                if count != self.num_frames:
+                    raise self._error(
+                        f"has {self.num_frames} packets with a frame but decodes to "
+                        f"{count} frames, so frames have no certain index"
+                    ) from None
+        return self._collect(self._decode_all(wanted), places)
+
+    def _error(self, reason: str) -> VideoError:
+        return VideoError(f"{self._name}: {reason}")
+
+    def _assert_open(self) -> None:
+        if self._container is None:
+            raise self._error("the video is closed")
+
+    def _open(self):
+        """Opens the container, or says in plain words why it is no video."""
+        if isinstance(self._source, bytes):
+            size, target = len(self._source), io.BytesIO(self._source)
+        else:
+            # Checked first: FFmpeg would take some names for URLs or patterns.
+            path = os.path.abspath(self._name)
+            if not os.path.exists(path):
+                raise self._error("no such file")
+            if os.path.isdir(path):
+                raise self._error("is a directory, not a video file")
+            size, target = os.path.getsize(path), path
+        if not size:
+            raise self._error("empty file (0 bytes)")
+        try:
+            container = av.open(target)
+        except PermissionError as error:
+            raise self._error("no permission to read the file") from error
+        except (av.FFmpegError, OSError, ValueError) as error:
+            raise self._error(
+                f"not a video, or cut off or damaged at a vital place: {error.strerror}"
+                if isinstance(error, OSError)
+                else f"not a video: {error}"
+            ) from error
+        try:
+            if not container.streams.video:
+                kinds = sorted({stream.type for stream in container.streams})
+                found = f"only {' and '.join(kinds)}" if kinds else "no stream at all"
+                raise self._error(f"no video stream: {found}")
+            codec = container.streams.video[0].codec_context
+            if codec is None:
+                raise self._error("no decoder for its video codec")
+            codec.thread_count = 1
+            codec.thread_type = "NONE"
+        except BaseException:
+            container.close()
+            raise
+        return container
+
+    def _list_packets(self) -> None:
+        """Reads all packets of the video stream, in decoding order."""
+        self._packets = [
+            packet for packet in self._container.demux(self._stream) if packet.size
+        ]
+        if not self._packets:
+            raise self._error("the video stream holds no packets")
+        # Only this container lists every packet ahead of the data.
+        promised = len(self._stream.index_entries)
+        if "mp4" in self._container.format.name and len(self._packets) < promised:
+            raise self._error(
+                f"cut off: {len(self._packets)} of {promised} packets are there"
+            )
+
+    def _index_frames(self) -> None:
+        """Finds which packet holds which frame and where decoding may begin.
+
+        Sets `_indexed`, whether the packets determine that at all, and if so
+        `num_frames` and, by position in decoding order, `_times` (`None` for a packet
+        that shows nothing), `_starts` and `_skippable`. `_positions` lists the position
+        of each frame's packet.
+        """
+        self._indexed = False
+        # The canonical name: the decoder's own may differ, as libdav1d's from av1.
+        codec = self._stream.codec_context.codec.canonical_name
+        packets = self._packets
+        times = [packet.pts for packet in packets]
+        self._skippable = [False] * len(packets)
+        self._starts = [packet.is_keyframe for packet in packets]
+        self._lookahead = 0
+        if codec not in _INDEXABLE or None in times or len(set(times)) < len(times):
+            return
+        in_order = all(a < b for a, b in zip(times, times[1:], strict=False))
+        reordered = False
+        shown = [not packet.is_discard for packet in packets]
+        if codec == "h264":
+            units = _H264Units(self._stream.codec_context.extradata)
+            parsed = [units.parse(packet) for packet in packets]
+            self._skippable = [not p.needed for p in parsed]
+            reordered = any(p.has_b_slice for p in parsed)
+            # After a keyframe that is no IDR picture, frames may refer to what came
+            # before it (open GOP), or become exact only later (intra refresh). And if
+            # packets carry parameter sets, a start must bring its own.
+            in_band = any(p.has_parameters for p in parsed)
+            self._starts = [p.is_idr and p.has_parameters == in_band for p in parsed]
+        elif codec == "mpeg4":
+            for packet in packets:
+                pictures = _mpeg4_picture_types(packet)
+                if len(pictures) != 1 or packet.size < _MPEG4_EMPTY:
+                    return  # Several pictures in a packet, or none.
+                reordered |= pictures[0] == "B"
+        elif codec == "vp8":
+            # An invisible reference frame has its own packet and timestamp.
+            shown = [
+                show and bool(memoryview(packet)[0] & 0x10)
+                for show, packet in zip(shown, packets, strict=True)
+            ]
+        elif codec in _OPAQUE_ORDER and in_order:
+            # Reordering or decoding times in place of presentation times? The frames
+            # after a wanted one have to tell.
+            self._lookahead = _MAX_REORDER
+        if "avi" in self._container.format.name and codec not in ("mpeg4", "mjpeg"):
+            return  # This container has no presentation times.
+        if reordered and in_order:
+            return  # These are decoding times.
+        if not self._starts[0]:
+            return  # How much comes out before the first start is up to the decoder.
+        if any(packet.has_sidedata("new_extradata") for packet in packets[1:]):
+            return  # A jump would miss the change.
+        latest = times[0]
+        for position, (time, start) in enumerate(zip(times, self._starts, strict=True)):
+            if start and time < latest or time < times[0] and shown[position]:
+                return  # Time runs backwards, or frames lead the first keyframe.
+            latest = max(latest, time)
+        self._times = [t if show else None for t, show in zip(times, shown, strict=True)]
+        self._positions = sorted(
+            (position for position, show in enumerate(shown) if show),
+            key=times.__getitem__,
+        )
+        self.num_frames = len(self._positions)
+        self._indexed = self.num_frames > 0
+
+    def _average_fps(self) -> float | None:
+        if self._indexed and self.num_frames > 1:
+            first, last = (self._times[self._positions[i]] for i in (0, -1))
+            seconds = float((last - first) * self._stream.time_base)
+            return (self.num_frames - 1) / seconds
+        rate = self._stream.average_rate
+        return float(rate) if rate else None
+
+    def _frame_size(self) -> tuple[int, int]:
+        if self._size is None:
+            self.read([0])
+        return self._size
+
+    def _decode_indexed(
+        self, wanted: list[int]
+    ) -> Iterator[tuple[int, av.VideoFrame]]:
+        """Yields (index, frame) of the wanted frames, by way of the packet table."""
+        run: list[int] = []
+        run_start = run_end = -1
+        for index in wanted:
+            position = self._positions[index]
+            start = self._start_of(position)
+            if run and start > run_end:
+                yield from self._decode_run(run_start, run_end, run)
+                run = []
+            if not run:
+                run_start = start
+            run.append(index)
+            run_end = max(run_end, position)
+        yield from self._decode_run(run_start, run_end, run)
+
+    def _start_of(self, position: int) -> int:
+        """Last position from where decoding gives the frame at `position` exactly."""
+        time = self._packets[position].pts
+        start = position
+        # Frames shown before a keyframe but coded after it refer to what precedes it.
+        while not self._starts[start] or self._packets[start].pts > time:
+            start -= 1
+        return start
+
+    def _decode_run(
+        self, start: int, end: int, wanted: list[int]
+    ) -> Iterator[tuple[int, av.VideoFrame]]:
+        """Decodes the packets `start` to `end` as far as the wanted frames need.
+
+        Args:
+            start: Position of the packet to begin with.
+            end: Position of the last packet of a wanted frame.
+            wanted: Frames to yield, increasing, all decodable from `start`.
+
+        Yields:
+            (index, frame) of each wanted frame.
+
+        Raises:
+            VideoError: The decoder reports damage that a wanted frame may depend on.
+            _TableError: Other frames came out than the packets announced.
+        """
+        index_at = {self._positions[index]: index for index in wanted}
+        end = min(end + self._lookahead, len(self._packets) - 1)
+        sent = [
+            position
+            for position in range(start, end + 1)
+            if not self._skippable[position] or position in index_at
+        ]
+        begin = self._packets[start].pts
+        expected = sorted(
+            (self._times[position], position)
+            for position in sent
+            if self._times[position] is not None and self._times[position] >= begin
+        )
+        position_of = iter(expected)
+        found = []
+        try:
+            for frame in self._send(sent, wanted):
+                # Leading frames of an open GOP lack their references: none is wanted.
+                if frame.pts is not None and frame.pts < begin:
+                    continue
+                time, position = next(position_of, (None, -1))
+                if frame.pts != time:
+                    raise _TableError
+                if frame.is_corrupt:
+                    self._refuse_damaged(position, wanted)
+                if position in index_at:
+                    found.append((index_at[position], frame))
+        finally:
+            self._stream.codec_context.flush_buffers()
+        if next(position_of, None) is not None:
+            raise _TableError
+        # Only now: damage may show in a frame that is coded first but displayed later.
+        yield from found
+
+    def _send(
+        self, positions: Iterable[int], wanted: list[int]
+    ) -> Iterator[av.VideoFrame]:
+        """Sends packets to the decoder and yields all frames that come out."""
+        decoder = self._stream.codec_context
+        for position in positions:
+            try:
+                if self._packets[position].is_corrupt:
+                    self._refuse_damaged(position, wanted)
+                yield from decoder.decode(self._packets[position])
+            except av.FFmpegError as error:
+                self._refuse_damaged(position, wanted, error.strerror)
+        # Frames still held back for reordering are decoded already.
+        yield from decoder.decode(None)
+
+    def _refuse_damaged(
+        self, damaged: int, wanted: list[int], reason: str = "damaged data"
+    ) -> None:
+        """Raises if a wanted frame is, or may depend on, the one at `damaged`."""
+        alone = self._skippable[damaged]
+        for index in wanted:
+            position = self._positions[index]
+            if position == damaged or position > damaged and not alone:
+                raise self._error(f"frame {index} cannot be decoded: {reason}")
+
+    def _decode_all(self, wanted: list[int]) -> Iterator[tuple[int, av.VideoFrame]]:
+        """Yields (index, frame) of the wanted frames of a decode from the beginning."""
+        remaining = iter(wanted)
+        index = next(remaining)
+        for count, frame in enumerate(self._plain_decode()):
+            if count == index:
+                yield index, frame
+                index = next(remaining, None)
+                if index is None:
+                    return
+        raise self._error(f"frame {index} did not come out of the decoder")
+
+    def _count_frames(self) -> int:
+        """Counts by decoding; a file this irregular has to be without damage too."""
+        count = 0
+        for frame in self._plain_decode():
+            if frame.is_corrupt:
+                raise self._error(f"frame {count} cannot be decoded: damaged data")
+            count += 1
+        if not count:
+            raise self._error("no frame can be decoded")
+        return count
+
+    def _plain_decode(self) -> Iterator[av.VideoFrame]:
+        # A fresh decoder: parameters from late in a file may outlive a flush.
+        count = 0
+        with self._open() as container:
+            try:
+                for frame in container.decode(video=0):
+                    yield frame
+                    count += 1
+            except av.FFmpegError as error:
+                raise self._error(
+                    f"frame {count} cannot be decoded: {error.strerror}"
+                ) from error
+
+    def _collect(
+        self,
+        frames: Iterator[tuple[int, av.VideoFrame]],
+        places: dict[int, list[int]],
+    ) -> np.ndarray:
+        """Converts frames to RGB and puts each in all its places."""
+        clip = None
+        count = sum(map(len, places.values()))
+        for index, frame in frames:
+            try:
+                rgb = self._reformatter.reformat(frame, format="rgb24", threads=1)
+            except av.FFmpegError as error:
+                raise self._error(
+                    f"frame {index} cannot be converted to RGB: {error.strerror}"
+                ) from error
+            image = _upright(rgb.to_ndarray(), frame)
+            if self._size is None:
+                self._size = image.shape[:2]
+            if image.shape[:2] != self._size:
+                raise self._error(
+                    "changes its resolution: frame {} is {}x{}, others {}x{}".format(
+                        index, *image.shape[1::-1], *self._size[::-1]
+                    )
+                )
+            if clip is None:
+                clip = np.empty((count, *image.shape), np.uint8)
+            for place in places[index]:
+                clip[place] = image
+        return clip
+
+
+def read_clip(
+    path: str | os.PathLike | bytes,
+    num_frames: int = 16,
+    stride: int = 4,
+    start: int = 0,
+) -> np.ndarray:
+    """Reads evenly spaced frames of a video.
+
+    Args:
+        path: Path of a video file, or the file's content.
+        num_frames: Number of frames to read.
+        stride: Distance between them, in frames of the video.
+        start: The first one.
+
+    Returns:
+        uint8 [num_frames, height, width, 3], RGB: the frames `start + k * stride`.
+
+    Raises:
+        ValueError: `num_frames` or `stride` is below 1, or `start` is negative.
+        VideoError: The video cannot be read or is too short.
+    """
+    if num_frames < 1 or stride < 1 or start < 0:
+        raise ValueError(
+            "a clip needs num_frames >= 1, stride >= 1 and start >= 0, not "
+            f"num_frames={num_frames}, stride={stride}, start={start}"
+        )
+    with Video(path) as video:
+        last = start + (num_frames - 1) * stride
+        if last >= video.num_frames:
+            raise video._error(
+                f"too short: {num_frames} frames, {stride} apart, from frame {start} "
+                f"on need {last + 1} frames, but the video has {video.num_frames}"
+            )
+        return video.read(range(start, last + 1, stride))

@@ -1,0 +1,383 @@
+"""The training loop, for every task.
+
+A task (`pretrain.Pretraining`) says what is read from a video, how parameters start,
+what is random on the device, and what the loss is; everything else is here.
+"""
+
+import json
+import pathlib
+import signal
+import threading
+from collections.abc import Callable
+
+import flax
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+from absl import logging
+from clu import parameter_overview
+
+from videomae_jax.data import pipeline, records
+from videomae_jax.data.bad_videos import BadVideos
+from videomae_jax.training import optimizer, sharding
+from videomae_jax.training.checkpointing import Checkpoints
+from videomae_jax.training.pretrain import Pretraining
+from videomae_jax.training.reporting import Reporter
+
+TASKS = {"pretrain": Pretraining}
+
+# How many steps the host may be ahead of the devices: enough that they never wait for
+# the host, few enough that waiting batches do not fill their memory.
+STEPS_AHEAD = 2
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss or its gradient is not finite; the message says where to look."""
+
+
+class TrainState(flax.struct.PyTreeNode):
+    """Everything a step changes.
+
+    Attributes:
+        step: int32 scalar, steps done.
+        params: float32 parameters.
+        opt_state: the optimizer's state.
+    """
+
+    step: jax.Array
+    params: dict
+    opt_state: optax.OptState
+
+
+def make_train_step(
+    task, tx: optax.GradientTransformation, schedule: Callable, accumulation: int
+) -> Callable:
+    """The function (state, batch, key) -> (state, metrics) to be jitted.
+
+    The update of a step whose loss or gradient is not finite is dropped; its metrics
+    tell. With accumulation, micro-batch j holds the clips j, j + k, j + 2k ... of a
+    batch, so that each device cuts up its own rows.
+    """
+
+    def loss_and_grad(params, batch):
+        if accumulation == 1:
+            return jax.value_and_grad(task.loss)(params, batch)
+        micro_batches = jax.tree.map(
+            lambda x: x.reshape(-1, accumulation, *x.shape[1:]).swapaxes(0, 1), batch
+        )
+
+        def add(total, micro_batch):
+            return jax.tree.map(
+                jnp.add, total, jax.value_and_grad(task.loss)(params, micro_batch)
+            ), None
+
+        zeros = jnp.zeros(()), jax.tree.map(jnp.zeros_like, params)
+        total, _ = jax.lax.scan(add, zeros, micro_batches)
+        return jax.tree.map(lambda x: x / accumulation, total)
+
+    def train_step(state, batch, key):
+        batch = task.prepare(batch, jax.random.fold_in(key, state.step))
+        loss, grads = loss_and_grad(state.params, batch)
+        grad_norm = optax.global_norm(grads)
+        learning_rate = schedule(state.step)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        params = jax.tree.map(
+            lambda param, update: param - learning_rate * update, state.params, updates
+        )
+        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        params, opt_state = jax.tree.map(
+            lambda new, old: jnp.where(finite, new, old),
+            (params, opt_state),
+            (state.params, state.opt_state),
+        )
+        metrics = {
+            "loss": loss,
+            "grad_norm": grad_norm,
+            "learning_rate": learning_rate,
+        }
+        return TrainState(state.step + 1, params, opt_state), metrics
+
+    return train_step
+
+
+class History:
+    """The metrics of the steps since the last report, still on the devices.
+
+    Fetching them is the only place where the host waits for the devices' results.
+    """
+
+    def __init__(self, rows: list[dict], nonfinite: int, allowed: int):
+        """Continues with the rows and the count of skipped steps of a checkpoint."""
+        self.rows, self.nonfinite, self._allowed = rows, nonfinite, allowed
+        self._pending: list[tuple[int, dict, list[str]]] = []
+
+    def add(self, step: int, metrics: dict, ids: list[str]) -> None:
+        """Takes the metrics of a step without waiting for them."""
+        self._pending.append((step, metrics, ids))
+        if len(self._pending) > STEPS_AHEAD:
+            jax.block_until_ready(self._pending[-1 - STEPS_AHEAD][1])
+
+    def fetch(self, last_checkpoint: int | None) -> None:
+        """Waits for all metrics, and looks for steps that were not finite.
+
+        Raises:
+            NonFiniteLossError: if there were more such steps than allowed.
+        """
+        pending, self._pending = self._pending, []
+        for step, metrics, ids in pending:
+            row = {name: float(value) for name, value in jax.device_get(metrics).items()}
+            if np.isfinite([row["loss"], row["grad_norm"]]).all():
+                self.rows.append(row)
+                continue
+            self.nonfinite += 1
+            what = (
+                f"step {step}: loss {row['loss']}, gradient norm {row['grad_norm']}; "
+                f"its clips: {', '.join(dict.fromkeys(ids))}"
+            )
+            if self.nonfinite > self._allowed:
+                saved = "none" if last_checkpoint is None else f"step {last_checkpoint}"
+                raise NonFiniteLossError(
+                    f"{what}.\nThe parameters were not touched. Last good checkpoint: "
+                    f"{saved}. Look at these videos, lower config.optimizer.base_lr, "
+                    "set config.optimizer.clip_norm, or allow more such steps with "
+                    f"config.max_nonfinite_steps (now {self._allowed})."
+                )
+            logging.warning("%s; skipped", what)
+
+    def mean(self) -> dict[str, float]:
+        """The means since the last call, but the last learning rate."""
+        rows, self.rows = self.rows, []
+        if not rows:
+            return {"loss": float("nan"), "grad_norm": float("nan"), "learning_rate": 0}
+        means = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+        return means | {"learning_rate": rows[-1]["learning_rate"]}
+
+
+class Preemption:
+    """Whether this run has been asked to stop (SIGTERM, or the cluster's notice)."""
+
+    def __init__(self, checkpoints: Checkpoints):
+        """Starts listening."""
+        self._checkpoints, self._asked = checkpoints, False
+        self._previous = None
+        # With several hosts JAX agrees on a step at which all of them stop.
+        self._lone = jax.process_count() == 1
+        if self._lone and threading.current_thread() is threading.main_thread():
+            self._previous = signal.signal(signal.SIGTERM, self._ask)
+
+    def _ask(self, *_):
+        self._asked = True
+
+    def asked(self, step: int) -> bool:
+        """Whether to save after this many steps, and stop."""
+        return self._asked or self._checkpoints.reached_preemption(step)
+
+    def close(self) -> None:
+        """Gives the signal back."""
+        if self._previous is not None:
+            signal.signal(signal.SIGTERM, self._previous)
+
+
+def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> TrainState:
+    """Trains as the config says, continuing what the work directory holds.
+
+    Args:
+        config: see configs/common.py.
+        workdir: folder of checkpoints, metrics and pictures; made if needed.
+
+    Returns:
+        The final state, or the state at the step where the run was asked to stop.
+
+    Raises:
+        ValueError: if fields of the config do not fit each other or the devices.
+        RecordError: if the list of videos is missing or malformed.
+        CheckpointError: if the work directory holds the run of another model.
+        TooManyBadVideosError, NoReadableVideoError: if the videos are bad.
+        NonFiniteLossError: if the training diverges.
+    """
+    workdir = pathlib.Path(workdir)
+    # Videos first: the commonest mistake should take a second to be told.
+    videos = records.load(config.data.train, config.data.root)
+    num_clips = config.batch_size * config.data.num_samples
+    steps_per_epoch = max(len(videos) // config.batch_size, 1)
+    total_steps = config.steps or int(config.epochs * steps_per_epoch)
+    first_process = jax.process_index() == 0
+
+    # Model, mesh and step.
+    task = TASKS[config.task](config)
+    mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
+    accumulation = sharding.accumulation_steps(
+        num_clips, mesh.size, config.max_clips_per_device
+    )
+    schedule = optimizer.warmup_cosine(
+        config.optimizer.base_lr,
+        config.optimizer.min_lr,
+        config.batch_size,
+        min(int(config.optimizer.warmup_epochs * steps_per_epoch), total_steps),
+        total_steps,
+    )
+    tx = optimizer.adamw(
+        config.optimizer.b1,
+        config.optimizer.b2,
+        config.optimizer.eps,
+        config.optimizer.weight_decay,
+        config.optimizer.clip_norm,
+    )
+    init_key, step_key = jax.random.split(jax.random.key(config.seed))
+
+    def init(key):
+        size, frames = config.data.image_size, config.data.num_frames
+        params = task.init(key, jnp.zeros((1, frames, size, size, 3), jnp.uint8))
+        return TrainState(jnp.int32(0), params, tx.init(params))
+
+    shapes = jax.eval_shape(init, init_key)
+    state_sharding = sharding.state_shardings(shapes, mesh)
+    train_step = jax.jit(
+        make_train_step(task, tx, schedule, accumulation),
+        out_shardings=(state_sharding, None),
+        donate_argnums=0,
+    )
+
+    # Resume if there is something to resume.
+    workdir.mkdir(parents=True, exist_ok=True)
+    checkpoints = Checkpoints(
+        str(workdir), config.checkpoint.keep_last, config.checkpoint.milestone_every
+    )
+    start = checkpoints.latest_step()
+    history = History([], 0, config.max_nonfinite_steps)
+    if start is None:
+        start = 0
+        state = jax.jit(init, out_shardings=state_sharding)(init_key)
+    else:
+        meta = checkpoints.meta(start)
+        report_changes(meta["config"], config)
+        history = History(meta["rows"], meta["nonfinite"], config.max_nonfinite_steps)
+        abstract = sharding.with_shardings(shapes, state_sharding)
+        state = TrainState(
+            jax.device_put(jnp.int32(start), state_sharding.step),
+            *checkpoints.restore(start, abstract.params, abstract.opt_state),
+        )
+        logging.info("continuing %s at step %d", workdir, start)
+    if first_process:
+        (workdir / "config.json").write_text(config.to_json(indent=2) + "\n")
+        print_overview(state.params, mesh, total_steps, num_clips, accumulation, videos)
+    if start >= total_steps:
+        logging.info("%s is complete: %d of %d steps", workdir, start, total_steps)
+        checkpoints.close()
+        return state
+
+    # What goes along with the steps.
+    bad_name = "bad_videos.jsonl"
+    if not first_process:
+        bad_name = f"bad_videos.{jax.process_index()}.jsonl"
+    bad_videos = BadVideos(
+        workdir / bad_name, len(videos), config.data.max_bad_fraction
+    )
+    pictured = load_pictured_clips(task, config, videos)
+    reporter = Reporter(
+        workdir, start, total_steps, num_clips / mesh.size, active=first_process
+    )
+    preemption = Preemption(checkpoints)
+
+    def save(step):
+        # First of all: a checkpoint after a bad step would hide it.
+        history.fetch(checkpoints.latest_step())
+        meta = {
+            "config": json.loads(config.to_json()),
+            "rows": history.rows,
+            "nonfinite": history.nonfinite,
+        }
+        checkpoints.save(step, state.params, state.opt_state, meta)
+
+    stream = pipeline.batches(
+        videos,
+        task.training_clips,
+        config.batch_size,
+        config.seed,
+        range(start, total_steps),
+        config.data.num_workers,
+        config.data.num_threads,
+        (jax.process_index(), jax.process_count()),
+    )
+    with jax.set_mesh(mesh), stream as batches:
+        batches = reporter.waiting_for(batches)
+        for step in range(start + 1, total_steps + 1):
+            batch = next(batches)
+            bad_videos.add(batch.bad, step * config.batch_size)
+            arrays = sharding.to_devices(batch.arrays, mesh)
+            state, metrics = train_step(state, arrays, step_key)
+            history.add(step, metrics, batch.ids)
+
+            last = step == total_steps
+            if last or step % config.log_every == 0:
+                history.fetch(checkpoints.latest_step())
+                reporter.metrics(step, history.mean())
+            if len(pictured) and (last or step % config.picture.every == 0):
+                rows = task.picture(state.params, pictured)
+                reporter.picture(step, [np.asarray(row) for row in rows])
+            if last or step % config.checkpoint.every == 0:
+                save(step)
+            if preemption.asked(step) and not last:
+                save(step)
+                logging.info(
+                    "asked to stop: saved step %d; the same command continues", step
+                )
+                break
+
+    preemption.close()
+    reporter.close()
+    checkpoints.close()
+    return state
+
+
+def load_pictured_clips(task, config, videos) -> np.ndarray:
+    """The clips that pictures are made of, uint8 [n, T, H, W, 3]; n may be 0."""
+    if not config.picture.every or not config.picture.clips:
+        return np.empty(0)
+    held_out = videos
+    if config.data.validation:
+        held_out = records.load(config.data.validation, config.data.root)
+    else:
+        logging.info("pictures show training clips: config.data.validation is empty")
+    clips, ids = pipeline.read_all(held_out, task.picture_clips, config.picture.clips)
+    logging.info("pictures show: %s", ", ".join(ids) or "nothing, none is readable")
+    return clips
+
+
+def report_changes(saved: dict, config: ml_collections.ConfigDict) -> None:
+    """Warns of fields that differ from those of the run that is continued."""
+    then = ml_collections.ConfigDict(saved)
+    now = ml_collections.ConfigDict(json.loads(config.to_json()))
+    flat = [
+        flax.traverse_util.flatten_dict(x.to_dict(), sep=".") for x in (then, now)
+    ]
+    for name in sorted(flat[0].keys() | flat[1].keys()):
+        before, after = flat[0].get(name), flat[1].get(name)
+        if before != after:
+            logging.warning(
+                "config.%s was %r when this run was saved, and is %r now",
+                name,
+                before,
+                after,
+            )
+
+
+def print_overview(params, mesh, total_steps, num_clips, accumulation, videos) -> None:
+    """Logs the parameters and the plan of the run."""
+    logging.info(
+        "parameters:\n%s", parameter_overview.get_parameter_overview(params)
+    )
+    logging.info(
+        "%d videos, %d steps of %d clips, on %d %s device(s): mesh %s, "
+        "%d clips per device in %d micro-batch(es)",
+        len(videos),
+        total_steps,
+        num_clips,
+        mesh.size,
+        mesh.devices.flat[0].platform,
+        dict(mesh.shape),
+        num_clips // mesh.size,
+        accumulation,
+    )

@@ -1,0 +1,134 @@
+"""What a run says of itself: progress, metrics.jsonl, TensorBoard, pictures."""
+
+import json
+import pathlib
+import sys
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import tensorboardX
+import tqdm
+from absl import logging
+
+from videomae_jax import reconstruction
+
+
+class Reporter:
+    """Reports of one process; every process but the first only keeps time."""
+
+    def __init__(
+        self,
+        workdir: pathlib.Path,
+        start_step: int,
+        total_steps: int,
+        clips_per_step: float,
+        active: bool = True,
+    ):
+        """Continues the reports of a run at a step, forgetting what came after it.
+
+        Args:
+            workdir: where the files go.
+            start_step: steps already done.
+            total_steps: steps of the whole run.
+            clips_per_step: clips that each device takes per step.
+            active: whether to write and print.
+        """
+        self._active, self._workdir = active, workdir
+        self._total, self._clips = total_steps, clips_per_step
+        self._last_step = start_step
+        self._last_time = time.perf_counter()
+        self._waited = self._paused = 0.0
+        if not active:
+            return
+        self._metrics = workdir / "metrics.jsonl"
+        _drop_rows_after(self._metrics, start_step)
+        self._tensorboard = tensorboardX.SummaryWriter(
+            str(workdir / "tensorboard"), purge_step=start_step + 1
+        )
+        self._bar = tqdm.tqdm(
+            total=total_steps,
+            initial=start_step,
+            unit="step",
+            # Lines that are rewritten make a mess of a log file.
+            disable=not sys.stderr.isatty(),
+            dynamic_ncols=True,
+        )
+
+    def waiting_for(self, batches: Iterator) -> Iterator:
+        """The same batches, keeping account of the time spent waiting for them."""
+        while True:
+            start = time.perf_counter()
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            self._waited += time.perf_counter() - start
+            yield batch
+
+    def metrics(self, step: int, values: dict[str, float]) -> None:
+        """Reports values after `step` steps, with speed since the last report."""
+        now = time.perf_counter()
+        elapsed = max(now - self._last_time - self._paused, 1e-9)
+        steps = step - self._last_step
+        row = {"step": step} | values
+        row["clips_per_second_per_device"] = steps * self._clips / elapsed
+        row["data_wait_fraction"] = self._waited / elapsed
+        self._last_step, self._last_time = step, now
+        self._waited = self._paused = 0.0
+        if not self._active:
+            return
+        with self._metrics.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        for name, value in row.items():
+            if name != "step":
+                self._tensorboard.add_scalar(name, value, step)
+        line = (
+            f"loss {row['loss']:.4f} | lr {row['learning_rate']:.2e} | "
+            f"grad norm {row['grad_norm']:.3f} | "
+            f"{row['clips_per_second_per_device']:.1f} clips/s/device | "
+            f"data wait {row['data_wait_fraction']:.0%}"
+        )
+        if not self._bar.disable:
+            self._bar.update(step - self._bar.n)
+            self._bar.set_postfix_str(line)
+            return
+        left = (self._total - step) * elapsed / steps
+        logging.info("step %d/%d | %s | %s left", step, self._total, line, _clock(left))
+
+    def picture(self, step: int, rows: list[np.ndarray]) -> None:
+        """Writes clips, a list of uint8 [B, T, H, W, 3], as PNG and animated GIF."""
+        start = time.perf_counter()
+        if self._active:
+            folder = self._workdir / "pictures"
+            folder.mkdir(exist_ok=True)
+            image = reconstruction.picture(rows)
+            reconstruction.save_png(folder / f"{step:08d}.png", image)
+            reconstruction.save_gif(folder / f"{step:08d}.gif", rows)
+            self._tensorboard.add_image("clips", image, step, dataformats="HWC")
+            logging.info("picture: %s", folder / f"{step:08d}.png")
+        self._paused += time.perf_counter() - start
+
+    def close(self) -> None:
+        """Writes what is still in memory."""
+        if self._active:
+            self._bar.close()
+            self._tensorboard.close()
+
+
+def _drop_rows_after(path: pathlib.Path, step: int) -> None:
+    """Removes what a killed run wrote after the checkpoint that is now continued."""
+    if not path.exists():
+        return
+    # A line cut short by the kill has no closing brace.
+    lines = [line for line in path.read_text().splitlines() if line.endswith("}")]
+    kept = [line for line in lines if json.loads(line)["step"] <= step]
+    new = path.with_suffix(".tmp")
+    new.write_text("".join(line + "\n" for line in kept))
+    new.replace(path)
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{seconds:02d}s"
