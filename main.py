@@ -4,17 +4,21 @@ Kept short so that everything it does can be imported, tested and used in Colab:
 see `videomae_jax/training/loop.py`.
 """
 
+import difflib
 import pathlib
+import runpy
 import sys
 
+import flax
 import jax
-from absl import app, flags, logging
+from absl import app, flags
+from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from videomae_jax.data.bad_videos import TooManyBadVideosError
 from videomae_jax.data.pipeline import NoReadableVideoError
 from videomae_jax.data.records import RecordError
-from videomae_jax.training import loop
+from videomae_jax.training import loop, reporting
 from videomae_jax.training.checkpointing import CheckpointError
 from videomae_jax.training.loop import NonFiniteLossError
 
@@ -38,12 +42,10 @@ def main(argv):
         raise app.UsageError(f"not a flag: {' '.join(argv[1:])}")
     name = config_flags.get_config_filename(flags.FLAGS["config"])
     workdir = _WORKDIR.value or f"runs/{default_name(name)}"
-    logging.info(
-        "process %d of %d, devices: %s",
-        jax.process_index(),
-        jax.process_count(),
-        jax.local_devices(),
-    )
+    if not flags.FLAGS["verbosity"].present:
+        # Orbax tells each of its thoughts; ours have their own logger.
+        absl_logging.set_verbosity(absl_logging.WARNING)
+    log = reporting.start_log(detailed=jax.process_index() == 0)
     try:
         loop.train_and_evaluate(_CONFIG.value, workdir)
     except (
@@ -54,7 +56,7 @@ def main(argv):
         TooManyBadVideosError,
     ) as error:
         # What a user can mend is told without a trace through our code.
-        logging.error("%s", error)
+        log.error("%s", error)
         sys.exit(1)
 
 
@@ -64,7 +66,25 @@ def default_name(config_file: str) -> str:
     return "_".join(filter(None, (pathlib.Path(path).stem, option)))
 
 
+def parse_flags(argv):
+    """Parses the command line; names the nearest field where one does not exist."""
+    try:
+        return app.parse_flags_with_usage(argv)
+    except (AttributeError, KeyError):
+        file = next(arg for arg in argv if arg.startswith("--config=")).split("=", 1)[1]
+        config = runpy.run_path(file.partition(":")[0])["get_config"]().to_dict()
+        fields = list(flax.traverse_util.flatten_dict(config, sep="."))
+        given = [arg[9:].split("=")[0] for arg in argv if arg.startswith("--config.")]
+        unknown = [name for name in given if name not in fields]
+        if not unknown:
+            raise
+        nearest = difflib.get_close_matches(unknown[0], fields, n=1, cutoff=0)[0]
+        sys.exit(
+            f"there is no --config.{unknown[0]}; the nearest is --config.{nearest}. "
+            "configs/common.py explains every field."
+        )
+
+
 if __name__ == "__main__":
-    logging.set_verbosity(logging.INFO)
     jax.config.config_with_absl()
-    app.run(main)
+    app.run(main, flags_parser=parse_flags)

@@ -3,11 +3,11 @@
     python main.py --config=configs/k400_vith_pretrain.py \
         --config.data.train=/data/kinetics400/train.txt
 
-The official script's recipe: batch 1024, peak learning rate 1.5e-4 * 1024 / 256, 40 epochs
-of warm-up, tube masking of 90 %, 16 frames 4 apart, decoder of 12 layers, gradients recomputed.
-With 240,436 videos that is 234 steps an epoch, 374,400 in all. The paper's authors
-report 86.6 % top-1 after fine-tuning from their weights (16 frames x 5 x 3 views);
-this library has not run the whole recipe.
+The official script's recipe: batch 1024, peak learning rate 1.5e-4 * 1024 / 256, 40
+epochs of warm-up, tube masking of 90 %, 16 frames 4 apart, decoder of 12 layers,
+gradients recomputed. With 240,436 videos that is 234 steps an epoch, 374,400 in all.
+The paper's authors report 86.6 % top-1 after fine-tuning from their weights (16 frames
+x 5 x 3 views); this library has not run the whole recipe.
 """
 
 from configs import common

@@ -68,7 +68,9 @@ def _stack(trees):
 def parameters(arrays, prefix="param/"):
     """Our pretraining parameters from `<prefix><official name>` arrays."""
     tensors = {
-        key.removeprefix(prefix): arrays[key] for key in arrays if key.startswith(prefix)
+        key.removeprefix(prefix): arrays[key]
+        for key in arrays
+        if key.startswith(prefix)
     }
     kernel = tensors["encoder.patch_embed.proj.weight"]  # [D, C, frame, row, column]
     return {

@@ -27,7 +27,9 @@ def test_tube_counts(grid, ratio, visible, masked):
 
 
 @settings(deadline=None, max_examples=25)
-@given(grid=grids, ratio=st.floats(0.01, 0.99), kind=st.sampled_from(["tube", "random"]))
+@given(
+    grid=grids, ratio=st.floats(0.01, 0.99), kind=st.sampled_from(["tube", "random"])
+)
 def test_ids_are_an_ascending_partition(grid, ratio, kind):
     total = np.prod(grid) if kind == "random" else grid[1] * grid[2]
     if not 0 < int(ratio * total) < total:
@@ -45,7 +47,9 @@ def test_ids_are_an_ascending_partition(grid, ratio, kind):
 def test_tube_hides_the_same_places_at_all_times():
     _, masked = masking.tube(jax.random.key(3), 4, (8, 14, 14), 0.9)
     slots = np.asarray(masked).reshape(4, 8, 176)
-    np.testing.assert_array_equal(slots % 196, slots[:, :1] % 196 + np.zeros_like(slots))
+    np.testing.assert_array_equal(
+        slots % 196, slots[:, :1] % 196 + np.zeros_like(slots)
+    )
     np.testing.assert_array_equal(slots // 196, np.arange(8)[:, None] + slots * 0)
     assert len({tuple(slots[i, 0]) for i in range(4)}) == 4  # each clip its own
 

@@ -168,9 +168,7 @@ def test_patchify_round_trip_and_order():
     assert patches.shape == (2, 12, 24)
     # Token 1 is the second column of the first time slot; channel is fastest.
     np.testing.assert_array_equal(patches[0, 1], video[0, :2, :2, 2:4].reshape(-1))
-    np.testing.assert_array_equal(
-        vit.unpatchify(patches, (2, 2, 3), 2, 2), video
-    )
+    np.testing.assert_array_equal(vit.unpatchify(patches, (2, 2, 3), 2, 2), video)
 
 
 def test_initialisers():

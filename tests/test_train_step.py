@@ -60,7 +60,9 @@ def test_learning_rate_scales_with_the_batch_but_for_nothing_else():
 def test_trajectory_matches_reference(trajectory, mesh_shape, accumulation):
     golden = np.load(official.GOLDEN / "pretrain_step.npz")
     tx = optimizer.adamw(
-        *trajectory["betas"], float(trajectory["eps"]), float(trajectory["weight_decay"])
+        *trajectory["betas"],
+        float(trajectory["eps"]),
+        float(trajectory["weight_decay"]),
     )
     schedule = optimizer.warmup_cosine(2e-3, 1e-4, 256, 10, 40)
     task = GivenMasks(small_config())

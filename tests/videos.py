@@ -71,9 +71,7 @@ def write_video(
     """
     num_frames, height, width, _ = frames.shape
     ticks = [4 * t for t in range(num_frames)] if ticks is None else list(ticks)
-    with av.open(
-        target, "w", format=container, options=container_options or {}
-    ) as out:
+    with av.open(target, "w", format=container, options=container_options or {}) as out:
         stream = out.add_stream(codec, rate=rate, options=options or {})
         stream.width, stream.height = width, height
         stream.pix_fmt = pixel_format

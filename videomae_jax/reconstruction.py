@@ -127,9 +127,7 @@ def save_png(path: pathlib.Path, image: np.ndarray) -> None:
 def save_gif(path: pathlib.Path, rows: list[np.ndarray], fps: float = 8.0) -> None:
     """Writes an animation: a line for each clip, the entries of `rows` side by side."""
     clips = _enlarge(np.stack([np.asarray(row) for row in rows], axis=1), 64)
-    clips = np.pad(
-        clips, [(0, 0)] * 3 + [(0, 2), (0, 2), (0, 0)], constant_values=255
-    )
+    clips = np.pad(clips, [(0, 0)] * 3 + [(0, 2), (0, 2), (0, 0)], constant_values=255)
     frames = clips.transpose(2, 0, 3, 1, 4, 5)  # time, clip, height, row, width
     frames = frames.reshape(len(frames), clips.shape[0] * clips.shape[3], -1, 3)
     images = [Image.fromarray(frame) for frame in frames]

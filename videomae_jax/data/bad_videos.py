@@ -1,12 +1,13 @@
 """The account of videos that could not be read: never silent, never too many."""
 
 import json
+import logging
 import pathlib
 from collections.abc import Iterable
 
-from absl import logging
-
 from videomae_jax.data.records import Record
+
+log = logging.getLogger(__name__)
 
 # The share of bad videos is judged against at least so many, or the whole data set if
 # it is smaller: a few bad ones at the start of a large data set say nothing yet.
@@ -62,7 +63,7 @@ class BadVideos:
                 self.reasons[record.id] = reason
                 row = {"id": record.id, "path": record.path, "reason": reason}
                 file.write(json.dumps(row) + "\n")
-                logging.warning(
+                log.warning(
                     "bad video %d, replaced by another: %s", len(self.reasons), reason
                 )
         judged = min(self._num_records, max(videos_seen, JUDGED_AGAINST))

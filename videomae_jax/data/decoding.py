@@ -17,6 +17,7 @@ import io
 import operator
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import av
 import numpy as np
@@ -30,8 +31,15 @@ _INDEXABLE = frozenset(
 _OPAQUE_ORDER = frozenset({"hevc", "mpeg1video", "mpeg2video"})
 # No codec here holds back more frames than this before it shows one.
 _MAX_REORDER = 16
-# A coded MPEG-4 picture is longer; a shorter packet says "show nothing new".
-_MPEG4_EMPTY = 16
+
+# Types of H.264 NAL units.
+_SLICE, _IDR_SLICE = 1, 5
+_PARAMETER_SETS = {7, 8}
+_DROPPABLE = {_SLICE, 6, 9, 12}  # With messages, delimiters and filler.
+
+_MPEG4_PICTURE = b"\0\0\1\xb6"
+# A coded MPEG-4 picture is longer; a shorter one says "show nothing new".
+_MPEG4_EMPTY = 12
 
 
 class VideoError(ValueError):
@@ -74,7 +82,7 @@ class Video:
                 video stream.
         """
         self._source = source
-        self._name = "<bytes>" if isinstance(source, bytes) else os.fspath(source)
+        self._name = "<bytes>" if isinstance(source, bytes) else os.fsdecode(source)
         self._size: tuple[int, int] | None = None  # Height and width once upright.
         self._container = None
         # One reformatter keeps its scaler between frames; threads would only contend.
@@ -94,9 +102,11 @@ class Video:
             raise
 
     def __enter__(self) -> "Video":
+        """Returns the video itself."""
         return self
 
     def __exit__(self, *unused) -> None:
+        """Closes the video."""
         self.close()
 
     def close(self) -> None:
@@ -147,15 +157,16 @@ class Video:
             try:
                 return self._collect(self._decode_indexed(wanted), places)
             except _TableError:
-                # The file's timestamps lie. From here on trust only a full decode, and
-                # only if it agrees on the number of frames that callers rely on.
-                self._indexed = False
+                # Either the timestamps lie, and only a full decode is to be trusted
+                # from here on, or the decoder drops frames, and no index is certain.
                 count = self._count_frames()
                 if count != self.num_frames:
                     raise self._error(
-                        f"has {self.num_frames} packets with a frame but decodes to "
-                        f"{count} frames, so frames have no certain index"
+                        f"frames {wanted[0]} to {wanted[-1]} cannot be read exactly: "
+                        f"the packets hold {self.num_frames} frames, but {count} of "
+                        "them come out of the decoder"
                     ) from None
+                self._indexed = False
         return self._collect(self._decode_all(wanted), places)
 
     def _error(self, reason: str) -> VideoError:
@@ -183,11 +194,9 @@ class Video:
             container = av.open(target)
         except PermissionError as error:
             raise self._error("no permission to read the file") from error
-        except (av.FFmpegError, OSError, ValueError) as error:
+        except av.FFmpegError as error:
             raise self._error(
-                f"not a video, or cut off or damaged at a vital place: {error.strerror}"
-                if isinstance(error, OSError)
-                else f"not a video: {error}"
+                f"not a video, or one that is cut off: {error.strerror}"
             ) from error
         try:
             if not container.streams.video:
@@ -240,21 +249,22 @@ class Video:
         reordered = False
         shown = [not packet.is_discard for packet in packets]
         if codec == "h264":
-            units = _H264Units(self._stream.codec_context.extradata)
-            parsed = [units.parse(packet) for packet in packets]
-            self._skippable = [not p.needed for p in parsed]
-            reordered = any(p.has_b_slice for p in parsed)
+            header = self._stream.codec_context.extradata or b""
+            pictures = [_parse_h264(packet, header) for packet in packets]
+            self._skippable = [picture.skippable for picture in pictures]
+            reordered = any(picture.has_b_slice for picture in pictures)
             # After a keyframe that is no IDR picture, frames may refer to what came
             # before it (open GOP), or become exact only later (intra refresh). And if
             # packets carry parameter sets, a start must bring its own.
-            in_band = any(p.has_parameters for p in parsed)
-            self._starts = [p.is_idr and p.has_parameters == in_band for p in parsed]
+            sets = any(picture.units & _PARAMETER_SETS for picture in pictures)
+            needed = {_IDR_SLICE} | (_PARAMETER_SETS if sets else set())
+            self._starts = [picture.units >= needed for picture in pictures]
         elif codec == "mpeg4":
             for packet in packets:
-                pictures = _mpeg4_picture_types(packet)
-                if len(pictures) != 1 or packet.size < _MPEG4_EMPTY:
-                    return  # Several pictures in a packet, or none.
-                reordered |= pictures[0] == "B"
+                _, *pictures = bytes(packet).split(_MPEG4_PICTURE)
+                if len(pictures) != 1 or len(pictures[0]) < _MPEG4_EMPTY:
+                    return  # Not one picture per packet.
+                reordered |= pictures[0][0] >> 6 == 2  # The coding type of B-frames.
         elif codec == "vp8":
             # An invisible reference frame has its own packet and timestamp.
             shown = [
@@ -265,10 +275,8 @@ class Video:
             # Reordering or decoding times in place of presentation times? The frames
             # after a wanted one have to tell.
             self._lookahead = _MAX_REORDER
-        if "avi" in self._container.format.name and codec not in ("mpeg4", "mjpeg"):
-            return  # This container has no presentation times.
         if reordered and in_order:
-            return  # These are decoding times.
+            return  # These are decoding times: AVI has no others.
         if not self._starts[0]:
             return  # How much comes out before the first start is up to the decoder.
         if any(packet.has_sidedata("new_extradata") for packet in packets[1:]):
@@ -278,7 +286,9 @@ class Video:
             if start and time < latest or time < times[0] and shown[position]:
                 return  # Time runs backwards, or frames lead the first keyframe.
             latest = max(latest, time)
-        self._times = [t if show else None for t, show in zip(times, shown, strict=True)]
+        self._times = [
+            t if show else None for t, show in zip(times, shown, strict=True)
+        ]
         self._positions = sorted(
             (position for position, show in enumerate(shown) if show),
             key=times.__getitem__,
@@ -299,9 +309,7 @@ class Video:
             self.read([0])
         return self._size
 
-    def _decode_indexed(
-        self, wanted: list[int]
-    ) -> Iterator[tuple[int, av.VideoFrame]]:
+    def _decode_indexed(self, wanted: list[int]) -> Iterator[tuple[int, av.VideoFrame]]:
         """Yields (index, frame) of the wanted frames, by way of the packet table."""
         run: list[int] = []
         run_start = run_end = -1
@@ -343,6 +351,9 @@ class Video:
             VideoError: The decoder reports damage that a wanted frame may depend on.
             _TableError: Other frames came out than the packets announced.
         """
+        decoder = self._stream.codec_context
+        if decoder.is_open:
+            decoder.flush_buffers()  # Of whatever an earlier run left, or its failure.
         index_at = {self._positions[index]: index for index in wanted}
         end = min(end + self._lookahead, len(self._packets) - 1)
         sent = [
@@ -351,31 +362,25 @@ class Video:
             if not self._skippable[position] or position in index_at
         ]
         begin = self._packets[start].pts
-        expected = sorted(
+        expected = (
             (self._times[position], position)
             for position in sent
             if self._times[position] is not None and self._times[position] >= begin
         )
-        position_of = iter(expected)
-        found = []
-        try:
-            for frame in self._send(sent, wanted):
-                # Leading frames of an open GOP lack their references: none is wanted.
-                if frame.pts is not None and frame.pts < begin:
-                    continue
-                time, position = next(position_of, (None, -1))
-                if frame.pts != time:
-                    raise _TableError
-                if frame.is_corrupt:
-                    self._refuse_damaged(position, wanted)
-                if position in index_at:
-                    found.append((index_at[position], frame))
-        finally:
-            self._stream.codec_context.flush_buffers()
-        if next(position_of, None) is not None:
+        announced = iter(sorted(expected))
+        for frame in self._send(sent, wanted):
+            # Leading frames of an open GOP lack their references: none is wanted.
+            if frame.pts is not None and frame.pts < begin:
+                continue
+            time, position = next(announced, (None, -1))
+            if time is None or frame.pts != time:
+                raise _TableError
+            if frame.is_corrupt:
+                self._refuse_damaged(position, wanted)
+            if position in index_at:
+                yield index_at[position], frame
+        if next(announced, None):
             raise _TableError
-        # Only now: damage may show in a frame that is coded first but displayed later.
-        yield from found
 
     def _send(
         self, positions: Iterable[int], wanted: list[int]
@@ -389,8 +394,12 @@ class Video:
                 yield from decoder.decode(self._packets[position])
             except av.FFmpegError as error:
                 self._refuse_damaged(position, wanted, error.strerror)
-        # Frames still held back for reordering are decoded already.
-        yield from decoder.decode(None)
+        try:
+            yield from decoder.decode(None)  # Decoded, but held back for reordering.
+        except av.FFmpegError as error:
+            raise self._error(
+                f"frames up to {wanted[-1]} cannot be decoded: {error.strerror}"
+            ) from error
 
     def _refuse_damaged(
         self, damaged: int, wanted: list[int], reason: str = "damaged data"
@@ -467,6 +476,72 @@ class Video:
             for place in places[index]:
                 clip[place] = image
         return clip
+
+
+class _H264Picture(NamedTuple):
+    """What the NAL units of one packet say."""
+
+    units: set[int]  # Their types.
+    skippable: bool  # No other picture needs anything in it.
+    has_b_slice: bool
+
+
+def _parse_h264(packet: av.Packet, header: bytes) -> _H264Picture:
+    """Reads the headers of a packet's NAL units.
+
+    Args:
+        packet: An access unit: units behind their lengths if `header` is an
+            AVCDecoderConfigurationRecord, else behind start codes (Annex B).
+        header: The codec's extradata.
+
+    Returns:
+        The picture; one that nothing may be assumed of if the units are malformed.
+    """
+    data = bytes(packet)
+    if len(header) > 6 and header[0] == 1:
+        width = (header[4] & 3) + 1
+        offset, units = 0, []
+        while offset < len(data):
+            begin = offset + width
+            offset = begin + int.from_bytes(data[offset:begin], "big")
+            units.append(data[begin : begin + 2])
+        intact = offset == len(data)
+    else:
+        units = data.split(b"\0\0\1")[1:]
+        intact = True
+    if not intact or not units or min(map(len, units)) < 2:
+        return _H264Picture(set(), False, False)
+    types = {unit[0] & 31 for unit in units}
+    # The two bits that tell whether others refer to the unit.
+    skippable = types <= _DROPPABLE and not any(unit[0] & 0x60 for unit in units)
+    # A picture's first slice begins with "1" (macroblock 0) and then, for B, "010" or
+    # "00111": two Exp-Golomb numbers.
+    has_b_slice = any(
+        unit[0] & 31 == _SLICE and (unit[1] >> 4 == 0b1010 or unit[1] >> 2 == 0b100111)
+        for unit in units
+    )
+    return _H264Picture(types, skippable and _SLICE in types, has_b_slice)
+
+
+def _upright(image: np.ndarray, frame: av.VideoFrame) -> np.ndarray:
+    """Rotates and mirrors an image as the frame's display matrix says.
+
+    Args:
+        image: [height, width, channels].
+        frame: The frame it was made from.
+
+    Returns:
+        A view, [height, width, channels] or [width, height, channels].
+    """
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
+        return image
+    # Row vectors: x' = a x + c y and y' = b x + d y. Other angles than quarter turns
+    # have no exact pixels and are taken for the nearest.
+    a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32)[:5].tolist()
+    if abs(b) > abs(a):
+        image, a, d = image.swapaxes(0, 1), c, b
+    return image[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
 
 
 def read_clip(

@@ -201,16 +201,16 @@ def _parse(line: str) -> tuple[str, int | None]:
             path, columns = _split_numbers(line)
             if " " in path or "," in path:
                 _check_unquoted(path, columns)
-    if not path:
-        raise RecordError("the path is empty")
+    if not path or path.endswith("/"):
+        raise RecordError("the path is empty or a folder; a line names one video file")
     if not columns or columns == ["0", "-1"]:
         return path, None
     if len(columns) > 1:
         raise RecordError(
             f"{1 + len(columns)} columns, but `path label` is wanted. Of VideoMAE V2's "
-            "`path start total` only `path 0 -1`, a whole video, can be read: not frame "
-            "folders or parts of videos. If the numbers belong to the path, put it in "
-            "quotes"
+            "`path start total` lines only `path 0 -1`, a whole video, can be read, "
+            "not frame folders or parts of videos. If the numbers belong to the path, "
+            "put it in quotes"
         )
     if not _NUMBER.fullmatch(columns[0]) or int(columns[0]) < 0:
         raise _wrong_label(columns[0])
@@ -242,10 +242,10 @@ def _split_numbers(line: str) -> tuple[str, list[str]]:
     while True:
         rest = path.rstrip("+-0123456789")
         number = path[len(rest) :]
-        before = rest.rstrip(" ").removesuffix(",").rstrip(" ")
-        if not before or before == rest or not _NUMBER.fullmatch(number):
+        if rest[-1:] not in (" ", ",") or not _NUMBER.fullmatch(number):
             return path, columns
-        path, columns = before, [number, *columns]
+        columns.insert(0, number)
+        path = rest.rstrip(" ").removesuffix(",").rstrip(" ")
 
 
 def _check_unquoted(path: str, columns: list[str]) -> None:

@@ -190,9 +190,7 @@ class Attention(nn.Module):
         # [B, heads, N, head width] keeps both products plain batched matmuls.
         q, k, v = qkv.transpose(2, 0, 3, 1, 4)
         q = q * (width // self.heads) ** -0.5
-        logits = jnp.einsum(
-            "bhqd,bhkd->bhqk", q, k, preferred_element_type=jnp.float32
-        )
+        logits = jnp.einsum("bhqd,bhkd->bhqk", q, k, preferred_element_type=jnp.float32)
         weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
         out = jnp.einsum("bhqk,bhkd->bhqd", weights, v)
         out = out.transpose(0, 2, 1, 3).reshape(batch, tokens, width)

@@ -5,6 +5,7 @@ what is random on the device, and what the loss is; everything else is here.
 """
 
 import json
+import logging
 import pathlib
 import signal
 import threading
@@ -16,7 +17,6 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import optax
-from absl import logging
 from clu import parameter_overview
 
 from videomae_jax.data import pipeline, records
@@ -25,6 +25,8 @@ from videomae_jax.training import optimizer, sharding
 from videomae_jax.training.checkpointing import Checkpoints
 from videomae_jax.training.pretrain import Pretraining
 from videomae_jax.training.reporting import Reporter
+
+log = logging.getLogger(__name__)
 
 TASKS = {"pretrain": Pretraining}
 
@@ -80,7 +82,7 @@ def make_train_step(
     def train_step(state, batch, key):
         batch = task.prepare(batch, jax.random.fold_in(key, state.step))
         loss, grads = loss_and_grad(state.params, batch)
-        grad_norm = optax.global_norm(grads)
+        grad_norm = optax.tree.norm(grads)
         learning_rate = schedule(state.step)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = jax.tree.map(
@@ -127,7 +129,9 @@ class History:
         """
         pending, self._pending = self._pending, []
         for step, metrics, ids in pending:
-            row = {name: float(value) for name, value in jax.device_get(metrics).items()}
+            row = {
+                name: float(value) for name, value in jax.device_get(metrics).items()
+            }
             if np.isfinite([row["loss"], row["grad_norm"]]).all():
                 self.rows.append(row)
                 continue
@@ -144,7 +148,7 @@ class History:
                     "set config.optimizer.clip_norm, or allow more such steps with "
                     f"config.max_nonfinite_steps (now {self._allowed})."
                 )
-            logging.warning("%s; skipped", what)
+            log.warning("%s; skipped", what)
 
     def mean(self) -> dict[str, float]:
         """The means since the last call, but the last learning rate."""
@@ -259,12 +263,12 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> Train
             jax.device_put(jnp.int32(start), state_sharding.step),
             *checkpoints.restore(start, abstract.params, abstract.opt_state),
         )
-        logging.info("continuing %s at step %d", workdir, start)
+        log.info("continuing %s at step %d", workdir, start)
     if first_process:
         (workdir / "config.json").write_text(config.to_json(indent=2) + "\n")
         print_overview(state.params, mesh, total_steps, num_clips, accumulation, videos)
     if start >= total_steps:
-        logging.info("%s is complete: %d of %d steps", workdir, start, total_steps)
+        log.info("%s is complete: %d of %d steps", workdir, start, total_steps)
         checkpoints.close()
         return state
 
@@ -321,7 +325,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> Train
                 save(step)
             if preemption.asked(step) and not last:
                 save(step)
-                logging.info(
+                log.info(
                     "asked to stop: saved step %d; the same command continues", step
                 )
                 break
@@ -340,9 +344,9 @@ def load_pictured_clips(task, config, videos) -> np.ndarray:
     if config.data.validation:
         held_out = records.load(config.data.validation, config.data.root)
     else:
-        logging.info("pictures show training clips: config.data.validation is empty")
+        log.info("pictures show training clips: config.data.validation is empty")
     clips, ids = pipeline.read_all(held_out, task.picture_clips, config.picture.clips)
-    logging.info("pictures show: %s", ", ".join(ids) or "nothing, none is readable")
+    log.info("pictures show: %s", ", ".join(ids) or "nothing, none is readable")
     return clips
 
 
@@ -350,13 +354,11 @@ def report_changes(saved: dict, config: ml_collections.ConfigDict) -> None:
     """Warns of fields that differ from those of the run that is continued."""
     then = ml_collections.ConfigDict(saved)
     now = ml_collections.ConfigDict(json.loads(config.to_json()))
-    flat = [
-        flax.traverse_util.flatten_dict(x.to_dict(), sep=".") for x in (then, now)
-    ]
+    flat = [flax.traverse_util.flatten_dict(x.to_dict(), sep=".") for x in (then, now)]
     for name in sorted(flat[0].keys() | flat[1].keys()):
         before, after = flat[0].get(name), flat[1].get(name)
         if before != after:
-            logging.warning(
+            log.warning(
                 "config.%s was %r when this run was saved, and is %r now",
                 name,
                 before,
@@ -366,10 +368,8 @@ def report_changes(saved: dict, config: ml_collections.ConfigDict) -> None:
 
 def print_overview(params, mesh, total_steps, num_clips, accumulation, videos) -> None:
     """Logs the parameters and the plan of the run."""
-    logging.info(
-        "parameters:\n%s", parameter_overview.get_parameter_overview(params)
-    )
-    logging.info(
+    log.info("parameters:\n%s", parameter_overview.get_parameter_overview(params))
+    log.info(
         "%d videos, %d steps of %d clips, on %d %s device(s): mesh %s, "
         "%d clips per device in %d micro-batch(es)",
         len(videos),

@@ -73,7 +73,9 @@ class Pretraining:
     def loss(self, params, batch: dict) -> jax.Array:
         """Mean loss of a prepared batch, float32 scalar."""
         video, masked = batch["video"], batch["masked"]
-        prediction = self.model.apply({"params": params}, video, batch["visible"], masked)
+        prediction = self.model.apply(
+            {"params": params}, video, batch["visible"], masked
+        )
         target = pixel_targets(
             video,
             masked,

@@ -1,6 +1,7 @@
 """What a run says of itself: progress, metrics.jsonl, TensorBoard, pictures."""
 
 import json
+import logging
 import pathlib
 import sys
 import time
@@ -9,9 +10,27 @@ from collections.abc import Iterator
 import numpy as np
 import tensorboardX
 import tqdm
-from absl import logging
 
 from videomae_jax import reconstruction
+
+log = logging.getLogger(__name__)
+
+
+def start_log(detailed: bool) -> logging.Logger:
+    """Sends this package's log lines to stderr: all of them, or only warnings."""
+    logger = logging.getLogger("videomae_jax")
+    logger.addHandler(_AboveProgressBar())
+    logger.setLevel(logging.INFO if detailed else logging.WARNING)
+    logger.propagate = False
+    return logger
+
+
+class _AboveProgressBar(logging.Handler):
+    """Writes lines to stderr without tearing the progress bar."""
+
+    def emit(self, record):
+        now = time.strftime("%H:%M:%S", time.localtime(record.created))
+        tqdm.tqdm.write(f"{now} {record.getMessage()}", file=sys.stderr)
 
 
 class Reporter:
@@ -94,7 +113,7 @@ class Reporter:
             self._bar.set_postfix_str(line)
             return
         left = (self._total - step) * elapsed / steps
-        logging.info("step %d/%d | %s | %s left", step, self._total, line, _clock(left))
+        log.info("step %d/%d | %s | %s left", step, self._total, line, _clock(left))
 
     def picture(self, step: int, rows: list[np.ndarray]) -> None:
         """Writes clips, a list of uint8 [B, T, H, W, 3], as PNG and animated GIF."""
@@ -106,7 +125,7 @@ class Reporter:
             reconstruction.save_png(folder / f"{step:08d}.png", image)
             reconstruction.save_gif(folder / f"{step:08d}.gif", rows)
             self._tensorboard.add_image("clips", image, step, dataformats="HWC")
-            logging.info("picture: %s", folder / f"{step:08d}.png")
+            log.info("picture: %s", folder / f"{step:08d}.png")
         self._paused += time.perf_counter() - start
 
     def close(self) -> None:

@@ -1,0 +1,326 @@
+"""Whole runs: what they write, how they end, and that nothing interrupts them."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from configs import common
+from tests.videos import moving_noise, write_video
+from videomae_jax.data import bad_videos, records
+from videomae_jax.training import checkpointing, loop
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("videos")
+    for i in range(12):
+        write_video(folder / f"{i}.mp4", moving_noise(12 + i, 48, 64, seed=i))
+    return folder
+
+
+def tiny(folder, **overrides):
+    config = common.debug(common.pretrain())
+    config.data.update(
+        train=str(folder), num_frames=4, stride=2, image_size=32, num_workers=0
+    )
+    config.model.update(width=24, depth=1, decoder_width=24)
+    config.mask.ratio = 0.75
+    config.optimizer.warmup_epochs = 1.0
+    config.picture.update(every=0, clips=2)
+    config.update(steps=8, log_every=2)
+    config.checkpoint.every = 4
+    config.mesh.update(data=1)
+    config.update_from_flattened_dict(overrides)
+    return config
+
+
+@pytest.fixture(autouse=True)
+def one_device(monkeypatch):
+    """Runs use one device, as a laptop does, unless a test says otherwise."""
+    devices = jax.devices()
+    monkeypatch.setattr(jax, "devices", lambda: devices[:1])
+
+
+def metrics(workdir):
+    """What is the same in every run: all but the speed."""
+    lines = (pathlib.Path(workdir) / "metrics.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    return [
+        {name: row[name] for name in ("step", "loss", "learning_rate", "grad_norm")}
+        for row in rows
+    ]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(folder, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("undisturbed")
+    with pytest.MonkeyPatch.context() as patch:
+        devices = jax.devices()
+        patch.setattr(jax, "devices", lambda: devices[:1])
+        state = loop.train_and_evaluate(
+            tiny(folder, **{"picture.every": 8, "batch_size": 8}), str(workdir)
+        )
+    return workdir, state
+
+
+def test_run_leaves_metrics_checkpoints_and_pictures(undisturbed):
+    workdir, state = undisturbed
+    assert state.step == 8
+    rows = metrics(workdir)
+    assert [row["step"] for row in rows] == [2, 4, 6, 8]
+    assert rows[0]["loss"] > rows[-1]["loss"] > 0
+    speed = json.loads((workdir / "metrics.jsonl").read_text().splitlines()[0])
+    assert speed["clips_per_second_per_device"] > 0
+    assert 0 <= speed["data_wait_fraction"] <= 1
+    assert {p.name for p in (workdir / "checkpoints").iterdir()} == {"4", "8"}
+    assert list((workdir / "tensorboard").iterdir())
+    image = np.asarray(Image.open(workdir / "pictures" / "00000008.png"))
+    # Two clips of three rows of four 64-pixel frames, and lines between them.
+    assert image.shape == (2 * (3 * 66) + 6 - 2, 4 * 66 - 2, 3)
+    assert Image.open(workdir / "pictures" / "00000008.gif").n_frames == 4
+    assert json.loads((workdir / "config.json").read_text())["steps"] == 8
+
+
+def test_stopping_in_the_middle_changes_nothing(folder, undisturbed, tmp_path):
+    # The checkpoint lies between two lines of metrics: 5 is in the line of step 6.
+    config = tiny(folder, **{"checkpoint.every": 5})
+    run_until(config, tmp_path, 5)
+    state = loop.train_and_evaluate(config, str(tmp_path))
+    assert metrics(tmp_path) == metrics(undisturbed[0])
+    jax.tree.map(np.testing.assert_array_equal, state.params, undisturbed[1].params)
+
+
+def run_until(config, workdir, step):
+    """Runs and dies right after a checkpoint is complete."""
+
+    class Killed(Exception):
+        pass
+
+    save = checkpointing.Checkpoints.save
+
+    def save_and_die(self, at, *args):
+        save(self, at, *args)
+        if at == step:
+            self.wait()
+            raise Killed
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpointing.Checkpoints, "save", save_and_die)
+        with pytest.raises(Killed):
+            loop.train_and_evaluate(config, str(workdir))
+
+
+def test_resumes_on_other_devices(folder, undisturbed, tmp_path, monkeypatch):
+    config = tiny(folder)
+    run_until(config, tmp_path, 4)
+    monkeypatch.undo()
+    config.mesh.update(data=2, fsdp=4)
+    loop.train_and_evaluate(config, str(tmp_path))
+    for one, other in zip(metrics(tmp_path), metrics(undisturbed[0]), strict=True):
+        np.testing.assert_allclose(one["loss"], other["loss"], rtol=1e-5)
+
+
+def test_complete_run_is_left_alone(folder, undisturbed):
+    before = (undisturbed[0] / "metrics.jsonl").read_bytes()
+    state = loop.train_and_evaluate(tiny(folder), str(undisturbed[0]))
+    assert state.step == 8
+    assert (undisturbed[0] / "metrics.jsonl").read_bytes() == before
+
+
+def test_another_models_checkpoint_is_refused(folder, undisturbed):
+    config = tiny(folder, **{"model.width": 48, "steps": 10})
+    with pytest.raises(checkpointing.CheckpointError, match="another model"):
+        loop.train_and_evaluate(config, str(undisturbed[0]))
+
+
+def test_checkpoints_keep_the_last_and_the_milestones(folder, tmp_path):
+    config = tiny(folder, **{"checkpoint.every": 1, "checkpoint.milestone_every": 3})
+    loop.train_and_evaluate(config, str(tmp_path))
+    kept = {int(p.name) for p in (tmp_path / "checkpoints").iterdir()}
+    assert kept == {3, 6, 7, 8}
+
+
+@pytest.fixture
+def explosive(monkeypatch):
+    """A task whose loss is NaN for the clips of video 3."""
+    monkeypatch.setattr(loop.Pretraining, "poison", True, raising=False)
+    to_devices = loop.sharding.to_devices
+
+    def poisoned(arrays, mesh):
+        video = arrays["video"].astype(np.float32) / 255
+        if poisoned.now:
+            video[0] = np.nan
+        return to_devices({"video": video}, mesh)
+
+    poisoned.now = False
+    monkeypatch.setattr(loop.sharding, "to_devices", poisoned)
+    batches = loop.pipeline.batches
+
+    def watched(*args):
+        import contextlib
+
+        @contextlib.contextmanager
+        def opened():
+            with batches(*args) as stream:
+
+                def watch():
+                    for batch in stream:
+                        poisoned.now = "3.mp4" in batch.ids
+                        yield batch
+
+                yield watch()
+
+        return opened()
+
+    monkeypatch.setattr(loop.pipeline, "batches", watched)
+
+
+def test_loss_that_is_not_finite_stops_the_run(folder, tmp_path, explosive):
+    with pytest.raises(loop.NonFiniteLossError) as error:
+        loop.train_and_evaluate(tiny(folder, **{"checkpoint.every": 1}), str(tmp_path))
+    message = str(error.value)
+    assert "loss nan" in message and "3.mp4" in message
+    bad_step = int(message.split("step ")[1].split(":")[0])
+    # The last good checkpoint is named, and nothing after the bad step was saved.
+    last = max((int(p.name) for p in (tmp_path / "checkpoints").iterdir()), default=0)
+    assert last == bad_step - 1
+    assert f"step {last}" in message.split("checkpoint:")[1] or bad_step == 1
+
+
+def test_some_steps_that_are_not_finite_may_be_skipped(folder, tmp_path, explosive):
+    config = tiny(folder, max_nonfinite_steps=8)
+    state = loop.train_and_evaluate(config, str(tmp_path))
+    assert state.step == 8
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(state.params))
+    assert any(np.isfinite(row["loss"]) for row in metrics(tmp_path))
+
+
+def test_list_of_good_and_bad_videos_trains_through(folder, tmp_path):
+    good = sorted(folder.glob("*.mp4"))[:8]
+    write_video(tmp_path / "one.mp4", moving_noise(1, 48, 64))
+    (tmp_path / "empty.mp4").write_bytes(b"")
+    (tmp_path / "text.mp4").write_text("not a video\n" * 50)
+    (tmp_path / "cut.mp4").write_bytes(good[0].read_bytes()[:700])
+    only_audio(tmp_path / "audio.mp4")
+    bad = {"missing.mp4", "empty.mp4", "text.mp4", "cut.mp4", "audio.mp4"}
+    lines = [*map(str, good), *sorted(bad), "one.mp4"]
+    (tmp_path / "train.txt").write_text("\n".join(lines) + "\n")
+    config = tiny(tmp_path / "train.txt", **{"data.max_bad_fraction": 0.5})
+    state = loop.train_and_evaluate(config, str(tmp_path / "run"))
+    assert state.step == 8
+    rows = (tmp_path / "run" / "bad_videos.jsonl").read_text().splitlines()
+    reasons = {row["id"]: row["reason"] for row in map(json.loads, rows)}
+    assert reasons.keys() == bad
+    assert "no such file" in reasons["missing.mp4"]
+    assert "empty" in reasons["empty.mp4"]
+    assert "audio" in reasons["audio.mp4"]
+    with pytest.raises(bad_videos.TooManyBadVideosError, match="max_bad_fraction"):
+        config.data.max_bad_fraction = 0.1
+        loop.train_and_evaluate(config, str(tmp_path / "strict"))
+
+
+def only_audio(path):
+    import av
+
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream("aac", rate=16000)
+        frame = av.AudioFrame(format="fltp", layout="mono", samples=1024)
+        frame.sample_rate = 16000
+        for packet in [*stream.encode(frame), *stream.encode(None)]:
+            out.mux(packet)
+
+
+def test_missing_list_is_explained(tmp_path):
+    with pytest.raises(records.RecordError, match="train.txt") as error:
+        loop.train_and_evaluate(tiny(tmp_path / "train.txt"), str(tmp_path / "run"))
+    assert "find" in str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+# Real processes, killed.
+
+
+def start(folder, workdir, *flags):
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        [
+            sys.executable,
+            "main.py",
+            "--config=configs/k400_vits_pretrain.py:debug",
+            f"--config.data.train={folder}",
+            f"--workdir={workdir}",
+            "--config.data.num_frames=4",
+            "--config.data.stride=2",
+            "--config.data.image_size=32",
+            "--config.mask.ratio=0.75",
+            "--config.picture.every=0",
+            "--config.steps=60",
+            "--config.checkpoint.every=7",
+            *flags,
+        ],
+        cwd=ROOT,
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.fixture(scope="module")
+def whole_run(folder, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("whole")
+    process = start(folder, workdir)
+    assert process.wait() == 0, process.stderr.read()
+    return metrics(workdir)
+
+
+def wait_for(condition, process, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_sigkill_and_resume_equals_an_undisturbed_run(folder, whole_run, tmp_path):
+    for kill_after in (1, 3):
+        process = start(folder, tmp_path)
+        file = tmp_path / "metrics.jsonl"
+        wait_for(
+            lambda file=file, n=kill_after: (
+                file.exists() and len(file.read_text().splitlines()) >= n
+            ),
+            process,
+        )
+        time.sleep(0.1 * kill_after)
+        process.kill()
+        process.wait()
+    process = start(folder, tmp_path)
+    assert process.wait() == 0, process.stderr.read()
+    assert metrics(tmp_path) == whole_run
+
+
+def test_sigterm_loses_no_step(folder, whole_run, tmp_path):
+    process = start(folder, tmp_path, "--config.checkpoint.every=1000")
+    file = tmp_path / "metrics.jsonl"
+    wait_for(lambda: file.exists() and file.read_text(), process)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+    (saved,) = [int(p.name) for p in (tmp_path / "checkpoints").iterdir()]
+    assert saved >= metrics(tmp_path)[-1]["step"]
+    assert f"saved step {saved}" in errors
+    process = start(folder, tmp_path)
+    _, errors = process.communicate()
+    assert process.returncode == 0 and f"at step {saved}" in errors
+    assert metrics(tmp_path) == whole_run

@@ -1,0 +1,170 @@
+"""Batches: independent of hosts and workers, resumable, and honest about bad videos."""
+
+import json
+
+import numpy as np
+import pytest
+
+from tests.videos import moving_noise, write_video
+from videomae_jax.data import bad_videos, pipeline, records
+from videomae_jax.data.decoding import Video
+from videomae_jax.data.records import Record
+
+CLIPS = pipeline.PretrainingClips(
+    num_frames=4, stride=2, size=32, scales=(1, 0.75, 0.5), flip=0.5, num_samples=1
+)
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("videos")
+    for i in range(10):
+        write_video(folder / f"{i}.mp4", moving_noise(12 + i, 48, 64, seed=i))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def videos(folder):
+    return records.load(str(folder))
+
+
+def read(videos, steps=range(4), clips=CLIPS, seed=0, **kwargs):
+    with pipeline.batches(videos, clips, 4, seed, steps, **kwargs) as stream:
+        return list(stream)
+
+
+def assert_same(one, other):
+    assert len(one) == len(other) > 0
+    for a, b in zip(one, other, strict=True):
+        np.testing.assert_array_equal(a.arrays["video"], b.arrays["video"])
+        assert a.ids == b.ids
+
+
+@pytest.fixture(scope="module")
+def reference(videos):
+    return read(videos)
+
+
+def test_batches_are_uint8_clips_of_all_videos(reference):
+    assert [batch.arrays["video"].shape for batch in reference] == [
+        (4, 4, 32, 32, 3)
+    ] * 4
+    assert all(batch.arrays["video"].dtype == np.uint8 for batch in reference)
+    ids = [name for batch in reference for name in batch.ids]
+    assert len(set(ids[:10])) == 10  # an epoch holds each video once
+    assert set(ids[10:]) <= set(ids[:10]) and ids[10:] != ids[:6]  # and is reshuffled
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_workers_change_nothing(videos, reference, workers):
+    assert_same(read(videos, num_workers=workers, num_threads=1), reference)
+
+
+@pytest.mark.parametrize("hosts", [2, 4])
+def test_hosts_share_the_global_batch(videos, reference, hosts):
+    parts = [read(videos, process=(i, hosts)) for i in range(hosts)]
+    for step, batch in enumerate(reference):
+        rows = [part[step].arrays["video"] for part in parts]
+        np.testing.assert_array_equal(np.concatenate(rows), batch.arrays["video"])
+        assert [name for part in parts for name in part[step].ids] == batch.ids
+
+
+def test_resuming_is_a_slice(videos, reference):
+    assert_same(read(videos, range(2, 4)), reference[2:])
+    assert_same(read(videos, range(3, 4), num_workers=2), reference[3:])
+
+
+def test_seed_changes_order_and_clips(videos, reference):
+    other = read(videos, seed=1)
+    assert [b.ids for b in other] != [b.ids for b in reference]
+
+
+def test_samples_of_a_video_are_adjacent_and_cost_one_decode(videos, monkeypatch):
+    reads = []
+    read_frames = Video.read
+    monkeypatch.setattr(
+        Video, "read", lambda self, i: reads.append(1) or read_frames(self, i)
+    )
+    clips = pipeline.PretrainingClips(4, 2, 32, (1, 0.5), 0.0, num_samples=3)
+    (batch,) = read(videos, range(1), clips)
+    assert len(reads) == 4
+    assert batch.arrays["video"].shape == (12, 4, 32, 32, 3)
+    assert batch.ids[0] == batch.ids[1] == batch.ids[2] != batch.ids[3]
+    crops = {clip.tobytes() for clip in batch.arrays["video"]}
+    assert len(crops) > 4  # the samples of a video are different crops
+
+
+def test_batch_must_divide_over_hosts(videos):
+    with pytest.raises(ValueError, match="does not divide over 3 hosts"):
+        read(videos, process=(0, 3))
+
+
+@pytest.fixture
+def mixed(videos, tmp_path):
+    """Good videos and one of each bad kind."""
+    (tmp_path / "empty.mp4").write_bytes(b"")
+    (tmp_path / "text.mp4").write_text("no video at all\n" * 99)
+    write_video(tmp_path / "one.mp4", moving_noise(1, 48, 64))
+    bad = [
+        Record(str(tmp_path / f"{name}.mp4"), None, f"{name}.mp4")
+        for name in ("missing", "empty", "text")
+    ]
+    one = Record(str(tmp_path / "one.mp4"), None, "one.mp4")
+    return [*videos[:5], *bad, one]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_bad_videos_are_replaced_and_named(mixed, workers):
+    batches = read(mixed, range(9), num_workers=workers)
+    reasons = {record.id: why for batch in batches for record, why in batch.bad}
+    assert reasons.keys() == {"missing.mp4", "empty.mp4", "text.mp4"}
+    assert all(name in why for name, why in reasons.items())
+    ids = {name for batch in batches for name in batch.ids}
+    assert "one.mp4" in ids and not ids & reasons.keys()
+    assert_same(batches, read(mixed, range(9)))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_only_bad_videos_is_an_error(mixed, workers):
+    bad = mixed[5:8]
+    with pytest.raises(Exception, match="could not be read") as error:
+        read(bad, num_workers=workers)
+    assert "missing.mp4" in str(error.value) and "text.mp4" in str(error.value)
+
+
+def test_center_clips_are_fixed(videos):
+    clips = pipeline.CenterClips(num_frames=4, stride=2, size=32)
+    video, ids = pipeline.read_all(videos, clips, 3)
+    assert video.shape == (3, 4, 32, 32, 3) and ids == [v.id for v in videos[:3]]
+    np.testing.assert_array_equal(video, pipeline.read_all(videos, clips, 3)[0])
+
+
+def record(name):
+    return Record(f"/videos/{name}", None, name)
+
+
+def test_account_of_bad_videos_survives_restarts(tmp_path):
+    path = tmp_path / "bad_videos.jsonl"
+    account = bad_videos.BadVideos(path, 10_000, 0.01)
+    account.add([(record("a"), "a: why"), (record("a"), "a: why")], 64)
+    account.add([(record("b"), "b: why")], 128)
+    with path.open("a") as file:
+        file.write('{"id": "c", "pa')  # killed here
+    again = bad_videos.BadVideos(path, 10_000, 0.01)
+    again.add([(record("a"), "a: why")], 192)
+    assert again.reasons == {"a": "a: why", "b": "b: why"}
+    rows = [json.loads(line) for line in path.read_text().splitlines()[:2]]
+    assert rows[0] == {"id": "a", "path": "/videos/a", "reason": "a: why"}
+
+
+@pytest.mark.parametrize(
+    "size, seen, allowed",
+    [(10, 10, 0), (1000, 64, 10), (10_000, 64, 10), (10**5, 5000, 50)],
+)
+def test_too_many_bad_videos_stop_the_run(tmp_path, size, seen, allowed):
+    account = bad_videos.BadVideos(tmp_path / "bad.jsonl", size, 0.01)
+    for i in range(allowed):
+        account.add([(record(f"{i}"), f"{i}: broken")], seen)
+    with pytest.raises(bad_videos.TooManyBadVideosError, match="last: broken") as error:
+        account.add([(record("last"), "last: broken")], seen)
+    assert "max_bad_fraction" in str(error.value) and "bad.jsonl" in str(error.value)
