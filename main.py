@@ -15,12 +15,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
-from videomae_jax.data.bad_videos import TooManyBadVideosError
-from videomae_jax.data.pipeline import NoReadableVideoError
-from videomae_jax.data.records import RecordError
 from videomae_jax.training import loop, reporting
-from videomae_jax.training.checkpointing import CheckpointError
-from videomae_jax.training.loop import NonFiniteLossError
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
@@ -48,13 +43,7 @@ def main(argv):
     log = reporting.start_log(detailed=jax.process_index() == 0)
     try:
         loop.train_and_evaluate(_CONFIG.value, workdir)
-    except (
-        CheckpointError,
-        NoReadableVideoError,
-        NonFiniteLossError,
-        RecordError,
-        TooManyBadVideosError,
-    ) as error:
+    except loop.EXPLAINED_ERRORS as error:
         # What a user can mend is told without a trace through our code.
         log.error("%s", error)
         sys.exit(1)
@@ -74,15 +63,15 @@ def parse_flags(argv):
         file = next(arg for arg in argv if arg.startswith("--config=")).split("=", 1)[1]
         config = runpy.run_path(file.partition(":")[0])["get_config"]().to_dict()
         fields = list(flax.traverse_util.flatten_dict(config, sep="."))
-        given = [arg[9:].split("=")[0] for arg in argv if arg.startswith("--config.")]
-        unknown = [name for name in given if name not in fields]
-        if not unknown:
-            raise
-        nearest = difflib.get_close_matches(unknown[0], fields, n=1, cutoff=0)[0]
-        sys.exit(
-            f"there is no --config.{unknown[0]}; the nearest is --config.{nearest}. "
-            "configs/common.py explains every field."
-        )
+        for arg in argv:
+            name = arg.partition("=")[0].removeprefix("--config.")
+            if arg.startswith("--config.") and name not in fields:
+                nearest = difflib.get_close_matches(name, fields, n=1, cutoff=0)[0]
+                sys.exit(
+                    f"there is no --config.{name}; the nearest is --config.{nearest}. "
+                    "configs/common.py explains every field."
+                )
+        raise
 
 
 if __name__ == "__main__":

@@ -85,10 +85,12 @@ def test_run_leaves_metrics_checkpoints_and_pictures(undisturbed):
     assert 0 <= speed["data_wait_fraction"] <= 1
     assert {p.name for p in (workdir / "checkpoints").iterdir()} == {"4", "8"}
     assert list((workdir / "tensorboard").iterdir())
-    image = np.asarray(Image.open(workdir / "pictures" / "00000008.png"))
+    with Image.open(workdir / "pictures" / "00000008.png") as file:
+        image = np.asarray(file)
     # Two clips of three rows of four 64-pixel frames, and lines between them.
     assert image.shape == (2 * (3 * 66) + 6 - 2, 4 * 66 - 2, 3)
-    assert Image.open(workdir / "pictures" / "00000008.gif").n_frames == 4
+    with Image.open(workdir / "pictures" / "00000008.gif") as animation:
+        assert animation.n_frames == 4
     assert json.loads((workdir / "config.json").read_text())["steps"] == 8
 
 
@@ -235,7 +237,8 @@ def only_audio(path):
 
     with av.open(str(path), "w") as out:
         stream = out.add_stream("aac", rate=16000)
-        frame = av.AudioFrame(format="fltp", layout="mono", samples=1024)
+        silence = np.zeros((1, 1024), np.float32)
+        frame = av.AudioFrame.from_ndarray(silence, format="fltp", layout="mono")
         frame.sample_rate = 16000
         for packet in [*stream.encode(frame), *stream.encode(None)]:
             out.mux(packet)

@@ -25,7 +25,7 @@ class Decoder(nn.Module):
             x, self.depth, self.heads, self.mlp_ratio, self.dtype, self.remat
         )
         x = vit.layer_norm(dtype=self.dtype, name="norm")(x[:, -num_masked:])
-        return nn.Dense(
+        return vit.Dense(
             self.patch_values,
             kernel_init=vit.xavier_uniform,
             dtype=self.dtype,
@@ -92,7 +92,7 @@ class VideoMAE(nn.Module):
             self.dtype,
             self.remat,
         )
-        self.encoder_to_decoder = nn.Dense(
+        self.encoder_to_decoder = vit.Dense(
             self.decoder_width,
             use_bias=False,
             kernel_init=vit.fan_in_uniform,

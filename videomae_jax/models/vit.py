@@ -160,6 +160,19 @@ fan_in_uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 xavier_uniform = nn.initializers.xavier_uniform()
 
 
+class Dense(nn.Dense):
+    """A linear layer over the last axis, computed as one matrix product.
+
+    XLA's CPU backend copies the cotangent of a product with several batch axes
+    before it makes the kernel's gradient, at several times the cost of the product.
+    """
+
+    def __call__(self, x):
+        """Applies the layer to every token."""
+        out = super().__call__(x.reshape(-1, x.shape[-1]))
+        return out.reshape(*x.shape[:-1], self.features)
+
+
 class Attention(nn.Module):
     """Multi-head self-attention [B, N, D] -> [B, N, D], no bias on the keys.
 
@@ -174,7 +187,7 @@ class Attention(nn.Module):
         """Attends over all tokens of each clip."""
         batch, tokens, width = x.shape
         # One matrix, and one initialiser over it, as in the reference.
-        qkv = nn.Dense(
+        qkv = Dense(
             3 * width,
             use_bias=False,
             kernel_init=xavier_uniform,
@@ -184,19 +197,21 @@ class Attention(nn.Module):
         q_bias = self.param("q_bias", nn.initializers.zeros, (width,))
         v_bias = self.param("v_bias", nn.initializers.zeros, (width,))
         bias = jnp.concatenate([q_bias, jnp.zeros_like(q_bias), v_bias])
-        qkv = (qkv + bias.astype(qkv.dtype)).reshape(
-            batch, tokens, 3, self.heads, width // self.heads
-        )
-        # [B, heads, N, head width] keeps both products plain batched matmuls.
-        q, k, v = qkv.transpose(2, 0, 3, 1, 4)
+        qkv = qkv + bias.astype(qkv.dtype)
+
+        def split_heads(x):
+            # [B, heads, N, head width] keeps both products plain batched matmuls.
+            return x.reshape(batch, tokens, self.heads, -1).swapaxes(1, 2)
+
+        q, k, v = map(split_heads, jnp.split(qkv, 3, axis=-1))
         q = q * (width // self.heads) ** -0.5
         logits = jnp.einsum("bhqd,bhkd->bhqk", q, k, preferred_element_type=jnp.float32)
         weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
         out = jnp.einsum("bhqk,bhkd->bhqd", weights, v)
         out = out.transpose(0, 2, 1, 3).reshape(batch, tokens, width)
-        return nn.Dense(
-            width, kernel_init=xavier_uniform, dtype=self.dtype, name="out"
-        )(out)
+        return Dense(width, kernel_init=xavier_uniform, dtype=self.dtype, name="out")(
+            out
+        )
 
 
 class MLP(nn.Module):
@@ -209,9 +224,7 @@ class MLP(nn.Module):
     def __call__(self, x):
         """Applies the two layers to every token."""
         width = x.shape[-1]
-        dense = functools.partial(
-            nn.Dense, kernel_init=xavier_uniform, dtype=self.dtype
-        )
+        dense = functools.partial(Dense, kernel_init=xavier_uniform, dtype=self.dtype)
         x = dense(self.hidden, name="fc1")(x)
         return dense(width, name="fc2")(jax.nn.gelu(x, approximate=False))
 
@@ -299,7 +312,7 @@ class Encoder(nn.Module):
             # Before the embedding: the masked 90 % are never touched again.
             patches = take_tokens(patches, visible)
             positions = positions[visible]
-        x = nn.Dense(
+        x = Dense(
             self.width,
             kernel_init=fan_in_uniform,
             bias_init=_uniform_bias(patches.shape[-1]),

@@ -20,9 +20,11 @@ import optax
 from clu import parameter_overview
 
 from videomae_jax.data import pipeline, records
-from videomae_jax.data.bad_videos import BadVideos
+from videomae_jax.data.bad_videos import BadVideos, TooManyBadVideosError
+from videomae_jax.data.pipeline import NoReadableVideoError
+from videomae_jax.data.records import RecordError
 from videomae_jax.training import optimizer, sharding
-from videomae_jax.training.checkpointing import Checkpoints
+from videomae_jax.training.checkpointing import CheckpointError, Checkpoints
 from videomae_jax.training.pretrain import Pretraining
 from videomae_jax.training.reporting import Reporter
 
@@ -37,6 +39,16 @@ STEPS_AHEAD = 2
 
 class NonFiniteLossError(RuntimeError):
     """The loss or its gradient is not finite; the message says where to look."""
+
+
+# What stops a run for a reason that its user can mend, and is told in the message.
+EXPLAINED_ERRORS = (
+    CheckpointError,
+    NonFiniteLossError,
+    NoReadableVideoError,
+    RecordError,
+    TooManyBadVideosError,
+)
 
 
 class TrainState(flax.struct.PyTreeNode):
