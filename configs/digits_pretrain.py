@@ -23,21 +23,20 @@ def get_config(arg: str = ""):
     config.model.update(
         width=128,
         depth=4,
-        heads=4,
-        decoder_width=64,
-        decoder_depth=2,
-        decoder_heads=2,
+        heads=8,
+        decoder_width=128,
+        decoder_depth=1,
+        decoder_heads=8,
         patch_size=8,
         dtype="float32",
     )
     config.mask.ratio = 0.75
-    config.batch_size = 64
-    config.max_clips_per_device = 64
-    config.steps = 1600
-    config.optimizer.base_lr = 4e-3
-    config.optimizer.min_lr = 4e-5
+    config.batch_size = 32
+    config.steps = 2400
+    config.optimizer.base_lr = 0.012
+    config.optimizer.min_lr = 1e-4
     config.optimizer.warmup_epochs = 2.0
-    config.log_every = 50
-    config.checkpoint.every = 400
-    config.picture.every = 400
+    config.log_every = 100
+    config.checkpoint.every = 600
+    config.picture.every = 600
     return common.finish(config, arg)

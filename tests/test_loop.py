@@ -1,11 +1,13 @@
 """Whole runs: what they write, how they end, and that nothing interrupts them."""
 
+import contextlib
 import json
 import os
 import pathlib
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 
 import jax
@@ -155,8 +157,7 @@ def test_checkpoints_keep_the_last_and_the_milestones(folder, tmp_path):
 
 @pytest.fixture
 def explosive(monkeypatch):
-    """A task whose loss is NaN for the clips of video 3."""
-    monkeypatch.setattr(loop.Pretraining, "poison", True, raising=False)
+    """Training in which video 3 makes the loss NaN."""
     to_devices = loop.sharding.to_devices
 
     def poisoned(arrays, mesh):
@@ -169,21 +170,15 @@ def explosive(monkeypatch):
     monkeypatch.setattr(loop.sharding, "to_devices", poisoned)
     batches = loop.pipeline.batches
 
+    @contextlib.contextmanager
     def watched(*args):
-        import contextlib
+        def watch(stream):
+            for batch in stream:
+                poisoned.now = "3.mp4" in batch.ids
+                yield batch
 
-        @contextlib.contextmanager
-        def opened():
-            with batches(*args) as stream:
-
-                def watch():
-                    for batch in stream:
-                        poisoned.now = "3.mp4" in batch.ids
-                        yield batch
-
-                yield watch()
-
-        return opened()
+        with batches(*args) as stream:
+            yield watch(stream)
 
     monkeypatch.setattr(loop.pipeline, "batches", watched)
 
@@ -254,76 +249,79 @@ def test_missing_list_is_explained(tmp_path):
 # Real processes, killed.
 
 
-def start(folder, workdir, *flags):
-    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "1", "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(
-        [
-            sys.executable,
-            "main.py",
-            "--config=configs/k400_vits_pretrain.py:debug",
-            f"--config.data.train={folder}",
-            f"--workdir={workdir}",
-            "--config.data.num_frames=4",
-            "--config.data.stride=2",
-            "--config.data.image_size=32",
-            "--config.mask.ratio=0.75",
-            "--config.picture.every=0",
-            "--config.steps=60",
-            "--config.checkpoint.every=7",
-            *flags,
-        ],
-        cwd=ROOT,
-        env=environment,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+@contextlib.contextmanager
+def running(folder, workdir, *flags):
+    command = [
+        sys.executable,
+        "main.py",
+        "--config=configs/k400_vits_pretrain.py:debug",
+        f"--config.data.train={folder}",
+        f"--workdir={workdir}",
+        "--config.data.num_frames=4",
+        "--config.data.stride=2",
+        "--config.data.image_size=32",
+        "--config.mask.ratio=0.75",
+        "--config.picture.every=0",
+        "--config.steps=60",
+        "--config.checkpoint.every=7",
+        *flags,
+    ]
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "1"}
+    with (
+        tempfile.TemporaryFile("w+") as log,
+        subprocess.Popen(command, cwd=ROOT, env=environment, stderr=log) as process,
+    ):
+
+        def read_log():
+            log.seek(0)
+            return log.read()
+
+        try:
+            yield process, read_log
+        finally:
+            process.kill()
+
+
+def finish(folder, workdir):
+    with running(folder, workdir) as (process, read_log):
+        assert process.wait(timeout=300) == 0, read_log()
+        return read_log()
+
+
+def wait_for_lines(workdir, count, process, read_log):
+    file = workdir / "metrics.jsonl"
+    deadline = time.monotonic() + 300
+    while not file.exists() or len(file.read_text().splitlines()) < count:
+        assert process.poll() is None and time.monotonic() < deadline, read_log()
+        time.sleep(0.01)
 
 
 @pytest.fixture(scope="module")
 def whole_run(folder, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("whole")
-    process = start(folder, workdir)
-    assert process.wait() == 0, process.stderr.read()
+    finish(folder, workdir)
     return metrics(workdir)
 
 
-def wait_for(condition, process, seconds=120):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, process.stderr.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
 def test_sigkill_and_resume_equals_an_undisturbed_run(folder, whole_run, tmp_path):
-    for kill_after in (1, 3):
-        process = start(folder, tmp_path)
-        file = tmp_path / "metrics.jsonl"
-        wait_for(
-            lambda file=file, n=kill_after: (
-                file.exists() and len(file.read_text().splitlines()) >= n
-            ),
-            process,
-        )
-        time.sleep(0.1 * kill_after)
-        process.kill()
-        process.wait()
-    process = start(folder, tmp_path)
-    assert process.wait() == 0, process.stderr.read()
+    for lines in (1, 4):
+        with running(folder, tmp_path) as (process, read_log):
+            wait_for_lines(tmp_path, lines, process, read_log)
+            time.sleep(0.1 * lines)  # at no particular place
+            process.kill()
+    finish(folder, tmp_path)
     assert metrics(tmp_path) == whole_run
 
 
 def test_sigterm_loses_no_step(folder, whole_run, tmp_path):
-    process = start(folder, tmp_path, "--config.checkpoint.every=1000")
-    file = tmp_path / "metrics.jsonl"
-    wait_for(lambda: file.exists() and file.read_text(), process)
-    process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate()
-    assert process.returncode == 0, errors
+    never = "--config.checkpoint.every=1000"
+    with running(folder, tmp_path, never) as (process, read_log):
+        wait_for_lines(tmp_path, 1, process, read_log)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=120) == 0, read_log()
+        log = read_log()
     (saved,) = [int(p.name) for p in (tmp_path / "checkpoints").iterdir()]
     assert saved >= metrics(tmp_path)[-1]["step"]
-    assert f"saved step {saved}" in errors
-    process = start(folder, tmp_path)
-    _, errors = process.communicate()
-    assert process.returncode == 0 and f"at step {saved}" in errors
+    assert f"saved step {saved}" in log
+    assert f"at step {saved}" in finish(folder, tmp_path)
     assert metrics(tmp_path) == whole_run

@@ -42,7 +42,12 @@ def multi_scale_box(
 
     Returns:
         (top, left, height, width), within the frame.
+
+    Raises:
+        ValueError: if there are no scales, or one is not above 0 and at most 1.
     """
+    if not scales or not all(0 < scale <= 1 for scale in scales):
+        raise ValueError(f"crop scales must be above 0 and at most 1, not {scales}")
     short = min(height, width)
     sizes = [max(int(short * scale), 1) for scale in scales]
     # Never beyond the frame, where the shorter side itself is near the output size.
@@ -70,18 +75,25 @@ def crop_and_resize(clip: np.ndarray, box: Box, height: int, width: int) -> np.n
         width: of the result in pixels.
 
     Returns:
-        uint8 [T, height, width, 3].
+        uint8 [T, height, width, 3]; a view of the clip if the box has that size.
 
     Raises:
-        ValueError: if the clip is not uint8 [T, H, W, 3].
+        ValueError: if the clip is not uint8 [T, H, W, 3], or the box not within it.
     """
     _check(clip)
     top, left, crop_height, crop_width = box
-    crop = clip[:, top : top + crop_height, left : left + crop_width]
+    bottom, right = top + crop_height, left + crop_width
+    if not (0 <= top < bottom <= clip.shape[1] and 0 <= left < right <= clip.shape[2]):
+        raise ValueError(
+            f"box {box} (top, left, height, width) is empty or not within frames of "
+            f"{clip.shape[1]} x {clip.shape[2]}"
+        )
+    crop = clip[:, top:bottom, left:right]
     if (crop_height, crop_width) == (height, width):
         return crop
     out = np.empty((len(clip), height, width, 3), np.uint8)
     for frame, result in zip(crop, out, strict=True):
+        # Not resize(box=...) of the whole frame: that blends in pixels around the box.
         image = Image.fromarray(np.ascontiguousarray(frame))
         result[:] = image.resize((width, height), Image.Resampling.BILINEAR)
     return out
@@ -93,7 +105,20 @@ def multi_scale_crop(
     size: int,
     scales: tuple[float, ...] = (1, 0.875, 0.75, 0.66),
 ) -> np.ndarray:
-    """A `multi_scale_box` of the clip, uint8 [T, size, size, 3]."""
+    """A `multi_scale_box` of the clip, resized without regard to its aspect.
+
+    Args:
+        rng: randomness.
+        clip: uint8 [T, H, W, 3].
+        size: height and width of the result in pixels.
+        scales: crop sizes relative to the shorter side, in order.
+
+    Returns:
+        uint8 [T, size, size, 3], the same box of every frame.
+
+    Raises:
+        ValueError: if the clip is not uint8 [T, H, W, 3] or a scale is not in (0, 1].
+    """
     _check(clip)
     box = multi_scale_box(rng, *clip.shape[1:3], size, scales)
     return crop_and_resize(clip, box, size, size)
@@ -107,7 +132,10 @@ def center_crop(clip: np.ndarray, size: int) -> np.ndarray:
         size: height and width of the result in pixels.
 
     Returns:
-        uint8 [T, size, size, 3].
+        uint8 [T, size, size, 3]; a view.
+
+    Raises:
+        ValueError: if the clip is not uint8 [T, H, W, 3].
     """
     _check(clip)
     height, width = clip.shape[1:3]
@@ -121,13 +149,26 @@ def center_crop(clip: np.ndarray, size: int) -> np.ndarray:
 def horizontal_flip(
     rng: np.random.Generator, clip: np.ndarray, probability: float = 0.5
 ) -> np.ndarray:
-    """The clip, or with the given probability its mirror image (a view)."""
+    """The clip, or with the given probability its mirror image.
+
+    Args:
+        rng: randomness; one draw for all frames.
+        clip: uint8 [T, H, W, 3].
+        probability: of the mirror image; 0.5 is fine-tuning's (official code).
+
+    Returns:
+        uint8 [T, H, W, 3], a view.
+
+    Raises:
+        ValueError: if the clip is not uint8 [T, H, W, 3].
+    """
     _check(clip)
     return clip[:, :, ::-1] if rng.random() < probability else clip
 
 
 def _check(clip: np.ndarray) -> None:
-    if clip.dtype != np.uint8 or clip.ndim != 4 or clip.shape[-1] != 3:
+    if clip.dtype != np.uint8 or clip.ndim != 4 or clip.shape[-1] != 3 or not clip.size:
         raise ValueError(
-            f"a clip is uint8 [time, height, width, 3], not {clip.dtype} {clip.shape}"
+            "a clip is uint8 [time, height, width, 3], no side empty, not "
+            f"{clip.dtype} {clip.shape}"
         )

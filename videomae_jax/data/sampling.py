@@ -40,7 +40,20 @@ def pretrain_indices(
 def sample_pretrain(
     rng: np.random.Generator, num_video_frames: int, num_frames: int, stride: int
 ) -> np.ndarray:
-    """`pretrain_indices` from a start drawn uniformly from all that fit."""
+    """`pretrain_indices` from a start drawn uniformly from all that fit.
+
+    Args:
+        rng: randomness.
+        num_video_frames: frames of the video.
+        num_frames: frames of the clip.
+        stride: frames of the video from one frame of the clip to the next.
+
+    Returns:
+        int64 [num_frames], non-decreasing.
+
+    Raises:
+        ValueError: if a count or the stride is below 1.
+    """
     last_start = _last_start(num_video_frames, num_frames, stride)
     start = int(rng.integers(last_start + 1))
     return pretrain_indices(num_video_frames, num_frames, stride, start)

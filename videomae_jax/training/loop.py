@@ -4,6 +4,7 @@ A task (`pretrain.Pretraining`) says what is read from a video, how parameters s
 what is random on the device, and what the loss is; everything else is here.
 """
 
+import contextlib
 import json
 import logging
 import pathlib
@@ -284,41 +285,47 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> Train
         checkpoints.close()
         return state
 
-    # What goes along with the steps.
-    bad_name = "bad_videos.jsonl"
-    if not first_process:
-        bad_name = f"bad_videos.{jax.process_index()}.jsonl"
-    bad_videos = BadVideos(
-        workdir / bad_name, len(videos), config.data.max_bad_fraction
-    )
-    pictured = load_pictured_clips(task, config, videos)
-    reporter = Reporter(
-        workdir, start, total_steps, num_clips / mesh.size, active=first_process
-    )
-    preemption = Preemption(checkpoints)
+    # What goes along with the steps, and is closed in any event.
+    with contextlib.ExitStack() as stack:
+        stack.callback(checkpoints.close)
+        bad_name = f"bad_videos{'' if first_process else jax.process_index()}.jsonl"
+        bad_videos = BadVideos(
+            workdir / bad_name, len(videos), config.data.max_bad_fraction
+        )
+        pictured = load_pictured_clips(task, config, videos)
+        clips_per_device = num_clips / mesh.size
+        reporter = Reporter(
+            workdir, start, total_steps, clips_per_device, active=first_process
+        )
+        stack.callback(reporter.close)
+        preemption = Preemption(checkpoints)
+        stack.callback(preemption.close)
 
-    def save(step):
-        # First of all: a checkpoint after a bad step would hide it.
-        history.fetch(checkpoints.latest_step())
-        meta = {
-            "config": json.loads(config.to_json()),
-            "rows": history.rows,
-            "nonfinite": history.nonfinite,
-        }
-        checkpoints.save(step, state.params, state.opt_state, meta)
+        def save(step):
+            # First of all: a checkpoint after a bad step would hide it.
+            history.fetch(checkpoints.latest_step())
+            meta = {
+                "config": json.loads(config.to_json()),
+                "rows": history.rows,
+                "nonfinite": history.nonfinite,
+            }
+            checkpoints.save(step, state.params, state.opt_state, meta)
 
-    stream = pipeline.batches(
-        videos,
-        task.training_clips,
-        config.batch_size,
-        config.seed,
-        range(start, total_steps),
-        config.data.num_workers,
-        config.data.num_threads,
-        (jax.process_index(), jax.process_count()),
-    )
-    with jax.set_mesh(mesh), stream as batches:
+        batches = stack.enter_context(
+            pipeline.batches(
+                videos,
+                task.training_clips,
+                config.batch_size,
+                config.seed,
+                range(start, total_steps),
+                config.data.num_workers,
+                config.data.num_threads,
+                (jax.process_index(), jax.process_count()),
+            )
+        )
         batches = reporter.waiting_for(batches)
+        stack.enter_context(jax.set_mesh(mesh))
+
         for step in range(start + 1, total_steps + 1):
             batch = next(batches)
             bad_videos.add(batch.bad, step * config.batch_size)
@@ -337,14 +344,8 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> Train
                 save(step)
             if preemption.asked(step) and not last:
                 save(step)
-                log.info(
-                    "asked to stop: saved step %d; the same command continues", step
-                )
+                log.info("asked to stop: saved step %d; run again to continue", step)
                 break
-
-    preemption.close()
-    reporter.close()
-    checkpoints.close()
     return state
 
 

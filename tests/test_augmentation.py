@@ -1,0 +1,266 @@
+"""Crops and flips: where they may lie, and the pixels they give."""
+
+import collections
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from videomae_jax.data import augmentation
+
+SCALES = (1, 0.875, 0.75, 0.66)
+
+quick = settings(deadline=None, max_examples=60)
+seeds = st.integers(0, 2**32 - 1)
+
+
+def noise(height, width, num_frames=2, seed=0):
+    rng = np.random.default_rng(seed)
+    return rng.integers(256, size=(num_frames, height, width, 3), dtype=np.uint8)
+
+
+def pillow(frame, box, height, width):
+    top, left, crop_height, crop_width = box
+    image = Image.fromarray(frame)
+    image = image.crop((left, top, left + crop_width, top + crop_height))
+    return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "sides"),
+    [
+        (256, 340, [256, 224, 192, 168]),
+        (340, 256, [256, 224, 192, 168]),
+        (258, 340, [258, 224, 193, 170]),  # int(.875 * 258) = 225 snaps
+        (340, 254, [254, 224, 190, 167]),  # 222 snaps
+        (120, 160, [120, 105, 90, 79]),
+    ],
+)
+def test_boxes_are_all_pairs_at_all_anchors_equally_often(height, width, sides):
+    a, b, c, d = sides
+    pairs = [(a, a), (a, b), (b, a), (b, b), (b, c), (c, b), (c, c)]
+    pairs += [(c, d), (d, c), (d, d)]
+    # The 13 anchors of a 5 x 5 grid: where both coordinates are even, or both odd.
+    anchors = [(r, c) for r in range(5) for c in range(5) if r % 2 == c % 2]
+    assert len(set(pairs)) == 10 and len(anchors) == 13
+    expected = collections.Counter(
+        ((height - h) // 4 * row, (width - w) // 4 * column, h, w)
+        for h, w in pairs
+        for row, column in anchors
+    )
+
+    rng = np.random.default_rng(0)
+    drawn = collections.Counter(
+        augmentation.multi_scale_box(rng, height, width, 224, SCALES)
+        for _ in range(100 * 130)
+    )
+    assert drawn.keys() == expected.keys()
+    for box, ways in expected.items():  # boxes coincide where no room is left
+        assert abs(drawn[box] - 100 * ways) < 6 * (100 * ways) ** 0.5
+
+
+@given(
+    height=st.integers(1, 500),
+    width=st.integers(1, 500),
+    size=st.integers(1, 300),
+    scales=st.lists(st.floats(0.01, 1), min_size=1, max_size=5),
+    seed=seeds,
+)
+@quick
+def test_boxes_lie_within_any_frame(height, width, size, scales, seed):
+    for h, w in [(height, width), (height, 1), (1, width), (size - 1 or 1, width)]:
+        rng = np.random.default_rng(seed)
+        box = augmentation.multi_scale_box(rng, h, w, size, tuple(scales))
+        top, left, crop_height, crop_width = box
+        assert crop_height >= 1 and 0 <= top <= top + crop_height <= h
+        assert crop_width >= 1 and 0 <= left <= left + crop_width <= w
+
+
+@pytest.mark.parametrize(
+    ("short", "scale", "side"),
+    [
+        *((227, 1, 227), (226, 1, 224), (225, 1, 224), (224, 1, 224)),
+        *((223, 1, 223), (222, 1, 222)),  # never beyond the frame
+        *((253, 0.875, 221), (254, 0.875, 224), (259, 0.875, 224)),
+        *((260, 0.875, 227), (1, 0.66, 1)),
+    ],
+)
+def test_sides_near_the_output_size_snap_to_it(short, scale, side):
+    rng = np.random.default_rng(0)
+    for frame in [(short, 300), (300, short)]:
+        box = augmentation.multi_scale_box(rng, *frame, 224, (scale,))
+        assert box[2:] == (side, side)
+
+
+@given(data=st.data(), height=st.integers(1, 40), width=st.integers(1, 40), seed=seeds)
+@quick
+def test_crop_and_resize_is_pillows(data, height, width, seed):
+    top = data.draw(st.integers(0, height - 1))
+    left = data.draw(st.integers(0, width - 1))
+    crop_height = data.draw(st.integers(1, height - top))
+    crop_width = data.draw(st.integers(1, width - left))
+    out = data.draw(st.tuples(st.integers(1, 40), st.integers(1, 40)))
+
+    box = (top, left, crop_height, crop_width)
+    clip = noise(height, width, num_frames=3, seed=seed)
+    result = augmentation.crop_and_resize(clip, box, *out)
+    assert result.shape == (3, *out, 3) and result.dtype == np.uint8
+    wanted = np.stack([pillow(frame, box, *out) for frame in clip])
+    np.testing.assert_array_equal(result, wanted)
+
+
+def test_a_box_of_the_output_size_is_not_resampled():
+    clip = noise(20, 30)
+    for box in [(0, 0, 20, 30), (2, 3, 10, 12)]:
+        result = augmentation.crop_and_resize(clip, box, *box[2:])
+        assert np.shares_memory(result, clip)
+
+
+@pytest.mark.parametrize(
+    "box",
+    [
+        *((-1, 0, 4, 4), (0, -1, 4, 4), (17, 0, 4, 4), (0, 27, 4, 4)),
+        *((0, 0, 21, 30), (20, 0, 4, 4), (0, 0, 0, 4), (0, 0, 4, 0), (-20, 0, 4, 4)),
+    ],
+)
+def test_refuses_a_box_beyond_the_frame(box):
+    with pytest.raises(ValueError, match="is empty or not within frames of 20 x 30"):
+        augmentation.crop_and_resize(noise(20, 30), box, 4, 4)
+
+
+@pytest.mark.parametrize("scales", [(), (0,), (1, -0.5), (1.2, 1), (float("nan"),)])
+def test_refuses_scales_that_leave_the_frame(scales):
+    with pytest.raises(ValueError, match="scales must be above 0 and at most 1, not"):
+        augmentation.multi_scale_crop(
+            np.random.default_rng(0), noise(20, 30), 16, scales
+        )
+
+
+def test_crop_and_resize_reads_a_view():
+    clip = noise(20, 30)
+    flipped = clip[:, :, ::-1]
+    box = (2, 3, 10, 12)
+    np.testing.assert_array_equal(
+        augmentation.crop_and_resize(flipped, box, 8, 8),
+        augmentation.crop_and_resize(flipped.copy(), box, 8, 8),
+    )
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_multi_scale_crop_is_the_same_for_every_frame(seed):
+    clip = noise(40, 60, num_frames=4)
+    box = augmentation.multi_scale_box(np.random.default_rng(seed), 40, 60, 32)
+    result = augmentation.multi_scale_crop(np.random.default_rng(seed), clip, 32)
+    wanted = np.stack([pillow(frame, box, 32, 32) for frame in clip])
+    np.testing.assert_array_equal(result, wanted)
+
+
+def test_only_scale_one_keeps_a_square_clip_of_the_output_size():
+    clip = noise(32, 32)
+    result = augmentation.multi_scale_crop(np.random.default_rng(0), clip, 32, (1,))
+    np.testing.assert_array_equal(result, clip)
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "size", "scaled", "corner"),
+    [
+        (48, 64, 32, (32, 42), (0, 5)),
+        (64, 48, 32, (42, 32), (5, 0)),
+        (37, 100, 32, (32, 86), (0, 27)),
+        (32, 33, 32, (32, 33), (0, 0)),  # half a pixel goes to the even side
+        (35, 32, 32, (35, 32), (2, 0)),
+        (20, 31, 32, (32, 49), (0, 8)),
+        (32, 32, 32, (32, 32), (0, 0)),
+        (1, 3, 8, (8, 24), (0, 8)),
+    ],
+)
+def test_center_crop(height, width, size, scaled, corner):
+    clip = noise(height, width)
+    top, left = corner
+    frames = [Image.fromarray(frame) for frame in clip]
+    frames = [f.resize(scaled[::-1], Image.Resampling.BILINEAR) for f in frames]
+    frames = [f.crop((left, top, left + size, top + size)) for f in frames]
+    wanted = np.stack([np.asarray(frame) for frame in frames])
+    np.testing.assert_array_equal(augmentation.center_crop(clip, size), wanted)
+
+
+@given(height=st.integers(1, 60), width=st.integers(1, 60), size=st.integers(1, 24))
+@quick
+def test_center_crop_of_any_size(height, width, size):
+    result = augmentation.center_crop(noise(height, width, num_frames=1), size)
+    assert result.shape == (1, size, size, 3) and result.dtype == np.uint8
+
+
+def test_flip_mirrors_columns_only():
+    clip = noise(5, 7)
+    rng = np.random.default_rng(0)
+    mirrored = augmentation.horizontal_flip(rng, clip, 1)
+    for column in range(7):
+        np.testing.assert_array_equal(mirrored[:, :, column], clip[:, :, 6 - column])
+    np.testing.assert_array_equal(augmentation.horizontal_flip(rng, clip, 0), clip)
+
+
+@pytest.mark.parametrize("probability", [0.5, 0.1])
+def test_flip_is_as_likely_as_told(probability):
+    clip = noise(1, 2, num_frames=1)
+    rng = np.random.default_rng(0)
+    results = [
+        augmentation.horizontal_flip(rng, clip, probability) for _ in range(2000)
+    ]
+    flipped = np.mean([not np.array_equal(result, clip) for result in results])
+    assert abs(flipped - probability) < 0.05
+
+
+DRAWS = {
+    "box": lambda rng, clip: augmentation.multi_scale_box(rng, 40, 60, 32),
+    "crop": lambda rng, clip: augmentation.multi_scale_crop(rng, clip, 32),
+    "flip": augmentation.horizontal_flip,
+}
+
+
+@pytest.mark.parametrize("draw", DRAWS.values(), ids=DRAWS)
+def test_depends_on_the_rng_alone(draw):
+    clip = noise(40, 60)
+    original = clip.copy()
+    first, again = (
+        [np.array(draw(np.random.default_rng(seed), clip)) for seed in range(20)]
+        for _ in range(2)
+    )
+    np.testing.assert_array_equal(first, again)
+    assert any((first[0] != result).any() for result in first)
+    np.testing.assert_array_equal(clip, original)
+
+
+CALLS = {
+    "crop_and_resize": lambda c: augmentation.crop_and_resize(c, (0, 0, 4, 4), 4, 4),
+    "multi_scale_crop": lambda c: augmentation.multi_scale_crop(
+        np.random.default_rng(0), c, 4
+    ),
+    "center_crop": lambda c: augmentation.center_crop(c, 4),
+    "horizontal_flip": lambda c: augmentation.horizontal_flip(
+        np.random.default_rng(0), c
+    ),
+}
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+@pytest.mark.parametrize(
+    ("dtype", "shape"),
+    [
+        (np.float32, (2, 8, 8, 3)),
+        (np.int64, (2, 8, 8, 3)),
+        (np.uint8, (8, 8, 3)),
+        (np.uint8, (2, 3, 8, 8)),
+        (np.uint8, (2, 8, 8, 4)),
+        (np.uint8, (2, 0, 8, 3)),
+        (np.uint8, (2, 8, 0, 3)),
+        (np.uint8, (0, 8, 8, 3)),
+        (np.uint8, (1, 2, 8, 8, 3)),
+    ],
+)
+def test_refuses_what_is_no_clip(call, dtype, shape):
+    with pytest.raises(ValueError, match=r"a clip is uint8 \[time, .*, not") as error:
+        call(np.zeros(shape, dtype))
+    assert str(error.value).endswith(f"not {np.dtype(dtype)} {shape}")
