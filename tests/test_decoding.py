@@ -131,7 +131,7 @@ def test_reads_the_frames_of_a_full_decode(kind):
         np.testing.assert_array_equal(video.read([index])[0], full[index])
     np.testing.assert_array_equal(video.read(range(len(full))), full)
     # A silent fallback to decoding everything would pass all of the above.
-    assert video._indexed == _KINDS[kind].get("indexed", True)
+    assert (video._table is not None) == _KINDS[kind].get("indexed", True)
 
 
 def test_num_frames_needs_no_decoding(monkeypatch):
@@ -233,7 +233,7 @@ def test_edit_lists(first):
     full = _plain_decode(bytes(edited))
     np.testing.assert_array_equal(full, before[first:])
     with Video(bytes(edited)) as video:
-        assert video._indexed
+        assert video._table is not None
         assert video.num_frames == 30 - first
         for indices in ([0], [5, 1], range(len(full))):
             np.testing.assert_array_equal(video.read(indices), full[list(indices)])
@@ -270,7 +270,7 @@ def test_invisible_vp8_frames():
     full = _plain_decode(content)
     assert len(full) < _NUM_FRAMES
     with Video(content) as video:
-        assert video._indexed
+        assert video._table is not None
         np.testing.assert_array_equal(video.read(range(len(full))), full)
         np.testing.assert_array_equal(video.read([20, 33]), full[[20, 33]])
         assert video.num_frames == len(full)
@@ -294,10 +294,11 @@ def test_mpeg4_packets_without_a_picture():
 def test_timestamps_that_the_decoder_contradicts(monkeypatch):
     """A table that promises the wrong order gives way to a full decode."""
     with Video(_content("one gop")) as video:
-        a, b = video._positions[10:12]
-        video._times[a], video._times[b] = video._times[b], video._times[a]
+        times = video._table.times
+        a, b = video._table.positions[10:12]
+        times[a], times[b] = times[b], times[a]
         np.testing.assert_array_equal(video.read([25])[0], _full("one gop")[25])
-        assert not video._indexed
+        assert video._table is None
 
 
 def test_frames_that_do_not_come_out():
@@ -308,7 +309,7 @@ def test_frames_that_do_not_come_out():
         clean, "mp4", lambda position, data: delimiter if position == 25 else data
     )
     with Video(clean) as video:
-        dropped = video._positions.index(25)
+        dropped = video._table.positions.index(25)
     with Video(content) as video:
         for _ in range(2):  # Also once the video knows.
             with pytest.raises(VideoError, match=f"<bytes>: frames? .*{dropped}.* exa"):
@@ -427,7 +428,7 @@ def test_damage_in_the_middle(sent):
         return data[:4] + b"\xff" * (len(data) - 4) if position == damaged else data
 
     with Video(clean) as video:
-        damaged = video._positions[13]
+        damaged = video._table.positions[13]
         content = _with_packets(clean, "matroska", smash)
     with Video(content) as video:
         for index in (*range(11), *range(20, 40)):

@@ -135,6 +135,14 @@ def test_resumes_on_other_devices(folder, undisturbed, tmp_path, monkeypatch):
         np.testing.assert_allclose(one["loss"], other["loss"], rtol=1e-5)
 
 
+def test_eight_devices_train_alike(folder, undisturbed, tmp_path, monkeypatch):
+    monkeypatch.undo()
+    config = tiny(folder, **{"mesh.data": 8, "max_clips_per_device": 1})
+    loop.train_and_evaluate(config, str(tmp_path))
+    for one, other in zip(metrics(tmp_path), metrics(undisturbed[0]), strict=True):
+        np.testing.assert_allclose(one["loss"], other["loss"], rtol=1e-5)
+
+
 def test_complete_run_is_left_alone(folder, undisturbed):
     before = (undisturbed[0] / "metrics.jsonl").read_bytes()
     state = loop.train_and_evaluate(tiny(folder), str(undisturbed[0]))

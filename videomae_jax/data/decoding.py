@@ -17,29 +17,15 @@ import io
 import operator
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
 
 import av
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
-# Codecs of which one shown packet is one frame and decoding may begin at a keyframe.
-_INDEXABLE = frozenset(
-    "h264 hevc vp8 vp9 av1 mpeg1video mpeg2video mpeg4 mjpeg ffv1 prores".split()
-)
-# Codecs that reorder frames and whose packets do not say so in a place easy to read.
-_OPAQUE_ORDER = frozenset({"hevc", "mpeg1video", "mpeg2video"})
-# No codec here holds back more frames than this before it shows one.
-_MAX_REORDER = 16
+from videomae_jax.data.packets import packet_table
 
-# Types of H.264 NAL units.
-_SLICE, _IDR_SLICE = 1, 5
-_PARAMETER_SETS = {7, 8}
-_DROPPABLE = {_SLICE, 6, 9, 12}  # With messages, delimiters and filler.
-
-_MPEG4_PICTURE = b"\0\0\1\xb6"
-# A coded MPEG-4 picture is longer; a shorter one says "show nothing new".
-_MPEG4_EMPTY = 12
+# Frames with their indices.
+_Frames = Iterator[tuple[int, av.VideoFrame]]
 
 
 class VideoError(ValueError):
@@ -91,9 +77,12 @@ class Video:
             self._container = self._open()
             self._stream = self._container.streams.video[0]
             self._list_packets()
-            self._index_frames()
-            if not self._indexed:
+            # `None` if frames can only be told apart by decoding from the beginning.
+            self._table = packet_table(self._stream, self._packets)
+            if self._table is None:
                 self.num_frames = self._count_frames()
+            else:
+                self.num_frames = len(self._table.positions)
             self.fps = self._average_fps()
         except BaseException as error:
             self.close()
@@ -153,7 +142,7 @@ class Video:
             return np.empty((0, *self._frame_size(), 3), np.uint8)
 
         wanted = sorted(places)
-        if self._indexed:
+        if self._table is not None:
             try:
                 return self._collect(self._decode_indexed(wanted), places)
             except _TableError:
@@ -166,7 +155,7 @@ class Video:
                         f"the packets hold {self.num_frames} frames, but {count} of "
                         "them come out of the decoder"
                     ) from None
-                self._indexed = False
+                self._table = None
         return self._collect(self._decode_all(wanted), places)
 
     def _error(self, reason: str) -> VideoError:
@@ -227,78 +216,10 @@ class Video:
                 f"cut off: {len(self._packets)} of {promised} packets are there"
             )
 
-    def _index_frames(self) -> None:
-        """Finds which packet holds which frame and where decoding may begin.
-
-        Sets `_indexed`, whether the packets determine that at all, and if so
-        `num_frames` and, by position in decoding order, `_times` (`None` for a packet
-        that shows nothing), `_starts` and `_skippable`. `_positions` lists the position
-        of each frame's packet.
-        """
-        self._indexed = False
-        # The canonical name: the decoder's own may differ, as libdav1d's from av1.
-        codec = self._stream.codec_context.codec.canonical_name
-        packets = self._packets
-        times = [packet.pts for packet in packets]
-        self._skippable = [False] * len(packets)
-        self._starts = [packet.is_keyframe for packet in packets]
-        self._lookahead = 0
-        if codec not in _INDEXABLE or None in times or len(set(times)) < len(times):
-            return
-        in_order = all(a < b for a, b in zip(times, times[1:], strict=False))
-        reordered = False
-        shown = [not packet.is_discard for packet in packets]
-        if codec == "h264":
-            header = self._stream.codec_context.extradata or b""
-            pictures = [_parse_h264(packet, header) for packet in packets]
-            self._skippable = [picture.skippable for picture in pictures]
-            reordered = any(picture.has_b_slice for picture in pictures)
-            # After a keyframe that is no IDR picture, frames may refer to what came
-            # before it (open GOP), or become exact only later (intra refresh). And if
-            # packets carry parameter sets, a start must bring its own.
-            sets = any(picture.units & _PARAMETER_SETS for picture in pictures)
-            needed = {_IDR_SLICE} | (_PARAMETER_SETS if sets else set())
-            self._starts = [picture.units >= needed for picture in pictures]
-        elif codec == "mpeg4":
-            for packet in packets:
-                _, *pictures = bytes(packet).split(_MPEG4_PICTURE)
-                if len(pictures) != 1 or len(pictures[0]) < _MPEG4_EMPTY:
-                    return  # Not one picture per packet.
-                reordered |= pictures[0][0] >> 6 == 2  # The coding type of B-frames.
-        elif codec == "vp8":
-            # An invisible reference frame has its own packet and timestamp.
-            shown = [
-                show and bool(memoryview(packet)[0] & 0x10)
-                for show, packet in zip(shown, packets, strict=True)
-            ]
-        elif codec in _OPAQUE_ORDER and in_order:
-            # Reordering or decoding times in place of presentation times? The frames
-            # after a wanted one have to tell.
-            self._lookahead = _MAX_REORDER
-        if reordered and in_order:
-            return  # These are decoding times: AVI has no others.
-        if not self._starts[0]:
-            return  # How much comes out before the first start is up to the decoder.
-        if any(packet.has_sidedata("new_extradata") for packet in packets[1:]):
-            return  # A jump would miss the change.
-        latest = times[0]
-        for position, (time, start) in enumerate(zip(times, self._starts, strict=True)):
-            if start and time < latest or time < times[0] and shown[position]:
-                return  # Time runs backwards, or frames lead the first keyframe.
-            latest = max(latest, time)
-        self._times = [
-            t if show else None for t, show in zip(times, shown, strict=True)
-        ]
-        self._positions = sorted(
-            (position for position, show in enumerate(shown) if show),
-            key=times.__getitem__,
-        )
-        self.num_frames = len(self._positions)
-        self._indexed = self.num_frames > 0
-
     def _average_fps(self) -> float | None:
-        if self._indexed and self.num_frames > 1:
-            first, last = (self._times[self._positions[i]] for i in (0, -1))
+        table = self._table
+        if table is not None and self.num_frames > 1:
+            first, last = (table.times[table.positions[i]] for i in (0, -1))
             seconds = float((last - first) * self._stream.time_base)
             return (self.num_frames - 1) / seconds
         rate = self._stream.average_rate
@@ -309,12 +230,12 @@ class Video:
             self.read([0])
         return self._size
 
-    def _decode_indexed(self, wanted: list[int]) -> Iterator[tuple[int, av.VideoFrame]]:
+    def _decode_indexed(self, wanted: list[int]) -> _Frames:
         """Yields (index, frame) of the wanted frames, by way of the packet table."""
         run: list[int] = []
         run_start = run_end = -1
         for index in wanted:
-            position = self._positions[index]
+            position = self._table.positions[index]
             start = self._start_of(position)
             if run and start > run_end:
                 yield from self._decode_run(run_start, run_end, run)
@@ -327,16 +248,13 @@ class Video:
 
     def _start_of(self, position: int) -> int:
         """Last position from where decoding gives the frame at `position` exactly."""
-        time = self._packets[position].pts
-        start = position
+        start, time = position, self._packets[position].pts
         # Frames shown before a keyframe but coded after it refer to what precedes it.
-        while not self._starts[start] or self._packets[start].pts > time:
+        while not self._table.starts[start] or self._packets[start].pts > time:
             start -= 1
         return start
 
-    def _decode_run(
-        self, start: int, end: int, wanted: list[int]
-    ) -> Iterator[tuple[int, av.VideoFrame]]:
+    def _decode_run(self, start: int, end: int, wanted: list[int]) -> _Frames:
         """Decodes the packets `start` to `end` as far as the wanted frames need.
 
         Args:
@@ -354,18 +272,19 @@ class Video:
         decoder = self._stream.codec_context
         if decoder.is_open:
             decoder.flush_buffers()  # Of whatever an earlier run left, or its failure.
-        index_at = {self._positions[index]: index for index in wanted}
-        end = min(end + self._lookahead, len(self._packets) - 1)
+        table = self._table
+        index_at = {table.positions[index]: index for index in wanted}
+        end = min(end + table.lookahead, len(self._packets) - 1)
         sent = [
             position
             for position in range(start, end + 1)
-            if not self._skippable[position] or position in index_at
+            if not table.skippable[position] or position in index_at
         ]
         begin = self._packets[start].pts
         expected = (
-            (self._times[position], position)
+            (table.times[position], position)
             for position in sent
-            if self._times[position] is not None and self._times[position] >= begin
+            if table.times[position] is not None and table.times[position] >= begin
         )
         announced = iter(sorted(expected))
         for frame in self._send(sent, wanted):
@@ -405,13 +324,13 @@ class Video:
         self, damaged: int, wanted: list[int], reason: str = "damaged data"
     ) -> None:
         """Raises if a wanted frame is, or may depend on, the one at `damaged`."""
-        alone = self._skippable[damaged]
+        alone = self._table.skippable[damaged]
         for index in wanted:
-            position = self._positions[index]
+            position = self._table.positions[index]
             if position == damaged or position > damaged and not alone:
                 raise self._error(f"frame {index} cannot be decoded: {reason}")
 
-    def _decode_all(self, wanted: list[int]) -> Iterator[tuple[int, av.VideoFrame]]:
+    def _decode_all(self, wanted: list[int]) -> _Frames:
         """Yields (index, frame) of the wanted frames of a decode from the beginning."""
         remaining = iter(wanted)
         index = next(remaining)
@@ -447,11 +366,7 @@ class Video:
                     f"frame {count} cannot be decoded: {error.strerror}"
                 ) from error
 
-    def _collect(
-        self,
-        frames: Iterator[tuple[int, av.VideoFrame]],
-        places: dict[int, list[int]],
-    ) -> np.ndarray:
+    def _collect(self, frames: _Frames, places: dict[int, list[int]]) -> np.ndarray:
         """Converts frames to RGB and puts each in all its places."""
         clip = None
         count = sum(map(len, places.values()))
@@ -476,51 +391,6 @@ class Video:
             for place in places[index]:
                 clip[place] = image
         return clip
-
-
-class _H264Picture(NamedTuple):
-    """What the NAL units of one packet say."""
-
-    units: set[int]  # Their types.
-    skippable: bool  # No other picture needs anything in it.
-    has_b_slice: bool
-
-
-def _parse_h264(packet: av.Packet, header: bytes) -> _H264Picture:
-    """Reads the headers of a packet's NAL units.
-
-    Args:
-        packet: An access unit: units behind their lengths if `header` is an
-            AVCDecoderConfigurationRecord, else behind start codes (Annex B).
-        header: The codec's extradata.
-
-    Returns:
-        The picture; one that nothing may be assumed of if the units are malformed.
-    """
-    data = bytes(packet)
-    if len(header) > 6 and header[0] == 1:
-        width = (header[4] & 3) + 1
-        offset, units = 0, []
-        while offset < len(data):
-            begin = offset + width
-            offset = begin + int.from_bytes(data[offset:begin], "big")
-            units.append(data[begin : begin + 2])
-        intact = offset == len(data)
-    else:
-        units = data.split(b"\0\0\1")[1:]
-        intact = True
-    if not intact or not units or min(map(len, units)) < 2:
-        return _H264Picture(set(), False, False)
-    types = {unit[0] & 31 for unit in units}
-    # The two bits that tell whether others refer to the unit.
-    skippable = types <= _DROPPABLE and not any(unit[0] & 0x60 for unit in units)
-    # A picture's first slice begins with "1" (macroblock 0) and then, for B, "010" or
-    # "00111": two Exp-Golomb numbers.
-    has_b_slice = any(
-        unit[0] & 31 == _SLICE and (unit[1] >> 4 == 0b1010 or unit[1] >> 2 == 0b100111)
-        for unit in units
-    )
-    return _H264Picture(types, skippable and _SLICE in types, has_b_slice)
 
 
 def _upright(image: np.ndarray, frame: av.VideoFrame) -> np.ndarray:
