@@ -276,13 +276,13 @@ def running(folder, workdir, *flags):
     ]
     environment = os.environ | {"JAX_NUM_CPU_DEVICES": "1"}
     with (
-        tempfile.TemporaryFile("w+") as log,
+        tempfile.TemporaryFile() as log,
         subprocess.Popen(command, cwd=ROOT, env=environment, stderr=log) as process,
     ):
 
         def read_log():
-            log.seek(0)
-            return log.read()
+            # From its start, without moving the place where the process writes.
+            return os.pread(log.fileno(), 10**6, 0).decode()
 
         try:
             yield process, read_log
@@ -300,7 +300,9 @@ def wait_for_lines(workdir, count, process, read_log):
     file = workdir / "metrics.jsonl"
     deadline = time.monotonic() + 300
     while not file.exists() or len(file.read_text().splitlines()) < count:
-        assert process.poll() is None and time.monotonic() < deadline, read_log()
+        assert process.poll() is None and time.monotonic() < deadline, read_log()[
+            -2000:
+        ]
         time.sleep(0.01)
 
 

@@ -163,7 +163,7 @@ def batches(
         )
     iterator = iter(stream)
     try:
-        yield (_with_records(element, records) for element in iterator)
+        yield _with_records(iterator, records)
     finally:
         iterator.close()
 
@@ -238,12 +238,16 @@ def _collate(elements: Sequence[dict]) -> dict:
     }
 
 
-def _with_records(element: dict, records: Sequence[Record]) -> Batch:
-    return Batch(
-        arrays={"video": element["video"]},
-        ids=[records[index].id for index in element["record"]],
-        bad=[(records[index], reason) for index, reason in element["bad"]],
-    )
+def _with_records(
+    elements: Iterator[dict], records: Sequence[Record]
+) -> Iterator[Batch]:
+    for element in elements:
+        # Popped: arrays from workers lie in shared memory until nobody holds them.
+        yield Batch(
+            ids=[records[index].id for index in element.pop("record")],
+            bad=[(records[index], reason) for index, reason in element.pop("bad")],
+            arrays={"video": element.pop("video")},
+        )
 
 
 def _start_worker(worker: int, count: int) -> None:

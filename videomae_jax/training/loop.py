@@ -323,11 +323,11 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> Train
                 (jax.process_index(), jax.process_count()),
             )
         )
-        batches = reporter.waiting_for(batches)
         stack.enter_context(jax.set_mesh(mesh))
 
         for step in range(start + 1, total_steps + 1):
-            batch = next(batches)
+            with reporter.waiting_for_data():
+                batch = next(batches)
             bad_videos.add(batch.bad, step * config.batch_size)
             arrays = sharding.to_devices(batch.arrays, mesh)
             state, metrics = train_step(state, arrays, step_key)
@@ -346,6 +346,9 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> Train
                 save(step)
                 log.info("asked to stop: saved step %d; run again to continue", step)
                 break
+        # A batch may lie in memory shared with a worker, which is to be given back
+        # while there is somebody to do it.
+        del batch, arrays
     return state
 
 

@@ -1,5 +1,6 @@
 """What a run says of itself: progress, metrics.jsonl, TensorBoard, pictures."""
 
+import contextlib
 import json
 import logging
 import pathlib
@@ -74,16 +75,12 @@ class Reporter:
             dynamic_ncols=True,
         )
 
-    def waiting_for(self, batches: Iterator) -> Iterator:
-        """The same batches, keeping account of the time spent waiting for them."""
-        while True:
-            start = time.perf_counter()
-            try:
-                batch = next(batches)
-            except StopIteration:
-                return
-            self._waited += time.perf_counter() - start
-            yield batch
+    @contextlib.contextmanager
+    def waiting_for_data(self) -> Iterator[None]:
+        """Counts the time inside as time spent waiting for the next batch."""
+        start = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - start
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
         """Reports values after `step` steps, with speed since the last report."""
