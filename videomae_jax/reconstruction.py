@@ -76,7 +76,7 @@ def hide(
 def _fill(patches, ids, values, grid, shape):
     """Patches with `values` at `ids`, as a video of the given shape."""
     rows = jnp.arange(len(ids))[:, None]
-    patches = patches.at[rows, ids].set(values)
+    patches = jnp.asarray(patches).at[rows, ids].set(values)
     tubelet_size, patch_size = shape[1] // grid[0], shape[2] // grid[1]
     return vit.unpatchify(patches, grid, patch_size, tubelet_size)
 
