@@ -2,7 +2,14 @@
 
     python main.py --config=configs/digits_pretrain.py
 
-TBD
+3,000 small mp4 files are made on first use (about 20 s). 2,000 steps of 32 clips take
+five to six minutes on two CPU cores. Predicting each patch's mean would give a loss of
+0.50 (half of the patches are plain paper, whose target is zero); the run stays there for
+some 300 steps, until it has found out where to look, and ends near 0.26. The pictures in
+runs/digits_pretrain/pictures show digits completed in the hidden places.
+
+Why not VideoMAE's values: with 75 % of the places hidden, 2,400 steps ended at 0.34 and
+showed few digits; with four heads of width 32 the plateau lasted much longer.
 """
 
 from configs import common
@@ -30,13 +37,14 @@ def get_config(arg: str = ""):
         patch_size=8,
         dtype="float32",
     )
-    config.mask.ratio = 0.75
+    # Half, not 90 %: so few steps and 16 places would show hardly a digit.
+    config.mask.ratio = 0.5
     config.batch_size = 32
-    config.steps = 2400
+    config.steps = 2000
     config.optimizer.base_lr = 0.012
     config.optimizer.min_lr = 1e-4
     config.optimizer.warmup_epochs = 2.0
     config.log_every = 100
-    config.checkpoint.every = 600
-    config.picture.every = 600
+    config.checkpoint.every = 500
+    config.picture.every = 500
     return common.finish(config, arg)
