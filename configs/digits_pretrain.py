@@ -4,9 +4,9 @@
 
 3,000 small mp4 files are made on first use (about 20 s). 2,000 steps of 32 clips take
 five to six minutes on two CPU cores. Predicting each patch's mean would give a loss of
-0.50 (half of the patches are plain paper, whose target is zero); the run stays there for
-some 300 steps, until it has found out where to look, and ends near 0.26. The pictures in
-runs/digits_pretrain/pictures show digits completed in the hidden places.
+0.50 (half of the patches are plain paper, whose target is zero); the run stays there
+for some 300 steps, until it has found out where to look, and ends near 0.26. The
+pictures in runs/digits_pretrain/pictures show digits completed in the hidden places.
 
 Why not VideoMAE's values: with 75 % of the places hidden, 2,400 steps ended at 0.34 and
 showed few digits; with four heads of width 32 the plateau lasted much longer.
