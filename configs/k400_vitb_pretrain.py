@@ -6,8 +6,8 @@
 The official script's recipe: batch 2048, peak learning rate 1.5e-4 * 2048 / 256, 40
 epochs of warm-up, tube masking of 90 %, 16 frames 4 apart, decoder of 4 layers. With
 240,436 videos that is 117 steps an epoch, 93,600 in all. The paper's authors report
-80.0 (800 epochs), 81.5 (1600 epochs) % top-1 after fine-tuning from their weights (16
-frames x 5 x 3 views); this library has not run the whole recipe.
+80.0 % top-1 (81.5 % after 1600 epochs) after fine-tuning from their weights (16 frames
+x 5 x 3 views); this library has not run the whole recipe.
 """
 
 from configs import common

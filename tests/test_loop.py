@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from configs import common
-from tests.videos import moving_noise, write_video
+from tests.videos import moving_noise, write_folder, write_video
 from videomae_jax.data import bad_videos, records
 from videomae_jax.training import checkpointing, loop
 
@@ -25,10 +25,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("videos")
-    for i in range(12):
-        write_video(folder / f"{i}.mp4", moving_noise(12 + i, 48, 64, seed=i))
-    return folder
+    return write_folder(tmp_path_factory.mktemp("videos"), 12)
 
 
 def tiny(folder, **overrides):

@@ -139,7 +139,6 @@ def test_program_does_not_grow_with_depth():
 @pytest.mark.parametrize("frames, size", [(2, 32), (8, 64), (32, 48)])
 def test_any_clip_length_and_image_size(frames, size):
     model = official.model()
-    grid = vit.token_grid((frames, size, size, 3), 16, 2)
     key = jax.random.key(0)
     video = jax.random.randint(key, (2, frames, size, size + 32, 3), 0, 256)
     video = video.astype(jnp.uint8)

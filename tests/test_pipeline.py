@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from tests.videos import moving_noise, write_video
+from tests.videos import moving_noise, write_folder, write_video
 from videomae_jax.data import bad_videos, pipeline, records
 from videomae_jax.data.decoding import Video
 from videomae_jax.data.records import Record
@@ -17,10 +17,7 @@ CLIPS = pipeline.PretrainingClips(
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("videos")
-    for i in range(10):
-        write_video(folder / f"{i}.mp4", moving_noise(12 + i, 48, 64, seed=i))
-    return folder
+    return write_folder(tmp_path_factory.mktemp("videos"), 10)
 
 
 @pytest.fixture(scope="session")

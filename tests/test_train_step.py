@@ -56,8 +56,8 @@ def test_learning_rate_scales_with_the_batch_but_for_nothing_else():
     assert one(0) == 0 and np.isclose(one(2), 2e-3) and np.isclose(one(3), 2e-3)
 
 
-@pytest.mark.parametrize("mesh_shape, accumulation", [((1, 1), 1), ((2, 2), 1)])
-def test_trajectory_matches_reference(trajectory, mesh_shape, accumulation):
+@pytest.mark.parametrize("mesh_shape", [(1, 1), (2, 2)])
+def test_trajectory_matches_reference(trajectory, mesh_shape):
     golden = np.load(official.GOLDEN / "pretrain_step.npz")
     tx = optimizer.adamw(
         *trajectory["betas"],
@@ -67,7 +67,7 @@ def test_trajectory_matches_reference(trajectory, mesh_shape, accumulation):
     schedule = optimizer.warmup_cosine(2e-3, 1e-4, 256, 10, 40)
     task = GivenMasks(small_config())
     step, state, mesh = jitted(
-        task, official.parameters(golden), tx, schedule, mesh_shape, accumulation
+        task, official.parameters(golden), tx, schedule, mesh_shape
     )
     videos = official.video(trajectory["videos_uint8_bcthw"])
     for i in range(40):

@@ -35,6 +35,13 @@ def moving_noise(num_frames: int, height: int, width: int, seed: int = 0) -> np.
     return frames
 
 
+def write_folder(folder: Path, count: int) -> Path:
+    """Writes videos 0.mp4, 1.mp4, ... of 12, 13, ... frames; returns the folder."""
+    for i in range(count):
+        write_video(folder / f"{i}.mp4", moving_noise(12 + i, 48, 64, seed=i))
+    return folder
+
+
 def write_video(
     target,
     frames: np.ndarray,

@@ -1,1 +1,1 @@
-"""From video files to batches of uint8 clips, on the host; imports no JAX."""
+"""From video files to batches of uint8 clips, on the host, with NumPy alone."""
