@@ -368,9 +368,8 @@ def load_pictured_clips(task, config, videos) -> np.ndarray:
 
 def report_changes(saved: dict, config: ml_collections.ConfigDict) -> None:
     """Warns of fields that differ from those of the run that is continued."""
-    then = ml_collections.ConfigDict(saved)
-    now = ml_collections.ConfigDict(json.loads(config.to_json()))
-    flat = [flax.traverse_util.flatten_dict(x.to_dict(), sep=".") for x in (then, now)]
+    now = json.loads(config.to_json())
+    flat = [flax.traverse_util.flatten_dict(x, sep=".") for x in (saved, now)]
     for name in sorted(flat[0].keys() | flat[1].keys()):
         before, after = flat[0].get(name), flat[1].get(name)
         if before != after:
