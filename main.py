@@ -42,7 +42,8 @@ def main(argv):
         absl_logging.set_verbosity(absl_logging.WARNING)
     log = reporting.start_log(detailed=jax.process_index() == 0)
     try:
-        loop.train_and_evaluate(_CONFIG.value, workdir)
+        run = loop.evaluate if _CONFIG.value.mode == "eval" else loop.train_and_evaluate
+        run(_CONFIG.value, workdir)
     except loop.EXPLAINED_ERRORS as error:
         # What a user can mend is told without a trace through our code.
         log.error("%s", error)

@@ -1,6 +1,7 @@
-"""Every field of a pretraining run, with VideoMAE's values for Kinetics-400, ViT-B.
+"""Every field of a run, with VideoMAE's values for Kinetics-400, ViT-B.
 
-The recipes in this folder change a few of them. On the command line any field is set
+`pretrain()` and `finetune()` each give the fields of `_training()` and their own. The
+recipes in this folder change a few of them. On the command line any field is set
 with `--config.<field>=<value>`; a misspelt one is refused. Every recipe also takes
 `:debug` (`--config=configs/k400_vitb_pretrain.py:debug`): the same code with a small
 model and few steps, in seconds on two CPU cores.
@@ -10,23 +11,27 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 
-def pretrain() -> ConfigDict:
-    """Returns the fields of a pretraining run; no other can be added."""
+def _training() -> ConfigDict:
+    """Returns what pretraining and fine-tuning have in common."""
     config = ConfigDict()
-    config.task = "pretrain"
+    # train, or eval: test the newest checkpoint of a fine-tuning run's --workdir.
+    config.mode = "train"
     # Decides everything random: parameters, order, frames, crops, masks.
     config.seed = 0
     # Videos per step over all devices. The learning rate scales with it.
-    config.batch_size = 2048
+    config.batch_size = placeholder(int)
     # The most clips one device takes at once; beyond it, gradients are accumulated.
     config.max_clips_per_device = 32
-    config.epochs = 800
+    config.epochs = placeholder(int)
     # Steps of the whole run; 0 means `epochs` over the training videos.
     config.steps = 0
     # How many steps with a loss that is not finite may be skipped before stopping.
     config.max_nonfinite_steps = 0
     # Steps between lines of metrics.
     config.log_every = 20
+    # Regular expression: parameters in whose path, such as encoder/norm/scale, it is
+    # found are not trained.
+    config.freeze = ""
 
     config.model = ConfigDict()
     # tiny, small, base, large, huge or giant; the fields left None are the variant's.
@@ -34,9 +39,6 @@ def pretrain() -> ConfigDict:
     config.model.width = placeholder(int)
     config.model.depth = placeholder(int)
     config.model.heads = placeholder(int)
-    config.model.decoder_width = placeholder(int)
-    config.model.decoder_depth = placeholder(int)
-    config.model.decoder_heads = placeholder(int)
     config.model.patch_size = placeholder(int)
     config.model.tubelet_size = placeholder(int)
     config.model.mlp_ratio = placeholder(float)
@@ -45,18 +47,12 @@ def pretrain() -> ConfigDict:
     # What the backward pass keeps: none (all is kept), dots, blocks (least memory).
     config.model.remat = "none"
 
-    config.mask = ConfigDict()
-    # tube (the same places in every frame) or random.
-    config.mask.kind = "tube"
-    config.mask.ratio = 0.9
-    # Targets are normalised per patch and channel; False: plain pixels in [0, 1].
-    config.normalize_targets = True
-
     config.data = ConfigDict()
-    # A list file (a video and, if you like, its label a line), a folder of videos, or
-    # digits:train, the embedded data set.
+    # A list file (a video and its label a line), or digits:train, the embedded data
+    # set; for pretraining also a list without labels, or a folder of videos.
     config.data.train = ""
-    # Held-out videos, for pictures; training videos are shown if empty.
+    # Held-out videos: pretraining's pictures (of training videos if this is empty),
+    # fine-tuning's accuracy while it trains (none if empty).
     config.data.validation = ""
     # Where relative paths of a list start; beside the list file if empty.
     config.data.root = ""
@@ -64,11 +60,9 @@ def pretrain() -> ConfigDict:
     # Frames of the video between two frames of the clip.
     config.data.stride = 4
     config.data.image_size = 224
-    # Crops are these shares of the shorter side, then resized (official code).
-    config.data.crop_scales = (1.0, 0.875, 0.75, 0.66)
-    # Probability of a horizontal flip; the official code pretrains without.
+    # Probability of a horizontal flip.
     config.data.flip = 0.0
-    # Clips per decoded video, each with its own crop and mask (V2, section 3.3).
+    # Clips per decoded video, each with its own crop, augmentation and mask.
     config.data.num_samples = 1
     # Processes that decode on each host; 0 decodes in threads of the training process.
     config.data.num_workers = 8
@@ -79,15 +73,21 @@ def pretrain() -> ConfigDict:
 
     config.optimizer = ConfigDict()
     # Both rates are for a batch of 256; VideoMAE, appendix.
-    config.optimizer.base_lr = 1.5e-4
-    config.optimizer.min_lr = 1e-5
-    config.optimizer.warmup_epochs = 40.0
+    config.optimizer.base_lr = placeholder(float)
+    config.optimizer.min_lr = placeholder(float)
+    config.optimizer.warmup_epochs = placeholder(float)
     config.optimizer.weight_decay = 0.05
     config.optimizer.b1 = 0.9
-    config.optimizer.b2 = 0.95
+    config.optimizer.b2 = placeholder(float)
     config.optimizer.eps = 1e-8
-    # Largest gradient norm; 0 clips nothing. V2 uses 0.02 for giant.
+    # Largest gradient norm; 0 clips nothing. V2 uses 0.02 to pretrain giant.
     config.optimizer.clip_norm = 0.0
+    # Learning rate of each block relative to the next one; 1: all alike.
+    config.optimizer.layer_decay = 1.0
+
+    config.ema = ConfigDict()
+    # Of an average of the parameters, which is then what is evaluated; 0: none.
+    config.ema.decay = 0.0
 
     config.mesh = ConfigDict()
     # Ways to split the batch; -1: all devices that fsdp leaves.
@@ -100,6 +100,34 @@ def pretrain() -> ConfigDict:
     config.checkpoint.keep_last = 2
     # Steps whose multiples are kept for good; 0: none.
     config.checkpoint.milestone_every = 0
+    return config
+
+
+def pretrain() -> ConfigDict:
+    """Returns the fields of a pretraining run; no other can be added."""
+    config = _training()
+    config.task = "pretrain"
+    config.batch_size = 2048
+    config.epochs = 800
+
+    config.model.decoder_width = placeholder(int)
+    config.model.decoder_depth = placeholder(int)
+    config.model.decoder_heads = placeholder(int)
+
+    config.mask = ConfigDict()
+    # tube (the same places in every frame) or random.
+    config.mask.kind = "tube"
+    config.mask.ratio = 0.9
+    # Targets are normalised per patch and channel; False: plain pixels in [0, 1].
+    config.normalize_targets = True
+
+    # Crops are these shares of the shorter side, then resized (official code).
+    config.data.crop_scales = (1.0, 0.875, 0.75, 0.66)
+
+    config.optimizer.base_lr = 1.5e-4
+    config.optimizer.min_lr = 1e-5
+    config.optimizer.warmup_epochs = 40.0
+    config.optimizer.b2 = 0.95
 
     config.picture = ConfigDict()
     # Steps between pictures of originals, masks and reconstructions; 0: none.
@@ -109,6 +137,102 @@ def pretrain() -> ConfigDict:
     # the hidden ones' own, as the official code does (that shows part of the answer).
     config.picture.statistics = "visible"
     return config.lock()
+
+
+def finetune() -> ConfigDict:
+    """Returns the fields of a fine-tuning run; no other can be added."""
+    config = _training()
+    config.task = "finetune"
+    config.batch_size = 384
+    config.epochs = 75
+
+    config.init = ConfigDict()
+    # The --workdir of a pretraining run, or of a fine-tuning run to go on from; empty:
+    # from scratch.
+    config.init.source = ""
+    # Take the head of a fine-tuning run too: the same classes are wanted.
+    config.init.head = False
+
+    # mean (of all tokens), first_token (most fine-tunes made with Hugging Face's
+    # library) or attentive (a cross-attention block).
+    config.model.pooling = "mean"
+    # layer, or batch: MAE's for a linear probe.
+    config.model.head_norm = "layer"
+    # Size of pretraining's images in pixels, whose position table is interpolated to
+    # image_size; 0: the plain 1-D table, as in the official V1 code.
+    config.model.position_size = 224
+    # Probability of dropping the last block's branches, rising from 0 in the first.
+    config.model.drop_path = 0.1
+    # Of the pooled features.
+    config.model.dropout = 0.0
+    config.model.head_init_scale = 0.001
+
+    # The list of the final test, and of config.mode=eval.
+    config.data.test = ""
+    # Class names, one a line, or digits:labels; by default the videos' folders, where
+    # each class has its own.
+    config.data.labels = ""
+    # By default as many as `labels` names, or the training list has.
+    config.data.num_classes = placeholder(int)
+    # dense: the official code's, whose frames are 64 / 15 apart at stride 4; exact:
+    # `stride` apart; uniform: one of each of num_frames parts (Something-Something);
+    # mmaction: as exact, tested as MMAction2 does.
+    config.data.frames = "dense"
+    config.data.flip = 0.5
+    # Augmentations per decoded video (repeated augmentation).
+    config.data.num_samples = 2
+    # rand-m<magnitude>-n<operations>-mstd<spread>-inc1; empty: none.
+    config.data.rand_augment = "rand-m7-n4-mstd0.5-inc1"
+    # Smallest and largest share of the frame, and width over height, of a crop.
+    config.data.crop_area = (0.08, 1.0)
+    config.data.crop_aspect = (3 / 4, 4 / 3)
+    # Probability of erasing a box of the clip.
+    config.data.erase = 0.25
+
+    config.mix = ConfigDict()
+    # Alphas of the Beta distributions; 0 switches one off.
+    config.mix.mixup = 0.8
+    config.mix.cutmix = 1.0
+    # Of mixing at all; of cutmix rather than mixup.
+    config.mix.probability = 1.0
+    config.mix.switch_probability = 0.5
+    # batch: one draw for all clips; sample: one for each.
+    config.mix.mode = "batch"
+
+    config.loss = ConfigDict()
+    config.loss.smoothing = 0.1
+    # Weighs classes by their effective number of videos (Cui et al. 2019), such as
+    # 0.999; 0: all alike.
+    config.loss.class_balance = 0.0
+
+    config.optimizer.base_lr = 5e-4
+    config.optimizer.min_lr = 1e-6
+    config.optimizer.warmup_epochs = 5.0
+    config.optimizer.b2 = 0.999
+    config.optimizer.layer_decay = 0.75
+
+    config.evaluation = ConfigDict()
+    # Steps between evaluations on the validation videos' centre clips; 0: none.
+    config.evaluation.every = 1000
+    # Views of each test video: clips in time, and crops of each.
+    config.evaluation.segments = 5
+    config.evaluation.crops = 3
+    # Videos that each device takes at once, view by view.
+    config.evaluation.videos_per_device = 4
+    # A file for the test's probabilities as MMAction2's --dump writes them.
+    config.evaluation.dump = ""
+    return config.lock()
+
+
+def lists(config: ConfigDict, name: str) -> None:
+    """Sets the lists that `python -m videomae_jax lists NAME` makes, in data/NAME."""
+    config.data.update(
+        train=f"data/{name}/train.txt",
+        validation=f"data/{name}/val.txt",
+        # The papers report the accuracy on the validation videos.
+        test=f"data/{name}/val.txt",
+        labels=f"data/{name}/labels.txt",
+    )
 
 
 def debug(config: ConfigDict) -> ConfigDict:
@@ -122,21 +246,21 @@ def debug(config: ConfigDict) -> ConfigDict:
         steps=20,
         log_every=5,
     )
-    config.model.update(
-        width=96,
-        depth=2,
-        heads=3,
-        decoder_width=48,
-        decoder_depth=1,
-        decoder_heads=3,
-        dtype="float32",
-    )
+    config.model.update(width=96, depth=2, heads=3, dtype="float32")
     config.data.update(num_frames=8, num_workers=1)
     config.data.image_size = min(config.data.image_size, 96)
     if config.model.variant == "giant":
         config.data.image_size = 98
     config.checkpoint.update(every=10, milestone_every=0)
-    config.picture.every = 10
+    if config.task == "pretrain":
+        config.model.update(decoder_width=48, decoder_depth=1, decoder_heads=3)
+        config.picture.every = 10
+    else:
+        config.evaluation.update(every=10, segments=2, videos_per_device=2)
+        # What the pretraining recipe's :debug leaves.
+        config.model.position_size = min(config.model.position_size, 96)
+        if config.init.source:
+            config.init.source += "_debug"
     return config
 
 

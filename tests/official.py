@@ -6,6 +6,7 @@ import pathlib
 import numpy as np
 
 import videomae_jax as vmae
+from videomae_jax.models.classifier import VideoClassifier
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 
@@ -65,21 +66,29 @@ def _stack(trees):
     return np.stack(trees)
 
 
-def parameters(arrays, prefix="param/"):
-    """Our pretraining parameters from `<prefix><official name>` arrays."""
-    tensors = {
+def _tensors(arrays, prefix):
+    return {
         key.removeprefix(prefix): arrays[key]
         for key in arrays
         if key.startswith(prefix)
     }
-    kernel = tensors["encoder.patch_embed.proj.weight"]  # [D, C, frame, row, column]
+
+
+def _embedding(tensors, name):
+    kernel = tensors[f"{name}.weight"]  # [D, C, frame, row, column]
+    return {
+        "kernel": kernel.transpose(2, 3, 4, 1, 0).reshape(-1, len(kernel)),
+        "bias": tensors[f"{name}.bias"],
+    }
+
+
+def parameters(arrays, prefix="param/"):
+    """Our pretraining parameters from `<prefix><official name>` arrays."""
+    tensors = _tensors(arrays, prefix)
     return {
         "mask_token": tensors["mask_token"].reshape(-1),
         "encoder": {
-            "embedding": {
-                "kernel": kernel.transpose(2, 3, 4, 1, 0).reshape(-1, len(kernel)),
-                "bias": tensors["encoder.patch_embed.proj.bias"],
-            },
+            "embedding": _embedding(tensors, "encoder.patch_embed.proj"),
             "blocks": _stack(
                 [_block(tensors, f"encoder.blocks.{i}") for i in range(2)]
             ),
@@ -93,4 +102,32 @@ def parameters(arrays, prefix="param/"):
             "norm": _norm(tensors, "decoder.norm"),
             "head": _linear(tensors, "decoder.head"),
         },
+    }
+
+
+def classifier(**overrides):
+    sizes = json.loads((GOLDEN / "model.json").read_text())
+    encoder = sizes["encoder"]
+    fields = dict(
+        width=encoder["dim"],
+        depth=encoder["depth"],
+        heads=encoder["heads"],
+        num_classes=sizes["num_classes"],
+        patch_size=sizes["patch_size"],
+        tubelet_size=sizes["tubelet_size"],
+        mlp_ratio=sizes["mlp_ratio"],
+    )
+    return VideoClassifier(**(fields | overrides))
+
+
+def classifier_parameters(arrays, prefix="param/"):
+    """Our fine-tuning parameters from `<prefix><official name>` arrays."""
+    tensors = _tensors(arrays, prefix)
+    return {
+        "encoder": {
+            "embedding": _embedding(tensors, "patch_embed.proj"),
+            "blocks": _stack([_block(tensors, f"blocks.{i}") for i in range(2)]),
+        },
+        "norm": _norm(tensors, "fc_norm"),
+        "head": _linear(tensors, "head"),
     }

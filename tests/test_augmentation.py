@@ -183,13 +183,13 @@ def test_center_crop(height, width, size, scaled, corner):
     frames = [f.resize(scaled[::-1], Image.Resampling.BILINEAR) for f in frames]
     frames = [f.crop((left, top, left + size, top + size)) for f in frames]
     wanted = np.stack([np.asarray(frame) for frame in frames])
-    np.testing.assert_array_equal(augmentation.center_crop(clip, size), wanted)
+    np.testing.assert_array_equal(augmentation.spatial_crops(clip, size, 1)[0], wanted)
 
 
 @given(height=st.integers(1, 60), width=st.integers(1, 60), size=st.integers(1, 24))
 @quick
 def test_center_crop_of_any_size(height, width, size):
-    result = augmentation.center_crop(noise(height, width, num_frames=1), size)
+    result = augmentation.spatial_crops(noise(height, width, num_frames=1), size, 1)[0]
     assert result.shape == (1, size, size, 3) and result.dtype == np.uint8
 
 
@@ -238,7 +238,7 @@ CALLS = {
     "multi_scale_crop": lambda c: augmentation.multi_scale_crop(
         np.random.default_rng(0), c, 4
     ),
-    "center_crop": lambda c: augmentation.center_crop(c, 4),
+    "spatial_crops": lambda c: augmentation.spatial_crops(c, 4, 1),
     "horizontal_flip": lambda c: augmentation.horizontal_flip(
         np.random.default_rng(0), c
     ),

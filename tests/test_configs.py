@@ -24,26 +24,45 @@ def get(name, arg=""):
 def test_recipes_are_there():
     k400 = [f"k400_vit{size}_pretrain" for size in "sblh"]
     ssv2 = [f"ssv2_vit{size}_pretrain" for size in "sb"]
-    wanted = {*k400, *ssv2, "ucf101_vitb_pretrain", "digits_pretrain"}
-    assert wanted <= set(RECIPES)
+    pretraining = {*k400, *ssv2, "ucf101_vitb_pretrain", "digits_pretrain"}
+    digits = {f"digits_{name}" for name in ("finetune", "scratch", "linear_probe")}
+    finetuning = {name.replace("pretrain", "finetune") for name in pretraining}
+    assert pretraining | finetuning | digits <= set(RECIPES)
+    assert {"hmdb51_vitb_finetune", "custom_finetune"} <= set(RECIPES)
+
+
+@pytest.fixture(scope="module")
+def videos_list(tmp_path_factory):
+    path = tmp_path_factory.mktemp("lists") / "list.txt"
+    path.write_text("a.mp4 0\nb.mp4 1\n")
+    return str(path)
+
+
+def build(config, videos_list):
+    """The task of a recipe, with a list in the place of the data set's."""
+    config.data.update(train=videos_list, validation=videos_list)
+    if config.task == "finetune":
+        config.data.update(test=videos_list, labels="")
+    return TASKS[config.task](config)
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_recipe_builds_and_documents_itself(name):
+def test_recipe_builds_and_documents_itself(name, videos_list):
     module = importlib.import_module(f"configs.{name}")
-    assert f"python main.py --config=configs/{name}.py" in module.__doc__
+    documentation = module.__doc__
+    assert f"python main.py --config=configs/{name}.py" in documentation
     config = get(name)
     assert config.is_locked
-    TASKS[config.task](config)
+    build(config, videos_list)
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_debug_is_small_and_still_fits(name):
+def test_debug_is_small_and_still_fits(name, videos_list):
     config = get(name, "debug")
-    task = TASKS[config.task](config)
+    task = build(config, videos_list)
     size, frames = config.data.image_size, config.data.num_frames
     video = jax.ShapeDtypeStruct((1, frames, size, size, 3), "uint8")
-    params = jax.eval_shape(task.init, jax.eval_shape(jax.random.key, 0), video)
+    params, _ = jax.eval_shape(task.init, jax.eval_shape(jax.random.key, 0), video)
     assert sum(x.size for x in jax.tree.leaves(params)) < 2e6
     assert config.steps <= 20
 
@@ -75,6 +94,41 @@ def test_recipe_equals_the_official_script(
     assert tuple(config.data.crop_scales) == (1, 0.875, 0.75, 0.66)
     assert not config.data.flip
     assert vit.VARIANTS[config.model.variant].decoder_depth == decoder_depth
+
+
+# Official scripts: global batch, peak lr, epochs, layer decay, drop-path, dropout,
+# floor of the lr for a batch of 256, segments.
+@pytest.mark.parametrize(
+    "name, batch, peak, epochs, decay, drop_path, dropout, floor, segments",
+    [
+        ("k400_vits_finetune", 384, 7.5e-4, 150, 0.75, 0.1, 0.0, 1e-6, 5),
+        ("k400_vitb_finetune", 384, 7.5e-4, 75, 0.75, 0.1, 0.0, 1e-6, 5),
+        ("k400_vitl_finetune", 128, 1e-3, 35, 0.75, 0.1, 0.0, 1e-6, 5),
+        ("k400_vith_finetune", 512, 2e-3, 50, 0.75, 0.2, 0.5, 1e-5, 5),
+        ("ssv2_vits_finetune", 384, 1.5e-3, 40, 0.7, 0.1, 0.0, 1e-6, 2),
+        ("ssv2_vitb_finetune", 384, 7.5e-4, 30, 0.75, 0.1, 0.0, 1e-6, 2),
+        ("ucf101_vitb_finetune", 128, 2.5e-4, 100, 0.7, 0.2, 0.5, 1e-5, 5),
+    ],
+)
+def test_finetuning_recipe_equals_the_official_script(
+    name, batch, peak, epochs, decay, drop_path, dropout, floor, segments
+):
+    config = get(name)
+    assert config.batch_size == batch and config.epochs == epochs
+    assert config.optimizer.base_lr * batch / 256 == pytest.approx(peak)
+    assert config.optimizer.min_lr == floor and config.optimizer.warmup_epochs == 5
+    assert (config.optimizer.b1, config.optimizer.b2) == (0.9, 0.999)
+    assert config.optimizer.layer_decay == decay
+    assert config.optimizer.weight_decay == 0.05 and not config.optimizer.clip_norm
+    assert (config.model.drop_path, config.model.dropout) == (drop_path, dropout)
+    assert (config.data.num_frames, config.data.stride) == (16, 4)
+    assert config.data.rand_augment == "rand-m7-n4-mstd0.5-inc1"
+    assert (config.data.num_samples, config.data.erase) == (2, 0.25)
+    assert (config.mix.mixup, config.mix.cutmix, config.loss.smoothing) == (0.8, 1, 0.1)
+    something = name.startswith("ssv2")
+    assert config.data.frames == ("uniform" if something else "dense")
+    assert config.data.flip == (0.0 if something else 0.5)
+    assert (config.evaluation.segments, config.evaluation.crops) == (segments, 3)
 
 
 def test_unknown_option_is_refused():

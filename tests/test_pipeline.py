@@ -6,11 +6,19 @@ import numpy as np
 import pytest
 
 from tests.videos import moving_noise, write_folder, write_video
-from videomae_jax.data import bad_videos, pipeline, records
+from videomae_jax.data import augmentation, bad_videos, pipeline, records
+from videomae_jax.data.clips import (
+    FRAME_RULES,
+    CenterClips,
+    FinetuningClips,
+    MultiViewClips,
+    PretrainingClips,
+)
 from videomae_jax.data.decoding import Video
+from videomae_jax.data.randaugment import RandAugment
 from videomae_jax.data.records import Record
 
-CLIPS = pipeline.PretrainingClips(
+CLIPS = PretrainingClips(
     num_frames=4, stride=2, size=32, scales=(1, 0.75, 0.5), flip=0.5, num_samples=1
 )
 
@@ -82,7 +90,7 @@ def test_samples_of_a_video_are_adjacent_and_cost_one_decode(videos, monkeypatch
     monkeypatch.setattr(
         Video, "read", lambda self, i: reads.append(1) or read_frames(self, i)
     )
-    clips = pipeline.PretrainingClips(4, 2, 32, (1, 0.5), 0.0, num_samples=3)
+    clips = PretrainingClips(4, 2, 32, (1, 0.5), 0.0, num_samples=3)
     (batch,) = read(videos, range(1), clips)
     assert len(reads) == 4
     assert batch.arrays["video"].shape == (12, 4, 32, 32, 3)
@@ -130,10 +138,94 @@ def test_only_bad_videos_is_an_error(mixed, workers):
 
 
 def test_center_clips_are_fixed(videos):
-    clips = pipeline.CenterClips(num_frames=4, stride=2, size=32)
+    clips = CenterClips(num_frames=4, stride=2, size=32)
     video, ids = pipeline.read_all(videos, clips, 3)
     assert video.shape == (3, 4, 32, 32, 3) and ids == [v.id for v in videos[:3]]
     np.testing.assert_array_equal(video, pipeline.read_all(videos, clips, 3)[0])
+
+
+FINETUNING = {
+    "num_frames": 4,
+    "stride": 2,
+    "size": 32,
+    "rand_augment": RandAugment.parse("rand-m7-n4-mstd0.5-inc1"),
+    "crop_area": (0.08, 1.0),
+    "crop_aspect": (0.75, 4 / 3),
+    "flip": 0.5,
+    "erase": 0.25,
+}
+
+
+@pytest.mark.parametrize("rule", FRAME_RULES)
+def test_finetuning_augments_one_decode_several_times(videos, rule, monkeypatch):
+    reads = []
+    read_frames = Video.read
+    monkeypatch.setattr(
+        Video, "read", lambda self, i: reads.append(1) or read_frames(self, i)
+    )
+    clips = FinetuningClips(frames=rule, num_samples=3, **FINETUNING)
+    (batch,) = read(videos, range(1), clips)
+    assert len(reads) == 4
+    assert batch.arrays["video"].shape == (12, 4, 32, 32, 3)
+    assert len({clip.tobytes() for clip in batch.arrays["video"]}) == 12
+    assert_same([batch], read(videos, range(1), clips, num_workers=1))
+
+
+def test_labels_come_along(folder, tmp_path):
+    path = tmp_path / "list.txt"
+    path.write_text("".join(f"{i}.mp4 {i % 3}\n" for i in range(10)))
+    videos = records.load(str(path), str(folder))
+    clips = FinetuningClips(frames="dense", num_samples=2, **FINETUNING)
+    for batch in read(videos, range(3), clips):
+        wanted = [int(name.removesuffix(".mp4")) % 3 for name in batch.ids]
+        assert batch.arrays["label"].tolist() == wanted
+        assert batch.arrays["label"].dtype == np.int32
+
+
+def test_views_are_cut_from_the_whole_video(videos):
+    views = MultiViewClips(4, 2, 32, "dense", segments=2, crops=3)
+    with Video(videos[9].path) as video:  # 21 frames of 48 x 64
+        clips = views(video, None)
+        everything = video.read(range(21))
+    assert clips.shape == (6, 4, 32, 32, 3) == (views.views, 4, 32, 32, 3)
+    small = augmentation.crop_and_resize(everything, (0, 0, 48, 64), 32, 42)
+    for segment, start in enumerate((0, 14)):
+        frames = small[start : start + 8 : 2]
+        for crop, left in enumerate((0, 5, 10)):
+            np.testing.assert_array_equal(
+                clips[3 * segment + crop], frames[:, :, left : left + 32]
+            )
+
+
+def each_once(videos, **kwargs):
+    clips = CenterClips(num_frames=4, stride=2, size=32)
+    with pipeline.each_once(videos, clips, (1, 4, 32, 32, 3), 4, **kwargs) as batches:
+        return list(batches)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_pass_reads_each_video_once_and_in_order(mixed, workers):
+    batches = each_once(mixed, num_workers=workers)
+    index = np.concatenate([batch.index for batch in batches])
+    readable = np.concatenate([batch.readable for batch in batches])
+    assert index.tolist() == [*range(9), -1, -1, -1]
+    assert readable.tolist() == [True] * 5 + [False] * 3 + [True] + [False] * 3
+    reasons = dict(bad for batch in batches for bad in batch.bad)
+    assert reasons.keys() == {5, 6, 7} and "missing.mp4" in reasons[5]
+    assert all(batch.video.shape == (4, 1, 4, 32, 32, 3) for batch in batches)
+    video = np.concatenate([batch.video for batch in batches])
+    assert (
+        video[readable].any(axis=(1, 2, 3, 4, 5)).all() and not video[~readable].any()
+    )
+
+
+def test_hosts_share_a_pass(mixed):
+    whole = each_once(mixed)
+    parts = [each_once(mixed, process=(i, 2)) for i in range(2)]
+    for step, batch in enumerate(whole):
+        for name in ("video", "index", "readable"):
+            both = np.concatenate([getattr(part[step], name) for part in parts])
+            np.testing.assert_array_equal(both, getattr(batch, name))
 
 
 def record(name):

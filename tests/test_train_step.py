@@ -9,8 +9,10 @@ import pytest
 import videomae_jax as vmae
 from configs import common
 from tests import official
-from videomae_jax.training import loop, optimizer, sharding
+from videomae_jax.training import optimizer, sharding
+from videomae_jax.training.finetune import Finetuning
 from videomae_jax.training.pretrain import Pretraining
+from videomae_jax.training.step import TrainState, make_train_step
 
 
 class GivenMasks(Pretraining):
@@ -20,20 +22,34 @@ class GivenMasks(Pretraining):
         return batch
 
 
-def small_config(**model):
-    config = common.pretrain()
-    config.model.update(
-        width=48,
-        depth=2,
-        heads=3,
-        decoder_width=32,
-        decoder_depth=2,
-        decoder_heads=2,
-        dtype="float32",
-        **model,
-    )
-    config.data.update(num_frames=8, image_size=64)
+@pytest.fixture(scope="module")
+def videos_list(tmp_path_factory):
+    """Ten classes; the videos themselves are not looked at here."""
+    path = tmp_path_factory.mktemp("lists") / "train.txt"
+    path.write_text("".join(f"{i}.mp4 {i % 10}\n" for i in range(20)))
+    return str(path)
+
+
+def small(config, videos_list):
+    config.model.update(width=48, depth=2, heads=3, dtype="float32")
+    config.data.update(train=videos_list, num_frames=8, image_size=64)
+    return config
+
+
+@pytest.fixture(scope="module")
+def pretraining(videos_list):
+    config = small(common.pretrain(), videos_list)
+    config.model.update(decoder_width=32, decoder_depth=2, decoder_heads=2)
     config.mask.ratio = 0.75
+    return config
+
+
+@pytest.fixture(scope="module")
+def finetuning(videos_list):
+    """With all that is random in it: mixing, drop-path, dropout."""
+    config = small(common.finetune(), videos_list)
+    config.model.update(drop_path=0.2, dropout=0.2, head_init_scale=1.0)
+    config.model.position_size = 64
     return config
 
 
@@ -57,7 +73,7 @@ def test_learning_rate_scales_with_the_batch_but_for_nothing_else():
 
 
 @pytest.mark.parametrize("mesh_shape", [(1, 1), (2, 2)])
-def test_trajectory_matches_reference(trajectory, mesh_shape):
+def test_trajectory_matches_reference(pretraining, trajectory, mesh_shape):
     golden = np.load(official.GOLDEN / "pretrain_step.npz")
     tx = optimizer.adamw(
         *trajectory["betas"],
@@ -65,7 +81,7 @@ def test_trajectory_matches_reference(trajectory, mesh_shape):
         float(trajectory["weight_decay"]),
     )
     schedule = optimizer.warmup_cosine(2e-3, 1e-4, 256, 10, 40)
-    task = GivenMasks(small_config())
+    task = GivenMasks(pretraining)
     step, state, mesh = jitted(
         task, official.parameters(golden), tx, schedule, mesh_shape
     )
@@ -89,22 +105,63 @@ def test_trajectory_matches_reference(trajectory, mesh_shape):
         )
 
 
-def jitted(task, params, tx, schedule, mesh_shape=(1, 1), accumulation=1):
+@pytest.mark.parametrize("mesh_shape", [(1, 1), (2, 2)])
+def test_layer_decay_trajectory_matches_reference(finetuning, mesh_shape):
+    golden = np.load(official.GOLDEN / "finetune_step.npz")
+    trajectory = np.load(official.GOLDEN / "finetune_trajectory.npz")
+    config = finetuning.copy_and_resolve_references()
+    config.model.update(drop_path=0.0, dropout=0.0)
+    config.mix.probability = 0.0
+    task = Finetuning(config)
+    params = official.classifier_parameters(golden)
+    decay = float(trajectory["layer_decay"])
+    scales = optimizer.layer_scales(params, decay)
+    blocks = scales["encoder"]["blocks"]["mlp"]["fc1"]["bias"].ravel()
+    ours = [scales["encoder"]["embedding"]["bias"], *blocks, scales["head"]["kernel"]]
+    np.testing.assert_allclose(ours, trajectory["layer_scale"], rtol=1e-6)
+    tx = optimizer.adamw(
+        *trajectory["betas"], 1e-8, float(trajectory["weight_decay"]), layer_decay=decay
+    )
+    rates = jnp.asarray(trajectory["lr"])
+    step, state, mesh = jitted(task, params, tx, lambda step: rates[step], mesh_shape)
+    videos = official.video(trajectory["videos_uint8_bcthw"])
+    for i, chosen in enumerate(trajectory["batch_indices"]):
+        batch = {
+            "video": videos[chosen],
+            "label": trajectory["labels"][chosen].astype(np.int32),
+        }
+        state, metrics = step(
+            state, sharding.to_devices(batch, mesh), jax.random.key(0)
+        )
+        np.testing.assert_allclose(metrics["loss"], trajectory["loss"][i], rtol=1e-3)
+
+
+def jitted(
+    task,
+    params,
+    tx,
+    schedule,
+    mesh_shape=(1, 1),
+    accumulation=1,
+    ema_decay=0.0,
+    statistics=None,
+):
     count = mesh_shape[0] * mesh_shape[1]
     mesh = sharding.make_mesh(*mesh_shape, devices=jax.devices()[:count])
     params = jax.tree.map(jnp.asarray, params)
-    state = loop.TrainState(jnp.int32(0), params, tx.init(params))
+    ema = params if ema_decay else None
+    state = TrainState(jnp.int32(0), params, tx.init(params), statistics or {}, ema)
     shardings = sharding.state_shardings(state, mesh)
     step = jax.jit(
-        loop.make_train_step(task, tx, schedule, accumulation),
+        make_train_step(task, tx, schedule, accumulation, ema_decay),
         out_shardings=(shardings, None),
     )
     return step, jax.device_put(state, shardings), mesh
 
 
 @pytest.fixture(scope="module")
-def task():
-    return Pretraining(small_config())
+def task(pretraining):
+    return Pretraining(pretraining)
 
 
 @pytest.fixture(scope="module")
@@ -114,13 +171,14 @@ def video():
 
 @pytest.fixture(scope="module")
 def params(task, video):
-    return jax.jit(task.init)(jax.random.key(0), video[:1])
+    return jax.jit(task.init)(jax.random.key(0), video[:1])[0]
 
 
 def run(task, params, video, steps=3, tx=None, **kwargs):
     tx = tx or optimizer.adamw(0.9, 0.95, 1e-8, 0.05)
     step, state, mesh = jitted(task, params, tx, lambda step: 1e-3, **kwargs)
-    batch = sharding.to_devices({"video": video}, mesh)
+    arrays = {"video": video, "label": np.arange(len(video), dtype=np.int32) % 10}
+    batch = sharding.to_devices(arrays, mesh)
     losses = []
     for _ in range(steps):
         state, metrics = step(state, batch, jax.random.key(1))
@@ -128,7 +186,7 @@ def run(task, params, video, steps=3, tx=None, **kwargs):
     return losses, state
 
 
-@pytest.mark.parametrize(
+layouts = pytest.mark.parametrize(
     "kwargs",
     [
         {"mesh_shape": (8, 1)},
@@ -137,10 +195,21 @@ def run(task, params, video, steps=3, tx=None, **kwargs):
         {"mesh_shape": (4, 2), "accumulation": 2},
     ],
 )
-def test_meshes_and_accumulation_change_nothing(task, params, video, kwargs):
+
+
+@pytest.fixture(scope="module", params=["pretrain", "finetune"])
+def on_one_device(request, task, finetuning, video):
+    """A task, its parameters, and three steps with all that is random in it."""
     # Plain gradient descent: Adam would blow rounding up where gradients vanish.
     tx = optax.identity()
-    losses, state = run(task, params, video, tx=tx)
+    task = task if request.param == "pretrain" else Finetuning(finetuning)
+    params, _ = jax.jit(task.init)(jax.random.key(0), video[:1])
+    return task, params, tx, *run(task, params, video, tx=tx)
+
+
+@layouts
+def test_meshes_and_accumulation_change_nothing(on_one_device, video, kwargs):
+    task, params, tx, losses, state = on_one_device
     other_losses, other_state = run(task, params, video, tx=tx, **kwargs)
     np.testing.assert_allclose(losses, other_losses, rtol=1e-5)
     assert losses[2] != losses[0]
@@ -227,3 +296,62 @@ def test_accumulation_follows_from_the_devices(clips, devices, most, expected):
 def test_impossible_layouts_are_explained(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.fixture(scope="module")
+def probe(finetuning, video):
+    """A linear probe, its parameters and statistics."""
+    config = finetuning.copy_and_resolve_references()
+    config.freeze = "^encoder/"
+    config.model.update(head_norm="batch", drop_path=0.0)
+    task = Finetuning(config)
+    return task, *jax.jit(task.init)(jax.random.key(0), video[:1])
+
+
+def test_frozen_parameters_stay_and_have_no_moments(probe, video):
+    task, params, statistics = probe
+    tx = optimizer.adamw(0.9, 0.999, 1e-8, 0.05, 1.0, 0.75, "^encoder/")
+    losses, state = run(task, params, video, tx=tx, statistics=statistics)
+    assert losses[2] != losses[0]
+    jax.tree.map(
+        np.testing.assert_array_equal, state.params["encoder"], params["encoder"]
+    )
+    assert np.any(state.params["head"]["kernel"] != params["head"]["kernel"])
+    moments = sum(x.size for x in jax.tree.leaves(state.opt_state))
+    trained = sum(x.size for x in jax.tree.leaves(params["head"]))
+    assert moments == 2 * trained + 1
+
+
+def test_batch_norm_follows_the_batches(probe, video):
+    task, params, statistics = probe
+    kwargs = {"tx": optax.identity(), "statistics": statistics}
+    _, state = run(task, params, video, **kwargs)
+    mean = state.statistics["batch_stats"]["norm"]["mean"]
+    assert np.abs(mean).max() > 0
+    # Micro-batches see other statistics, but their running mean is that of the batch.
+    _, other = run(task, params, video, steps=1, accumulation=4, **kwargs)
+    _, one = run(task, params, video, steps=1, **kwargs)
+    np.testing.assert_allclose(
+        other.statistics["batch_stats"]["norm"]["mean"],
+        one.statistics["batch_stats"]["norm"]["mean"],
+        atol=1e-6,
+    )
+
+
+def test_average_of_parameters(task, params, video):
+    decay = 0.5
+    _, state = run(task, params, video, steps=1, ema_decay=decay)
+    jax.tree.map(
+        lambda ema, new, old: np.testing.assert_allclose(
+            ema, decay * old + (1 - decay) * new, atol=1e-6
+        ),
+        state.ema,
+        state.params,
+        params,
+    )
+
+
+def test_freezing_nothing_or_everything_is_refused(params):
+    for pattern in ("^encoders/", "."):
+        with pytest.raises(ValueError, match="config.freeze"):
+            optimizer.is_frozen(params, pattern)

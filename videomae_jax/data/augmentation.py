@@ -8,6 +8,11 @@ from PIL import Image
 
 Box = tuple[int, int, int, int]  # top, left, height, width in pixels
 
+# Of RGB in [0, 1]. The models have them too, but importing those would bring JAX into
+# the processes that read.
+IMAGENET_MEAN = np.array([0.485, 0.456, 0.406], np.float32)
+IMAGENET_STD = np.array([0.229, 0.224, 0.225], np.float32)
+
 # Where a multi-scale crop may lie, in quarters of the room that is left, as (row,
 # column): corners, centre, edge centres and quarter points (official code).
 ANCHORS = (
@@ -124,26 +129,163 @@ def multi_scale_crop(
     return crop_and_resize(clip, box, size, size)
 
 
-def center_crop(clip: np.ndarray, size: int) -> np.ndarray:
-    """The middle of the clip at the scale where its shorter side is `size`.
+def random_resized_box(
+    rng: np.random.Generator,
+    height: int,
+    width: int,
+    area: tuple[float, float] = (0.08, 1.0),
+    aspect: tuple[float, float] = (3 / 4, 4 / 3),
+) -> Box:
+    """Draws a box of random size, shape and place (Szegedy et al. 2015; Inception).
+
+    Its share of the frame is uniform, the logarithm of its width over height too. If
+    ten draws do not fit, the largest central box within the aspects is taken.
+
+    Args:
+        rng: randomness.
+        height: of the frame in pixels.
+        width: of the frame in pixels.
+        area: smallest and largest share of the frame.
+        aspect: smallest and largest width over height.
+
+    Returns:
+        (top, left, height, width), within the frame.
+
+    Raises:
+        ValueError: if a range is empty, or reaches beyond what can be.
+    """
+    if not (0 < area[0] <= area[1] <= 1 and 0 < aspect[0] <= aspect[1]):
+        raise ValueError(
+            f"crops of area {area} and aspect {aspect}: wanted are areas above 0 and "
+            "at most 1, and aspects above 0, each as (smallest, largest)"
+        )
+    for _ in range(10):
+        pixels = height * width * rng.uniform(*area)
+        shape = np.exp(rng.uniform(*np.log(aspect)))
+        box_height, box_width = (
+            round((pixels / shape) ** 0.5),
+            round((pixels * shape) ** 0.5),
+        )
+        if 0 < box_height <= height and 0 < box_width <= width:
+            top = int(rng.integers(height - box_height + 1))
+            left = int(rng.integers(width - box_width + 1))
+            return top, left, box_height, box_width
+    shape = min(max(width / height, aspect[0]), aspect[1])
+    box_height = min(height, max(round(width / shape), 1))
+    box_width = min(width, max(round(height * shape), 1))
+    return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width
+
+
+def random_resized_crop(
+    rng: np.random.Generator,
+    clip: np.ndarray,
+    size: int,
+    area: tuple[float, float] = (0.08, 1.0),
+    aspect: tuple[float, float] = (3 / 4, 4 / 3),
+) -> np.ndarray:
+    """A `random_resized_box` of the clip, resized to a square (official code).
+
+    Args:
+        rng: randomness.
+        clip: uint8 [T, H, W, 3].
+        size: height and width of the result in pixels.
+        area: smallest and largest share of the frame.
+        aspect: smallest and largest width over height.
+
+    Returns:
+        uint8 [T, size, size, 3], the same box of every frame.
+
+    Raises:
+        ValueError: if the clip is not uint8 [T, H, W, 3] or a range is impossible.
+    """
+    _check(clip)
+    box = random_resized_box(rng, *clip.shape[1:3], area, aspect)
+    return crop_and_resize(clip, box, size, size)
+
+
+def spatial_crops(clip: np.ndarray, size: int, count: int) -> np.ndarray:
+    """Crops along the longer side, where the shorter one is scaled to `size`.
+
+    One crop is the middle; several go from end to end in equal steps, rounded down
+    (official code: three crops for testing).
 
     Args:
         clip: uint8 [T, H, W, 3].
-        size: height and width of the result in pixels.
+        size: height and width of the crops in pixels.
+        count: how many, at least 1.
 
     Returns:
-        uint8 [T, size, size, 3]; a view.
+        uint8 [count, T, size, size, 3].
+
+    Raises:
+        ValueError: if the clip is not uint8 [T, H, W, 3], or the count below 1.
+    """
+    _check(clip)
+    if count < 1:
+        raise ValueError(f"{count} crops: at least 1 is wanted")
+    height, width = clip.shape[1:3]
+    short = min(height, width)
+    scaled = (height * size // short, width * size // short)
+    clip = crop_and_resize(clip, (0, 0, height, width), *scaled)
+    room = max(scaled) - size
+    if count == 1:
+        starts = [round(room / 2)]
+    else:
+        starts = [int(i * room / (count - 1)) for i in range(count)]
+    axis = 1 if height > width else 2
+    return np.stack(
+        [np.take(clip, range(start, start + size), axis=axis) for start in starts]
+    )
+
+
+def random_erasing(
+    rng: np.random.Generator,
+    clip: np.ndarray,
+    probability: float = 0.25,
+    area: tuple[float, float] = (0.02, 1 / 3),
+    aspect: tuple[float, float] = (0.3, 10 / 3),
+) -> np.ndarray:
+    """Fills a box, the same in all frames, with noise (Zhong et al. 2017).
+
+    The noise is drawn for each value of each frame, standard normal where the model
+    gets it, in ImageNet-normalised values (official code); what bytes cannot hold of
+    it is cut off.
+
+    Args:
+        rng: randomness.
+        clip: uint8 [T, H, W, 3].
+        probability: of erasing at all.
+        area: smallest and largest share of the frame.
+        aspect: smallest and largest height over width.
+
+    Returns:
+        uint8 [T, H, W, 3]: a copy, or the clip itself where nothing was erased.
 
     Raises:
         ValueError: if the clip is not uint8 [T, H, W, 3].
     """
     _check(clip)
-    height, width = clip.shape[1:3]
-    short = min(height, width)
-    scaled = (height * size // short, width * size // short)
-    clip = crop_and_resize(clip, (0, 0, height, width), *scaled)
-    top, left = (round((side - size) / 2) for side in scaled)
-    return clip[:, top : top + size, left : left + size]
+    if rng.random() >= probability:
+        return clip
+    frames, height, width, channels = clip.shape
+    for _ in range(100):
+        pixels = height * width * rng.uniform(*area)
+        shape = np.exp(rng.uniform(*np.log(aspect)))
+        box_height, box_width = (
+            round((pixels * shape) ** 0.5),
+            round((pixels / shape) ** 0.5),
+        )
+        if 0 < box_height < height and 0 < box_width < width:
+            break
+    else:
+        return clip
+    top = int(rng.integers(height - box_height + 1))
+    left = int(rng.integers(width - box_width + 1))
+    noise = rng.standard_normal((frames, box_height, box_width, channels), np.float32)
+    noise = np.rint(255 * (IMAGENET_MEAN + IMAGENET_STD * noise)).clip(0, 255)
+    clip = clip.copy()
+    clip[:, top : top + box_height, left : left + box_width] = noise
+    return clip
 
 
 def horizontal_flip(

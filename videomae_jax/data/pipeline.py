@@ -16,7 +16,6 @@ import grain
 import numpy as np
 from absl import flags
 
-from videomae_jax.data import augmentation, sampling
 from videomae_jax.data.decoding import Video, VideoError
 from videomae_jax.data.records import Record
 
@@ -32,67 +31,12 @@ class NoReadableVideoError(RuntimeError):
 
 
 @dataclasses.dataclass(frozen=True)
-class PretrainingClips:
-    """Reads a video for pretraining: one decode, several crops (VideoMAE V2, 3.3).
-
-    Attributes:
-        num_frames: frames of a clip; stride: frames between two of them.
-        size: height and width of the crops in pixels.
-        scales: crop sizes relative to the shorter side.
-        flip: probability of a horizontal flip.
-        num_samples: clips cut from the same decoded frames.
-    """
-
-    num_frames: int
-    stride: int
-    size: int
-    scales: tuple[float, ...]
-    flip: float
-    num_samples: int
-
-    def __call__(self, video: Video, rng: np.random.Generator) -> np.ndarray:
-        """Returns uint8 [num_samples, T, size, size, 3]."""
-        indices = sampling.sample_pretrain(
-            rng, video.num_frames, self.num_frames, self.stride
-        )
-        frames = video.read(indices)
-        shape = (self.num_samples, self.num_frames, self.size, self.size, 3)
-        clips = np.empty(shape, np.uint8)
-        for clip in clips:
-            crop = augmentation.multi_scale_crop(rng, frames, self.size, self.scales)
-            clip[:] = augmentation.horizontal_flip(rng, crop, self.flip)
-        return clips
-
-
-@dataclasses.dataclass(frozen=True)
-class CenterClips:
-    """Reads the clip in the middle of a video, without randomness.
-
-    Attributes:
-        num_frames: frames of a clip; stride: frames between two of them.
-        size: height and width of the central crop in pixels.
-    """
-
-    num_frames: int
-    stride: int
-    size: int
-
-    def __call__(self, video: Video, rng: np.random.Generator) -> np.ndarray:
-        """Returns uint8 [1, T, size, size, 3]."""
-        span = self.num_frames * self.stride
-        start = max(video.num_frames - span, 0) // 2
-        indices = sampling.pretrain_indices(
-            video.num_frames, self.num_frames, self.stride, start
-        )
-        return augmentation.center_crop(video.read(indices), self.size)[None]
-
-
-@dataclasses.dataclass(frozen=True)
 class Batch:
     """One process's part of a global batch.
 
     Attributes:
         arrays: "video" uint8 [clips, T, H, W, 3]; the samples of a video are adjacent.
+            "label" int32 [clips], if every record has one.
         ids: the records' ids, one for each clip.
         bad: the records that could not be read and were replaced, with the reason.
     """
@@ -146,12 +90,82 @@ def batches(
         .repeat()
         .random_map(_ReadRecord(list(records), read_clips))
     )
-    stream = (
-        _HostRows(stream, batch_size, index * local, local)
-        .batch(local, batch_fn=_collate)[steps.start : steps.stop]
-        .to_iter_dataset(
-            grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=2)
+    stream = _HostRows(stream, batch_size, index * local, local).batch(
+        local, batch_fn=_collate
+    )[steps.start : steps.stop]
+    with _reading(stream, num_workers, num_threads) as elements:
+        yield _with_records(elements, records)
+
+
+@dataclasses.dataclass(frozen=True)
+class Views:
+    """One process's part of a batch of whole videos, to be evaluated.
+
+    Attributes:
+        video: uint8 [videos, views, T, H, W, 3], zeros where nothing was read.
+        index: int32 [videos], which record; -1 for padding.
+        readable: bool [videos].
+        bad: index and reason of each record that could not be read.
+    """
+
+    video: np.ndarray
+    index: np.ndarray
+    readable: np.ndarray
+    bad: list[tuple[int, str]]
+
+
+@contextlib.contextmanager
+def each_once(
+    records: Sequence[Record],
+    read_clips: ReadClips,
+    clips_shape: tuple[int, ...],
+    batch_size: int,
+    num_workers: int = 0,
+    num_threads: int = 2,
+    process: tuple[int, int] = (0, 1),
+) -> Iterator[Iterator[Views]]:
+    """Opens a pass over all records, each exactly once and in order.
+
+    Args:
+        records: the videos.
+        read_clips: what to take from each video; sent to the workers.
+        clips_shape: shape of what it returns, for videos that cannot be read.
+        batch_size: videos of a global batch; the last one is filled up with padding.
+        num_workers: processes that read; 0 reads in threads of this process.
+        num_threads: threads that read, in each worker.
+        process: (index, count) of this host; it gets the index-th contiguous part of
+            every batch, and all hosts get the same number of batches.
+
+    Yields:
+        An iterator over the batches.
+
+    Raises:
+        ValueError: if the batch does not divide over the hosts.
+    """
+    index, count = process
+    if batch_size % count:
+        raise ValueError(f"{batch_size} videos do not divide over {count} hosts")
+    local = batch_size // count
+    padded = -(-len(records) // batch_size) * batch_size
+    stream = grain.MapDataset.range(padded).map(
+        _ReadViews(list(records), read_clips, clips_shape)
+    )
+    stream = _HostRows(stream, batch_size, index * local, local).batch(
+        local, batch_fn=_collate_views
+    )
+    with _reading(stream, num_workers, num_threads) as elements:
+        # Emptied: arrays from workers lie in shared memory until nobody holds them.
+        yield (
+            Views(**{key: element.pop(key) for key in list(element)})
+            for element in elements
         )
+
+
+@contextlib.contextmanager
+def _reading(stream, num_workers: int, num_threads: int) -> Iterator[Iterator]:
+    """Starts the threads or processes that read a stream ahead, and stops them."""
+    stream = stream.to_iter_dataset(
+        grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=2)
     )
     if num_workers:
         # Grain reads an absl flag here, and absl refuses before main() has run.
@@ -163,7 +177,7 @@ def batches(
         )
     iterator = iter(stream)
     try:
-        yield _with_records(iterator, records)
+        yield iterator
     finally:
         iterator.close()
 
@@ -210,6 +224,31 @@ class _ReadRecord(grain.transforms.RandomMap):
         )
 
 
+@dataclasses.dataclass
+class _ReadViews(grain.transforms.Map):
+    """Reads the record at an index; beyond the last, and if it is bad, zeros."""
+
+    records: list[Record]
+    read_clips: ReadClips
+    clips_shape: tuple[int, ...]
+
+    def map(self, index: int) -> dict:
+        element = {
+            "video": np.zeros(self.clips_shape, np.uint8),
+            "index": index if index < len(self.records) else -1,
+            "readable": False,
+            "bad": [],
+        }
+        if index < len(self.records):
+            try:
+                with Video(self.records[index].path) as video:
+                    clips = self.read_clips(video, np.random.default_rng(0))
+                element |= {"video": clips, "readable": True}
+            except VideoError as error:
+                element["bad"].append((int(index), str(error)))
+        return element
+
+
 class _HostRows(grain.MapDataset):
     """The rows of every global batch that belong to one host."""
 
@@ -238,15 +277,29 @@ def _collate(elements: Sequence[dict]) -> dict:
     }
 
 
+def _collate_views(elements: Sequence[dict]) -> dict:
+    return {
+        "video": np.stack([element["video"] for element in elements]),
+        "index": np.array([element["index"] for element in elements], np.int32),
+        "readable": np.array([element["readable"] for element in elements]),
+        "bad": [bad for element in elements for bad in element["bad"]],
+    }
+
+
 def _with_records(
     elements: Iterator[dict], records: Sequence[Record]
 ) -> Iterator[Batch]:
+    labelled = all(record.label is not None for record in records)
     for element in elements:
+        chosen = [records[index] for index in element.pop("record")]
         # Popped: arrays from workers lie in shared memory until nobody holds them.
+        arrays = {"video": element.pop("video")}
+        if labelled:
+            arrays["label"] = np.array([record.label for record in chosen], np.int32)
         yield Batch(
-            ids=[records[index].id for index in element.pop("record")],
+            ids=[record.id for record in chosen],
             bad=[(records[index], reason) for index, reason in element.pop("bad")],
-            arrays={"video": element.pop("video")},
+            arrays=arrays,
         )
 
 

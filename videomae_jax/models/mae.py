@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from videomae_jax.models import vit
+from videomae_jax.models.positions import sincos_positions
 
 
 class Decoder(nn.Module):
@@ -22,7 +23,12 @@ class Decoder(nn.Module):
     def __call__(self, x, num_masked: int):
         """Decodes [B, V + M, Dd], visible tokens first, to float32 [B, M, P]."""
         x = vit.run_blocks(
-            x, self.depth, self.heads, self.mlp_ratio, self.dtype, self.remat
+            x,
+            self.depth,
+            self.remat,
+            heads=self.heads,
+            mlp_ratio=self.mlp_ratio,
+            dtype=self.dtype,
         )
         x = vit.layer_norm(dtype=self.dtype, name="norm")(x[:, -num_masked:])
         return vit.Dense(
@@ -142,7 +148,7 @@ class VideoMAE(nn.Module):
             )
         x = self.encoder_to_decoder(self.encode(video, visible))
         positions = jnp.asarray(
-            vit.sincos_positions(num_tokens, self.decoder_width)
+            sincos_positions(num_tokens, self.decoder_width)
         ).astype(x.dtype)
         mask_tokens = self.mask_token.astype(x.dtype) + positions[masked]
         # Visible first, never put back in order: attention does not mind, and the

@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from videomae_jax.models.positions import position_table
+
 # ImageNet statistics of RGB in [0, 1], as every published VideoMAE weight expects.
 IMAGENET_MEAN = np.array([0.485, 0.456, 0.406], np.float32)
 IMAGENET_STD = np.array([0.229, 0.224, 0.225], np.float32)
@@ -130,20 +132,6 @@ def normalize(x: jax.Array, dtype=jnp.float32) -> jax.Array:
     return (x.astype(jnp.float32) * scale - shift).astype(dtype)
 
 
-@functools.lru_cache(maxsize=16)
-def sincos_positions(num_tokens: int, width: int) -> np.ndarray:
-    """The fixed 1-D position table, float32 [N, D], over the flattened token index.
-
-    Channel j of position p holds sin (even j) or cos (odd j) of
-    p / 10000^(2 * floor(j / 2) / D), interleaved, computed in float64 (official code).
-    """
-    channel = np.arange(width)
-    frequency = 10000.0 ** (-2.0 * (channel // 2) / width)
-    angle = np.arange(num_tokens, dtype=np.float64)[:, None] * frequency
-    table = np.where(channel % 2 == 0, np.sin(angle), np.cos(angle))
-    return table.astype(np.float32)
-
-
 def _uniform_bias(fan_in: int):
     """U(-1/sqrt(fan_in), 1/sqrt(fan_in)): the reference leaves this layer so."""
 
@@ -181,6 +169,7 @@ class Attention(nn.Module):
 
     heads: int
     dtype: str = "float32"
+    kernel_init: nn.initializers.Initializer = xavier_uniform
 
     @nn.compact
     def __call__(self, x):
@@ -190,7 +179,7 @@ class Attention(nn.Module):
         qkv = Dense(
             3 * width,
             use_bias=False,
-            kernel_init=xavier_uniform,
+            kernel_init=self.kernel_init,
             dtype=self.dtype,
             name="qkv",
         )(x)
@@ -209,7 +198,7 @@ class Attention(nn.Module):
         weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
         out = jnp.einsum("bhqk,bhkd->bhqd", weights, v)
         out = out.transpose(0, 2, 1, 3).reshape(batch, tokens, width)
-        return Dense(width, kernel_init=xavier_uniform, dtype=self.dtype, name="out")(
+        return Dense(width, kernel_init=self.kernel_init, dtype=self.dtype, name="out")(
             out
         )
 
@@ -219,12 +208,13 @@ class MLP(nn.Module):
 
     hidden: int
     dtype: str = "float32"
+    kernel_init: nn.initializers.Initializer = xavier_uniform
 
     @nn.compact
     def __call__(self, x):
         """Applies the two layers to every token."""
         width = x.shape[-1]
-        dense = functools.partial(Dense, kernel_init=xavier_uniform, dtype=self.dtype)
+        dense = functools.partial(Dense, kernel_init=self.kernel_init, dtype=self.dtype)
         x = dense(self.hidden, name="fc1")(x)
         return dense(width, name="fc2")(jax.nn.gelu(x, approximate=False))
 
@@ -239,33 +229,77 @@ class Block(nn.Module):
     heads: int
     mlp_ratio: float
     dtype: str = "float32"
+    kernel_init: nn.initializers.Initializer = xavier_uniform
 
     @nn.compact
-    def __call__(self, x):
-        """Returns x after attention and MLP, and None: the form that nn.scan wants."""
-        x = x + Attention(self.heads, self.dtype, name="attention")(
+    def __call__(self, x, branch_scales=None):
+        """Returns x after attention and MLP, and None: the form that nn.scan wants.
+
+        Args:
+            x: [B, N, D].
+            branch_scales: what drop-path multiplies the two residual branches of each
+                clip with, [B, 2]; None leaves them as they are.
+        """
+        common = {"dtype": self.dtype, "kernel_init": self.kernel_init}
+        scales = 1.0, 1.0
+        if branch_scales is not None:
+            # [B, 1, 1] each.
+            scales = jnp.moveaxis(branch_scales.astype(x.dtype), 1, 0)[..., None, None]
+        x = x + scales[0] * Attention(self.heads, name="attention", **common)(
             layer_norm(dtype=self.dtype, name="norm1")(x)
         )
         hidden = int(x.shape[-1] * self.mlp_ratio)
-        x = x + MLP(hidden, self.dtype, name="mlp")(
+        x = x + scales[1] * MLP(hidden, name="mlp", **common)(
             layer_norm(dtype=self.dtype, name="norm2")(x)
         )
         return x, None
 
 
+def drop_path_scales(keys: jax.Array, rate: float, depth: int) -> jax.Array:
+    """Draws which residual branches are dropped, float32 [depth, B, 2].
+
+    A branch is dropped for a whole clip, with a probability that rises linearly from 0
+    in the first block to `rate` in the last; the others are scaled up accordingly.
+
+    Args:
+        keys: a random key for each clip, [B]; so a clip's draw does not depend on how
+            the batch is cut up.
+        rate: probability in the last block, below 1.
+        depth: number of blocks.
+    """
+    rates = jnp.linspace(0, rate, depth)[:, None]
+    draws = jax.vmap(
+        lambda key: jax.random.uniform(jax.random.fold_in(key, 0), (depth, 2))
+    )(keys)
+    return ((draws >= rates) / (1 - rates)).swapaxes(0, 1)
+
+
 def run_blocks(
-    x: jax.Array, depth: int, heads: int, mlp_ratio: float, dtype: str, remat: str
+    x: jax.Array,
+    depth: int,
+    remat: str,
+    branch_scales: jax.Array | None = None,
+    **fields,
 ) -> jax.Array:
     """Runs `depth` blocks over x [B, N, D], as the submodule "blocks" of the caller.
 
     They are one scanned block whose parameters have a leading axis [depth], so that
     neither the compiled program nor the parameter names grow with the depth.
 
+    Args:
+        x: [B, N, D].
+        depth: how many.
+        remat: a key of REMAT_POLICIES.
+        branch_scales: see `drop_path_scales`; None drops nothing.
+        **fields: of Block.
+
     Raises:
         ValueError: if the width is no multiple of the heads, or remat is unknown.
     """
-    if x.shape[-1] % heads:
-        raise ValueError(f"width {x.shape[-1]} is no multiple of the {heads} heads")
+    if x.shape[-1] % fields["heads"]:
+        raise ValueError(
+            f"width {x.shape[-1]} is no multiple of the {fields['heads']} heads"
+        )
     if remat not in REMAT_POLICIES:
         raise ValueError(f"remat is {remat!r}; one of: {', '.join(REMAT_POLICIES)}")
     block = Block
@@ -278,12 +312,23 @@ def run_blocks(
         split_rngs={"params": True},
         length=depth,
     )
-    x, _ = blocks(heads, mlp_ratio, dtype, name="blocks")(x)
+    x, _ = blocks(name="blocks", **fields)(x, branch_scales)
     return x
 
 
 class Encoder(nn.Module):
-    """Embeds the wanted patches, runs the blocks and the final LayerNorm."""
+    """Embeds the wanted patches, runs the blocks and the final LayerNorm.
+
+    Attributes:
+        width, depth, heads, patch_size, tubelet_size, mlp_ratio, dtype, remat: as in
+            VideoMAE.
+        final_norm: whether the last LayerNorm is there; a classifier that averages
+            the tokens has its own after the average instead (official code).
+        drop_path: probability of dropping a residual branch of the last block.
+        position_size: (height, width) in pixels of the images that the position table
+            was trained with, see `position_table`; None for the plain table.
+        kernel_init: of the linear layers in the blocks.
+    """
 
     width: int
     depth: int
@@ -293,20 +338,29 @@ class Encoder(nn.Module):
     mlp_ratio: float = 4.0
     dtype: str = "float32"
     remat: str = "none"
+    final_norm: bool = True
+    drop_path: float = 0.0
+    position_size: tuple[int, int] | None = None
+    kernel_init: nn.initializers.Initializer = xavier_uniform
 
     @nn.compact
-    def __call__(self, video, visible=None):
+    def __call__(self, video, visible=None, keys=None):
         """Encodes a video.
 
         Args:
             video: uint8 or floating point [B, T, H, W, C].
             visible: int32 [B, V], the tokens to embed; all N tokens when None.
+            keys: a random key for each clip, [B], for drop-path; None drops nothing.
 
         Returns:
-            Tokens [B, V, D] (or [B, N, D]) after the final LayerNorm.
+            Tokens [B, V, D] (or [B, N, D]) after the final LayerNorm, if there is one.
         """
         patches = patchify(video, self.patch_size, self.tubelet_size)
-        positions = jnp.asarray(sincos_positions(patches.shape[1], self.width))
+        grid = token_grid(video.shape, self.patch_size, self.tubelet_size)
+        trained_grid = self.position_size and tuple(
+            side // self.patch_size for side in self.position_size
+        )
+        positions = jnp.asarray(position_table(grid, self.width, trained_grid))
         positions = positions.astype(self.dtype)
         if visible is not None:
             # Before the embedding: the masked 90 % are never touched again.
@@ -319,12 +373,19 @@ class Encoder(nn.Module):
             dtype=self.dtype,
             name="embedding",
         )(normalize(patches, self.dtype))
+        branch_scales = None
+        if keys is not None and self.drop_path:
+            branch_scales = drop_path_scales(keys, self.drop_path, self.depth)
         x = run_blocks(
             x + positions,
             self.depth,
-            self.heads,
-            self.mlp_ratio,
-            self.dtype,
             self.remat,
+            branch_scales,
+            heads=self.heads,
+            mlp_ratio=self.mlp_ratio,
+            dtype=self.dtype,
+            kernel_init=self.kernel_init,
         )
+        if not self.final_norm:
+            return x
         return layer_norm(dtype=self.dtype, name="norm")(x)

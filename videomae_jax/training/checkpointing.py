@@ -1,15 +1,19 @@
 """Checkpoints of a run: saved in the background, restored onto any mesh.
 
-Each one has separate items: `params` (all that fine-tuning reads), `opt_state`, and
-`meta`, a JSON object.
+Each one has separate items: `params` (all that fine-tuning reads), `opt_state`, where
+there are such things `ema` (the averaged parameters) and `statistics` (of batch norm),
+and `meta`, a JSON object.
 """
 
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
+
+ITEMS = ("params", "opt_state", "ema", "statistics")
 
 
 class CheckpointError(ValueError):
@@ -19,7 +23,13 @@ class CheckpointError(ValueError):
 class Checkpoints:
     """The checkpoints under `<workdir>/checkpoints/<step>`."""
 
-    def __init__(self, workdir: str, keep_last: int, milestone_every: int):
+    def __init__(
+        self,
+        workdir: str,
+        keep_last: int,
+        milestone_every: int,
+        read_only: bool = False,
+    ):
         """Opens the folder, making it if needed.
 
         Args:
@@ -27,6 +37,7 @@ class Checkpoints:
             keep_last: how many of the newest checkpoints to keep.
             milestone_every: keep those at multiples of this many steps for good;
                 0 keeps none.
+            read_only: nothing is made, saved or deleted.
         """
         keep = [checkpoint_managers.LatestN(keep_last)]
         if milestone_every:
@@ -36,12 +47,12 @@ class Checkpoints:
             self.folder,
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=checkpoint_managers.AnyPreservationPolicy(keep),
-                cleanup_tmp_directories=True,
-                enable_background_delete=True,
+                cleanup_tmp_directories=not read_only,
+                enable_background_delete=not read_only,
+                read_only=read_only,
             ),
             item_handlers={
-                "params": ocp.StandardCheckpointHandler(),
-                "opt_state": ocp.StandardCheckpointHandler(),
+                **{name: ocp.StandardCheckpointHandler() for name in ITEMS},
                 "meta": ocp.JsonCheckpointHandler(),
             },
         )
@@ -50,17 +61,20 @@ class Checkpoints:
         """The newest complete checkpoint's step, or None."""
         return self._manager.latest_step()
 
-    def save(self, step: int, params: Any, opt_state: Any, meta: dict) -> None:
-        """Starts saving; returns once the arrays are copied off the devices."""
+    def save(self, step: int, items: Mapping[str, Any], meta: dict) -> None:
+        """Starts saving; returns once the arrays are copied off the devices.
+
+        Args:
+            step: steps done.
+            items: trees of arrays, some of ITEMS by name.
+            meta: a JSON object.
+        """
         if self.latest_step() == step:
             return
+        args = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
         self._manager.save(
             step,
-            args=ocp.args.Composite(
-                params=ocp.args.StandardSave(params),
-                opt_state=ocp.args.StandardSave(opt_state),
-                meta=ocp.args.JsonSave(meta),
-            ),
+            args=ocp.args.Composite(meta=ocp.args.JsonSave(meta), **args),
             force=True,
         )
 
@@ -69,25 +83,25 @@ class Checkpoints:
         args = ocp.args.Composite(meta=ocp.args.JsonRestore())
         return self._manager.restore(step, args=args)["meta"]
 
-    def restore(self, step: int, params: Any, opt_state: Any) -> tuple[Any, Any]:
-        """Restores into the shapes and shardings of two abstract trees.
+    def shapes(self, step: int, item: str) -> dict[str, tuple[int, ...]]:
+        """The shape of each array of an item by its path, a/b/c; empty without it."""
+        saved = self._manager.item_metadata(step).get(item)
+        return {} if saved is None else _shapes(saved)
+
+    def restore(self, step: int, items: Mapping[str, Any]) -> dict[str, Any]:
+        """Restores items into the shapes and shardings of abstract trees.
 
         Raises:
-            CheckpointError: if the parameters have other names or shapes.
+            CheckpointError: if an item is not there, or has other names or shapes.
         """
-        self._check(step, params)
-        restored = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                params=ocp.args.StandardRestore(params),
-                opt_state=ocp.args.StandardRestore(opt_state),
-            ),
-        )
-        return restored["params"], restored["opt_state"]
+        for name, tree in items.items():
+            self._check(step, name, tree)
+        args = {name: ocp.args.StandardRestore(tree) for name, tree in items.items()}
+        restored = self._manager.restore(step, args=ocp.args.Composite(**args))
+        return {name: restored[name] for name in items}
 
-    def _check(self, step: int, params: Any) -> None:
-        saved = _shapes(self._manager.item_metadata(step)["params"])
-        wanted = _shapes(params)
+    def _check(self, step: int, item: str, tree: Any) -> None:
+        saved, wanted = self.shapes(step, item), _shapes(tree)
         lines = [
             f"  {name}: {saved.get(name, 'missing')} in the checkpoint, "
             f"{wanted.get(name, 'missing')} in the model"
@@ -96,7 +110,8 @@ class Checkpoints:
         ]
         if lines:
             raise CheckpointError(
-                f"the checkpoint {self.folder / str(step)} is of another model:\n"
+                f"the checkpoint {self.folder / str(step)} is of another model or "
+                f"optimizer ({item}):\n"
                 + "\n".join(lines[:8])
                 + (f"\n  and {len(lines) - 8} more" if len(lines) > 8 else "")
                 + "\nGive the config that made it, or another --workdir."
@@ -115,9 +130,31 @@ class Checkpoints:
         self._manager.close()
 
 
+def restore_part(
+    workdir: str, step: int, item: str, part: Mapping[str, Any]
+) -> Mapping[str, Any]:
+    """Restores a part of an item's tree, given as an abstract tree with shardings."""
+    # A manager of its own: one that has saved or restored whole items refuses this.
+    folder = pathlib.Path(workdir).absolute() / "checkpoints"
+    restore_args = ocp.checkpoint_utils.construct_restore_args(part)
+    with ocp.CheckpointManager(
+        folder, options=ocp.CheckpointManagerOptions(read_only=True)
+    ) as manager:
+        args = ocp.args.PyTreeRestore(
+            item=part, restore_args=restore_args, partial_restore=True
+        )
+        return manager.restore(step, args=ocp.args.Composite(**{item: args}))[item]
+
+
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    def name(path):
+        # What is saved of a tuple or a dataclass comes back as lists and dicts.
+        return "/".join(
+            str(
+                getattr(entry, "key", getattr(entry, "idx", getattr(entry, "name", "")))
+            )
+            for entry in path
+        )
+
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): tuple(x.shape)
-        for path, x in leaves
-    }
+    return {name(path): tuple(x.shape) for path, x in leaves}

@@ -1,7 +1,8 @@
 """The training loop, for every task.
 
-A task (`pretrain.Pretraining`) says what is read from a video, how parameters start,
-what is random on the device, and what the loss is; everything else is here.
+A task (`pretrain.Pretraining`, `finetune.Finetuning`) says what is read from a video,
+how parameters start, what is random on the device, what the loss is, and what is looked
+at on held-out videos; everything else is here.
 """
 
 import contextlib
@@ -10,28 +11,28 @@ import logging
 import pathlib
 import signal
 import threading
-from collections.abc import Callable
 
 import flax
 import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
-import optax
 from clu import parameter_overview
 
-from videomae_jax.data import pipeline, records
+from videomae_jax.data import pipeline
 from videomae_jax.data.bad_videos import BadVideos, TooManyBadVideosError
 from videomae_jax.data.pipeline import NoReadableVideoError
 from videomae_jax.data.records import RecordError
 from videomae_jax.training import optimizer, sharding
 from videomae_jax.training.checkpointing import CheckpointError, Checkpoints
+from videomae_jax.training.finetune import Finetuning
 from videomae_jax.training.pretrain import Pretraining
 from videomae_jax.training.reporting import Reporter
+from videomae_jax.training.step import TrainState, make_train_step
 
 log = logging.getLogger(__name__)
 
-TASKS = {"pretrain": Pretraining}
+TASKS = {"pretrain": Pretraining, "finetune": Finetuning}
 
 # How many steps the host may be ahead of the devices: enough that they never wait for
 # the host, few enough that waiting batches do not fill their memory.
@@ -50,71 +51,6 @@ EXPLAINED_ERRORS = (
     RecordError,
     TooManyBadVideosError,
 )
-
-
-class TrainState(flax.struct.PyTreeNode):
-    """Everything a step changes.
-
-    Attributes:
-        step: int32 scalar, steps done.
-        params: float32 parameters.
-        opt_state: the optimizer's state.
-    """
-
-    step: jax.Array
-    params: dict
-    opt_state: optax.OptState
-
-
-def make_train_step(
-    task, tx: optax.GradientTransformation, schedule: Callable, accumulation: int
-) -> Callable:
-    """The function (state, batch, key) -> (state, metrics) to be jitted.
-
-    The update of a step whose loss or gradient is not finite is dropped; its metrics
-    tell. With accumulation, micro-batch j holds the clips j, j + k, j + 2k ... of a
-    batch, so that each device cuts up its own rows.
-    """
-
-    def loss_and_grad(params, batch):
-        if accumulation == 1:
-            return jax.value_and_grad(task.loss)(params, batch)
-        micro_batches = jax.tree.map(
-            lambda x: x.reshape(-1, accumulation, *x.shape[1:]).swapaxes(0, 1), batch
-        )
-
-        def add(total, micro_batch):
-            return jax.tree.map(
-                jnp.add, total, jax.value_and_grad(task.loss)(params, micro_batch)
-            ), None
-
-        zeros = jnp.zeros(()), jax.tree.map(jnp.zeros_like, params)
-        total, _ = jax.lax.scan(add, zeros, micro_batches)
-        return jax.tree.map(lambda x: x / accumulation, total)
-
-    def train_step(state, batch, key):
-        batch = task.prepare(batch, jax.random.fold_in(key, state.step))
-        loss, grads = loss_and_grad(state.params, batch)
-        grad_norm = optax.tree.norm(grads)
-        learning_rate = schedule(state.step)
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
-        params = jax.tree.map(
-            lambda param, update: param - learning_rate * update, state.params, updates
-        )
-        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
-        params, opt_state = jax.tree.map(
-            lambda new, old: jnp.where(finite, new, old),
-            (params, opt_state),
-            (state.params, state.opt_state),
-        )
-        metrics = {
-            "loss": loss,
-            "grad_norm": grad_norm,
-            "learning_rate": learning_rate,
-        }
-        return TrainState(state.step + 1, params, opt_state), metrics
-
-    return train_step
 
 
 class History:
@@ -216,14 +152,14 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> Train
     """
     workdir = pathlib.Path(workdir)
     # Videos first: the commonest mistake should take a second to be told.
-    videos = records.load(config.data.train, config.data.root)
+    task = TASKS[config.task](config)
+    videos = task.training_videos
     num_clips = config.batch_size * config.data.num_samples
     steps_per_epoch = max(len(videos) // config.batch_size, 1)
     total_steps = config.steps or int(config.epochs * steps_per_epoch)
     first_process = jax.process_index() == 0
 
     # Model, mesh and step.
-    task = TASKS[config.task](config)
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
     accumulation = sharding.accumulation_steps(
         num_clips, mesh.size, config.max_clips_per_device
@@ -241,18 +177,22 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> Train
         config.optimizer.eps,
         config.optimizer.weight_decay,
         config.optimizer.clip_norm,
+        config.optimizer.layer_decay,
+        config.freeze,
     )
     init_key, step_key = jax.random.split(jax.random.key(config.seed))
 
     def init(key):
-        size, frames = config.data.image_size, config.data.num_frames
-        params = task.init(key, jnp.zeros((1, frames, size, size, 3), jnp.uint8))
-        return TrainState(jnp.int32(0), params, tx.init(params))
+        return start_state(*task.init(key, first_video(config)))
+
+    def start_state(params, statistics):
+        ema = jax.tree.map(jnp.copy, params) if config.ema.decay else None
+        return TrainState(jnp.int32(0), params, tx.init(params), statistics, ema)
 
     shapes = jax.eval_shape(init, init_key)
     state_sharding = sharding.state_shardings(shapes, mesh)
     train_step = jax.jit(
-        make_train_step(task, tx, schedule, accumulation),
+        make_train_step(task, tx, schedule, accumulation, config.ema.decay),
         out_shardings=(state_sharding, None),
         donate_argnums=0,
     )
@@ -267,14 +207,19 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> Train
     if start is None:
         start = 0
         state = jax.jit(init, out_shardings=state_sharding)(init_key)
+        params = task.load(state.params)
+        if params is not state.params:
+            state = jax.jit(start_state, out_shardings=state_sharding)(
+                params, state.statistics
+            )
     else:
         meta = checkpoints.meta(start)
         report_changes(meta["config"], config)
         history = History(meta["rows"], meta["nonfinite"], config.max_nonfinite_steps)
-        abstract = sharding.with_shardings(shapes, state_sharding)
-        state = TrainState(
-            jax.device_put(jnp.int32(start), state_sharding.step),
-            *checkpoints.restore(start, abstract.params, abstract.opt_state),
+        state = sharding.with_shardings(shapes, state_sharding)
+        state = state.replace(
+            step=jax.device_put(jnp.int32(start), state_sharding.step),
+            **checkpoints.restore(start, state.items()),
         )
         log.info("continuing %s at step %d", workdir, start)
     if first_process:
@@ -283,6 +228,8 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> Train
     if start >= total_steps:
         log.info("%s is complete: %d of %d steps", workdir, start, total_steps)
         checkpoints.close()
+        if not task.is_finished(workdir):
+            task.finish(state, mesh, workdir)
         return state
 
     # What goes along with the steps, and is closed in any event.
@@ -292,7 +239,6 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> Train
         bad_videos = BadVideos(
             workdir / bad_name, len(videos), config.data.max_bad_fraction
         )
-        pictured = load_pictured_clips(task, config, videos)
         clips_per_device = num_clips / mesh.size
         reporter = Reporter(
             workdir, start, total_steps, clips_per_device, active=first_process
@@ -309,7 +255,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> Train
                 "rows": history.rows,
                 "nonfinite": history.nonfinite,
             }
-            checkpoints.save(step, state.params, state.opt_state, meta)
+            checkpoints.save(step, state.items(), meta | task.meta)
 
         batches = stack.enter_context(
             pipeline.batches(
@@ -337,33 +283,71 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> Train
             if last or step % config.log_every == 0:
                 history.fetch(checkpoints.latest_step())
                 reporter.metrics(step, history.mean())
-            if len(pictured) and (last or step % config.picture.every == 0):
-                rows = task.picture(state.params, pictured)
-                reporter.picture(step, [np.asarray(row) for row in rows])
+            if task.check_every and (last or step % task.check_every == 0):
+                task.check(step, state, mesh, reporter)
             if last or step % config.checkpoint.every == 0:
                 save(step)
             if preemption.asked(step) and not last:
                 save(step)
                 log.info("asked to stop: saved step %d; run again to continue", step)
-                break
+                return state
         # A batch may lie in memory shared with a worker, which is to be given back
         # while there is somebody to do it.
         del batch, arrays
+    task.finish(state, mesh, workdir)
     return state
 
 
-def load_pictured_clips(task, config, videos) -> np.ndarray:
-    """The clips that pictures are made of, uint8 [n, T, H, W, 3]; n may be 0."""
-    if not config.picture.every or not config.picture.clips:
-        return np.empty(0)
-    held_out = videos
-    if config.data.validation:
-        held_out = records.load(config.data.validation, config.data.root)
-    else:
-        log.info("pictures show training clips: config.data.validation is empty")
-    clips, ids = pipeline.read_all(held_out, task.picture_clips, config.picture.clips)
-    log.info("pictures show: %s", ", ".join(ids) or "nothing, none is readable")
-    return clips
+def evaluate(config: ml_collections.ConfigDict, workdir: str) -> TrainState:
+    """Tests the newest checkpoint of a work directory, and nothing else.
+
+    Args:
+        config: see configs/common.py; the classes are the checkpoint's.
+        workdir: folder of a fine-tuning run; results go to `<workdir>/test`.
+
+    Returns:
+        The state that was tested, without the optimizer's.
+
+    Raises:
+        ValueError: if the config is not of fine-tuning, or does not fit the devices.
+        CheckpointError: if there is no checkpoint, or it is of another model.
+        RecordError: if the list of test videos is missing or malformed.
+    """
+    if config.task != "finetune":
+        raise ValueError("config.mode=eval is for fine-tuned classifiers")
+    checkpoints = Checkpoints(workdir, 1, 0, read_only=True)
+    step = checkpoints.latest_step()
+    if step is None:
+        raise CheckpointError(
+            f"{workdir} holds no checkpoint to evaluate: train first, or give the "
+            "--workdir of a fine-tuning run"
+        )
+    meta = checkpoints.meta(step)
+    if "class_names" not in meta:
+        raise CheckpointError(f"{workdir} is not the run of a classifier")
+    task = Finetuning(config, meta["class_names"])
+    mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
+    shapes = jax.eval_shape(task.init, jax.random.key(0), first_video(config))
+    params, statistics = sharding.with_shardings(
+        shapes, sharding.state_shardings(shapes, mesh)
+    )
+    # What training evaluates: the averaged parameters, where there are any.
+    item = "ema" if checkpoints.shapes(step, "ema") else "params"
+    wanted = {item: params} | ({"statistics": statistics} if statistics else {})
+    restored = checkpoints.restore(step, wanted)
+    checkpoints.close()
+    log.info("evaluating %s, step %d (%s)", workdir, step, item)
+    state = TrainState(
+        jnp.int32(step), restored[item], (), restored.get("statistics", {})
+    )
+    task.finish(state, mesh, pathlib.Path(workdir))
+    return state
+
+
+def first_video(config: ml_collections.ConfigDict) -> jax.Array:
+    """A clip of the config's shape, to initialise with."""
+    size, frames = config.data.image_size, config.data.num_frames
+    return jnp.zeros((1, frames, size, size, 3), jnp.uint8)
 
 
 def report_changes(saved: dict, config: ml_collections.ConfigDict) -> None:

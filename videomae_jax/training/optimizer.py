@@ -1,9 +1,11 @@
 """AdamW and the learning-rate schedule of the reference recipes."""
 
+import re
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 
@@ -51,8 +53,68 @@ def decays(params) -> dict:
     return jax.tree.map_with_path(lambda path, _: path[-1].key == "kernel", params)
 
 
+def layer_scales(params, decay: float) -> dict:
+    """How much slower each parameter learns: layer-wise learning-rate decay.
+
+    With L blocks, block i (from 0) learns at decay^(L - i) of the full rate, the patch
+    embedding at decay^(L + 1), everything after the blocks at the full rate (official
+    code; VideoMAE's decay is 0.75). Weight decay slows down alike.
+
+    Args:
+        params: a classifier's parameters, with stacked blocks.
+        decay: factor from each layer to the one below; 1 for none.
+
+    Returns:
+        A tree like params of float32 arrays that multiply its updates.
+    """
+
+    def scale(path, x):
+        names = [entry.key for entry in path]
+        if names[:2] == ["encoder", "blocks"]:
+            exponents = np.arange(x.shape[0], 0, -1).reshape(-1, *[1] * (x.ndim - 1))
+        elif names[:2] == ["encoder", "embedding"]:
+            exponents = depth + 1
+        else:
+            exponents = 0
+        return np.asarray(decay**exponents, np.float32)
+
+    depth = len(params["encoder"]["blocks"]["norm1"]["scale"])
+    return jax.tree.map_with_path(scale, params)
+
+
+def is_frozen(params, pattern: str) -> dict:
+    """Which parameters do not train: those whose path, a/b/c, the pattern is found in.
+
+    Args:
+        params: parameters.
+        pattern: regular expression, such as "^encoder/"; an empty one freezes nothing.
+
+    Raises:
+        ValueError: if no parameter, or each of them, matches.
+    """
+
+    def matches(path, _):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        return bool(pattern) and bool(re.search(pattern, name))
+
+    frozen = jax.tree.map_with_path(matches, params)
+    matched = jax.tree.leaves(frozen)
+    if pattern and (not any(matched) or all(matched)):
+        raise ValueError(
+            f"config.freeze = {pattern!r} matches {sum(matched)} of {len(matched)} "
+            "parameters; it is searched for in names such as encoder/embedding/kernel"
+        )
+    return frozen
+
+
 def adamw(
-    b1: float, b2: float, eps: float, weight_decay: float, clip_norm: float = 0.0
+    b1: float,
+    b2: float,
+    eps: float,
+    weight_decay: float,
+    clip_norm: float = 0.0,
+    layer_decay: float = 1.0,
+    freeze: str = "",
 ) -> optax.GradientTransformation:
     """AdamW with decoupled decay of the matrices, still to be scaled by -lr.
 
@@ -65,10 +127,30 @@ def adamw(
         eps: added to the root of the second moment.
         weight_decay: decoupled decay, multiplied by the learning rate.
         clip_norm: largest global gradient norm; 0 clips nothing.
+        layer_decay: see `layer_scales`; 1 for none.
+        freeze: see `is_frozen`; what is frozen has no moments either.
     """
-    clip = optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity()
-    return optax.chain(
-        clip,
+    parts = [
         optax.scale_by_adam(b1, b2, eps),
         optax.add_decayed_weights(weight_decay, mask=decays),
+    ]
+    if clip_norm:
+        parts.insert(0, optax.clip_by_global_norm(clip_norm))
+    if layer_decay != 1:
+        parts.append(_scale_by_layer(layer_decay))
+    tx = optax.chain(*parts)
+    if not freeze:
+        return tx
+    return optax.partition(
+        {"trained": tx, "frozen": optax.set_to_zero()},
+        lambda params: jax.tree.map(
+            lambda frozen: "frozen" if frozen else "trained", is_frozen(params, freeze)
+        ),
     )
+
+
+def _scale_by_layer(decay: float) -> optax.GradientTransformation:
+    def scale(updates, params):
+        return jax.tree.map(jnp.multiply, updates, layer_scales(params, decay))
+
+    return optax.stateless(scale)

@@ -1,14 +1,20 @@
 """Pretraining as a task of the training loop: masks, loss and pictures."""
 
 import functools
+import logging
+import pathlib
 
 import jax
 import ml_collections
+import numpy as np
 
 from videomae_jax import masking, reconstruction
-from videomae_jax.data.pipeline import CenterClips, PretrainingClips
+from videomae_jax.data import pipeline, records
+from videomae_jax.data.clips import CenterClips, PretrainingClips
 from videomae_jax.models import vit
 from videomae_jax.models.mae import VideoMAE, pixel_targets, reconstruction_loss
+
+log = logging.getLogger(__name__)
 
 
 class Pretraining:
@@ -16,17 +22,26 @@ class Pretraining:
 
     Attributes:
         model: the VideoMAE.
-        training_clips: what is read from each training video.
-        picture_clips: what is read from each video that pictures are made of.
+        training_videos: the records to train on.
+        training_clips: what is read from each of them.
+        check_every: steps between pictures; 0 for none.
     """
 
+    # What a checkpoint says of the model besides its parameters: nothing.
+    meta = {}
+
     def __init__(self, config: ml_collections.ConfigDict):
-        """Builds the model.
+        """Reads the lists and builds the model.
 
         Raises:
             ValueError: if model, mask and clip of the config do not fit together.
+            RecordError: if a list of videos is missing or malformed.
         """
         model, data = config.model, config.data
+        self.training_videos = records.load(data.train, data.root)
+        self._pictured_videos = self.training_videos
+        if data.validation:
+            self._pictured_videos = records.load(data.validation, data.root)
         overrides = {
             name: value
             for name, value in model.items()
@@ -57,21 +72,27 @@ class Pretraining:
             flip=data.flip,
             num_samples=data.num_samples,
         )
-        self.picture_clips = CenterClips(data.num_frames, data.stride, data.image_size)
+        self._picture_clips = CenterClips(data.num_frames, data.stride, data.image_size)
+        self._pictures = config.picture.clips
+        self.check_every = config.picture.every if self._pictures else 0
 
-    def init(self, key: jax.Array, video: jax.Array):
-        """Initial parameters for clips of video's shape [B, T, H, W, 3]."""
+    def init(self, key: jax.Array, video: jax.Array) -> tuple[dict, dict]:
+        """Initial parameters, and no statistics, for clips like video [B, T, H, W, 3]."""
         mask_key, key = jax.random.split(key)
         visible, masked = self._mask(mask_key, len(video))
-        return self.model.init(key, video, visible, masked)["params"]
+        return self.model.init(key, video, visible, masked)["params"], {}
+
+    def load(self, params):
+        """Pretraining starts from scratch."""
+        return params
 
     def prepare(self, batch: dict, key: jax.Array) -> dict:
         """Adds what is random on the device: a mask for every clip."""
         visible, masked = self._mask(key, len(batch["video"]))
         return batch | {"visible": visible, "masked": masked}
 
-    def loss(self, params, batch: dict) -> jax.Array:
-        """Mean loss of a prepared batch, float32 scalar."""
+    def loss(self, params, statistics, batch: dict) -> tuple[jax.Array, dict]:
+        """Mean loss of a prepared batch, float32 scalar, and the statistics as given."""
         video, masked = batch["video"], batch["masked"]
         prediction = self.model.apply(
             {"params": params}, video, batch["visible"], masked
@@ -83,7 +104,29 @@ class Pretraining:
             self.model.tubelet_size,
             self._normalize_targets,
         )
-        return reconstruction_loss(prediction, target)
+        return reconstruction_loss(prediction, target), statistics
+
+    @functools.cached_property
+    def _pictured_clips(self) -> np.ndarray:
+        clips, ids = pipeline.read_all(
+            self._pictured_videos, self._picture_clips, self._pictures
+        )
+        log.info("pictures show: %s", ", ".join(ids) or "nothing, none is readable")
+        return clips
+
+    def check(self, step: int, state, mesh, reporter) -> None:
+        """Makes pictures of held-out videos."""
+        with reporter.pause():
+            if len(self._pictured_clips):
+                rows = self.picture(state.params, self._pictured_clips)
+                reporter.picture(step, [np.asarray(row) for row in rows])
+
+    def finish(self, state, mesh, workdir: pathlib.Path) -> None:
+        """Nothing is left to do after the last step."""
+
+    def is_finished(self, workdir: pathlib.Path) -> bool:
+        """Whether `finish` has been done."""
+        return True
 
     @functools.partial(jax.jit, static_argnums=0)
     def picture(self, params, video: jax.Array) -> list[jax.Array]:

@@ -82,6 +82,13 @@ class Reporter:
         yield
         self._waited += time.perf_counter() - start
 
+    @contextlib.contextmanager
+    def pause(self) -> Iterator[None]:
+        """Counts the time inside neither as training nor as waiting."""
+        start = time.perf_counter()
+        yield
+        self._paused += time.perf_counter() - start
+
     def metrics(self, step: int, values: dict[str, float]) -> None:
         """Reports values after `step` steps, with speed since the last report."""
         now = time.perf_counter()
@@ -94,11 +101,7 @@ class Reporter:
         self._waited = self._paused = 0.0
         if not self._active:
             return
-        with self._metrics.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-        for name, value in row.items():
-            if name != "step":
-                self._tensorboard.add_scalar(name, value, step)
+        self._write(row)
         line = (
             f"loss {row['loss']:.4f} | lr {row['learning_rate']:.2e} | "
             f"grad norm {row['grad_norm']:.3f} | "
@@ -112,18 +115,31 @@ class Reporter:
         left = (self._total - step) * elapsed / steps
         log.info("step %d/%d | %s | %s left", step, self._total, line, _clock(left))
 
+    def values(self, step: int, values: dict[str, float]) -> None:
+        """Reports values other than training's after `step` steps."""
+        if self._active:
+            self._write({"step": step} | values)
+            shown = ", ".join(f"{name} {value:.6g}" for name, value in values.items())
+            log.info("step %d/%d | %s", step, self._total, shown)
+
+    def _write(self, row: dict) -> None:
+        with self._metrics.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        for name, value in row.items():
+            if name != "step":
+                self._tensorboard.add_scalar(name, value, row["step"])
+
     def picture(self, step: int, rows: list[np.ndarray]) -> None:
         """Writes clips, a list of uint8 [B, T, H, W, 3], as PNG and animated GIF."""
-        start = time.perf_counter()
-        if self._active:
-            folder = self._workdir / "pictures"
-            folder.mkdir(exist_ok=True)
-            image = reconstruction.picture(rows)
-            reconstruction.save_png(folder / f"{step:08d}.png", image)
-            reconstruction.save_gif(folder / f"{step:08d}.gif", rows)
-            self._tensorboard.add_image("clips", image, step, dataformats="HWC")
-            log.info("picture: %s", folder / f"{step:08d}.png")
-        self._paused += time.perf_counter() - start
+        if not self._active:
+            return
+        folder = self._workdir / "pictures"
+        folder.mkdir(exist_ok=True)
+        image = reconstruction.picture(rows)
+        reconstruction.save_png(folder / f"{step:08d}.png", image)
+        reconstruction.save_gif(folder / f"{step:08d}.gif", rows)
+        self._tensorboard.add_image("clips", image, step, dataformats="HWC")
+        log.info("picture: %s", folder / f"{step:08d}.png")
 
     def close(self) -> None:
         """Writes what is still in memory."""

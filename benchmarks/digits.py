@@ -1,0 +1,87 @@
+"""The README's table: what pretraining is worth on the embedded digits.
+
+    python benchmarks/digits.py
+
+Pretrains once (unless runs/digits_pretrain is there already), then fine-tunes, trains
+from scratch and probes with three seeds each, and prints a Markdown table. About 12
+minutes on two CPU cores.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import platform
+import statistics
+import sys
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import jax  # noqa: E402
+
+from configs import (  # noqa: E402
+    digits_finetune,
+    digits_linear_probe,
+    digits_pretrain,
+    digits_scratch,
+)
+from videomae_jax.training import loop, reporting  # noqa: E402
+
+RECIPES = {
+    "pretrained, fine-tuned": ("digits_finetune", digits_finetune),
+    "from scratch": ("digits_scratch", digits_scratch),
+    "pretrained, linear probe": ("digits_linear_probe", digits_linear_probe),
+}
+
+
+def main():
+    """Runs everything and prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--runs", default="runs", help="where work directories go")
+    parser.add_argument("--seeds", type=int, default=3)
+    arguments = parser.parse_args()
+    runs = pathlib.Path(arguments.runs)
+    reporting.start_log(detailed=True)
+
+    start = time.perf_counter()
+    pretrained = runs / "digits_pretrain"
+    loop.train_and_evaluate(digits_pretrain.get_config(), str(pretrained))
+    pretraining_seconds = time.perf_counter() - start
+
+    lines = []
+    for title, (name, recipe) in RECIPES.items():
+        accuracies, seconds = [], []
+        for seed in range(arguments.seeds):
+            config = recipe.get_config()
+            config.seed = seed
+            if config.init.source:
+                config.init.source = str(pretrained)
+            workdir = runs / "benchmark" / f"{name}_seed{seed}"
+            if workdir.exists():
+                sys.exit(f"{workdir} exists: remove it, or give another --runs")
+            start = time.perf_counter()
+            loop.train_and_evaluate(config, str(workdir))
+            seconds.append(time.perf_counter() - start)
+            metrics = json.loads((workdir / "test" / "metrics.json").read_text())
+            accuracies.append(metrics["top1"])
+        lines.append(
+            f"| {title} | {config.steps} | "
+            f"{' / '.join(f'{x:.1f}' for x in accuracies)} | "
+            f"{statistics.mean(accuracies):.1f} | {statistics.mean(seconds):.0f} s |"
+        )
+    print(f"\npretraining: {pretraining_seconds:.0f} s (0 if it was there already)")
+    print(
+        f"{os.cpu_count()} cores, {platform.machine()}, "
+        f"{jax.devices()[0].platform}, Python {platform.python_version()}, "
+        f"jax {jax.__version__}\n"
+    )
+    seeds = ", ".join(map(str, range(arguments.seeds)))
+    print(f"| 400 labels | steps | top-1 %, seeds {seeds} | mean | wall-clock |")
+    print("|---|---|---|---|---|")
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,45 @@
+"""Fine-tunes on your own videos. Copy this file and change what differs.
+
+    python -m videomae_jax lists folder --videos=/data/gestures --out=data/gestures
+    python main.py --config=configs/custom_finetune.py \
+        --config.data.train=data/gestures/train.txt \
+        --config.data.validation=data/gestures/val.txt \
+        --config.data.test=data/gestures/val.txt \
+        --config.init.source=runs/k400_vitb_pretrain
+
+The lists have a video and its label (0, 1, 2, ...) a line; docs/data.md tells more. The
+number of classes is the highest label plus one, and their names are those of the
+folders that the videos lie in, unless config.data.labels names a file with one class
+name a line. Results: `<workdir>/test` (accuracy, predictions, confusion matrix).
+
+What most often has to change:
+- config.data.flip = 0.0, where left and right tell classes apart.
+- config.data.frames = "uniform", where a class is a whole short action from start to
+  end; "dense" looks at num_frames * stride consecutive frames.
+- config.batch_size and config.epochs: with a few thousand videos, 16 to 64 and 50 to
+  100. The learning rate follows the batch size by itself.
+- config.loss.class_balance = 0.999, where some classes have far more videos.
+- With few videos, first try a probe, whose encoder is not trained and which is fast:
+  --config.freeze=^encoder/ --config.model.head_norm=batch (linear) or
+  --config.model.pooling=attentive, with --config.model.drop_path=0 and
+  --config.mix.probability=0.
+"""
+
+from configs import common
+
+
+def get_config(arg: str = ""):
+    """Returns the config; `:debug` after the file name shrinks it."""
+    config = common.finetune()
+    config.init.source = "runs/k400_vitb_pretrain"
+    config.data.train = "data/custom/train.txt"
+    config.data.validation = "data/custom/val.txt"
+    config.data.test = "data/custom/val.txt"
+    config.model.variant = "base"
+    config.batch_size = 32
+    config.max_clips_per_device = 16
+    config.epochs = 50
+    config.optimizer.base_lr = 1e-3
+    config.checkpoint.every = 200
+    config.evaluation.every = 200
+    return common.finish(config, arg)

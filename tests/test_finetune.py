@@ -1,0 +1,305 @@
+"""Whole fine-tuning runs: where they start, what they leave, what they refuse."""
+
+import csv
+import json
+import re
+
+import jax
+import numpy as np
+import pytest
+
+from configs import common
+from tests import test_loop
+from tests.videos import write_folder
+from videomae_jax.data.records import RecordError
+from videomae_jax.models import positions
+from videomae_jax.training import checkpointing, finetune, loop
+
+one_device = test_loop.one_device
+SIZES = {"width": 24, "depth": 2, "heads": 3, "dtype": "float32"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Eleven videos of three classes and their list, `list.txt`; the last is bad."""
+    folder = write_folder(tmp_path_factory.mktemp("videos"), 11)
+    (folder / "10.mp4").write_bytes(b"not a video")
+    lines = [f"{i}.mp4 {i % 3}\n" for i in range(11)]
+    (folder / "list.txt").write_text("".join(lines))
+    (folder / "good.txt").write_text("".join(lines[:10]))
+    (folder / "names.txt").write_text("left\nright\nup\n")
+    return folder
+
+
+def tiny(folder, **overrides):
+    config = common.debug(common.finetune())
+    config.data.update(
+        train=str(folder / "good.txt"),
+        validation=str(folder / "list.txt"),
+        test=str(folder / "list.txt"),
+        labels=str(folder / "names.txt"),
+        num_frames=4,
+        stride=2,
+        image_size=32,
+        num_workers=0,
+    )
+    config.model.update(**SIZES, position_size=32)
+    config.update(steps=8, log_every=2, batch_size=4)
+    config.ema.decay = 0.9
+    config.evaluation.every = 4
+    config.checkpoint.every = 4
+    config.mesh.update(data=1)
+    config.update_from_flattened_dict(overrides)
+    return config
+
+
+@pytest.fixture(scope="module")
+def pretrained(folder, tmp_path_factory):
+    """The work directory of a pretraining run."""
+    workdir = tmp_path_factory.mktemp("pretrained")
+    config = test_loop.tiny(folder / "good.txt", steps=1)
+    config.model.update(SIZES)
+    with pytest.MonkeyPatch.context() as patch:
+        devices = jax.devices()
+        patch.setattr(jax, "devices", lambda: devices[:1])
+        loop.train_and_evaluate(config, str(workdir))
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def undisturbed(folder, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("undisturbed")
+    with pytest.MonkeyPatch.context() as patch:
+        devices = jax.devices()
+        patch.setattr(jax, "devices", lambda: devices[:1])
+        return workdir, loop.train_and_evaluate(tiny(folder), str(workdir))
+
+
+def rows(workdir):
+    """The metrics without those of speed."""
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    found = [json.loads(line) for line in lines]
+    for row in found:
+        row.pop("clips_per_second_per_device", None)
+        row.pop("data_wait_fraction", None)
+    return found
+
+
+def test_run_leaves_accuracies_and_predictions(undisturbed):
+    workdir, state = undisturbed
+    assert state.step == 8
+    validations = [row for row in rows(workdir) if "validation/top1" in row]
+    assert [row["step"] for row in validations] == [4, 8]
+    assert validations[0]["validation/unreadable"] == 1
+    results = json.loads((workdir / "test" / "metrics.json").read_text())
+    assert results["videos"] == 10 and results["unreadable"] == 1
+    wrong = results["top1_counting_unreadable_wrong"]
+    assert wrong == pytest.approx(results["top1"] * 10 / 11)
+    lines = (workdir / "test" / "predictions.jsonl").read_text().splitlines()
+    predictions = [json.loads(line) for line in lines]
+    assert [row["id"] for row in predictions] == [f"{i}.mp4" for i in range(10)]
+    assert [row["label"] for row in predictions] == [i % 3 for i in range(10)]
+    for row in predictions:
+        assert sum(row["probabilities"]) == pytest.approx(1, abs=1e-5)
+    unreadable = (workdir / "test" / "unreadable.jsonl").read_text()
+    assert "10.mp4" in unreadable
+    with (workdir / "test" / "per_class.csv").open() as file:
+        assert {row["class"] for row in csv.DictReader(file)} == {"left", "right", "up"}
+    assert (workdir / "test" / "confusion.png").exists()
+
+
+def test_stopping_in_the_middle_changes_nothing(folder, undisturbed, tmp_path):
+    config = tiny(folder, **{"checkpoint.every": 5})
+    test_loop.run_until(config, tmp_path, 5)
+    state = loop.train_and_evaluate(config, str(tmp_path))
+    assert rows(tmp_path) == rows(undisturbed[0])
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        (state.params, state.ema, state.opt_state),
+        (undisturbed[1].params, undisturbed[1].ema, undisturbed[1].opt_state),
+    )
+    test = "test/predictions.jsonl"
+    assert (tmp_path / test).read_bytes() == (undisturbed[0] / test).read_bytes()
+
+
+def test_the_average_is_what_is_evaluated(folder, undisturbed, tmp_path):
+    workdir, state = undisturbed
+    differing = jax.tree.map(lambda a, b: np.any(a != b), state.params, state.ema)
+    assert any(jax.tree.leaves(differing))
+    # Plain parameters, tested, give other predictions than the average.
+    task = finetune.Finetuning(tiny(folder))
+    mesh = loop.sharding.make_mesh(1, 1, jax.devices()[:1])
+    task.finish(state, mesh, tmp_path / "average")
+    task.finish(state.replace(ema=None), mesh, tmp_path / "plain")
+    name = "test/predictions.jsonl"
+    average = (tmp_path / "average" / name).read_bytes()
+    assert average == (workdir / name).read_bytes()
+    assert average != (tmp_path / "plain" / name).read_bytes()
+
+
+@pytest.mark.parametrize("num_samples", [1, 2])
+def test_hosts_devices_and_workers_train_alike(
+    folder, tmp_path, monkeypatch, num_samples
+):
+    config = tiny(folder, **{"data.num_samples": num_samples, "steps": 4})
+    loop.train_and_evaluate(config, str(tmp_path / "one"))
+    monkeypatch.undo()
+    config.mesh.update(data=2, fsdp=2)
+    config.data.num_workers = 2
+    config.max_clips_per_device = 1
+    devices = jax.devices()
+    monkeypatch.setattr(jax, "devices", lambda: devices[:4])
+    loop.train_and_evaluate(config, str(tmp_path / "other"))
+    for one, other in zip(
+        rows(tmp_path / "one"), rows(tmp_path / "other"), strict=True
+    ):
+        if "loss" in one:
+            np.testing.assert_allclose(one["loss"], other["loss"], rtol=1e-5)
+
+
+def start(folder, source, **overrides):
+    """The task's parameters before and after loading, and the report."""
+    config = tiny(folder, **{"init.source": str(source)} | overrides)
+    task = finetune.Finetuning(config)
+    params, _ = task.init(jax.random.key(0), loop.first_video(config))
+    return params, task.load(params)
+
+
+def test_encoder_comes_from_pretraining(folder, pretrained, caplog, monkeypatch):
+    monkeypatch.setattr("logging.Logger.propagate", True, raising=False)
+    with caplog.at_level("INFO", logger="videomae_jax"):
+        params, loaded = start(folder, pretrained)
+    table = caplog.text
+    for line in (
+        r"encoder/blocks +13 +loaded",
+        r"encoder/embedding +2 +loaded",
+        r"norm +2 +newly initialised",
+        r"head +2 +newly initialised",
+        r"encoder/norm +2 +in the source, dropped",
+        r"decoder +\d+ +in the source, dropped",
+    ):
+        assert re.search(line, table), table
+    checkpoints = checkpointing.Checkpoints(str(pretrained), 1, 0, read_only=True)
+    shapes = jax.eval_shape(lambda: params["encoder"])
+    where = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    abstract = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), shapes
+    )
+    saved = checkpointing.restore_part(
+        str(pretrained), checkpoints.latest_step(), "params", {"encoder": abstract}
+    )
+    checkpoints.close()
+    jax.tree.map(np.testing.assert_array_equal, loaded["encoder"], saved["encoder"])
+    np.testing.assert_array_equal(loaded["head"]["kernel"], params["head"]["kernel"])
+
+
+def test_first_token_takes_the_encoders_norm_too(folder, pretrained):
+    params, loaded = start(folder, pretrained, **{"model.pooling": "first_token"})
+    assert "norm" in loaded["encoder"] and "norm" not in loaded
+
+
+def test_head_of_a_finetuned_run_on_request(folder, undisturbed):
+    workdir, state = undisturbed
+    _, loaded = start(folder, workdir)
+    np.testing.assert_array_equal(loaded["norm"]["bias"], state.ema["norm"]["bias"])
+    assert np.any(loaded["head"]["kernel"] != state.ema["head"]["kernel"])
+    _, loaded = start(folder, workdir, **{"init.head": True})
+    np.testing.assert_array_equal(loaded["head"]["kernel"], state.ema["head"]["kernel"])
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"data.num_frames": 8},
+        {"data.num_frames": 16},
+        {"data.image_size": 48},
+        {"data.image_size": 48, "model.position_size": 0},
+        {"data.frames": "uniform", "evaluation.segments": 3},
+        {"freeze": "^encoder/", "model.head_norm": "batch", "model.drop_path": 0.0},
+        {"freeze": "^encoder/", "model.pooling": "attentive"},
+        {"loss.class_balance": 0.9, "mix.mode": "sample"},
+    ],
+    ids=lambda overrides: "-".join(f"{k.split('.')[-1]}" for k in overrides),
+)
+def test_variations_run_from_a_pretrained_encoder(
+    folder, pretrained, tmp_path, overrides
+):
+    config = tiny(folder, **{"init.source": str(pretrained), "steps": 2} | overrides)
+    state = loop.train_and_evaluate(config, str(tmp_path))
+    assert (tmp_path / "test" / "metrics.json").exists()
+    if config.freeze:
+        # A resumed probe finds its statistics, too.
+        config.steps = 3
+        assert loop.train_and_evaluate(config, str(tmp_path)).step == 3
+        assert bool(state.statistics) == (config.model.head_norm == "batch")
+
+
+def test_image_size_interpolates_the_pretrained_positions(folder, pretrained):
+    config = tiny(folder, **{"data.image_size": 48})
+    grid = (2, 3, 3)
+    model = finetune.Finetuning(config).model
+    assert model.position_size == (32, 32)
+    interpolated = positions.position_table(grid, 24, (2, 2))
+    assert np.abs(interpolated - positions.position_table(grid, 24)).max() > 0.1
+
+
+@pytest.mark.parametrize(
+    "overrides, error, message",
+    [
+        ({"data.num_classes": 2}, RecordError, r"num_classes is 2.*names 3 classes"),
+        (
+            {"data.num_classes": 2, "data.labels": ""},
+            RecordError,
+            r"2\.mp4 has label 2, but with 2 classes labels are 0 to 1",
+        ),
+        ({"data.labels": "nowhere.txt"}, RecordError, "config.data.labels"),
+        ({"data.frames": "sparse"}, ValueError, "config.data.frames.*dense"),
+        ({"mix.mode": "elem"}, ValueError, "config.mix.mode.*sample"),
+        ({"model.pooling": "cls"}, ValueError, "first_token"),
+        ({"init.source": "nowhere"}, checkpointing.CheckpointError, "nowhere"),
+        ({"data.image_size": 40}, ValueError, "multiple"),
+        ({"freeze": "backbone"}, ValueError, "config.freeze"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_mistakes_are_explained(folder, tmp_path, overrides, error, message):
+    with pytest.raises(error, match=message):
+        loop.train_and_evaluate(tiny(folder, **overrides), str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        ({"model.width": 48}, r"config.model.width is 48, the checkpoint's is 24"),
+        ({"model.heads": 2}, r"config.model.heads is 2, the checkpoint's is 3"),
+        ({"model.position_size": 64}, r"position_size is 64.* 32 pixels: set it to 32"),
+        ({"init.head": True}, r"head/kernel: missing in the checkpoint"),
+    ],
+)
+def test_weights_of_another_model_are_refused(folder, pretrained, overrides, message):
+    with pytest.raises(checkpointing.CheckpointError, match=message):
+        start(folder, pretrained, **overrides)
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_labels_outside_the_range_and_empty_splits_are_refused(folder, split, tmp_path):
+    (tmp_path / "high.txt").write_text("a.mp4 0\nb.mp4 3\n")
+    with pytest.raises(RecordError, match="high.txt: b.mp4 has label 3"):
+        finetune.Finetuning(
+            tiny(folder, **{f"data.{split}": str(tmp_path / "high.txt")})
+        )
+    (tmp_path / "empty.txt").write_text("# nothing\n")
+    with pytest.raises(RecordError, match="names no videos"):
+        finetune.Finetuning(
+            tiny(folder, **{f"data.{split}": str(tmp_path / "empty.txt")})
+        )
+
+
+def test_class_names_come_from_folders_where_they_can(tmp_path):
+    path = tmp_path / "list.txt"
+    path.write_text("jump/a.mp4 1\nrun/a.mp4 0\njump/b.mp4 1\n")
+    config = tiny(tmp_path)
+    config.data.update(train=str(path), validation="", test="", labels="")
+    assert finetune.Finetuning(config).class_names == ["run", "jump"]
+    path.write_text("all/a.mp4 1\nall/b.mp4 0\n")
+    assert finetune.Finetuning(config).class_names == ["0", "1"]

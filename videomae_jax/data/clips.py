@@ -1,0 +1,202 @@
+"""What is taken from a video: frames by a rule, then crops and augmentation.
+
+Each reader turns an opened video and randomness into uint8 [clips, T, H, W, 3]; it
+decodes each video once and is sent to the workers that read.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+
+from videomae_jax.data import augmentation, sampling
+from videomae_jax.data.decoding import Video
+from videomae_jax.data.randaugment import RandAugment
+
+
+@dataclasses.dataclass(frozen=True)
+class PretrainingClips:
+    """Reads a video for pretraining: one decode, several crops (VideoMAE V2, 3.3).
+
+    Attributes:
+        num_frames: frames of a clip; stride: frames between two of them.
+        size: height and width of the crops in pixels.
+        scales: crop sizes relative to the shorter side.
+        flip: probability of a horizontal flip.
+        num_samples: clips cut from the same decoded frames.
+    """
+
+    num_frames: int
+    stride: int
+    size: int
+    scales: tuple[float, ...]
+    flip: float
+    num_samples: int
+
+    def __call__(self, video: Video, rng: np.random.Generator) -> np.ndarray:
+        """Returns uint8 [num_samples, T, size, size, 3]."""
+        indices = sampling.sample_pretrain(
+            rng, video.num_frames, self.num_frames, self.stride
+        )
+        frames = video.read(indices)
+        shape = (self.num_samples, self.num_frames, self.size, self.size, 3)
+        clips = np.empty(shape, np.uint8)
+        for clip in clips:
+            crop = augmentation.multi_scale_crop(rng, frames, self.size, self.scales)
+            clip[:] = augmentation.horizontal_flip(rng, crop, self.flip)
+        return clips
+
+
+@dataclasses.dataclass(frozen=True)
+class FrameRule:
+    """Which frames a classifier sees; N is the number of frames of the video.
+
+    Attributes:
+        train: (rng, N, frames, stride) -> the indices of a random clip.
+        validation: (N, frames, stride) -> the indices of the clip in the middle.
+        test: (N, frames, stride, segments) -> the indices of all clips in time.
+    """
+
+    train: Callable[..., np.ndarray]
+    validation: Callable[..., np.ndarray]
+    test: Callable[..., np.ndarray]
+
+
+FRAME_RULES = {
+    # The official code's for Kinetics, UCF101 and HMDB51: a training clip of 16 frames
+    # at stride 4 spans 64 frames, so its frames are 64 / 15 apart.
+    "dense": FrameRule(
+        sampling.sample_dense,
+        sampling.dense_center_indices,
+        sampling.dense_test_indices,
+    ),
+    # Frames exactly `stride` apart.
+    "exact": FrameRule(
+        sampling.sample_pretrain,
+        sampling.exact_center_indices,
+        sampling.dense_test_indices,
+    ),
+    # A frame of each of `num_frames` equal parts of the video; Something-Something.
+    "uniform": FrameRule(
+        lambda rng, n, frames, stride: sampling.sample_uniform(rng, n, frames),
+        lambda n, frames, stride: sampling.uniform_center_indices(n, frames),
+        lambda n, frames, stride, segments: sampling.uniform_test_indices(
+            n, frames, segments
+        ),
+    ),
+    # As "exact", tested as MMAction2 does.
+    "mmaction": FrameRule(
+        sampling.sample_pretrain,
+        sampling.exact_center_indices,
+        sampling.mmaction_test_indices,
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class FinetuningClips:
+    """Reads a video for fine-tuning: one decode, several augmentations of its frames.
+
+    Attributes:
+        frames: a key of FRAME_RULES.
+        num_frames: frames of a clip; stride: frames between two of them.
+        size: height and width of the crops in pixels.
+        rand_augment: applied to whole frames, before the crop; None for none.
+        crop_area: smallest and largest share of the frame that a crop covers.
+        crop_aspect: smallest and largest width over height of a crop.
+        flip: probability of a horizontal flip.
+        erase: probability of erasing a box.
+        num_samples: augmentations of the same decoded frames.
+    """
+
+    frames: str
+    num_frames: int
+    stride: int
+    size: int
+    rand_augment: RandAugment | None
+    crop_area: tuple[float, float]
+    crop_aspect: tuple[float, float]
+    flip: float
+    erase: float
+    num_samples: int
+
+    def __call__(self, video: Video, rng: np.random.Generator) -> np.ndarray:
+        """Returns uint8 [num_samples, T, size, size, 3]."""
+        indices = FRAME_RULES[self.frames].train(
+            rng, video.num_frames, self.num_frames, self.stride
+        )
+        frames = video.read(indices)
+        shape = (self.num_samples, self.num_frames, self.size, self.size, 3)
+        clips = np.empty(shape, np.uint8)
+        for clip in clips:
+            augmented = self.rand_augment(rng, frames) if self.rand_augment else frames
+            crop = augmentation.random_resized_crop(
+                rng, augmented, self.size, self.crop_area, self.crop_aspect
+            )
+            crop = augmentation.horizontal_flip(rng, crop, self.flip)
+            clip[:] = augmentation.random_erasing(rng, crop, self.erase)
+        return clips
+
+
+@dataclasses.dataclass(frozen=True)
+class CenterClips:
+    """Reads the clip in the middle of a video, without randomness.
+
+    Attributes:
+        num_frames: frames of a clip; stride: frames between two of them.
+        size: height and width of the central crop in pixels.
+        frames: a key of FRAME_RULES.
+    """
+
+    num_frames: int
+    stride: int
+    size: int
+    frames: str = "exact"
+
+    def __call__(self, video: Video, rng: np.random.Generator) -> np.ndarray:
+        """Returns uint8 [1, T, size, size, 3]."""
+        indices = FRAME_RULES[self.frames].validation(
+            video.num_frames, self.num_frames, self.stride
+        )
+        return augmentation.spatial_crops(video.read(indices), self.size, 1)
+
+    @property
+    def views(self) -> int:
+        """Clips of a video."""
+        return 1
+
+
+@dataclasses.dataclass(frozen=True)
+class MultiViewClips:
+    """Reads all views of a video that a test averages, from one decode.
+
+    Attributes:
+        num_frames: frames of a clip; stride: frames between two of them.
+        size: height and width of the crops in pixels.
+        frames: a key of FRAME_RULES.
+        segments: clips in time.
+        crops: crops of each, along the longer side; 1 is the centre.
+    """
+
+    num_frames: int
+    stride: int
+    size: int
+    frames: str
+    segments: int
+    crops: int
+
+    def __call__(self, video: Video, rng: np.random.Generator) -> np.ndarray:
+        """Returns uint8 [segments * crops, T, size, size, 3], crops adjacent."""
+        indices = FRAME_RULES[self.frames].test(
+            video.num_frames, self.num_frames, self.stride, self.segments
+        )
+        wanted, places = np.unique(indices, return_inverse=True)
+        # Overlapping clips share frames: each is decoded and resized once.
+        crops = augmentation.spatial_crops(video.read(wanted), self.size, self.crops)
+        views = crops[:, places.reshape(indices.shape)].swapaxes(0, 1)
+        return views.reshape(self.views, *views.shape[2:])
+
+    @property
+    def views(self) -> int:
+        """Clips of a video."""
+        return self.segments * self.crops

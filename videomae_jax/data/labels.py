@@ -1,0 +1,100 @@
+"""The classes of a labelled data set: how many, and what they are called."""
+
+import os
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from videomae_jax.data import digits
+from videomae_jax.data.records import Record, RecordError
+
+
+def class_names(
+    records: Sequence[Record],
+    source: str,
+    label_file: str = "",
+    num_classes: int | None = None,
+) -> list[str]:
+    """The name of each class, by label.
+
+    Args:
+        records: the training videos, with labels.
+        source: where they come from, for messages.
+        label_file: text file with a class name a line, that of label 0 first, or
+            digits:labels. Without it, the videos' folders give the names if each class has one of its own;
+            otherwise labels are their own names.
+        num_classes: how many classes there are; by default as many as the label file
+            has lines or, without it, as the highest label asks for.
+
+    Raises:
+        RecordError: if file, number and labels do not agree.
+    """
+    if label_file:
+        names = _read(label_file)
+        if num_classes not in (None, len(names)):
+            raise RecordError(
+                f"config.data.num_classes is {num_classes}, but {label_file} names "
+                f"{len(names)} classes: leave config.data.num_classes out, or mend it"
+            )
+    else:
+        highest = max(record.label for record in records)
+        num_classes = highest + 1 if num_classes is None else num_classes
+        names = _folder_names(records, num_classes)
+    check(records, source, len(names))
+    return names
+
+
+def check(records: Sequence[Record], source: str, num_classes: int) -> None:
+    """Looks for labels that are no class.
+
+    Raises:
+        RecordError: naming the first video of such a label.
+    """
+    for record in records:
+        if not 0 <= record.label < num_classes:
+            raise RecordError(
+                f"{source}: {record.id} has label {record.label}, but with "
+                f"{num_classes} classes labels are 0 to {num_classes - 1}. Mend the "
+                "list (labels start at 0), or set config.data.num_classes or "
+                "config.data.labels"
+            )
+
+
+def counts(records: Sequence[Record], num_classes: int) -> np.ndarray:
+    """Videos of each class, int64 [num_classes]."""
+    return np.bincount([record.label for record in records], minlength=num_classes)
+
+
+def _read(label_file: str) -> list[str]:
+    if label_file == "digits:labels":
+        return list(digits.DIRECTIONS)
+    path = pathlib.Path(label_file).expanduser()
+    if not path.is_file():
+        raise RecordError(
+            f"config.data.labels: there is no file {label_file!r}; a text file with a "
+            "class name a line is wanted, that of label 0 first"
+        )
+    names = [line.strip() for line in path.read_text("utf-8").splitlines()]
+    while names and not names[-1]:
+        names.pop()
+    if not names or not all(names) or len(set(names)) < len(names):
+        raise RecordError(
+            f"{label_file}: class names must not be empty or occur twice; there are "
+            f"{len(names)} lines, {len(set(names))} of them different"
+        )
+    return names
+
+
+def _folder_names(records: Sequence[Record], num_classes: int) -> list[str]:
+    folders: dict[int, set[str]] = {}
+    for record in records:
+        folder = os.path.basename(os.path.dirname(record.path))
+        folders.setdefault(record.label, set()).add(folder)
+    names = [str(label) for label in range(num_classes)]
+    if all(len(found) == 1 for found in folders.values()):
+        by_label = {label: next(iter(found)) for label, found in folders.items()}
+        if len(set(by_label.values())) == len(by_label) > 1:
+            for label in by_label.keys() & set(range(num_classes)):
+                names[label] = by_label[label]
+    return names

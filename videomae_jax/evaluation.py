@@ -1,0 +1,150 @@
+"""Evaluation of a classifier on every video of a set exactly once.
+
+A video is decoded once and all its views are cut from that; the class probabilities of
+the views are averaged (softmax first, then the mean: official code since 2022-08, MMAction2's
+"prob"). What a video gets does not depend on the others of its batch, nor on how many
+devices or hosts share the work.
+"""
+
+import collections
+import functools
+import json
+import logging
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from videomae_jax.data import pipeline
+from videomae_jax.data.records import Record
+from videomae_jax.models.classifier import VideoClassifier
+from videomae_jax.predictions import Predictions
+from videomae_jax.training import sharding
+
+log = logging.getLogger(__name__)
+
+# Batches that may be under way on the devices before the host waits for a result.
+BATCHES_AHEAD = 2
+
+
+class Evaluator:
+    """Predicts all videos of a set; called once for each state of the parameters."""
+
+    def __init__(
+        self,
+        model: VideoClassifier,
+        records: Sequence[Record],
+        class_names: Sequence[str],
+        read_clips,
+        image_shape: tuple[int, ...],
+        mesh: Mesh,
+        videos_per_device: int,
+        num_workers: int = 0,
+        num_threads: int = 2,
+    ):
+        """Prepares the pass.
+
+        Args:
+            model: the classifier.
+            records: the videos, with labels.
+            class_names: a name for each logit.
+            read_clips: `clips.CenterClips` or `clips.MultiViewClips`.
+            image_shape: shape of one clip, [T, H, W, 3].
+            mesh: the devices.
+            videos_per_device: videos of a batch on each device, whose views are taken
+                one after the other; so memory holds this many clips' activations.
+            num_workers: processes that read; 0 reads in threads of this process.
+            num_threads: threads that read, in each worker.
+        """
+        self._records, self._class_names = records, list(class_names)
+        self._mesh = mesh
+        self._open = functools.partial(
+            pipeline.each_once,
+            records,
+            read_clips,
+            (read_clips.views, *image_shape),
+            videos_per_device * mesh.size,
+            num_workers,
+            num_threads,
+            (jax.process_index(), jax.process_count()),
+        )
+        # Every process gets every result: each can then count the whole set.
+        replicated = NamedSharding(mesh, PartitionSpec())
+        self._predict = jax.jit(
+            functools.partial(_predict, model), out_shardings=replicated
+        )
+
+    def __call__(self, variables) -> Predictions:
+        """Predicts with variables {"params": ...}, "batch_stats" if the model has them.
+
+        Returns:
+            The same predictions on every process, in the order of the records.
+        """
+        probabilities = np.zeros(
+            (len(self._records), len(self._class_names)), np.float32
+        )
+        readable = np.zeros(len(self._records), bool)
+        reasons: dict[int, str] = {}
+        pending = collections.deque()
+
+        def take_oldest():
+            index, is_readable, values = jax.device_get(pending.popleft())
+            real = index >= 0
+            probabilities[index[real]] = values[real]
+            readable[index[real]] = is_readable[real]
+
+        with self._open() as batches, jax.set_mesh(self._mesh):
+            for batch in batches:
+                reasons |= batch.bad
+                arrays = {
+                    "video": batch.video,
+                    "index": batch.index,
+                    "readable": batch.readable,
+                }
+                arrays = sharding.to_devices(arrays, self._mesh)
+                pending.append(self._predict(variables, arrays))
+                if len(pending) > BATCHES_AHEAD:
+                    take_oldest()
+            while pending:
+                take_oldest()
+        reasons = _from_all_hosts(reasons)
+        good = [
+            record for record, ok in zip(self._records, readable, strict=True) if ok
+        ]
+        return Predictions(
+            ids=[record.id for record in good],
+            labels=np.array([record.label for record in good], np.int64),
+            probabilities=probabilities[readable],
+            class_names=self._class_names,
+            unreadable={
+                self._records[i].id: (self._records[i].label, reasons[i])
+                for i in np.flatnonzero(~readable)
+            },
+        )
+
+
+def _predict(model: VideoClassifier, variables, batch: dict):
+    def of_view(clips):
+        return jax.nn.softmax(model.apply(variables, clips), axis=-1)
+
+    # View by view, so that memory does not grow with their number.
+    views = jax.lax.map(of_view, batch["video"].swapaxes(0, 1))
+    return batch["index"], batch["readable"], jnp.mean(views, axis=0)
+
+
+def _from_all_hosts(reasons: dict[int, str]) -> dict[int, str]:
+    """The reasons that all hosts have found, on every host."""
+    if jax.process_count() == 1:
+        return reasons
+    text = np.frombuffer(json.dumps(list(reasons.items())).encode(), np.uint8)
+    lengths = multihost_utils.process_allgather(np.array([len(text)], np.int32))
+    padded = np.zeros(int(lengths.max()), np.uint8)
+    padded[: len(text)] = text
+    rows = multihost_utils.process_allgather(padded).reshape(len(lengths), -1)
+    merged = {}
+    for row, length in zip(rows, lengths.ravel(), strict=True):
+        merged |= dict(json.loads(row[:length].tobytes()))
+    return merged

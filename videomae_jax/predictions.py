@@ -1,0 +1,465 @@
+"""What an evaluation leaves behind: predictions, metrics, the confusion of classes."""
+
+import collections
+import contextlib
+import csv
+import dataclasses
+import io
+import json
+import os
+import pathlib
+import pickle
+import sys
+import types
+from collections.abc import Iterator, Sequence
+from typing import BinaryIO
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+# The confusion picture, in pixels.
+_PICTURE_SIZE = 1600  # of a side, so that it fits on a screen after halving
+_CELL_SIZE = 56  # at most; at least 1
+_NUMBERED_CLASSES = 25  # up to which cells hold numbers
+_NAMED_CELL_SIZE = 9  # from which on lines of text fit beside each other
+_FONT_SIZES = (9, 15)  # smallest legible, largest wanted
+_NAME_WIDTH = 220  # of the longest class name; longer ones are cut
+_TICK_DISTANCE = 40
+_GAP = 8  # between texts and cells
+# White, blue and dark blue (ColorBrewer's "Blues"), and the shares of a row that they
+# stand for: the rarer confusions are what one looks for.
+_COLOURS = np.array([[255, 255, 255], [107, 174, 214], [8, 48, 107]])
+_COLOUR_SHARES = (0, 0.25, 1)
+_NO_VIDEOS = 235
+_LINES = 222
+
+
+@dataclasses.dataclass(frozen=True)
+class Predictions:
+    """The class probabilities of every video of a set that could be read.
+
+    Attributes:
+        ids: a name for each readable video, all different, in data-set order.
+        labels: int [n], their classes.
+        probabilities: float32 [n, C].
+        class_names: a name for each of the C classes.
+        unreadable: label and reason for each video that could not be read, by id.
+
+    Raises:
+        ValueError: if there is no readable video, an id occurs twice, a probability is
+            not finite, or sizes and labels do not agree.
+    """
+
+    ids: list[str]
+    labels: np.ndarray
+    probabilities: np.ndarray
+    class_names: list[str]
+    unreadable: dict[str, tuple[int, str]]
+
+    def __post_init__(self):
+        """Refuses what cannot be counted."""
+        if not self.ids:
+            message = "nothing was evaluated: "
+            if self.unreadable:
+                name, (_, reason) = next(iter(self.unreadable.items()))
+                message += (
+                    f"none of {len(self.unreadable)} videos could be read; the first, "
+                    f"{name}: {reason}"
+                )
+            else:
+                message += "there are no videos"
+            raise ValueError(message)
+        shape = (len(self.ids), len(self.class_names))
+        if self.labels.shape != shape[:1] or self.probabilities.shape != shape:
+            raise ValueError(
+                f"for {shape[0]} videos and {shape[1]} classes, labels have shape "
+                f"{self.labels.shape} and probabilities {self.probabilities.shape}"
+            )
+        name, times = collections.Counter(self.ids).most_common(1)[0]
+        if times > 1:
+            raise ValueError(f"the id {name!r} occurs {times} times; ids must differ")
+        for name in self.ids:
+            if name in self.unreadable:
+                raise ValueError(f"{name!r} is both a readable and an unreadable video")
+        labels = dict(zip(self.ids, self.labels, strict=True))
+        labels |= {name: label for name, (label, _) in self.unreadable.items()}
+        for name, label in labels.items():
+            if not 0 <= label < shape[1]:
+                raise ValueError(
+                    f"{name} has label {label}, but labels are 0 to {shape[1] - 1}"
+                )
+        finite = np.isfinite(self.probabilities).all(axis=1)
+        if not finite.all():
+            raise ValueError(
+                f"{np.sum(~finite)} of {len(finite)} videos have probabilities that "
+                f"are not finite; the first is {self.ids[np.argmin(finite)]}"
+            )
+
+
+def metrics(predictions: Predictions) -> dict[str, int | float]:
+    """Accuracies in percent, and the numbers of videos that they are of.
+
+    A video is right at k if fewer than k other classes have a probability at least as
+    high as its own class: equal probabilities count against the model, so that always
+    predicting the same for all classes is not a success.
+
+    Args:
+        predictions: of one set.
+
+    Returns:
+        videos: how many could be read.
+        unreadable: how many could not.
+        top1, top5: the share of the readable videos that is right at 1 and at 5 (at C,
+            so all of them, with C < 5 classes).
+        mean_class: the mean, over the classes of the readable videos, of the share of
+            their videos that is right at 1 (MMAction2's mean1).
+        top1_counting_unreadable_wrong, top5_counting_unreadable_wrong: as top1 and
+            top5, as a share of all videos.
+    """
+    right = {f"top{k}": _right_at(predictions, k) for k in (1, 5)}
+    readable, unreadable = len(predictions.ids), len(predictions.unreadable)
+    occurs = np.bincount(predictions.labels)
+    recall = np.bincount(predictions.labels, right["top1"])[occurs > 0]
+    recall /= occurs[occurs > 0]
+    return {
+        "videos": readable,
+        "unreadable": unreadable,
+        **{name: _percent(hits.sum(), readable) for name, hits in right.items()},
+        "mean_class": 100 * float(recall.mean()),
+        **{
+            f"{name}_counting_unreadable_wrong": _percent(
+                hits.sum(), readable + unreadable
+            )
+            for name, hits in right.items()
+        },
+    }
+
+
+def confusion_matrix(predictions: Predictions) -> np.ndarray:
+    """How many videos of each class were taken for which.
+
+    The class that a video was taken for is the most probable one; of equally probable
+    ones never its own and else the first, so that the diagonal is what `metrics` calls
+    right at 1.
+
+    Args:
+        predictions: of one set; unreadable videos are not counted.
+
+    Returns:
+        int64 [C, C]: rows are true classes, columns predicted ones.
+    """
+    videos = np.arange(len(predictions.ids))
+    others = predictions.probabilities.copy()
+    others[videos, predictions.labels] = -np.inf
+    predicted = np.where(
+        _right_at(predictions, 1), predictions.labels, others.argmax(axis=1)
+    )
+    size = len(predictions.class_names)
+    matrix = np.zeros((size, size), np.int64)
+    np.add.at(matrix, (predictions.labels, predicted), 1)
+    return matrix
+
+
+def write(predictions: Predictions, folder: str | os.PathLike, top_k: int = 5) -> None:
+    """Writes all that is known of an evaluation as files to read and to draw from.
+
+    - predictions.jsonl: for each readable video, in data-set order, its id, label,
+      label_name, top_k [[class name, probability], ...] and the probabilities of all
+      classes, to 6 decimals;
+    - unreadable.jsonl: id, label and reason of each of the others;
+    - per_class.csv: for each class its name, label, readable videos, top1 and top5 in
+      percent (empty without videos) and the class its videos were most often wrongly
+      taken for;
+    - confusion.png: `confusion_picture`;
+    - metrics.json: `metrics`; written last, so that where it is, all the others are.
+
+    Each file appears whole or not at all, and replaces an earlier one.
+
+    Args:
+        predictions: of one set.
+        folder: where to; made if need be.
+        top_k: how many of the most probable classes are named for a video.
+    """
+    folder = pathlib.Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    matrix = confusion_matrix(predictions)
+    with _replacing(folder / "predictions.jsonl") as file:
+        for row in _rows(predictions, top_k):
+            file.write(_json_line(row))
+    with _replacing(folder / "unreadable.jsonl") as file:
+        for name, (label, reason) in predictions.unreadable.items():
+            file.write(_json_line({"id": name, "label": int(label), "reason": reason}))
+    with _replacing(folder / "per_class.csv") as file:
+        # Folder names, which may be class names, need not be valid text.
+        file.write(_per_class(predictions, matrix).encode("utf-8", "surrogateescape"))
+    with _replacing(folder / "confusion.png") as file:
+        picture = confusion_picture(matrix, predictions.class_names)
+        Image.fromarray(picture).save(file, format="PNG")
+    with _replacing(folder / "metrics.json") as file:
+        file.write(json.dumps(metrics(predictions), indent=2).encode() + b"\n")
+
+
+def write_mmaction_dump(predictions: Predictions, path: str | os.PathLike) -> None:
+    """Writes what MMAction2's `--dump` does, for its eval_metric.py to read.
+
+    That is a pickled list with a dict for each video, in data-set order: gt_label
+    (torch.LongTensor [1]), pred_score (torch.FloatTensor [C]) and pred_label
+    (torch.LongTensor [1]). It has no ids, so with unreadable videos, which are left
+    out, it does not fit dumps that have them. Reading it needs PyTorch; writing does
+    not.
+
+    Args:
+        predictions: of one set.
+        path: the file, *.pkl by custom; replaced if it is there.
+    """
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    predicted = predictions.probabilities.argmax(axis=1)
+    rows = [
+        {
+            "gt_label": _Tensor(np.array([label], "<i8")),
+            "pred_score": _Tensor(scores.astype("<f4")),
+            "pred_label": _Tensor(np.array([guess], "<i8")),
+        }
+        for label, scores, guess in zip(
+            predictions.labels, predictions.probabilities, predicted, strict=True
+        )
+    ]
+    with _replacing(path) as file, _torch_stand_in():
+        # Protocol 4 is the newest that Python 3.7 reads, MMAction2's oldest.
+        pickle.dump(rows, file, protocol=4)
+
+
+def confusion_picture(matrix: np.ndarray, class_names: Sequence[str]) -> np.ndarray:
+    """Draws a confusion matrix as a heat map: dark where much of a row is.
+
+    Up to 25 classes, cells hold the numbers of videos, except 0; up to about 150, rows
+    and columns have their class names, beyond that labels at regular distances. Rows
+    of classes without videos are grey.
+
+    Args:
+        matrix: int [C, C]: rows are true classes, columns predicted ones.
+        class_names: C names; long ones are cut, and letters beyond ASCII are boxes, as
+            the font that comes with Pillow has none.
+
+    Returns:
+        uint8 [H, W, 3]; sides are at most 1600 pixels up to about 1500 classes, which
+        then are a pixel each.
+    """
+    size = len(matrix)
+    sides = _side_texts(size, class_names)
+    margin = max(int(font.getlength(text)) for _, text, font in sides) + 2 * _GAP
+    font = ImageFont.load_default(_FONT_SIZES[1])
+    captions = [
+        "rows: true classes, columns: predicted",
+        "white to dark blue: 0 to 100 % of the row",
+    ]
+    line = _FONT_SIZES[1] + 6
+    top = line * len(captions) + margin
+    cell = max(min((_PICTURE_SIZE - top - _GAP) // size, _CELL_SIZE), 1)
+
+    caption_width = max(int(font.getlength(text)) for text in captions)
+    width = max(margin + size * cell, caption_width + _GAP) + _GAP
+    picture = Image.new("RGB", (width, top + size * cell + _GAP), "white")
+    picture.paste(Image.fromarray(_cells(matrix, cell)), (margin, top))
+    draw = ImageDraw.Draw(picture)
+    for number, text in enumerate(captions):
+        draw.text((_GAP, _GAP // 2 + number * line), text, "black", font)
+    for place, text, side_font in sides:
+        middle = int((place + 0.5) * cell)
+        draw.text((margin - _GAP, top + middle), text, "black", side_font, anchor="rm")
+        _draw_upwards(picture, (margin + middle, top - _GAP), text, side_font)
+    if size <= _NUMBERED_CLASSES:
+        _draw_numbers(draw, matrix, cell, (margin, top))
+    return np.asarray(picture)
+
+
+def _right_at(predictions: Predictions, k: int) -> np.ndarray:
+    """Whether each video is right at k, as `metrics` defines it; bool [n]."""
+    values = predictions.probabilities
+    own = np.take_along_axis(values, predictions.labels[:, None], axis=1)
+    others_ahead = np.sum(values >= own, axis=1) - 1
+    return others_ahead < min(k, values.shape[1])
+
+
+def _percent(part: int, whole: int) -> float:
+    return 100 * float(part) / float(whole)
+
+
+def _rows(predictions: Predictions, top_k: int) -> Iterator[dict]:
+    names = predictions.class_names
+    for name, label, values in zip(
+        predictions.ids, predictions.labels, predictions.probabilities, strict=True
+    ):
+        rounded = [round(float(value), 6) for value in values]
+        best = np.argsort(-values, kind="stable")[:top_k]
+        yield {
+            "id": name,
+            "label": int(label),
+            "label_name": names[label],
+            "top_k": [[names[place], rounded[place]] for place in best],
+            "probabilities": rounded,
+        }
+
+
+def _per_class(predictions: Predictions, matrix: np.ndarray) -> str:
+    names = predictions.class_names
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(["class", "label", "videos", "top1", "top5", "most_confused_with"])
+    right = {k: _right_at(predictions, k) for k in (1, 5)}
+    for label, name in enumerate(names):
+        of_class = predictions.labels == label
+        videos = int(of_class.sum())
+        shares = [
+            f"{_percent(hits[of_class].sum(), videos):.2f}" if videos else ""
+            for hits in right.values()
+        ]
+        wrong = matrix[label].copy()
+        wrong[label] = 0
+        confused_with = names[wrong.argmax()] if wrong.any() else ""
+        rows.writerow([name, label, videos, *shares, confused_with])
+    return text.getvalue()
+
+
+def _json_line(row: dict) -> bytes:
+    return json.dumps(row, allow_nan=False).encode() + b"\n"
+
+
+@contextlib.contextmanager
+def _replacing(path: pathlib.Path) -> Iterator[BinaryIO]:
+    """A file to write that takes path's place if nothing goes wrong."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+class _Tensor:
+    """An array that is read back from a pickle as a PyTorch tensor."""
+
+    def __init__(self, array: np.ndarray):
+        self._array = array
+
+    def __reduce__(self):
+        return sys.modules["torch"].from_numpy, (_Buffer(self._array),)
+
+
+class _Buffer:
+    """An array [n] that any version of NumPy reads from a pickle, to write to.
+
+    An array itself is pickled by NumPy 2 under names that NumPy before 1.26 has not.
+    """
+
+    def __init__(self, array: np.ndarray):
+        self._array = array
+
+    def __reduce__(self):
+        return np.frombuffer, (bytearray(self._array), self._array.dtype.str)
+
+
+@contextlib.contextmanager
+def _torch_stand_in() -> Iterator[None]:
+    """Lets pickle find a function `torch.from_numpy`, which it only writes by name.
+
+    Pickle looks a function up in sys.modules before it writes the names of module and
+    function. The real one, if PyTorch is there at all, is not used, as pickle may find
+    a built-in function under other, private names.
+    """
+
+    def from_numpy(array):
+        raise NotImplementedError("this stands for PyTorch's function of that name")
+
+    from_numpy.__module__, from_numpy.__qualname__ = "torch", "from_numpy"
+    stand_in = types.ModuleType("torch")
+    stand_in.from_numpy = from_numpy
+    # Not mock.patch.dict: it empties sys.modules for a moment, under other threads.
+    real = sys.modules.get("torch")
+    sys.modules["torch"] = stand_in
+    try:
+        yield
+    finally:
+        del sys.modules["torch"]
+        if real is not None:
+            sys.modules["torch"] = real
+
+
+def _side_texts(
+    size: int, class_names: Sequence[str]
+) -> list[tuple[int, str, ImageFont.FreeTypeFont]]:
+    """What stands beside which row and above which column, and its font."""
+    # Names that take all their width leave the least to the cells.
+    cell = (_PICTURE_SIZE - _NAME_WIDTH) // size
+    if cell >= _NAMED_CELL_SIZE:
+        font = ImageFont.load_default(min(cell, _FONT_SIZES[1]))
+        return [
+            (place, _cut(name, font), font) for place, name in enumerate(class_names)
+        ]
+    font = ImageFont.load_default(_FONT_SIZES[1])
+    cell = max(_PICTURE_SIZE // size, 1)
+    steps = (factor * 10**power for power in range(9) for factor in (1, 2, 5))
+    step = next(step for step in steps if step * cell >= _TICK_DISTANCE)
+    return [(place, str(place), font) for place in range(0, size, step)]
+
+
+def _cut(name: str, font: ImageFont.FreeTypeFont) -> str:
+    """The name on one line, of characters that can be drawn, not too long."""
+    name = " ".join(name.encode("utf-8", "replace").decode().split())
+    if font.getlength(name) <= _NAME_WIDTH:
+        return name
+    while font.getlength(name + "...") > _NAME_WIDTH:
+        name = name[:-1]
+    return name + "..."
+
+
+def _cells(matrix: np.ndarray, cell: int) -> np.ndarray:
+    """The heat map, uint8 [C * cell, C * cell, 3]."""
+    totals = matrix.sum(axis=1, keepdims=True)
+    shares = matrix / np.maximum(totals, 1)
+    colours = [np.interp(shares, _COLOUR_SHARES, channel) for channel in _COLOURS.T]
+    colours = np.stack(colours, axis=-1).round().astype(np.uint8)
+    colours[totals[:, 0] == 0] = _NO_VIDEOS
+    cells = colours.repeat(cell, axis=0).repeat(cell, axis=1)
+    if cell >= _NAMED_CELL_SIZE:
+        cells[::cell] = cells[:, ::cell] = _LINES
+    cells[[0, -1]] = cells[:, [0, -1]] = _LINES
+    return cells
+
+
+def _draw_numbers(
+    draw: ImageDraw.ImageDraw, matrix: np.ndarray, cell: int, corner: tuple[int, int]
+) -> None:
+    font_size = _FONT_SIZES[1]
+    longest = str(matrix.max())
+    while font_size > 1:
+        font = ImageFont.load_default(font_size)
+        if font.getlength(longest) <= cell - 4:
+            break
+        font_size -= 1
+    totals = matrix.sum(axis=1)
+    for row, column in np.argwhere(matrix):
+        number = matrix[row, column]
+        colour = "white" if number > 0.4 * totals[row] else "black"
+        place = (
+            corner[0] + int((column + 0.5) * cell),
+            corner[1] + int((row + 0.5) * cell),
+        )
+        draw.text(place, str(number), colour, font, anchor="mm")
+
+
+def _draw_upwards(
+    picture: Image.Image,
+    foot: tuple[int, int],
+    text: str,
+    font: ImageFont.FreeTypeFont,
+) -> None:
+    """Draws text turned to the left that starts at foot and is centred on it."""
+    height = int(font.size) + 4
+    line = Image.new("L", (int(font.getlength(text)) + 2, height), 0)
+    ImageDraw.Draw(line).text((0, height // 2), text, 255, font, anchor="lm")
+    line = line.transpose(Image.Transpose.ROTATE_90)
+    corner = (foot[0] - line.width // 2, foot[1] - line.height)
+    picture.paste("black", corner, line)

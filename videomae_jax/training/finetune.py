@@ -1,0 +1,252 @@
+"""Fine-tuning as a task of the training loop: labels, mixing, loss and evaluation."""
+
+import logging
+import pathlib
+from collections.abc import Sequence
+
+import jax
+import ml_collections
+
+from videomae_jax import predictions
+from videomae_jax.data import labels, records
+from videomae_jax.data.clips import (
+    FRAME_RULES,
+    CenterClips,
+    FinetuningClips,
+    MultiViewClips,
+)
+from videomae_jax.data.randaugment import RandAugment
+from videomae_jax.evaluation import Evaluator
+from videomae_jax.models import vit
+from videomae_jax.models.classifier import VideoClassifier
+from videomae_jax.training import initialization, losses, mixing, optimizer
+
+log = logging.getLogger(__name__)
+
+
+class Finetuning:
+    """What the training loop needs to know of training a classifier.
+
+    Attributes:
+        model: the VideoClassifier.
+        class_names: a name for each logit.
+        training_videos: the records to train on.
+        training_clips: what is read from each of them.
+        check_every: steps between evaluations on the validation videos; 0 for none.
+    """
+
+    def __init__(
+        self,
+        config: ml_collections.ConfigDict,
+        class_names: Sequence[str] | None = None,
+    ):
+        """Reads the lists and builds the model.
+
+        Args:
+            config: see configs/common.py.
+            class_names: those of a trained classifier that is only to be tested; the
+                training list is then not read.
+
+        Raises:
+            ValueError: if model, clip, mixing and loss of the config do not fit.
+            RecordError: if a list is missing or malformed, or a label is no class.
+        """
+        self._config, data = config, config.data
+        if data.frames not in FRAME_RULES:
+            raise ValueError(
+                f"config.data.frames is {data.frames!r}; one of: "
+                f"{', '.join(FRAME_RULES)}"
+            )
+        if config.mix.mode not in mixing.MODES:
+            raise ValueError(
+                f"config.mix.mode is {config.mix.mode!r}; one of: "
+                f"{', '.join(mixing.MODES)}"
+            )
+        self._class_weights = None
+        if class_names is None:
+            self.training_videos = self._load(data.train)
+            class_names = labels.class_names(
+                self.training_videos, data.train, data.labels, data.num_classes
+            )
+            if config.loss.class_balance:
+                counts = labels.counts(self.training_videos, len(class_names))
+                self._class_weights = losses.class_weights(
+                    counts, config.loss.class_balance
+                )
+        self.class_names = list(class_names)
+        self._held_out = {
+            name: self._load(data[name]) if data[name] else []
+            for name in ("validation", "test")
+        }
+        for name, held_out in self._held_out.items():
+            labels.check(held_out, data[name], len(self.class_names))
+        self.model = _model(config.model, len(self.class_names))
+        self._image_shape = (data.num_frames, data.image_size, data.image_size, 3)
+        vit.token_grid(
+            self._image_shape, self.model.patch_size, self.model.tubelet_size
+        )
+        clip = {
+            "frames": data.frames,
+            "num_frames": data.num_frames,
+            "stride": data.stride,
+            "size": data.image_size,
+        }
+        self.training_clips = FinetuningClips(
+            rand_augment=data.rand_augment and RandAugment.parse(data.rand_augment),
+            crop_area=tuple(data.crop_area),
+            crop_aspect=tuple(data.crop_aspect),
+            flip=data.flip,
+            erase=data.erase,
+            num_samples=data.num_samples,
+            **clip,
+        )
+        self._readers = {
+            "validation": CenterClips(**clip),
+            "test": MultiViewClips(
+                segments=config.evaluation.segments,
+                crops=config.evaluation.crops,
+                **clip,
+            ),
+        }
+        self.check_every = config.evaluation.every if data.validation else 0
+        self._evaluators = {}
+
+    def _load(self, source: str) -> list[records.Record]:
+        return records.load(source, self._config.data.root, require_labels=True)
+
+    @property
+    def meta(self) -> dict:
+        """What a checkpoint says of the model besides its parameters."""
+        return {"class_names": self.class_names}
+
+    def init(self, key: jax.Array, video: jax.Array) -> tuple[dict, dict]:
+        """Initial parameters and statistics for clips like video [B, T, H, W, 3]."""
+        statistics = dict(self.model.init(key, video))
+        return statistics.pop("params"), statistics
+
+    def load(self, params):
+        """Replaces parameters by those of `config.init.source`, if there is one."""
+        source = self._config.init.source
+        if not source:
+            log.info("training from scratch: config.init.source is empty")
+            return params
+        params, report = initialization.from_workdir(
+            source, params, self._config.model, self._config.init.head
+        )
+        log.info("%s", report)
+        return params
+
+    def prepare(self, batch: dict, key: jax.Array) -> dict:
+        """Adds what is random on the device, for the whole batch."""
+        mix, video = self._config.mix, batch["video"]
+        drop_key, mix_key = (jax.random.fold_in(key, i) for i in range(2))
+        batch |= {"keys": jax.random.split(drop_key, len(video))}
+        if mix.probability and (mix.mixup or mix.cutmix):
+            batch |= {
+                "partner_video": video[::-1],
+                "partner_label": batch["label"][::-1],
+                "mix": mixing.draw(
+                    mix_key,
+                    len(video),
+                    video.shape[2:4],
+                    mix.mixup,
+                    mix.cutmix,
+                    mix.probability,
+                    mix.switch_probability,
+                    mix.mode,
+                ),
+            }
+        return batch
+
+    def loss(self, params, statistics, batch: dict) -> tuple[jax.Array, dict]:
+        """Mean loss of a prepared batch, float32 scalar, and the new statistics."""
+        frozen = optimizer.is_frozen(params, self._config.freeze)
+        # Nothing is computed backwards through what is not trained.
+        params = jax.tree.map(
+            lambda x, freeze: jax.lax.stop_gradient(x) if freeze else x, params, frozen
+        )
+        video, targets = batch["video"], self._targets(batch["label"])
+        if "mix" in batch:
+            video = mixing.mix_videos(
+                video, batch["partner_video"], batch["mix"], self.model.dtype
+            )
+            partner = self._targets(batch["partner_label"])
+            targets = mixing.mix_targets(targets, partner, batch["mix"])
+        logits, statistics = self.model.apply(
+            {"params": params, **statistics},
+            video,
+            batch["keys"],
+            mutable=list(statistics),
+        )
+        return losses.cross_entropy(logits, targets, self._class_weights), statistics
+
+    def _targets(self, label):
+        return losses.soft_targets(
+            label, len(self.class_names), self._config.loss.smoothing
+        )
+
+    def check(self, step: int, state, mesh, reporter) -> None:
+        """Evaluates on the centre clips of the validation videos."""
+        with reporter.pause():
+            found = self._evaluate("validation", state, mesh)
+        values = predictions.metrics(found)
+        reporter.values(step, {f"validation/{name}": x for name, x in values.items()})
+
+    def finish(self, state, mesh, workdir: pathlib.Path) -> None:
+        """Tests with all views, and writes what came out to `<workdir>/test`."""
+        if not self._held_out["test"]:
+            log.info("no test: config.data.test is empty")
+            return
+        found = self._evaluate("test", state, mesh)
+        if jax.process_index() == 0:
+            predictions.write(found, workdir / "test")
+            if self._config.evaluation.dump:
+                predictions.write_mmaction_dump(found, self._config.evaluation.dump)
+        self.test_metrics = predictions.metrics(found)
+        evaluation = self._config.evaluation
+        log.info(
+            "test, %d x %d views: %s; details in %s",
+            evaluation.segments,
+            evaluation.crops,
+            ", ".join(
+                f"{name} {value:.6g}" for name, value in self.test_metrics.items()
+            ),
+            workdir / "test",
+        )
+
+    def is_finished(self, workdir: pathlib.Path) -> bool:
+        """Whether a test has been done."""
+        return (workdir / "test" / "metrics.json").exists()
+
+    def _evaluate(self, split: str, state, mesh) -> predictions.Predictions:
+        if split not in self._evaluators:
+            data = self._config.data
+            self._evaluators[split] = Evaluator(
+                self.model,
+                self._held_out[split],
+                self.class_names,
+                self._readers[split],
+                self._image_shape,
+                mesh,
+                self._config.evaluation.videos_per_device,
+                data.num_workers,
+                data.num_threads,
+            )
+        # The averaged parameters are what is evaluated, where there are any.
+        params = state.params if state.ema is None else state.ema
+        return self._evaluators[split]({"params": params, **state.statistics})
+
+
+def _model(config: ml_collections.ConfigDict, num_classes: int) -> VideoClassifier:
+    overrides = {
+        name: value
+        for name, value in config.items()
+        if name not in ("variant", "position_size") and value is not None
+    }
+    size = config.position_size
+    return VideoClassifier.from_variant(
+        config.variant,
+        num_classes,
+        position_size=(size, size) if size else None,
+        **overrides,
+    )
