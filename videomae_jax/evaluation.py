@@ -1,9 +1,9 @@
 """Evaluation of a classifier on every video of a set exactly once.
 
 A video is decoded once and all its views are cut from that; the class probabilities of
-the views are averaged (softmax first, then the mean: official code since 2022-08, MMAction2's
-"prob"). What a video gets does not depend on the others of its batch, nor on how many
-devices or hosts share the work.
+the views are averaged (softmax first, then the mean: official code since 2022-08, and
+MMAction2's "prob"). What a video gets does not depend on the others of its batch, nor
+on how many devices or hosts share the work.
 """
 
 import collections

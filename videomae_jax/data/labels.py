@@ -22,8 +22,8 @@ def class_names(
         records: the training videos, with labels.
         source: where they come from, for messages.
         label_file: text file with a class name a line, that of label 0 first, or
-            digits:labels. Without it, the videos' folders give the names if each class has one of its own;
-            otherwise labels are their own names.
+            digits:labels. Without it, the videos' folders give the names if each class
+            has one of its own; otherwise labels are their own names.
         num_classes: how many classes there are; by default as many as the label file
             has lines or, without it, as the highest label asks for.
 

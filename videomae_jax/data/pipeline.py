@@ -154,11 +154,7 @@ def each_once(
         local, batch_fn=_collate_views
     )
     with _reading(stream, num_workers, num_threads) as elements:
-        # Emptied: arrays from workers lie in shared memory until nobody holds them.
-        yield (
-            Views(**{key: element.pop(key) for key in list(element)})
-            for element in elements
-        )
+        yield (Views(**element) for element in elements)
 
 
 @contextlib.contextmanager

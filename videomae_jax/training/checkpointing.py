@@ -147,14 +147,8 @@ def restore_part(
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-    def name(path):
-        # What is saved of a tuple or a dataclass comes back as lists and dicts.
-        return "/".join(
-            str(
-                getattr(entry, "key", getattr(entry, "idx", getattr(entry, "name", "")))
-            )
-            for entry in path
-        )
-
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {name(path): tuple(x.shape) for path, x in leaves}
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): tuple(x.shape)
+        for path, x in leaves
+    }

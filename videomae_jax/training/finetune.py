@@ -202,15 +202,13 @@ class Finetuning:
             predictions.write(found, workdir / "test")
             if self._config.evaluation.dump:
                 predictions.write_mmaction_dump(found, self._config.evaluation.dump)
-        self.test_metrics = predictions.metrics(found)
+        metrics = predictions.metrics(found)
         evaluation = self._config.evaluation
         log.info(
             "test, %d x %d views: %s; details in %s",
             evaluation.segments,
             evaluation.crops,
-            ", ".join(
-                f"{name} {value:.6g}" for name, value in self.test_metrics.items()
-            ),
+            ", ".join(f"{name} {value:.6g}" for name, value in metrics.items()),
             workdir / "test",
         )
 

@@ -50,16 +50,9 @@ class Report:
                 part = part if name.startswith("encoder/") else name.split("/")[0]
                 parts[part] = parts.get(part, 0) + 1
             rows += [(part, str(count), what) for part, count in parts.items()]
-        widths = [max(len(row[i]) for row in rows) for i in range(3)]
-        lines = [
-            "  ".join(
-                cell.ljust(width) for cell, width in zip(row, widths, strict=True)
-            )
-            for row in rows
-        ]
-        return f"weights from {self.source}:\n" + "\n".join(
-            line.rstrip() for line in lines
-        )
+        width = max(len(part) for part, _, _ in rows)
+        lines = [f"{part:{width}}  {count:6}  {what}" for part, count, what in rows]
+        return "\n".join([f"weights from {self.source}:", *lines])
 
 
 def from_workdir(source: str, params, config, load_head: bool):

@@ -77,7 +77,7 @@ class Pretraining:
         self.check_every = config.picture.every if self._pictures else 0
 
     def init(self, key: jax.Array, video: jax.Array) -> tuple[dict, dict]:
-        """Initial parameters, and no statistics, for clips like video [B, T, H, W, 3]."""
+        """Initial parameters for clips like video [B, T, H, W, 3]; no statistics."""
         mask_key, key = jax.random.split(key)
         visible, masked = self._mask(mask_key, len(video))
         return self.model.init(key, video, visible, masked)["params"], {}
@@ -92,7 +92,7 @@ class Pretraining:
         return batch | {"visible": visible, "masked": masked}
 
     def loss(self, params, statistics, batch: dict) -> tuple[jax.Array, dict]:
-        """Mean loss of a prepared batch, float32 scalar, and the statistics as given."""
+        """Mean loss of a prepared batch, float32 scalar; statistics as they were."""
         video, masked = batch["video"], batch["masked"]
         prediction = self.model.apply(
             {"params": params}, video, batch["visible"], masked
