@@ -38,12 +38,12 @@ def main(argv):
     name = config_flags.get_config_filename(flags.FLAGS["config"])
     workdir = _WORKDIR.value or f"runs/{default_name(name)}"
     if not flags.FLAGS["verbosity"].present:
-        # Orbax tells each of its thoughts; ours have their own logger.
-        absl_logging.set_verbosity(absl_logging.WARNING)
+        # Orbax tells each of its thoughts, and warns of what it was asked to do; what
+        # goes wrong it raises. Ours have their own logger.
+        absl_logging.set_verbosity(absl_logging.ERROR)
     log = reporting.start_log(detailed=jax.process_index() == 0)
     try:
-        run = loop.evaluate if _CONFIG.value.mode == "eval" else loop.train_and_evaluate
-        run(_CONFIG.value, workdir)
+        loop.run(_CONFIG.value, workdir)
     except loop.EXPLAINED_ERRORS as error:
         # What a user can mend is told without a trace through our code.
         log.error("%s", error)

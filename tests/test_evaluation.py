@@ -17,6 +17,7 @@ from tests.test_finetune import folder, undisturbed  # noqa: F401
 from videomae_jax.data import records
 from videomae_jax.data.clips import MultiViewClips
 from videomae_jax.data.decoding import Video
+from videomae_jax.data.pipeline import NoReadableVideoError
 from videomae_jax.evaluation import Evaluator
 from videomae_jax.training import checkpointing, finetune, loop, sharding
 
@@ -141,6 +142,16 @@ def test_equal_file_names_in_two_folders_stay_apart(folder, tmp_path):  # noqa: 
     task.finish(state, sharding.make_mesh(1, 1, jax.devices()[:1]), tmp_path)
     rows = [json.loads(line) for line in predictions(tmp_path).splitlines()]
     assert [row["id"] for row in rows] == ["a/same.mp4", "b/same.mp4"]
+
+
+def test_only_unreadable_videos_are_an_error(folder, tmp_path):  # noqa: F811
+    (tmp_path / "list.txt").write_text("missing.mp4 0\n")
+    config = test_finetune.tiny(folder, **{"data.test": str(tmp_path / "list.txt")})
+    task = finetune.Finetuning(config)
+    params, _ = task.init(jax.random.key(0), loop.first_video(config))
+    state = loop.TrainState(0, params, (), {})
+    with pytest.raises(NoReadableVideoError, match="none of 1 .*\n.*missing.mp4"):
+        task.finish(state, sharding.make_mesh(1, 1, jax.devices()[:1]), tmp_path)
 
 
 def test_nothing_to_evaluate_is_explained(folder, tmp_path):  # noqa: F811

@@ -75,20 +75,12 @@ def undisturbed(folder, tmp_path_factory):
         return workdir, loop.train_and_evaluate(tiny(folder), str(workdir))
 
 
-def rows(workdir):
-    """The metrics without those of speed."""
-    lines = (workdir / "metrics.jsonl").read_text().splitlines()
-    found = [json.loads(line) for line in lines]
-    for row in found:
-        row.pop("clips_per_second_per_device", None)
-        row.pop("data_wait_fraction", None)
-    return found
-
-
 def test_run_leaves_accuracies_and_predictions(undisturbed):
     workdir, state = undisturbed
     assert state.step == 8
-    validations = [row for row in rows(workdir) if "validation/top1" in row]
+    validations = [
+        row for row in test_loop.metrics(workdir) if "validation/top1" in row
+    ]
     assert [row["step"] for row in validations] == [4, 8]
     assert validations[0]["validation/unreadable"] == 1
     results = json.loads((workdir / "test" / "metrics.json").read_text())
@@ -112,7 +104,7 @@ def test_stopping_in_the_middle_changes_nothing(folder, undisturbed, tmp_path):
     config = tiny(folder, **{"checkpoint.every": 5})
     test_loop.run_until(config, tmp_path, 5)
     state = loop.train_and_evaluate(config, str(tmp_path))
-    assert rows(tmp_path) == rows(undisturbed[0])
+    assert test_loop.metrics(tmp_path) == test_loop.metrics(undisturbed[0])
     jax.tree.map(
         np.testing.assert_array_equal,
         (state.params, state.ema, state.opt_state),
@@ -151,7 +143,9 @@ def test_hosts_devices_and_workers_train_alike(
     monkeypatch.setattr(jax, "devices", lambda: devices[:4])
     loop.train_and_evaluate(config, str(tmp_path / "other"))
     for one, other in zip(
-        rows(tmp_path / "one"), rows(tmp_path / "other"), strict=True
+        test_loop.metrics(tmp_path / "one"),
+        test_loop.metrics(tmp_path / "other"),
+        strict=True,
     ):
         if "loss" in one:
             np.testing.assert_allclose(one["loss"], other["loss"], rtol=1e-5)

@@ -19,6 +19,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from videomae_jax.data import pipeline
+from videomae_jax.data.pipeline import NoReadableVideoError
 from videomae_jax.data.records import Record
 from videomae_jax.models.classifier import VideoClassifier
 from videomae_jax.predictions import Predictions
@@ -82,6 +83,9 @@ class Evaluator:
 
         Returns:
             The same predictions on every process, in the order of the records.
+
+        Raises:
+            NoReadableVideoError: if no video could be read.
         """
         probabilities = np.zeros(
             (len(self._records), len(self._class_names)), np.float32
@@ -111,6 +115,11 @@ class Evaluator:
             while pending:
                 take_oldest()
         reasons = _from_all_hosts(reasons)
+        if not readable.any():
+            raise NoReadableVideoError(
+                f"none of {len(readable)} videos to evaluate could be read:\n"
+                + "\n".join(f"  {reason}" for reason in list(reasons.values())[:10])
+            )
         good = [
             record for record, ok in zip(self._records, readable, strict=True) if ok
         ]

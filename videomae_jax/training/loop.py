@@ -133,6 +133,18 @@ class Preemption:
             signal.signal(signal.SIGTERM, self._previous)
 
 
+def run(config: ml_collections.ConfigDict, workdir: str) -> TrainState:
+    """Does what `config.mode` says.
+
+    Raises:
+        ValueError: for an unknown mode, and what the modes raise.
+    """
+    modes = {"train": train_and_evaluate, "eval": evaluate}
+    if config.mode not in modes:
+        raise ValueError(f"config.mode is {config.mode!r}; one of: {', '.join(modes)}")
+    return modes[config.mode](config, workdir)
+
+
 def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> TrainState:
     """Trains as the config says, continuing what the work directory holds.
 
