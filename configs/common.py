@@ -200,6 +200,9 @@ def finetune() -> ConfigDict:
     config.mix.mode = "batch"
 
     config.loss = ConfigDict()
+    # softmax: one class a video; sigmoid: each class is asked for itself, as for
+    # classes that do not exclude each other.
+    config.loss.kind = "softmax"
     config.loss.smoothing = 0.1
     # Weighs classes by their effective number of videos (Cui et al. 2019), such as
     # 0.999; 0: all alike.

@@ -115,8 +115,9 @@ def test_probabilities_are_the_mean_over_views(folder, monkeypatch):  # noqa: F8
     )
     reader = MultiViewClips(4, 2, 32, "dense", segments=2, crops=3)
     mesh = sharding.make_mesh(1, 1, jax.devices()[:1])
+    shape = (4, 32, 32, 3)
     evaluator = Evaluator(
-        task.model, videos, task.class_names, reader, (4, 32, 32, 3), mesh, 2
+        task.model, jax.nn.softmax, videos, task.class_names, reader, shape, mesh, 2
     )
     found = evaluator({"params": params})
     assert len(reads) == 3  # one decode, not six

@@ -212,6 +212,7 @@ def test_head_of_a_finetuned_run_on_request(folder, undisturbed):
         {"freeze": "^encoder/", "model.head_norm": "batch", "model.drop_path": 0.0},
         {"freeze": "^encoder/", "model.pooling": "attentive"},
         {"loss.class_balance": 0.9, "mix.mode": "sample"},
+        {"loss.kind": "sigmoid"},
     ],
     ids=lambda overrides: "-".join(f"{k.split('.')[-1]}" for k in overrides),
 )
@@ -248,6 +249,7 @@ def test_image_size_interpolates_the_pretrained_positions(folder, pretrained):
         ),
         ({"data.labels": "nowhere.txt"}, RecordError, "config.data.labels"),
         ({"data.frames": "sparse"}, ValueError, "config.data.frames.*dense"),
+        ({"loss.kind": "hinge"}, ValueError, "config.loss.kind.*sigmoid"),
         ({"mix.mode": "elem"}, ValueError, "config.mix.mode.*sample"),
         ({"model.pooling": "cls"}, ValueError, "first_token"),
         ({"init.source": "nowhere"}, checkpointing.CheckpointError, "nowhere"),

@@ -10,7 +10,7 @@ import collections
 import functools
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +37,7 @@ class Evaluator:
     def __init__(
         self,
         model: VideoClassifier,
+        probabilities: Callable[[jax.Array], jax.Array],
         records: Sequence[Record],
         class_names: Sequence[str],
         read_clips,
@@ -50,6 +51,7 @@ class Evaluator:
 
         Args:
             model: the classifier.
+            probabilities: what makes them of logits, such as `jax.nn.softmax`.
             records: the videos, with labels.
             class_names: a name for each logit.
             read_clips: `clips.CenterClips` or `clips.MultiViewClips`.
@@ -75,7 +77,7 @@ class Evaluator:
         # Every process gets every result: each can then count the whole set.
         replicated = NamedSharding(mesh, PartitionSpec())
         self._predict = jax.jit(
-            functools.partial(_predict, model), out_shardings=replicated
+            functools.partial(_predict, model, probabilities), out_shardings=replicated
         )
 
     def __call__(self, variables) -> Predictions:
@@ -87,9 +89,8 @@ class Evaluator:
         Raises:
             NoReadableVideoError: if no video could be read.
         """
-        probabilities = np.zeros(
-            (len(self._records), len(self._class_names)), np.float32
-        )
+        shape = len(self._records), len(self._class_names)
+        probabilities = np.zeros(shape, np.float32)
         readable = np.zeros(len(self._records), bool)
         reasons: dict[int, str] = {}
         pending = collections.deque()
@@ -135,9 +136,9 @@ class Evaluator:
         )
 
 
-def _predict(model: VideoClassifier, variables, batch: dict):
+def _predict(model: VideoClassifier, probabilities, variables, batch: dict):
     def of_view(clips):
-        return jax.nn.softmax(model.apply(variables, clips), axis=-1)
+        return probabilities(model.apply(variables, clips))
 
     # View by view, so that memory does not grow with their number.
     views = jax.lax.map(of_view, batch["video"].swapaxes(0, 1))

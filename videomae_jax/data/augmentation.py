@@ -85,7 +85,7 @@ def crop_and_resize(clip: np.ndarray, box: Box, height: int, width: int) -> np.n
     Raises:
         ValueError: if the clip is not uint8 [T, H, W, 3], or the box not within it.
     """
-    _check(clip)
+    check_clip(clip)
     top, left, crop_height, crop_width = box
     bottom, right = top + crop_height, left + crop_width
     if not (0 <= top < bottom <= clip.shape[1] and 0 <= left < right <= clip.shape[2]):
@@ -124,7 +124,7 @@ def multi_scale_crop(
     Raises:
         ValueError: if the clip is not uint8 [T, H, W, 3] or a scale is not in (0, 1].
     """
-    _check(clip)
+    check_clip(clip)
     box = multi_scale_box(rng, *clip.shape[1:3], size, scales)
     return crop_and_resize(clip, box, size, size)
 
@@ -154,18 +154,9 @@ def random_resized_box(
     Raises:
         ValueError: if a range is empty, or reaches beyond what can be.
     """
-    if not (0 < area[0] <= area[1] <= 1 and 0 < aspect[0] <= aspect[1]):
-        raise ValueError(
-            f"crops of area {area} and aspect {aspect}: wanted are areas above 0 and "
-            "at most 1, and aspects above 0, each as (smallest, largest)"
-        )
+    _check_ranges("crops", area, aspect)
     for _ in range(10):
-        pixels = height * width * rng.uniform(*area)
-        shape = np.exp(rng.uniform(*np.log(aspect)))
-        box_height, box_width = (
-            round((pixels / shape) ** 0.5),
-            round((pixels * shape) ** 0.5),
-        )
+        box_width, box_height = _draw_sides(rng, height * width, area, aspect)
         if 0 < box_height <= height and 0 < box_width <= width:
             top = int(rng.integers(height - box_height + 1))
             left = int(rng.integers(width - box_width + 1))
@@ -198,7 +189,7 @@ def random_resized_crop(
     Raises:
         ValueError: if the clip is not uint8 [T, H, W, 3] or a range is impossible.
     """
-    _check(clip)
+    check_clip(clip)
     box = random_resized_box(rng, *clip.shape[1:3], area, aspect)
     return crop_and_resize(clip, box, size, size)
 
@@ -220,7 +211,7 @@ def spatial_crops(clip: np.ndarray, size: int, count: int) -> np.ndarray:
     Raises:
         ValueError: if the clip is not uint8 [T, H, W, 3], or the count below 1.
     """
-    _check(clip)
+    check_clip(clip)
     if count < 1:
         raise ValueError(f"{count} crops: at least 1 is wanted")
     height, width = clip.shape[1:3]
@@ -262,19 +253,18 @@ def random_erasing(
         uint8 [T, H, W, 3]: a copy, or the clip itself where nothing was erased.
 
     Raises:
-        ValueError: if the clip is not uint8 [T, H, W, 3].
+        ValueError: if the clip is not uint8 [T, H, W, 3], the probability not in
+            [0, 1], or a range empty or beyond what can be.
     """
-    _check(clip)
+    check_clip(clip)
+    _check_ranges("erased boxes", area, aspect)
+    if not 0 <= probability <= 1:
+        raise ValueError(f"the probability of erasing is 0 to 1, not {probability}")
     if rng.random() >= probability:
         return clip
     frames, height, width, channels = clip.shape
     for _ in range(100):
-        pixels = height * width * rng.uniform(*area)
-        shape = np.exp(rng.uniform(*np.log(aspect)))
-        box_height, box_width = (
-            round((pixels * shape) ** 0.5),
-            round((pixels / shape) ** 0.5),
-        )
+        box_height, box_width = _draw_sides(rng, height * width, area, aspect)
         if 0 < box_height < height and 0 < box_width < width:
             break
     else:
@@ -304,13 +294,37 @@ def horizontal_flip(
     Raises:
         ValueError: if the clip is not uint8 [T, H, W, 3].
     """
-    _check(clip)
+    check_clip(clip)
     return clip[:, :, ::-1] if rng.random() < probability else clip
 
 
-def _check(clip: np.ndarray) -> None:
+def check_clip(clip: np.ndarray) -> None:
+    """Raises ValueError unless the clip is uint8 [T, H, W, 3] with pixels."""
     if clip.dtype != np.uint8 or clip.ndim != 4 or clip.shape[-1] != 3 or not clip.size:
         raise ValueError(
             "a clip is uint8 [time, height, width, 3], no side empty, not "
             f"{clip.dtype} {clip.shape}"
+        )
+
+
+def _draw_sides(
+    rng: np.random.Generator,
+    pixels: int,
+    area: tuple[float, float],
+    aspect: tuple[float, float],
+) -> tuple[int, int]:
+    """Two sides: product uniform in area * pixels, log of first / second uniform."""
+    product = pixels * rng.uniform(*area)
+    quotient = np.exp(rng.uniform(*np.log(aspect)))
+    return round((product * quotient) ** 0.5), round((product / quotient) ** 0.5)
+
+
+def _check_ranges(
+    what: str, area: tuple[float, float], aspect: tuple[float, float]
+) -> None:
+    fits = 0 < area[0] <= area[1] <= 1 and 0 < aspect[0] <= aspect[1] < float("inf")
+    if not fits:  # nor does nan
+        raise ValueError(
+            f"{what} of area {area} and aspect {aspect}: wanted are areas above 0 and "
+            "at most 1, and aspects above 0, each as (smallest, largest)"
         )

@@ -1,7 +1,8 @@
 """RandAugment for clips (Cubuk et al. 2019): the same operations on every frame.
 
 The operations and their ranges are those of the reference's `rand-m7-n4-mstd0.5-inc1`;
-each is Pillow's own.
+each is Pillow's own, on each frame by itself. Lookup tables over the whole clip in
+numpy would be no faster: most of the time goes to resampling.
 """
 
 import dataclasses
@@ -11,11 +12,24 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
+from videomae_jax.data.augmentation import check_clip
+
 _GREY = (128, 128, 128)
 _WANTED = (
     "wanted is rand-m<magnitude 0 to 10>-n<operations>-mstd<spread>-inc<0 or 1>-"
     "p<probability of each>, such as rand-m7-n4-mstd0.5-inc1"
 )
+# Letters of the notation: the field, its type, and the values it may have.
+_PARTS = {
+    "m": ("magnitude", float, lambda value: value <= 10),
+    "n": ("operations", int, float.is_integer),
+    "mstd": ("spread", float, lambda value: True),
+    "inc": ("increasing", bool, lambda value: value in (0, 1)),
+    "p": ("probability", float, lambda value: value <= 1),
+}
+# From this spread on levels are uniform: a normal so wide, cut off at 0 and 10, would
+# almost never lie between (official code).
+_UNIFORM_SPREAD = 100
 
 
 def _affine(image: Image.Image, *matrix: float) -> Image.Image:
@@ -100,6 +114,31 @@ def strength(name: str, level: float, sign: int, increasing: bool) -> float:
     return 0.0
 
 
+def apply(clip: np.ndarray, chosen: list[tuple[str, float]]) -> np.ndarray:
+    """Applies operations one after the other, the same to every frame.
+
+    Args:
+        clip: uint8 [T, H, W, 3].
+        chosen: keys of OPERATIONS and the strengths they get.
+
+    Returns:
+        uint8 [T, H, W, 3]: a new array, or the clip itself if nothing was chosen.
+
+    Raises:
+        ValueError: if the clip is not uint8 [T, H, W, 3].
+    """
+    check_clip(clip)
+    if not chosen:
+        return clip
+    out = np.empty(clip.shape, np.uint8)
+    for frame, result in zip(clip, out, strict=True):
+        image = Image.fromarray(np.ascontiguousarray(frame))
+        for name, value in chosen:
+            image = OPERATIONS[name](image, value)
+        result[:] = image
+    return out
+
+
 @dataclasses.dataclass(frozen=True)
 class RandAugment:
     """Draws operations and applies them, each the same to all frames of a clip.
@@ -107,13 +146,14 @@ class RandAugment:
     Attributes:
         magnitude: mean of the level of each operation, 0 to 10.
         operations: how many are drawn, with replacement.
-        spread: standard deviation of the level.
+        spread: standard deviation of the level, which is cut off at 0 and 10; from
+            100 on the level is uniform between 0 and the magnitude instead.
         increasing: see `strength`.
         probability: of each drawn operation to be applied.
     """
 
-    magnitude: float
-    operations: int
+    magnitude: float = 10.0
+    operations: int = 2
     spread: float = 0.0
     increasing: bool = False
     probability: float = 0.5
@@ -122,38 +162,31 @@ class RandAugment:
     def parse(cls, text: str) -> "RandAugment":
         """Reads the usual notation, such as `rand-m7-n4-mstd0.5-inc1`.
 
-        `m` and `n` are needed; without the others the fields have their defaults.
+        The parts after `rand` may have any order; fields without a part have their
+        defaults. Unlike in the official code, `inc0` is not `inc1`.
 
         Raises:
-            ValueError: if it is anything else.
+            ValueError: if it is anything else; names the part that is wrong.
         """
         kind, *parts = text.split("-")
-        fields = {}
         if kind != "rand":
             raise ValueError(
                 f"rand_augment {text!r} does not begin with rand: {_WANTED}"
             )
+        fields = {}
         for part in parts:
-            match = re.fullmatch(r"(mstd|inc|m|n|p)(\d+(?:\.\d+)?)", part)
-            if not match or match[1] in fields:
-                raise ValueError(f"{part!r} in rand_augment {text!r}: {_WANTED}")
-            fields[match[1]] = float(match[2])
-        fits = (
-            {"m", "n"} <= fields.keys()
-            and fields["m"] <= 10
-            and fields["n"].is_integer()
-            and fields.get("inc", 0) in (0, 1)
-            and fields.get("p", 0) <= 1
-        )
-        if not fits:
-            raise ValueError(f"rand_augment {text!r}: {_WANTED}")
-        return cls(
-            magnitude=fields["m"],
-            operations=int(fields["n"]),
-            spread=fields.get("mstd", 0.0),
-            increasing=bool(fields.get("inc", 0)),
-            probability=fields.get("p", 0.5),
-        )
+            where = f"{part!r} in rand_augment {text!r}"
+            match = re.fullmatch(r"([a-z]+?)([0-9]+(?:\.[0-9]+)?|inf)", part)
+            if not match or match[1] not in _PARTS:
+                raise ValueError(f"{where} is not known: {_WANTED}")
+            name, kind, fits = _PARTS[match[1]]
+            if name in fields:
+                raise ValueError(f"{where} gives the {name} again: {_WANTED}")
+            value = float(match[2])
+            if not fits(value):
+                raise ValueError(f"{where} is out of range: {_WANTED}")
+            fields[name] = kind(value)
+        return cls(**fields)
 
     def __call__(self, rng: np.random.Generator, clip: np.ndarray) -> np.ndarray:
         """Augments a clip.
@@ -163,18 +196,12 @@ class RandAugment:
             clip: uint8 [T, H, W, 3].
 
         Returns:
-            uint8 [T, H, W, 3].
+            uint8 [T, H, W, 3]: a new array, or the clip itself if nothing was drawn.
+
+        Raises:
+            ValueError: if the clip is not uint8 [T, H, W, 3].
         """
-        chosen = self.draw(rng)
-        if not chosen:
-            return clip
-        out = np.empty_like(clip)
-        for frame, result in zip(clip, out, strict=True):
-            image = Image.fromarray(np.ascontiguousarray(frame))
-            for name, value in chosen:
-                image = OPERATIONS[name](image, value)
-            result[:] = image
-        return out
+        return apply(clip, self.draw(rng))
 
     def draw(self, rng: np.random.Generator) -> list[tuple[str, float]]:
         """Draws the names and strengths of the operations that will be applied."""
@@ -182,7 +209,10 @@ class RandAugment:
         chosen = []
         for index in rng.integers(len(names), size=self.operations):
             applied = rng.random() < self.probability
-            level = float(np.clip(rng.normal(self.magnitude, self.spread), 0, 10))
+            if self.spread < _UNIFORM_SPREAD:
+                level = float(np.clip(rng.normal(self.magnitude, self.spread), 0, 10))
+            else:
+                level = rng.uniform(0, self.magnitude)
             sign = 1 if rng.random() < 0.5 else -1
             if applied:
                 name = names[index]

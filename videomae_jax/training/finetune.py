@@ -62,6 +62,12 @@ class Finetuning:
                 f"config.mix.mode is {config.mix.mode!r}; one of: "
                 f"{', '.join(mixing.MODES)}"
             )
+        if config.loss.kind not in losses.KINDS:
+            raise ValueError(
+                f"config.loss.kind is {config.loss.kind!r}; one of: "
+                f"{', '.join(losses.KINDS)}"
+            )
+        self._loss, self._probabilities = losses.KINDS[config.loss.kind]
         self._class_weights = None
         if class_names is None:
             self.training_videos = self._load(data.train)
@@ -178,7 +184,7 @@ class Finetuning:
             batch["keys"],
             mutable=list(statistics),
         )
-        return losses.cross_entropy(logits, targets, self._class_weights), statistics
+        return self._loss(logits, targets, self._class_weights), statistics
 
     def _targets(self, label):
         return losses.soft_targets(
@@ -221,6 +227,7 @@ class Finetuning:
             data = self._config.data
             self._evaluators[split] = Evaluator(
                 self.model,
+                self._probabilities,
                 self._held_out[split],
                 self.class_names,
                 self._readers[split],

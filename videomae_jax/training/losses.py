@@ -58,3 +58,10 @@ def binary_cross_entropy(
         + (1 - targets) * jax.nn.log_sigmoid(-logits)
     )
     return jnp.mean(losses if weights is None else losses * weights)
+
+
+# The loss of a kind, and what makes probabilities of its logits.
+KINDS = {
+    "softmax": (cross_entropy, jax.nn.softmax),
+    "sigmoid": (binary_cross_entropy, jax.nn.sigmoid),
+}
