@@ -200,8 +200,8 @@ def finetune() -> ConfigDict:
     config.mix.mode = "batch"
 
     config.loss = ConfigDict()
-    # softmax: one class a video; sigmoid: each class is asked for itself, as for
-    # classes that do not exclude each other.
+    # softmax: one class a video; sigmoid: multi-label, where a line of a list may have
+    # several labels, each class is asked for itself, and mean average precision counts.
     config.loss.kind = "softmax"
     config.loss.smoothing = 0.1
     # Weighs classes by their effective number of videos (Cui et al. 2019), such as

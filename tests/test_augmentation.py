@@ -1,6 +1,7 @@
-"""Crops and flips: where they may lie, and the pixels they give."""
+"""Crops, flips, erased boxes: where they may lie, and the pixels they give."""
 
 import collections
+import math
 
 import numpy as np
 import pytest
@@ -213,10 +214,222 @@ def test_flip_is_as_likely_as_told(probability):
     assert abs(flipped - probability) < 0.05
 
 
+def within(low, high):
+    return st.tuples(*2 * [st.floats(low, high)]).map(sorted).map(tuple)
+
+
+sides = st.integers(1, 100)
+areas, aspects = within(0.01, 1), within(0.5, 2)
+
+
+def assert_resized_box(sides, pixels, area, aspect):
+    """The area is as told, first over second side too, up to rounding both."""
+    first, second = sides
+    assert (first + 0.5) * (second + 0.5) >= area[0] * pixels
+    assert (first - 0.5) * (second - 0.5) <= area[1] * pixels
+    assert (first + 0.5) / (second - 0.5) >= aspect[0]
+    assert (first - 0.5) / (second + 0.5) <= aspect[1]
+
+
+def always_fits(height, width, area):
+    """Whether no box is without pixels, and the longest side has one to spare."""
+    pixels = height * width
+    return (
+        area[0] * pixels >= 2 and (2 * area[1] * pixels) ** 0.5 < min(height, width) - 1
+    )
+
+
+@given(height=sides, width=sides, area=areas, aspect=aspects, seed=seeds)
+@quick
+def test_resized_boxes_lie_within_any_frame(height, width, area, aspect, seed):
+    rng = np.random.default_rng(seed)
+    top, left, h, w = augmentation.random_resized_box(rng, height, width, area, aspect)
+    assert h >= 1 and 0 <= top <= top + h <= height
+    assert w >= 1 and 0 <= left <= left + w <= width
+    anything = (0, 1)
+    wanted = area if always_fits(height, width, area) else anything
+    assert_resized_box((w, h), height * width, wanted, aspect)
+
+
+def assert_uniform(values, low, high):
+    """Kolmogorov and Smirnov's test; fails once in a thousand times."""
+    ranks = np.arange(len(values)) / len(values)
+    gaps = np.abs((np.sort(values) - low) / (high - low) - ranks)
+    assert gaps.max() < 1.95 / len(values) ** 0.5
+
+
+@pytest.mark.parametrize("frame", [(2000, 3000), (3000, 2000)])
+def test_resized_boxes_have_uniform_areas_log_aspects_and_places(frame):
+    rng = np.random.default_rng(0)
+    area, aspect = (0.08, 0.3), (3 / 4, 3 / 2)  # always fits
+    boxes = [
+        augmentation.random_resized_box(rng, *frame, area, aspect) for _ in range(2000)
+    ]
+    top, left, height, width = np.array(boxes).T
+    assert_uniform(height * width / 6e6, *area)
+    assert_uniform(np.log(width / height), *np.log(aspect))
+    assert abs(np.corrcoef(height * width, np.log(width / height))[0, 1]) < 0.08
+    assert_uniform(top / (frame[0] - height), 0, 1)
+    assert_uniform(left / (frame[1] - width), 0, 1)
+
+
+def test_resized_boxes_reach_every_place():
+    rng = np.random.default_rng(0)
+    boxes = {
+        augmentation.random_resized_box(rng, 5, 7, (16 / 35, 16 / 35), (1, 1))
+        for _ in range(300)
+    }
+    assert boxes == {(top, left, 4, 4) for top in range(2) for left in range(4)}
+
+
+@pytest.mark.parametrize(
+    ("frame", "area", "box"),
+    [
+        ((30, 100), 1, (0, 30, 30, 40)),  # too wide: 4 / 3
+        ((100, 30), 1, (30, 0, 40, 30)),  # too tall: 3 / 4
+        ((1, 9), 1, (0, 4, 1, 1)),
+        ((5, 6), 0.001, (0, 0, 5, 6)),  # less than half a pixel high or wide
+    ],
+)
+def test_what_never_fits_becomes_the_largest_central_box(frame, area, box):
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        options = ((area, area), (3 / 4, 4 / 3))
+        assert augmentation.random_resized_box(rng, *frame, *options) == box
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_random_resized_crop_is_the_same_for_every_frame(seed):
+    clip = noise(40, 60, num_frames=4)
+    options = ((0.2, 0.9), (0.6, 1.8))
+    rngs = [np.random.default_rng(seed) for _ in range(2)]
+    box = augmentation.random_resized_box(rngs[0], 40, 60, *options)
+    result = augmentation.random_resized_crop(rngs[1], clip, 32, *options)
+    wanted = np.stack([pillow(frame, box, 32, 32) for frame in clip])
+    np.testing.assert_array_equal(result, wanted)
+
+
+def erase(seed, height, width, *options, num_frames=3):
+    """Erases a box from a black clip.
+
+    Returns the clip and (top, left, height, width) of the box, found by erasing it
+    from a white clip too, or None.
+    """
+    black = np.zeros((num_frames, height, width, 3), np.uint8)
+    white = np.full_like(black, 255)
+    erased, other = (
+        augmentation.random_erasing(np.random.default_rng(seed), clip, *options)
+        for clip in (black, white)
+    )
+    assert erased.dtype == np.uint8 and erased.shape == black.shape
+    assert not black.any() and (white == 255).all()
+    inside = erased == other
+    assert not erased[~inside].any() and (other[~inside] == 255).all()
+    if not inside.any():
+        return erased, None
+    rows, columns = (
+        np.flatnonzero(inside.any(axis)) for axis in [(0, 2, 3), (0, 1, 3)]
+    )
+    (top, bottom), (left, right) = rows[[0, -1]], columns[[0, -1]]
+    box = top, left, bottom - top + 1, right - left + 1
+    assert inside[:, top : bottom + 1, left : right + 1].all()
+    assert inside.sum() == num_frames * box[2] * box[3] * 3
+    return erased, box
+
+
+@given(height=sides, width=sides, area=areas, aspect=aspects, seed=seeds)
+@quick
+def test_one_box_is_erased_from_all_frames(height, width, area, aspect, seed):
+    _, box = erase(seed, height, width, 1, area, aspect)
+    assert box or not always_fits(height, width, area)
+    if box:
+        assert box[2] < height and box[3] < width
+        assert_resized_box(box[2:], height * width, area, aspect)
+
+
+def test_erased_boxes_have_uniform_areas_log_aspects_and_places():
+    boxes = [erase(seed, 90, 120, 1, num_frames=1)[1] for seed in range(1000)]
+    top, left, height, width = np.array(boxes).T
+    share = height * width / 10800
+    # Larger and oblong boxes do not fit, which leaves only the others uniform.
+    small = share < 0.3 * 90**2 / 10800
+    assert 0.018 < share.min() and 0.3 < share.max() < 0.34
+    assert_uniform(share[small], 0.02, 0.3 * 90**2 / 10800)
+    assert_uniform(np.log(height / width)[small], *np.log((0.3, 10 / 3)))
+    assert_uniform((top + 0.5) / (90 - height + 1), 0, 1)
+    assert_uniform((left + 0.5) / (120 - width + 1), 0, 1)
+
+
+def test_erasing_fills_with_what_the_model_sees_as_normal_noise():
+    erased, box = erase(0, 200, 200, 1, (0.2, 0.2), (1, 1), num_frames=8)
+    top, left, height, width = box
+    filled = erased[:, top : top + height, left : left + width]
+    assert filled.size > 150_000
+    channels = [(0.485, 0.229), (0.456, 0.224), (0.406, 0.225)]  # of ImageNet
+    for channel, (mean, std) in enumerate(channels):
+        values = filled[..., channel].ravel()
+        drawn = np.cumsum(np.bincount(values, minlength=256)) / values.size
+        # A byte k is all that rounds to k, 255 all that is above.
+        ends = [((k + 0.5) / 255 - mean) / std for k in range(255)]
+        wanted = [(1 + math.erf(end / 2**0.5)) / 2 for end in ends]
+        assert np.abs(drawn[:255] - wanted).max() < 1.95 / values.size**0.5
+    # Neighbours in time, space and colour have nothing in common.
+    centred = filled - filled.mean((0, 1, 2))
+    for axis in range(4):
+        pairs = np.moveaxis(centred, axis, 0)
+        ahead, behind = pairs[1:].ravel(), pairs[:-1].ravel()
+        assert abs(np.corrcoef(ahead, behind)[0, 1]) < 0.012
+
+
+@pytest.mark.parametrize("probability", [0, 0.25, 0.8, 1])
+def test_erasing_is_as_likely_as_told(probability):
+    clip, rng = noise(12, 12), np.random.default_rng(0)
+    same = [
+        augmentation.random_erasing(rng, clip, probability) is clip for _ in range(2000)
+    ]
+    assert abs(np.mean(same) - (1 - probability)) <= 0.2 * probability * (
+        1 - probability
+    )
+    np.testing.assert_array_equal(clip, noise(12, 12))
+
+
+@pytest.mark.parametrize("shape", [(1, 30), (9, 1)])
+def test_frames_without_room_stay_as_they_are(shape):
+    clip, rng = noise(*shape), np.random.default_rng(0)
+    assert augmentation.random_erasing(rng, clip, 1) is clip
+
+
+@pytest.mark.parametrize("call", ["random_resized_crop", "random_erasing"])
+@pytest.mark.parametrize(
+    ("area", "aspect"),
+    [
+        *(((0, 1), (1, 1)), ((0.5, 0.4), (1, 1)), ((0.5, 1.1), (1, 1))),
+        *(((-0.1, 0.2), (1, 1)), ((float("nan"), 1), (1, 1))),
+        *(((0.1, 0.2), (0, 1)), ((0.1, 0.2), (2, 1)), ((0.1, 0.2), (-2, -1))),
+        *(((0.1, 0.2), (1, float("inf"))), ((0.1, 0.2), (1, float("nan")))),
+    ],
+)
+def test_refuses_impossible_ranges(call, area, aspect):
+    arguments = (np.random.default_rng(0), noise(20, 30), 1, area, aspect)
+    with pytest.raises(ValueError, match="wanted are areas above 0 and") as error:
+        getattr(augmentation, call)(*arguments)
+    assert f"of area {area} and aspect {aspect}: " in str(error.value)
+
+
+@pytest.mark.parametrize("probability", [-0.1, 1.1, float("nan")])
+def test_refuses_impossible_probabilities(probability):
+    rng = np.random.default_rng(0)
+    with pytest.raises(ValueError, match=f"erasing is 0 to 1, not {probability}"):
+        augmentation.random_erasing(rng, noise(20, 30), probability)
+
+
 DRAWS = {
     "box": lambda rng, clip: augmentation.multi_scale_box(rng, 40, 60, 32),
     "crop": lambda rng, clip: augmentation.multi_scale_crop(rng, clip, 32),
     "flip": augmentation.horizontal_flip,
+    "resized box": lambda rng, clip: augmentation.random_resized_box(rng, 40, 60),
+    "resized crop": lambda rng, clip: augmentation.random_resized_crop(rng, clip, 32),
+    "erasing": augmentation.random_erasing,
 }
 
 
@@ -241,6 +454,12 @@ CALLS = {
     "spatial_crops": lambda c: augmentation.spatial_crops(c, 4, 1),
     "horizontal_flip": lambda c: augmentation.horizontal_flip(
         np.random.default_rng(0), c
+    ),
+    "random_resized_crop": lambda c: augmentation.random_resized_crop(
+        np.random.default_rng(0), c, 4
+    ),
+    "random_erasing": lambda c: augmentation.random_erasing(
+        np.random.default_rng(0), c, 0
     ),
 }
 

@@ -212,7 +212,7 @@ def test_head_of_a_finetuned_run_on_request(folder, undisturbed):
         {"freeze": "^encoder/", "model.head_norm": "batch", "model.drop_path": 0.0},
         {"freeze": "^encoder/", "model.pooling": "attentive"},
         {"loss.class_balance": 0.9, "mix.mode": "sample"},
-        {"loss.kind": "sigmoid"},
+        {"data.num_samples": 2, "mix.mixup": 0.0},
     ],
     ids=lambda overrides: "-".join(f"{k.split('.')[-1]}" for k in overrides),
 )
@@ -227,6 +227,27 @@ def test_variations_run_from_a_pretrained_encoder(
         config.steps = 3
         assert loop.train_and_evaluate(config, str(tmp_path)).step == 3
         assert bool(state.statistics) == (config.model.head_norm == "batch")
+
+
+def test_several_labels(folder, tmp_path):
+    labels = ("0 2", "1", "2")
+    lines = [f"{i}.mp4 {labels[i % 3]}\n" for i in range(11)]
+    (tmp_path / "list.txt").write_text("".join(lines))
+    path = str(tmp_path / "list.txt")
+    config = tiny(folder, **{"loss.kind": "sigmoid", "loss.smoothing": 0.0, "steps": 4})
+    config.data.update(
+        train=path, validation=path, test=path, root=str(folder), labels=""
+    )
+    config.data.max_bad_fraction = 0.5
+    loop.train_and_evaluate(config, str(tmp_path / "run"))
+    results = json.loads((tmp_path / "run" / "test" / "metrics.json").read_text())
+    assert results["videos"] == 10 and results["unreadable"] == 1
+    assert 0 < results["mean_average_precision"] <= 100
+    rows = (tmp_path / "run" / "test" / "predictions.jsonl").read_text().splitlines()
+    assert [json.loads(row)["labels"] for row in rows[:3]] == [[0, 2], [1], [2]]
+    assert (
+        "validation/mean_average_precision" in test_loop.metrics(tmp_path / "run")[-1]
+    )
 
 
 def test_image_size_interpolates_the_pretrained_positions(folder, pretrained):
@@ -249,6 +270,11 @@ def test_image_size_interpolates_the_pretrained_positions(folder, pretrained):
         ),
         ({"data.labels": "nowhere.txt"}, RecordError, "config.data.labels"),
         ({"data.frames": "sparse"}, ValueError, "config.data.frames.*dense"),
+        (
+            {"loss.kind": "sigmoid", "evaluation.dump": "out.pkl"},
+            ValueError,
+            "config.evaluation.dump",
+        ),
         ({"loss.kind": "hinge"}, ValueError, "config.loss.kind.*sigmoid"),
         ({"mix.mode": "elem"}, ValueError, "config.mix.mode.*sample"),
         ({"model.pooling": "cls"}, ValueError, "first_token"),

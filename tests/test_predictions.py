@@ -353,5 +353,5 @@ def test_refuses_labels_that_are_no_class():
 
 @pytest.mark.parametrize("shape", [(2, 3), (1, 2), (2,)])
 def test_refuses_sizes_that_differ(shape):
-    with pytest.raises(ValueError, match="for 2 videos and 2 classes, labels have"):
+    with pytest.raises(ValueError, match="for 2 videos and 2 classes, labels make"):
         _of([0, 1], np.zeros(shape), ["a", "b"])

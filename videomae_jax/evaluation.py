@@ -18,11 +18,11 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from videomae_jax.data import pipeline
+from videomae_jax import multi_label, predictions
+from videomae_jax.data import labels, pipeline
 from videomae_jax.data.pipeline import NoReadableVideoError
 from videomae_jax.data.records import Record
 from videomae_jax.models.classifier import VideoClassifier
-from videomae_jax.predictions import Predictions
 from videomae_jax.training import sharding
 
 log = logging.getLogger(__name__)
@@ -80,7 +80,7 @@ class Evaluator:
             functools.partial(_predict, model, probabilities), out_shardings=replicated
         )
 
-    def __call__(self, variables) -> Predictions:
+    def __call__(self, variables) -> predictions.Predictions | multi_label.Predictions:
         """Predicts with variables {"params": ...}, "batch_stats" if the model has them.
 
         Returns:
@@ -124,9 +124,15 @@ class Evaluator:
         good = [
             record for record, ok in zip(self._records, readable, strict=True) if ok
         ]
-        return Predictions(
+        if isinstance(good[0].label, tuple):
+            kind = multi_label.Predictions
+            true = labels.multi_hot(good, len(self._class_names))
+        else:
+            kind = predictions.Predictions
+            true = np.array([record.label for record in good], np.int64)
+        return kind(
             ids=[record.id for record in good],
-            labels=np.array([record.label for record in good], np.int64),
+            labels=true,
             probabilities=probabilities[readable],
             class_names=self._class_names,
             unreadable={

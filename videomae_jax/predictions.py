@@ -44,42 +44,54 @@ class Predictions:
 
     def __post_init__(self):
         """Refuses what cannot be counted."""
-        if not self.ids:
-            message = "nothing was evaluated: "
-            if self.unreadable:
-                name, (_, reason) = next(iter(self.unreadable.items()))
-                message += (
-                    f"none of {len(self.unreadable)} videos could be read; the first, "
-                    f"{name}: {reason}"
-                )
-            else:
-                message += "there are no videos"
-            raise ValueError(message)
-        shape = (len(self.ids), len(self.class_names))
-        if self.labels.shape != shape[:1] or self.probabilities.shape != shape:
-            raise ValueError(
-                f"for {shape[0]} videos and {shape[1]} classes, labels have shape "
-                f"{self.labels.shape} and probabilities {self.probabilities.shape}"
-            )
-        name, times = collections.Counter(self.ids).most_common(1)[0]
-        if times > 1:
-            raise ValueError(f"the id {name!r} occurs {times} times; ids must differ")
-        for name in self.ids:
-            if name in self.unreadable:
-                raise ValueError(f"{name!r} is both a readable and an unreadable video")
+        check(self, self.labels.shape + (len(self.class_names),))
         labels = dict(zip(self.ids, self.labels, strict=True))
         labels |= {name: label for name, (label, _) in self.unreadable.items()}
         for name, label in labels.items():
-            if not 0 <= label < shape[1]:
+            if not 0 <= label < len(self.class_names):
                 raise ValueError(
-                    f"{name} has label {label}, but labels are 0 to {shape[1] - 1}"
+                    f"{name} has label {label}, but labels are 0 to "
+                    f"{len(self.class_names) - 1}"
                 )
-        finite = np.isfinite(self.probabilities).all(axis=1)
-        if not finite.all():
-            raise ValueError(
-                f"{np.sum(~finite)} of {len(finite)} videos have probabilities that "
-                f"are not finite; the first is {self.ids[np.argmin(finite)]}"
+
+
+def check(predictions, labels_shape: tuple[int, ...]) -> None:
+    """Raises ValueError for predictions, of one or several labels, that do not fit.
+
+    Args:
+        predictions: has ids, probabilities, class_names and unreadable.
+        labels_shape: [n, C] if the labels are right.
+    """
+    ids, unreadable = predictions.ids, predictions.unreadable
+    if not ids:
+        message = "nothing was evaluated: "
+        if unreadable:
+            name, (_, reason) = next(iter(unreadable.items()))
+            message += (
+                f"none of {len(unreadable)} videos could be read; the first, "
+                f"{name}: {reason}"
             )
+        else:
+            message += "there are no videos"
+        raise ValueError(message)
+    shape = (len(ids), len(predictions.class_names))
+    if labels_shape != shape or predictions.probabilities.shape != shape:
+        raise ValueError(
+            f"for {shape[0]} videos and {shape[1]} classes, labels make up "
+            f"{labels_shape} and probabilities {predictions.probabilities.shape}"
+        )
+    name, times = collections.Counter(ids).most_common(1)[0]
+    if times > 1:
+        raise ValueError(f"the id {name!r} occurs {times} times; ids must differ")
+    for name in ids:
+        if name in unreadable:
+            raise ValueError(f"{name!r} is both a readable and an unreadable video")
+    finite = np.isfinite(predictions.probabilities).all(axis=1)
+    if not finite.all():
+        raise ValueError(
+            f"{np.sum(~finite)} of {len(finite)} videos have probabilities that "
+            f"are not finite; the first is {ids[np.argmin(finite)]}"
+        )
 
 
 def metrics(predictions: Predictions) -> dict[str, int | float]:
@@ -169,19 +181,19 @@ def write(predictions: Predictions, folder: str | os.PathLike, top_k: int = 5) -
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     matrix = confusion_matrix(predictions)
-    with _replacing(folder / "predictions.jsonl") as file:
+    with replacing(folder / "predictions.jsonl") as file:
         for row in _rows(predictions, top_k):
-            file.write(_json_line(row))
-    with _replacing(folder / "unreadable.jsonl") as file:
+            file.write(json_line(row))
+    with replacing(folder / "unreadable.jsonl") as file:
         for name, (label, reason) in predictions.unreadable.items():
-            file.write(_json_line({"id": name, "label": int(label), "reason": reason}))
-    with _replacing(folder / "per_class.csv") as file:
+            file.write(json_line({"id": name, "label": int(label), "reason": reason}))
+    with replacing(folder / "per_class.csv") as file:
         # Folder names, which may be class names, need not be valid text.
         file.write(_per_class(predictions, matrix).encode("utf-8", "surrogateescape"))
-    with _replacing(folder / "confusion.png") as file:
+    with replacing(folder / "confusion.png") as file:
         picture = confusion_picture(matrix, predictions.class_names)
         Image.fromarray(picture).save(file, format="PNG")
-    with _replacing(folder / "metrics.json") as file:
+    with replacing(folder / "metrics.json") as file:
         file.write(json.dumps(metrics(predictions), indent=2).encode() + b"\n")
 
 
@@ -211,7 +223,7 @@ def write_mmaction_dump(predictions: Predictions, path: str | os.PathLike) -> No
             predictions.labels, predictions.probabilities, predicted, strict=True
         )
     ]
-    with _replacing(path) as file, _torch_stand_in():
+    with replacing(path) as file, _torch_stand_in():
         # Protocol 4 is the newest that Python 3.7 reads, MMAction2's oldest.
         pickle.dump(rows, file, protocol=4)
 
@@ -264,12 +276,13 @@ def _per_class(predictions: Predictions, matrix: np.ndarray) -> str:
     return text.getvalue()
 
 
-def _json_line(row: dict) -> bytes:
+def json_line(row: dict) -> bytes:
+    """A line of a .jsonl file; ValueError if a number is not finite."""
     return json.dumps(row, allow_nan=False).encode() + b"\n"
 
 
 @contextlib.contextmanager
-def _replacing(path: pathlib.Path) -> Iterator[BinaryIO]:
+def replacing(path: pathlib.Path) -> Iterator[BinaryIO]:
     """A file to write that takes path's place if nothing goes wrong."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:

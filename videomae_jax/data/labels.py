@@ -38,7 +38,7 @@ def class_names(
                 f"{len(names)} classes: leave config.data.num_classes out, or mend it"
             )
     else:
-        highest = max(record.label for record in records)
+        highest = max(label for record in records for label in _all(record))
         num_classes = highest + 1 if num_classes is None else num_classes
         names = _folder_names(records, num_classes)
     check(records, source, len(names))
@@ -52,9 +52,10 @@ def check(records: Sequence[Record], source: str, num_classes: int) -> None:
         RecordError: naming the first video of such a label.
     """
     for record in records:
-        if not 0 <= record.label < num_classes:
+        highest = max(_all(record))
+        if highest >= num_classes:
             raise RecordError(
-                f"{source}: {record.id} has label {record.label}, but with "
+                f"{source}: {record.id} has label {highest}, but with "
                 f"{num_classes} classes labels are 0 to {num_classes - 1}. Mend the "
                 "list (labels start at 0), or set config.data.num_classes or "
                 "config.data.labels"
@@ -63,7 +64,21 @@ def check(records: Sequence[Record], source: str, num_classes: int) -> None:
 
 def counts(records: Sequence[Record], num_classes: int) -> np.ndarray:
     """Videos of each class, int64 [num_classes]."""
-    return np.bincount([record.label for record in records], minlength=num_classes)
+    found = [label for record in records for label in _all(record)]
+    return np.bincount(found, minlength=num_classes)
+
+
+def multi_hot(records: Sequence[Record], num_classes: int) -> np.ndarray:
+    """Which labels each record has, bool [records, num_classes]."""
+    hot = np.zeros((len(records), num_classes), bool)
+    for row, record in zip(hot, records, strict=True):
+        row[list(_all(record))] = True
+    return hot
+
+
+def _all(record: Record) -> tuple[int, ...]:
+    """The labels of a record, one or several."""
+    return record.label if isinstance(record.label, tuple) else (record.label,)
 
 
 def _read(label_file: str) -> list[str]:
@@ -90,7 +105,8 @@ def _folder_names(records: Sequence[Record], num_classes: int) -> list[str]:
     folders: dict[int, set[str]] = {}
     for record in records:
         folder = os.path.basename(os.path.dirname(record.path))
-        folders.setdefault(record.label, set()).add(folder)
+        for label in _all(record):
+            folders.setdefault(label, set()).add(folder)
     names = [str(label) for label in range(num_classes)]
     if all(len(found) == 1 for found in folders.values()):
         by_label = {label: next(iter(found)) for label, found in folders.items()}

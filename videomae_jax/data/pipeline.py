@@ -36,7 +36,8 @@ class Batch:
 
     Attributes:
         arrays: "video" uint8 [clips, T, H, W, 3]; the samples of a video are adjacent.
-            "label" int32 [clips], if every record has one.
+            "label" int32 [clips], if every record has one; [clips, K], filled up with
+            -1, if records have up to K labels.
         ids: the records' ids, one for each clip.
         bad: the records that could not be read and were replaced, with the reason.
     """
@@ -285,18 +286,28 @@ def _collate_views(elements: Sequence[dict]) -> dict:
 def _with_records(
     elements: Iterator[dict], records: Sequence[Record]
 ) -> Iterator[Batch]:
-    labelled = all(record.label is not None for record in records)
+    labels = _label_array(records)
     for element in elements:
-        chosen = [records[index] for index in element.pop("record")]
+        index = element.pop("record")
         # Popped: arrays from workers lie in shared memory until nobody holds them.
         arrays = {"video": element.pop("video")}
-        if labelled:
-            arrays["label"] = np.array([record.label for record in chosen], np.int32)
+        if labels is not None:
+            arrays["label"] = labels[index]
         yield Batch(
-            ids=[record.id for record in chosen],
+            ids=[records[i].id for i in index],
             bad=[(records[index], reason) for index, reason in element.pop("bad")],
             arrays=arrays,
         )
+
+
+def _label_array(records: Sequence[Record]) -> np.ndarray | None:
+    labels = [record.label for record in records]
+    if None in labels:
+        return None
+    if isinstance(labels[0], tuple):
+        most = max(map(len, labels))
+        labels = [label + (-1,) * (most - len(label)) for label in labels]
+    return np.array(labels, np.int32)
 
 
 def _start_worker(worker: int, count: int) -> None:

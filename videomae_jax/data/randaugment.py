@@ -27,8 +27,8 @@ _PARTS = {
     "inc": ("increasing", bool, lambda value: value in (0, 1)),
     "p": ("probability", float, lambda value: value <= 1),
 }
-# From this spread on levels are uniform: a normal so wide, cut off at 0 and 10, would
-# almost never lie between (official code).
+# From this spread on levels are uniform (official code): almost all of so wide a normal
+# would be cut off.
 _UNIFORM_SPREAD = 100
 
 
@@ -40,6 +40,12 @@ def _affine(image: Image.Image, *matrix: float) -> Image.Image:
         Image.Resampling.BICUBIC,
         fillcolor=_GREY,
     )
+
+
+def _posterize(image: Image.Image, bits: float) -> Image.Image:
+    # Not ImageOps.posterize: levels can leave no bits, all black, which it refuses.
+    mask = 256 - 2 ** (8 - int(bits))
+    return image.point([value & mask for value in range(256)] * 3)
 
 
 def _solarize_add(image: Image.Image, added: float) -> Image.Image:
@@ -62,8 +68,8 @@ OPERATIONS: dict[str, Callable[[Image.Image, float], Image.Image]] = {
     "Rotate": lambda image, degrees: image.rotate(
         degrees, Image.Resampling.BICUBIC, fillcolor=_GREY
     ),
-    # Bits that are kept.
-    "Posterize": lambda image, bits: ImageOps.posterize(image, int(bits)),
+    # Upper bits that are kept.
+    "Posterize": _posterize,
     # Values from this one on are inverted.
     "Solarize": lambda image, threshold: ImageOps.solarize(image, int(threshold)),
     # What is added to values below 128.
@@ -179,13 +185,13 @@ class RandAugment:
             match = re.fullmatch(r"([a-z]+?)([0-9]+(?:\.[0-9]+)?|inf)", part)
             if not match or match[1] not in _PARTS:
                 raise ValueError(f"{where} is not known: {_WANTED}")
-            name, kind, fits = _PARTS[match[1]]
+            name, convert, fits = _PARTS[match[1]]
             if name in fields:
                 raise ValueError(f"{where} gives the {name} again: {_WANTED}")
             value = float(match[2])
             if not fits(value):
                 raise ValueError(f"{where} is out of range: {_WANTED}")
-            fields[name] = kind(value)
+            fields[name] = convert(value)
         return cls(**fields)
 
     def __call__(self, rng: np.random.Generator, clip: np.ndarray) -> np.ndarray:

@@ -14,6 +14,7 @@ pretraining, its label (0, 1, 2, ...):
   so that `my video.mp4 3` is what it seems. A line with spaces or commas but no number
   at its end is one path only if it ends like a video (`my video.mp4`). Whatever else
   could be read in two ways is an error that asks for quotes.
+- In a list for multi-label classification several labels may follow, `a.mp4 3 17`.
 - `path 0 -1` (VideoMAE V2: a whole video) is a path without a label. V2's other
   `path start total` lines, frame folders and parts of videos, are errors.
 - Blank lines do not count, nor does what follows a `#` that begins a line or comes
@@ -25,6 +26,7 @@ pretraining, its label (0, 1, 2, ...):
 import dataclasses
 import os
 import re
+from collections.abc import Iterable
 
 EXTENSIONS = tuple(".mp4 .mkv .webm .avi .mov .m4v .mpg .mpeg .ts .wmv .flv".split())
 
@@ -40,6 +42,8 @@ _COMMENT = re.compile(r"(?:^|[ \t])#")
 _QUOTED = re.compile(r'"((?:[^"]|"")*)"|' + r"'((?:[^']|'')*)'")
 _SEPARATOR = re.compile(r"[ \t]*[,\t][ \t]*| +")
 _TAB = re.compile(r" *\t[ \t]*")
+# Needs no quotes: nothing in it separates, quotes, comments, or is stripped when read.
+_PLAIN = re.compile(r"[^\s,\"'#\ufeff]+")
 # Nine digits: no data set has more classes, and longer numbers are something else.
 _NUMBER = re.compile(r"[+-]?[0-9]{1,9}")
 _VIDEO_THEN_MORE = re.compile(rf"(?:{'|'.join(map(re.escape, EXTENSIONS))})[ ,]", re.I)
@@ -59,17 +63,22 @@ class Record:
 
     Attributes:
         path: the file, absolute.
-        label: its class, or None.
+        label: its class, or None; a tuple of classes in a multi-label list.
         id: its name in messages and predictions: the path as the list wrote it, or
             relative to the source folder. Unique: repeats become `name#2`, `name#3`.
     """
 
     path: str
-    label: int | None
+    label: int | tuple[int, ...] | None
     id: str
 
 
-def load(source: str, root: str = "", require_labels: bool = False) -> list[Record]:
+def load(
+    source: str,
+    root: str = "",
+    require_labels: bool = False,
+    several_labels: bool = False,
+) -> list[Record]:
     """Reads all records of a source; whether the videos exist is not looked at.
 
     Args:
@@ -79,6 +88,7 @@ def load(source: str, root: str = "", require_labels: bool = False) -> list[Reco
         root: the folder that relative paths of a list file start at; by default the
             list file's own.
         require_labels: whether a video without a label is an error.
+        several_labels: whether a video may have several: each label is then a tuple.
 
     Returns:
         The records in the order of the list.
@@ -90,17 +100,51 @@ def load(source: str, root: str = "", require_labels: bool = False) -> list[Reco
     if not source:
         raise RecordError(f"no videos are given. {_HOW}")
     if source.startswith("digits:"):
-        return _load_digits(source, require_labels)
+        return _load_digits(source, require_labels, several_labels)
     place = os.path.abspath(os.path.expanduser(source))
     if os.path.isdir(place):
         return _load_folder(source, place, require_labels)
     if not os.path.exists(place):
         raise RecordError(f"there is no file or folder {source!r}. {_HOW}")
     base = os.path.abspath(os.path.expanduser(root)) if root else os.path.dirname(place)
-    return _load_list(source, _read_text(source, place), base, require_labels)
+    text = _read_text(source, place)
+    return _load_list(source, text, base, require_labels, several_labels)
 
 
-def _load_digits(source: str, require_labels: bool) -> list[Record]:
+def write_list(target: str | os.PathLike, rows: Iterable[tuple[str, int | None]]):
+    """Writes a list file that `load` reads back as it was.
+
+    Args:
+        target: the list file; one that exists is replaced.
+        rows: path and label, or None, of each video.
+
+    Raises:
+        RecordError: if a list file cannot hold a path or label; nothing is written.
+    """
+    lines = [f"{_line(path, label)}\n".encode() for path, label in rows]
+    with open(target, "wb") as file:
+        file.writelines(lines)
+
+
+def _line(path: str, label: int | None) -> str:
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        raise RecordError(f"{path!r} is not UTF-8: rename the file or folder") from None
+    if "\n" in path or "\0" in path:
+        raise RecordError(f"{path!r} holds a line break or a NUL: rename it")
+    if not os.path.splitext(path)[1]:
+        raise RecordError(f"{path!r} has no extension, and would be read with .mp4")
+    if not _PLAIN.fullmatch(path):
+        path = '"' + path.replace('"', '""') + '"'
+    if label is None:
+        return path
+    if not 0 <= label < 10**9:
+        raise RecordError(f"{path}: label {label} is not a whole number from 0 up")
+    return f"{path} {label}"
+
+
+def _load_digits(source: str, *labels: bool) -> list[Record]:
     # Here, because it brings in the video encoder, which lists can do without.
     from videomae_jax.data import digits
 
@@ -108,7 +152,7 @@ def _load_digits(source: str, require_labels: bool) -> list[Record]:
     if split not in digits.LISTS:
         known = ", ".join(f"digits:{name}" for name in digits.LISTS)
         raise RecordError(f"there is no {source!r}: choose one of {known}")
-    return load(str(digits.ensure() / f"{split}.txt"), require_labels=require_labels)
+    return load(str(digits.ensure() / f"{split}.txt"), "", *labels)
 
 
 def _load_folder(source: str, place: str, require_labels: bool) -> list[Record]:
@@ -152,7 +196,9 @@ def _read_text(source: str, place: str) -> str:
     raise RecordError(f"{source}:{line}: {source} {advice}")
 
 
-def _load_list(source: str, text: str, base: str, require_labels: bool) -> list[Record]:
+def _load_list(
+    source: str, text: str, base: str, require_labels: bool, several_labels: bool
+) -> list[Record]:
     records = []
     times = {}
     first = True
@@ -165,7 +211,7 @@ def _load_list(source: str, text: str, base: str, require_labels: bool) -> list[
         if header:
             continue
         try:
-            name, label = _parse(line)
+            name, label = _parse(line, several_labels)
             if label is None and require_labels:
                 raise RecordError("the label is missing: `path label` is wanted")
         except RecordError as error:
@@ -188,7 +234,7 @@ def _is_header(line: str) -> bool:
     return len(names) == 2 and path in _PATH_NAMES and label in _LABEL_NAMES
 
 
-def _parse(line: str) -> tuple[str, int | None]:
+def _parse(line: str, several: bool) -> tuple[str, int | tuple[int, ...] | None]:
     """Splits a stripped line that is neither blank nor a comment."""
     if line[0] in "\"'":
         path, columns = _split_quoted(line)
@@ -205,6 +251,8 @@ def _parse(line: str) -> tuple[str, int | None]:
         raise RecordError("the path is empty or a folder; a line names one video file")
     if not columns or columns == ["0", "-1"]:
         return path, None
+    if several:
+        return path, tuple(sorted({_label(column) for column in columns}))
     if len(columns) > 1:
         raise RecordError(
             f"{1 + len(columns)} columns, but `path label` is wanted. Of VideoMAE V2's "
@@ -212,9 +260,13 @@ def _parse(line: str) -> tuple[str, int | None]:
             "not frame folders or parts of videos. If the numbers belong to the path, "
             "put it in quotes"
         )
-    if not _NUMBER.fullmatch(columns[0]) or int(columns[0]) < 0:
-        raise _wrong_label(columns[0])
-    return path, int(columns[0])
+    return path, _label(columns[0])
+
+
+def _label(text: str) -> int:
+    if not _NUMBER.fullmatch(text) or int(text) < 0:
+        raise _wrong_label(text)
+    return int(text)
 
 
 def _split_quoted(line: str) -> tuple[str, list[str]]:

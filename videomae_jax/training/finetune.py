@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import jax
 import ml_collections
 
-from videomae_jax import predictions
+from videomae_jax import multi_label, predictions
 from videomae_jax.data import labels, records
 from videomae_jax.data.clips import (
     FRAME_RULES,
@@ -68,6 +68,9 @@ class Finetuning:
                 f"{', '.join(losses.KINDS)}"
             )
         self._loss, self._probabilities = losses.KINDS[config.loss.kind]
+        self._results = multi_label if config.loss.kind == "sigmoid" else predictions
+        if config.evaluation.dump and self._results is multi_label:
+            raise ValueError("config.evaluation.dump has no form for several labels")
         self._class_weights = None
         if class_names is None:
             self.training_videos = self._load(data.train)
@@ -118,7 +121,12 @@ class Finetuning:
         self._evaluators = {}
 
     def _load(self, source: str) -> list[records.Record]:
-        return records.load(source, self._config.data.root, require_labels=True)
+        return records.load(
+            source,
+            self._config.data.root,
+            require_labels=True,
+            several_labels=self._config.loss.kind == "sigmoid",
+        )
 
     @property
     def meta(self) -> dict:
@@ -195,7 +203,7 @@ class Finetuning:
         """Evaluates on the centre clips of the validation videos."""
         with reporter.pause():
             found = self._evaluate("validation", state, mesh)
-        values = predictions.metrics(found)
+        values = self._results.metrics(found)
         reporter.values(step, {f"validation/{name}": x for name, x in values.items()})
 
     def finish(self, state, mesh, workdir: pathlib.Path) -> None:
@@ -205,10 +213,10 @@ class Finetuning:
             return
         found = self._evaluate("test", state, mesh)
         if jax.process_index() == 0:
-            predictions.write(found, workdir / "test")
+            self._results.write(found, workdir / "test")
             if self._config.evaluation.dump:
                 predictions.write_mmaction_dump(found, self._config.evaluation.dump)
-        metrics = predictions.metrics(found)
+        metrics = self._results.metrics(found)
         evaluation = self._config.evaluation
         log.info(
             "test, %d x %d views: %s; details in %s",
@@ -222,7 +230,7 @@ class Finetuning:
         """Whether a test has been done."""
         return (workdir / "test" / "metrics.json").exists()
 
-    def _evaluate(self, split: str, state, mesh) -> predictions.Predictions:
+    def _evaluate(self, split: str, state, mesh):
         if split not in self._evaluators:
             data = self._config.data
             self._evaluators[split] = Evaluator(

@@ -9,11 +9,13 @@ def soft_targets(labels: jax.Array, num_classes: int, smoothing: float) -> jax.A
     """Targets of int32 labels [B], float32 [B, C], that sum to one.
 
     Each class gets smoothing / C, and the label's class 1 - smoothing more (VideoMAE,
-    appendix: smoothing 0.1).
+    appendix: smoothing 0.1). Of labels [B, K], where -1 is none, each label's class
+    gets so much: these are targets for `binary_cross_entropy`.
     """
-    return jax.nn.one_hot(labels, num_classes) * (1 - smoothing) + (
-        smoothing / num_classes
-    )
+    hot = jax.nn.one_hot(labels, num_classes)
+    if labels.ndim == 2:
+        hot = hot.sum(axis=1)
+    return hot * (1 - smoothing) + smoothing / num_classes
 
 
 def class_weights(counts: np.ndarray, beta: float) -> np.ndarray:

@@ -1,0 +1,51 @@
+"""Commands beside training: `python -m videomae_jax COMMAND ...`."""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from videomae_jax.data.records import RecordError
+
+# What each does; commands/NAME.py has `add_arguments(parser)` and `run(args)`.
+COMMANDS = {
+    "lists": "make the list files of a data set: Kinetics, UCF101, your own videos...",
+}
+# What a user can mend is told without a trace through our code.
+_EXPLAINED_ERRORS = (RecordError, OSError)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command that the arguments name; returns the exit status."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = argparse.ArgumentParser(
+        prog="python -m videomae_jax", description=__doc__, allow_abbrev=False
+    )
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+    for name, summary in COMMANDS.items():
+        command = commands.add_parser(
+            name,
+            help=summary,
+            allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        if argv[:1] == [name]:
+            # Only the one that runs: others may bring in much that it does not need.
+            module = importlib.import_module(f"videomae_jax.commands.{name}")
+            command.description = module.__doc__
+            module.add_arguments(command)
+            command.set_defaults(run=module.run)
+    args = parser.parse_args(argv)
+    if not argv:
+        parser.print_help()
+        return 0
+    try:
+        args.run(args)
+    except _EXPLAINED_ERRORS as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The commands of `python -m videomae_jax`, a module each."""
