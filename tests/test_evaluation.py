@@ -53,7 +53,7 @@ def test_devices_and_batches_change_nothing(
     config.mesh.update(data=-1, fsdp=1)
     config.evaluation.videos_per_device = per_device
     # The checkpoint says what the classes are: no training list is needed.
-    config.data.update(train="", labels="")
+    config.data.update(train="", validation="nowhere.txt", labels="")
     loop.evaluate(config, str(workdir))
     assert predictions(workdir) == wanted
 

@@ -1,10 +1,10 @@
 """Makes the list files of a data set: train.txt, val.txt, test.txt, labels.txt.
 
-    python -m videomae_jax lists kinetics400 --videos=/data/k400 --annotations=/data/k400/annotations
-    python -m videomae_jax lists folder --videos=/data/gestures --out=data/gestures
+    python -m videomae_jax lists kinetics400 --videos=k400 --annotations=k400/annotations
+    python -m videomae_jax lists folder --videos=gestures --out=data/gestures
 
 docs/data.md tells what to download and which folders to give.
-"""  # noqa: E501
+"""
 
 import argparse
 import dataclasses
@@ -96,7 +96,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_common(command, "folder")
     command.add_argument(
         "--val-fraction",
-        type=_fraction,
+        type=_share,
         default=0.1,
         metavar="SHARE",
         help="share of each class's videos that goes to val.txt (default 0.1); not "
@@ -136,10 +136,13 @@ def _add_common(parser: argparse.ArgumentParser, name: str) -> None:
     )
 
 
-def _fraction(text: str) -> float:
-    value = float(text)
+def _share(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
     if not 0 <= value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not from 0 up to below 1")
+        raise argparse.ArgumentTypeError(f"{text} is no number from 0 to below 1")
     return value
 
 
@@ -181,6 +184,7 @@ def run(args: argparse.Namespace) -> None:
     out = pathlib.Path(args.out or f"data/{name}").expanduser()
     _write(out, "" if args.relative else root, classes, splits)
     print(_table(splits))
+    notes.append(f"{len(classes)} classes: {_some(classes)}")
     notes += _missing(root, splits)
     if others:
         notes.append(
@@ -190,8 +194,8 @@ def run(args: argparse.Namespace) -> None:
     for name, split in splits.items():
         if not split.rows:
             notes.append(f"{name}.txt is not written: none of its videos was found")
-        elif split.rows[0][1] is None:
-            notes.append(f"{name}.txt has no labels: they are not published")
+        elif any(label is None for _, label in split.rows):
+            notes.append(f"{name}.txt has no labels: the annotations give none")
     written = [f"{name}.txt" for name, split in splits.items() if split.rows]
     notes.append(f"written to {out}: {' '.join(written)} labels.txt")
     if args.relative:
@@ -273,13 +277,14 @@ def _from_folders(
     """Reads class folders; returns classes, splits, and paths outside class folders."""
     tops = {path.split(os.sep)[0] for path in paths if os.sep in path}
     split_of = {name: split for split in _SPLITS for name in _SPLIT_FOLDERS[split]}
-    ready = "train" in tops and tops <= split_of.keys()
+    # A lone `train` among other folders is a class: that of vehicles.
+    ready = tops == {"train"} or "train" in tops and len(tops & split_of.keys()) > 1
     depth = 1 if ready else 0
     found: dict[tuple[str, str], list[str]] = {}
     others = []
     for path in paths:
         parts = path.split(os.sep)
-        if len(parts) < depth + 2:
+        if len(parts) < depth + 2 or ready and parts[0] not in split_of:
             others.append(path)
         else:
             split = split_of[parts[0]] if ready else ""
@@ -366,7 +371,7 @@ def _missing(root: str, splits: dict[str, _Split]) -> list[str]:
 
 
 def _some(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:_SHOWN])
+    shown = ", ".join(names[:_SHOWN]).encode(errors="replace").decode()
     return f"{shown}, ..." if len(names) > _SHOWN else shown
 
 

@@ -257,7 +257,11 @@ def _find(
 ) -> pathlib.Path | None:
     """Finds a file by its possible names, in the folder or one level below."""
     if not folder.is_dir():
-        raise RecordError(f"--annotations: there is no folder {str(folder)!r}")
+        raise RecordError(
+            f"--annotations: {str(folder)!r} is a file; its folder is wanted"
+            if folder.exists()
+            else f"--annotations: there is no folder {str(folder)!r}"
+        )
     subfolders = [path for path in folder.iterdir() if path.is_dir()]
     for places in ([folder], subfolders):
         found = {}

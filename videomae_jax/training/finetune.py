@@ -18,10 +18,19 @@ from videomae_jax.data.clips import (
 from videomae_jax.data.randaugment import RandAugment
 from videomae_jax.evaluation import Evaluator
 from videomae_jax.models import vit
-from videomae_jax.models.classifier import VideoClassifier
+from videomae_jax.models.classifier import HEAD_NORMS, POOLINGS, VideoClassifier
 from videomae_jax.training import initialization, losses, mixing, optimizer
 
 log = logging.getLogger(__name__)
+
+# Fields of the config that name one of several.
+_CHOICES = {
+    "data.frames": FRAME_RULES,
+    "model.pooling": POOLINGS,
+    "model.head_norm": HEAD_NORMS,
+    "mix.mode": mixing.MODES,
+    "loss.kind": losses.KINDS,
+}
 
 
 class Finetuning:
@@ -44,35 +53,29 @@ class Finetuning:
 
         Args:
             config: see configs/common.py.
-            class_names: those of a trained classifier that is only to be tested; the
-                training list is then not read.
+            class_names: those of a trained classifier that is only to be tested; only
+                the test list is then read.
 
         Raises:
             ValueError: if model, clip, mixing and loss of the config do not fit.
             RecordError: if a list is missing or malformed, or a label is no class.
         """
         self._config, data = config, config.data
-        if data.frames not in FRAME_RULES:
-            raise ValueError(
-                f"config.data.frames is {data.frames!r}; one of: "
-                f"{', '.join(FRAME_RULES)}"
-            )
-        if config.mix.mode not in mixing.MODES:
-            raise ValueError(
-                f"config.mix.mode is {config.mix.mode!r}; one of: "
-                f"{', '.join(mixing.MODES)}"
-            )
-        if config.loss.kind not in losses.KINDS:
-            raise ValueError(
-                f"config.loss.kind is {config.loss.kind!r}; one of: "
-                f"{', '.join(losses.KINDS)}"
-            )
+        for field, choices in _CHOICES.items():
+            section, name = field.split(".")
+            if config[section][name] not in choices:
+                raise ValueError(
+                    f"config.{field} is {config[section][name]!r}; one of: "
+                    f"{', '.join(choices)}"
+                )
         self._loss, self._probabilities = losses.KINDS[config.loss.kind]
         self._results = multi_label if config.loss.kind == "sigmoid" else predictions
         if config.evaluation.dump and self._results is multi_label:
             raise ValueError("config.evaluation.dump has no form for several labels")
         self._class_weights = None
+        held_out = ["test"]
         if class_names is None:
+            held_out.append("validation")
             self.training_videos = self._load(data.train)
             class_names = labels.class_names(
                 self.training_videos, data.train, data.labels, data.num_classes
@@ -84,11 +87,10 @@ class Finetuning:
                 )
         self.class_names = list(class_names)
         self._held_out = {
-            name: self._load(data[name]) if data[name] else []
-            for name in ("validation", "test")
+            name: self._load(data[name]) if data[name] else [] for name in held_out
         }
-        for name, held_out in self._held_out.items():
-            labels.check(held_out, data[name], len(self.class_names))
+        for name, videos in self._held_out.items():
+            labels.check(videos, data[name], len(self.class_names))
         self.model = _model(config.model, len(self.class_names))
         self._image_shape = (data.num_frames, data.image_size, data.image_size, 3)
         vit.token_grid(
@@ -205,6 +207,7 @@ class Finetuning:
             found = self._evaluate("validation", state, mesh)
         values = self._results.metrics(found)
         reporter.values(step, {f"validation/{name}": x for name, x in values.items()})
+        log.info("step %d | validation: %s", step, _shown(values))
 
     def finish(self, state, mesh, workdir: pathlib.Path) -> None:
         """Tests with all views, and writes what came out to `<workdir>/test`."""
@@ -222,7 +225,7 @@ class Finetuning:
             "test, %d x %d views: %s; details in %s",
             evaluation.segments,
             evaluation.crops,
-            ", ".join(f"{name} {value:.6g}" for name, value in metrics.items()),
+            _shown(metrics),
             workdir / "test",
         )
 
@@ -248,6 +251,15 @@ class Finetuning:
         # The averaged parameters are what is evaluated, where there are any.
         params = state.params if state.ema is None else state.ema
         return self._evaluators[split]({"params": params, **state.statistics})
+
+
+def _shown(metrics: dict[str, float]) -> str:
+    """Metrics on one line; those of unreadable videos only if there are some."""
+    return ", ".join(
+        f"{name} {value:.6g}"
+        for name, value in metrics.items()
+        if metrics["unreadable"] or "unreadable" not in name
+    )
 
 
 def _model(config: ml_collections.ConfigDict, num_classes: int) -> VideoClassifier:

@@ -302,11 +302,12 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> Train
             if preemption.asked(step) and not last:
                 save(step)
                 log.info("asked to stop: saved step %d; run again to continue", step)
-                return state
+                break
         # A batch may lie in memory shared with a worker, which is to be given back
         # while there is somebody to do it.
         del batch, arrays
-    task.finish(state, mesh, workdir)
+    if step == total_steps:
+        task.finish(state, mesh, workdir)
     return state
 
 

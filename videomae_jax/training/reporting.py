@@ -116,11 +116,9 @@ class Reporter:
         log.info("step %d/%d | %s | %s left", step, self._total, line, _clock(left))
 
     def values(self, step: int, values: dict[str, float]) -> None:
-        """Reports values other than training's after `step` steps."""
+        """Writes values other than training's after `step` steps."""
         if self._active:
             self._write({"step": step} | values)
-            shown = ", ".join(f"{name} {value:.6g}" for name, value in values.items())
-            log.info("step %d/%d | %s", step, self._total, shown)
 
     def _write(self, row: dict) -> None:
         with self._metrics.open("a") as file:
