@@ -1,6 +1,6 @@
 """Makes the list files of a data set: train.txt, val.txt, test.txt, labels.txt.
 
-    python -m videomae_jax lists kinetics400 --videos=k400 --annotations=k400/annotations
+    python -m videomae_jax lists ucf101 --videos=UCF-101 --annotations=ucfTrainTestlist
     python -m videomae_jax lists folder --videos=gestures --out=data/gestures
 
 docs/data.md tells what to download and which folders to give.
@@ -74,7 +74,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         title="data sets", metavar="DATA_SET", dest="data_set", required=True
     )
     for name, data_set in _ANNOTATED.items():
-        command = parsers.add_parser(name, allow_abbrev=False)
+        command = parsers.add_parser(
+            name,
+            help=f"{data_set.num_classes} classes; reads {data_set.what}",
+            allow_abbrev=False,
+        )
         _add_common(command, name)
         command.add_argument(
             "--annotations",
@@ -106,7 +110,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--seed",
         type=int,
         default=0,
-        help="which videos go to val.txt (default 0)",
+        help="decides which videos go to val.txt (default 0)",
     )
 
 
@@ -363,7 +367,7 @@ def _table(splits: dict[str, _Split]) -> str:
 
 def _missing(root: str, splits: dict[str, _Split]) -> list[str]:
     return [
-        f"{name}: {len(split.missing)} videos are not in {root}, or empty files: "
+        f"{name}: {len(split.missing)} missing from {root}, or empty files: "
         f"{_some(split.missing)}"
         for name, split in splits.items()
         if split.missing
