@@ -6,6 +6,7 @@ see `videomae_jax/training/loop.py`.
 
 import difflib
 import pathlib
+import re
 import runpy
 import sys
 
@@ -61,7 +62,8 @@ def parse_flags(argv):
     try:
         return app.parse_flags_with_usage(argv)
     except (AttributeError, KeyError):
-        file = next(arg for arg in argv if arg.startswith("--config=")).split("=", 1)[1]
+        # Both --config=FILE and --config FILE are flags.
+        file = re.search(r"(?:^| )--?config[= ]([^ ]+)", " ".join(argv))[1]
         config = runpy.run_path(file.partition(":")[0])["get_config"]().to_dict()
         fields = list(flax.traverse_util.flatten_dict(config, sep="."))
         for arg in argv:

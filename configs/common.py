@@ -86,7 +86,8 @@ def _training() -> ConfigDict:
     config.optimizer.layer_decay = 1.0
 
     config.ema = ConfigDict()
-    # Of an average of the parameters, which is then what is evaluated; 0: none.
+    # Of an average of the parameters, which is then what is evaluated; 0: none. Early
+    # on it is less, (1 + step) / (10 + step).
     config.ema.decay = 0.0
 
     config.mesh = ConfigDict()
@@ -261,7 +262,9 @@ def debug(config: ConfigDict) -> ConfigDict:
     else:
         config.evaluation.update(every=10, segments=2, videos_per_device=2)
         # What the pretraining recipe's :debug leaves.
-        config.model.position_size = min(config.model.position_size, 96)
+        config.model.position_size = min(
+            config.model.position_size, config.data.image_size
+        )
         if config.init.source:
             config.init.source += "_debug"
     return config

@@ -3,8 +3,8 @@
     python main.py --config=configs/digits_linear_probe.py
 
 MAE's probe (section 4.1 there): batch norm without scale and bias, then one linear
-layer, no weight decay and no augmentation. A quarter of a minute on two CPU cores, after
-configs/digits_pretrain.py.
+layer, no weight decay and no augmentation. A quarter of a minute on two CPU cores,
+after configs/digits_pretrain.py.
 """
 
 from configs import digits_finetune

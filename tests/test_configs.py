@@ -136,6 +136,7 @@ def test_unknown_option_is_refused():
         get("digits_pretrain", "debgu")
 
 
+@pytest.mark.parametrize("config", ["--config={}", "--config {}"])
 @pytest.mark.parametrize(
     "flag, message",
     [
@@ -144,9 +145,10 @@ def test_unknown_option_is_refused():
         ("--config.batch_size=many", "many"),
     ],
 )
-def test_misspelt_field_is_refused(flag, message):
+def test_misspelt_field_is_refused(config, flag, message):
+    file = config.format("configs/digits_pretrain.py:debug").split()
     result = subprocess.run(
-        [sys.executable, "main.py", "--config=configs/digits_pretrain.py:debug", flag],
+        [sys.executable, "main.py", *file, flag],
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -155,6 +155,31 @@ def test_only_unreadable_videos_are_an_error(folder, tmp_path):  # noqa: F811
         task.finish(state, sharding.make_mesh(1, 1, jax.devices()[:1]), tmp_path)
 
 
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        ({"model.heads": 2}, "config.model.heads is 2, the checkpoint's is 3"),
+        ({"model.position_size": 0}, "position_size is 0, the checkpoint's is 32"),
+        ({"loss.kind": "sigmoid"}, "loss.kind is 'sigmoid'.*'softmax'"),
+    ],
+)
+def test_another_use_of_the_parameters_is_refused(
+    folder,  # noqa: F811
+    trained,
+    overrides,
+    message,
+):
+    config = test_finetune.tiny(folder, **overrides)
+    with pytest.raises(checkpointing.CheckpointError, match=message):
+        loop.evaluate(config, str(trained[0]))
+
+
+def test_eval_without_a_test_list_is_an_error(folder, trained):  # noqa: F811
+    config = test_finetune.tiny(folder, **{"data.test": ""})
+    with pytest.raises(records.RecordError, match="config.data.test"):
+        loop.evaluate(config, str(trained[0]))
+
+
 def test_nothing_to_evaluate_is_explained(folder, tmp_path):  # noqa: F811
     with pytest.raises(checkpointing.CheckpointError, match="no checkpoint"):
         loop.evaluate(test_finetune.tiny(folder), str(tmp_path))

@@ -123,6 +123,12 @@ def test_killed_before_its_test_a_complete_run_makes_it_up(
     loop.train_and_evaluate(tiny(folder), str(workdir))
     name = "test/predictions.jsonl"
     assert (workdir / name).read_bytes() == (undisturbed[0] / name).read_bytes()
+    # One of another step does not count, one of this step is left alone.
+    metrics = workdir / "test" / "metrics.json"
+    assert json.loads(metrics.read_text())["step"] == 8
+    metrics.write_text(metrics.read_text().replace('"step": 8', '"step": 5'))
+    loop.train_and_evaluate(tiny(folder), str(workdir))
+    assert json.loads(metrics.read_text())["step"] == 8
     before = (workdir / name).stat().st_mtime_ns
     loop.train_and_evaluate(tiny(folder), str(workdir))
     assert (workdir / name).stat().st_mtime_ns == before
@@ -294,6 +300,7 @@ def test_image_size_interpolates_the_pretrained_positions(folder, pretrained):
         ({"init.source": "nowhere"}, checkpointing.CheckpointError, "nowhere"),
         ({"data.image_size": 40}, ValueError, "multiple"),
         ({"freeze": "backbone"}, ValueError, "config.freeze"),
+        ({"model.head_norm": "batch"}, ValueError, "config.freeze=.encoder/"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )

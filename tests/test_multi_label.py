@@ -54,10 +54,11 @@ def found():
 
 
 def test_files(found, tmp_path):
-    multi_label.write(found, tmp_path)
+    multi_label.write(found, tmp_path, 7)
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     # run: found at ranks 1 and 3; jump: at 1 and 2; never: does not count.
     assert metrics == {
+        "step": 7,
         "videos": 3,
         "unreadable": 1,
         "mean_average_precision": pytest.approx(100 * (5 / 6 + 1) / 2),
@@ -92,13 +93,14 @@ def test_lists_with_several_labels(tmp_path):
     assert len(labels.class_names(videos, "list.txt")) == 6
     with pytest.raises(records.RecordError, match="a.mp4 has label 3"):
         labels.check(videos, "list.txt", 3)
-    for line, message in (
-        ("e.mp4", "the label is missing"),
-        ("e.mp4 1 -2", "'-2' is not a label"),
-    ):
-        path.write_text(f"{line}\n")
-        with pytest.raises(records.RecordError, match=message):
-            records.load(str(path), require_labels=True, several_labels=True)
+    path.write_text("e.mp4 1 -2\n")
+    with pytest.raises(records.RecordError, match="'-2' is not a label"):
+        records.load(str(path), require_labels=True, several_labels=True)
+    path.write_text("e.mp4\nf.mp4 0 1\n")  # of no class, and of two
+    videos = records.load(str(path), require_labels=True, several_labels=True)
+    assert labels.multi_hot(videos, 2).tolist() == [[0, 0], [1, 1]]
+    with pytest.raises(records.RecordError, match="config.loss.kind=sigmoid"):
+        records.load(str(path), require_labels=False)
 
 
 def test_targets_of_several_labels():

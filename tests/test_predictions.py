@@ -112,7 +112,7 @@ def test_one_class(tmp_path):
     assert values["top1"] == values["top5"] == values["mean_class"] == 100
     assert values["top1_counting_unreadable_wrong"] == pytest.approx(200 / 3)
     assert predictions.confusion_matrix(one).tolist() == [[2]]
-    predictions.write(one, tmp_path)
+    predictions.write(one, tmp_path, 7)
     assert {path.name for path in tmp_path.iterdir()} == FILES
 
 
@@ -142,7 +142,7 @@ def test_metrics_of_any_predictions(data, classes, videos):
 @pytest.mark.parametrize("make_folder", [True, False])
 def test_files(example, tmp_path, make_folder):
     folder = tmp_path if make_folder else tmp_path / "runs" / "test"
-    predictions.write(example, folder)
+    predictions.write(example, folder, 7)
     assert {path.name for path in folder.iterdir()} == FILES
 
     rows = _json_lines(folder / "predictions.jsonl")
@@ -170,7 +170,7 @@ def test_files(example, tmp_path, make_folder):
         {"id": "d", "label": 3, "reason": "broken"},
     ]
     metrics = json.loads((folder / "metrics.json").read_text())
-    assert metrics == predictions.metrics(example)
+    assert metrics == {"step": 7} | predictions.metrics(example)
 
     with (folder / "per_class.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.reader(file))
@@ -194,15 +194,15 @@ def test_files(example, tmp_path, make_folder):
 
 def test_probabilities_to_six_decimals(tmp_path):
     third = _of([0], [[1 / 3, 2 / 3, 1e-9]], ["a", "b", "c"])
-    predictions.write(third, tmp_path, top_k=1)
+    predictions.write(third, tmp_path, 7, top_k=1)
     row = json.loads((tmp_path / "predictions.jsonl").read_text())
     assert row["probabilities"] == [0.333333, 0.666667, 0]
     assert row["top_k"] == [["b", 0.666667]]
 
 
 def test_writing_again_replaces_everything(example, tmp_path):
-    predictions.write(example, tmp_path)
-    predictions.write(_of([1], [[0, 1]], ["a", "b"]), tmp_path)
+    predictions.write(example, tmp_path, 7)
+    predictions.write(_of([1], [[0, 1]], ["a", "b"]), tmp_path, 7)
     assert {path.name for path in tmp_path.iterdir()} == FILES
     assert (tmp_path / "unreadable.jsonl").read_text() == ""
     assert len((tmp_path / "predictions.jsonl").read_text().splitlines()) == 1
@@ -210,7 +210,7 @@ def test_writing_again_replaces_everything(example, tmp_path):
 
 
 def test_failed_writing_leaves_no_half_files(example, tmp_path, monkeypatch):
-    predictions.write(example, tmp_path)
+    predictions.write(example, tmp_path, 7)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
 
     def fails(*args):
@@ -219,7 +219,7 @@ def test_failed_writing_leaves_no_half_files(example, tmp_path, monkeypatch):
 
     monkeypatch.setattr(predictions, "_rows", fails)
     with pytest.raises(OSError, match="disk full"):
-        predictions.write(example, tmp_path)
+        predictions.write(example, tmp_path, 7)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
@@ -231,13 +231,13 @@ def test_metrics_are_written_last(example, tmp_path, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(predictions, name, fails)
             with pytest.raises(OSError, match="disk full"):
-                predictions.write(example, tmp_path)
+                predictions.write(example, tmp_path, 7)
         assert not (tmp_path / "metrics.json").exists()
 
 
 def test_names_that_are_not_text(tmp_path):
     names = [os.fsdecode(b"caf\xe9"), "日本"]
-    predictions.write(_of([0, 1], [[1, 0], [1, 0]], names), tmp_path)
+    predictions.write(_of([0, 1], [[1, 0], [1, 0]], names), tmp_path, 7)
     assert b"\ncaf\xe9,0,1" in (tmp_path / "per_class.csv").read_bytes()
     row = json.loads((tmp_path / "predictions.jsonl").read_text().splitlines()[0])
     assert row["label_name"] == names[0]

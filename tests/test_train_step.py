@@ -339,8 +339,8 @@ def test_batch_norm_follows_the_batches(probe, video):
 
 
 def test_average_of_parameters(task, params, video):
-    decay = 0.5
-    _, state = run(task, params, video, steps=1, ema_decay=decay)
+    decay = 1 / 10  # of the first step
+    _, state = run(task, params, video, steps=1, ema_decay=0.5)
     jax.tree.map(
         lambda ema, new, old: np.testing.assert_allclose(
             ema, decay * old + (1 - decay) * new, atol=1e-6
@@ -355,3 +355,14 @@ def test_freezing_nothing_or_everything_is_refused(params):
     for pattern in ("^encoders/", "."):
         with pytest.raises(ValueError, match="config.freeze"):
             optimizer.is_frozen(params, pattern)
+
+
+@pytest.mark.parametrize("freeze", ["", "norm1", "^encoder/blocks/"])
+def test_freezing_does_not_change_the_layers_rates(finetuning, video, freeze):
+    task = Finetuning(finetuning)
+    params, _ = jax.eval_shape(task.init, jax.random.key(0), video[:1])
+    ones = jax.tree.map(lambda x: jnp.ones(x.shape, x.dtype), params)
+    tx = optimizer.adamw(0.0, 0.0, 1e-8, 0.0, layer_decay=0.5, freeze=freeze)
+    updates, _ = tx.update(ones, tx.init(ones), ones)
+    np.testing.assert_allclose(updates["encoder"]["embedding"]["bias"], 0.5**3)
+    np.testing.assert_allclose(updates["head"]["bias"], 1.0)

@@ -25,7 +25,7 @@ class Predictions:
 
     Raises:
         ValueError: if there is no readable video, an id occurs twice, a probability is
-            not finite, or sizes do not agree.
+            not finite, sizes do not agree, or no video has a label.
     """
 
     ids: list[str]
@@ -37,6 +37,8 @@ class Predictions:
     def __post_init__(self):
         """Refuses what cannot be counted."""
         check(self, self.labels.shape)
+        if not self.labels.any():
+            raise ValueError("no readable video has a label: nothing can be counted")
 
 
 def average_precision(scores: np.ndarray, positive: np.ndarray) -> float:
@@ -74,7 +76,7 @@ def metrics(predictions: Predictions) -> dict[str, int | float]:
     }
 
 
-def write(predictions: Predictions, folder: str | os.PathLike) -> None:
+def write(predictions: Predictions, folder: str | os.PathLike, step: int) -> None:
     """Writes all that is known of an evaluation as files to read and to draw from.
 
     - predictions.jsonl: for each readable video, in data-set order, its id, labels and
@@ -82,13 +84,15 @@ def write(predictions: Predictions, folder: str | os.PathLike) -> None:
     - unreadable.jsonl: id, labels and reason of each of the others;
     - per_class.csv: for each class its name, label, videos and average precision in
       percent (empty without videos);
-    - metrics.json: `metrics`; written last, so that where it is, all the others are.
+    - metrics.json: the step and `metrics`; written last, so that where it is, the
+      others are.
 
     Each file appears whole or not at all, and replaces an earlier one.
 
     Args:
         predictions: of one set.
         folder: where to; made if need be.
+        step: steps of training of the model.
     """
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -117,7 +121,8 @@ def write(predictions: Predictions, folder: str | os.PathLike) -> None:
         # Folder names, which may be class names, need not be valid text.
         file.write(text.getvalue().encode("utf-8", "surrogateescape"))
     with replacing(folder / "metrics.json") as file:
-        file.write(json.dumps(metrics(predictions), indent=2).encode() + b"\n")
+        values = {"step": step} | metrics(predictions)
+        file.write(json.dumps(values, indent=2).encode() + b"\n")
 
 
 def _per_class(predictions: Predictions) -> list[float | None]:

@@ -158,7 +158,9 @@ def confusion_matrix(predictions: Predictions) -> np.ndarray:
     return matrix
 
 
-def write(predictions: Predictions, folder: str | os.PathLike, top_k: int = 5) -> None:
+def write(
+    predictions: Predictions, folder: str | os.PathLike, step: int, top_k: int = 5
+) -> None:
     """Writes all that is known of an evaluation as files to read and to draw from.
 
     - predictions.jsonl: for each readable video, in data-set order, its id, label,
@@ -169,13 +171,15 @@ def write(predictions: Predictions, folder: str | os.PathLike, top_k: int = 5) -
       percent (empty without videos) and the class its videos were most often wrongly
       taken for;
     - confusion.png: `confusion_picture`;
-    - metrics.json: `metrics`; written last, so that where it is, all the others are.
+    - metrics.json: the step and `metrics`; written last, so that where it is, the
+      others are.
 
     Each file appears whole or not at all, and replaces an earlier one.
 
     Args:
         predictions: of one set.
         folder: where to; made if need be.
+        step: steps of training of the model.
         top_k: how many of the most probable classes are named for a video.
     """
     folder = pathlib.Path(folder)
@@ -194,7 +198,8 @@ def write(predictions: Predictions, folder: str | os.PathLike, top_k: int = 5) -
         picture = confusion_picture(matrix, predictions.class_names)
         Image.fromarray(picture).save(file, format="PNG")
     with replacing(folder / "metrics.json") as file:
-        file.write(json.dumps(metrics(predictions), indent=2).encode() + b"\n")
+        values = {"step": step} | metrics(predictions)
+        file.write(json.dumps(values, indent=2).encode() + b"\n")
 
 
 def write_mmaction_dump(predictions: Predictions, path: str | os.PathLike) -> None:

@@ -174,7 +174,9 @@ def random_resized_crop(
     area: tuple[float, float] = (0.08, 1.0),
     aspect: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> np.ndarray:
-    """A `random_resized_box` of the clip, resized to a square (official code).
+    """A `random_resized_box` of the clip, resized to a square.
+
+    The official code resizes without averaging over pixels when it shrinks.
 
     Args:
         rng: randomness.
@@ -198,7 +200,7 @@ def spatial_crops(clip: np.ndarray, size: int, count: int) -> np.ndarray:
     """Crops along the longer side, where the shorter one is scaled to `size`.
 
     One crop is the middle; several go from end to end in equal steps, rounded down
-    (official code: three crops for testing).
+    (official code: three crops for testing, resized without averaging over pixels).
 
     Args:
         clip: uint8 [T, H, W, 3].

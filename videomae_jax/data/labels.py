@@ -38,7 +38,7 @@ def class_names(
                 f"{len(names)} classes: leave config.data.num_classes out, or mend it"
             )
     else:
-        highest = max(label for record in records for label in _all(record))
+        highest = max(max(_all(record), default=0) for record in records)
         num_classes = highest + 1 if num_classes is None else num_classes
         names = _folder_names(records, num_classes)
     check(records, source, len(names))
@@ -52,7 +52,7 @@ def check(records: Sequence[Record], source: str, num_classes: int) -> None:
         RecordError: naming the first video of such a label.
     """
     for record in records:
-        highest = max(_all(record))
+        highest = max(_all(record), default=0)
         if highest >= num_classes:
             raise RecordError(
                 f"{source}: {record.id} has label {highest}, but with "

@@ -14,7 +14,7 @@ pretraining, its label (0, 1, 2, ...):
   so that `my video.mp4 3` is what it seems. A line with spaces or commas but no number
   at its end is one path only if it ends like a video (`my video.mp4`). Whatever else
   could be read in two ways is an error that asks for quotes.
-- In a list for multi-label classification several labels may follow, `a.mp4 3 17`.
+- In a list for multi-label classification any number of labels may follow the path.
 - `path 0 -1` (VideoMAE V2: a whole video) is a path without a label. V2's other
   `path start total` lines, frame folders and parts of videos, are errors.
 - Blank lines do not count, nor does what follows a `#` that begins a line or comes
@@ -88,7 +88,8 @@ def load(
         root: the folder that relative paths of a list file start at; by default the
             list file's own.
         require_labels: whether a video without a label is an error.
-        several_labels: whether a video may have several: each label is then a tuple.
+        several_labels: whether a video may have several, or none: `label` is then a
+            tuple.
 
     Returns:
         The records in the order of the list.
@@ -249,16 +250,16 @@ def _parse(line: str, several: bool) -> tuple[str, int | tuple[int, ...] | None]
                 _check_unquoted(path, columns)
     if not path or path.endswith("/"):
         raise RecordError("the path is empty or a folder; a line names one video file")
-    if not columns or columns == ["0", "-1"]:
-        return path, None
     if several:
         return path, tuple(sorted({_label(column) for column in columns}))
+    if not columns or columns == ["0", "-1"]:
+        return path, None
     if len(columns) > 1:
         raise RecordError(
             f"{1 + len(columns)} columns, but `path label` is wanted. Of VideoMAE V2's "
             "`path start total` lines only `path 0 -1`, a whole video, can be read, "
-            "not frame folders or parts of videos. If the numbers belong to the path, "
-            "put it in quotes"
+            "not frame folders or parts of videos. If they are several labels, set "
+            "config.loss.kind=sigmoid; if they belong to the path, put it in quotes"
         )
     return path, _label(columns[0])
 

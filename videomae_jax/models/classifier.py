@@ -149,7 +149,12 @@ class VideoClassifier(nn.Module):
             self.pool = AttentivePooling(self.heads, self.mlp_ratio, self.dtype)
         if self.head_norm == "batch":
             self.norm = nn.BatchNorm(
-                momentum=0.9, epsilon=1e-6, use_bias=False, use_scale=False
+                momentum=0.9,
+                epsilon=1e-6,
+                use_bias=False,
+                use_scale=False,
+                # Means of pooled tokens can be far larger than their spread.
+                use_fast_variance=False,
             )
         elif self.pooling != "first_token":
             self.norm = vit.layer_norm()
@@ -158,7 +163,7 @@ class VideoClassifier(nn.Module):
         )
 
     def tokens(self, video: jax.Array) -> jax.Array:
-        """Tokens [B, N, D] of a video [B, T, H, W, 3], as they are pooled."""
+        """Tokens [B, N, D] of a video [B, T, H, W, 3], before pooling."""
         return self.encoder(video)
 
     def features(self, video: jax.Array, keys: jax.Array | None = None) -> jax.Array:

@@ -357,9 +357,12 @@ class Encoder(nn.Module):
         """
         patches = patchify(video, self.patch_size, self.tubelet_size)
         grid = token_grid(video.shape, self.patch_size, self.tubelet_size)
-        trained_grid = self.position_size and tuple(
-            side // self.patch_size for side in self.position_size
-        )
+        trained_grid = None
+        if self.position_size:
+            trained_shape = (self.tubelet_size, *self.position_size, 3)
+            trained_grid = token_grid(
+                trained_shape, self.patch_size, self.tubelet_size
+            )[1:]
         positions = jnp.asarray(position_table(grid, self.width, trained_grid))
         positions = positions.astype(self.dtype)
         if visible is not None:

@@ -1,5 +1,6 @@
 """Fine-tuning as a task of the training loop: labels, mixing, loss and evaluation."""
 
+import json
 import logging
 import pathlib
 from collections.abc import Sequence
@@ -96,6 +97,8 @@ class Finetuning:
         vit.token_grid(
             self._image_shape, self.model.patch_size, self.model.tubelet_size
         )
+        if config.model.head_norm == "batch":
+            self._check_that_this_is_a_probe()
         clip = {
             "frames": data.frames,
             "num_frames": data.num_frames,
@@ -129,6 +132,17 @@ class Finetuning:
             require_labels=True,
             several_labels=self._config.loss.kind == "sigmoid",
         )
+
+    def _check_that_this_is_a_probe(self) -> None:
+        """Batch norm's statistics would lag behind an encoder that changes."""
+        video = jax.ShapeDtypeStruct((1, *self._image_shape), "uint8")
+        params, _ = jax.eval_shape(self.init, jax.random.key(0), video)
+        frozen = optimizer.is_frozen(params, self._config.freeze)
+        if not all(jax.tree.leaves(frozen["encoder"])):
+            raise ValueError(
+                "config.model.head_norm=batch is for linear probes: set "
+                "config.freeze=^encoder/, or config.model.head_norm=layer"
+            )
 
     @property
     def meta(self) -> dict:
@@ -216,7 +230,7 @@ class Finetuning:
             return
         found = self._evaluate("test", state, mesh)
         if jax.process_index() == 0:
-            self._results.write(found, workdir / "test")
+            self._results.write(found, workdir / "test", int(state.step))
             if self._config.evaluation.dump:
                 predictions.write_mmaction_dump(found, self._config.evaluation.dump)
         metrics = self._results.metrics(found)
@@ -229,9 +243,10 @@ class Finetuning:
             workdir / "test",
         )
 
-    def is_finished(self, workdir: pathlib.Path) -> bool:
-        """Whether a test has been done."""
-        return (workdir / "test" / "metrics.json").exists()
+    def is_finished(self, workdir: pathlib.Path, step: int) -> bool:
+        """Whether the test of this step has been done."""
+        path = workdir / "test" / "metrics.json"
+        return path.exists() and json.loads(path.read_text())["step"] == step
 
     def _evaluate(self, split: str, state, mesh):
         if split not in self._evaluators:

@@ -82,6 +82,11 @@ def from_workdir(source: str, params, config, load_head: bool):
             "leave it empty to train from scratch"
         )
     checkpoints = Checkpoints(source, 1, 0, read_only=True)
+    if load_head and config.head_norm == "batch":
+        raise CheckpointError(
+            "config.init.head: the statistics of batch norm, which the head goes with, "
+            "are not taken from another run"
+        )
     step = checkpoints.latest_step()
     if step is None:
         raise CheckpointError(f"config.init.source: {source!r} holds no checkpoint yet")

@@ -11,6 +11,8 @@ import logging
 import pathlib
 import signal
 import threading
+from collections.abc import Collection
+from typing import Any
 
 import flax
 import jax
@@ -42,6 +44,22 @@ STEPS_AHEAD = 2
 class NonFiniteLossError(RuntimeError):
     """The loss or its gradient is not finite; the message says where to look."""
 
+
+# Fields that may differ between training and a test, with a warning; and fields of the
+# model that change nothing in a test.
+_SEEN_BY_THE_MODEL = (
+    "data.num_frames",
+    "data.stride",
+    "data.frames",
+    "data.image_size",
+)
+_ONLY_IN_TRAINING = (
+    "model.dtype",
+    "model.remat",
+    "model.drop_path",
+    "model.dropout",
+    "model.head_init_scale",
+)
 
 # What stops a run for a reason that its user can mend, and is told in the message.
 EXPLAINED_ERRORS = (
@@ -209,6 +227,14 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> Train
         donate_argnums=0,
     )
 
+    if accumulation > 1 and shapes.statistics:
+        log.warning(
+            "batch norm sees %d clips at a time, not the batch of %d: raise "
+            "config.max_clips_per_device",
+            num_clips // accumulation,
+            num_clips,
+        )
+
     # Resume if there is something to resume.
     workdir.mkdir(parents=True, exist_ok=True)
     checkpoints = Checkpoints(
@@ -240,7 +266,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> Train
     if start >= total_steps:
         log.info("%s is complete: %d of %d steps", workdir, start, total_steps)
         checkpoints.close()
-        if not task.is_finished(workdir):
+        if not task.is_finished(workdir, start):
             task.finish(state, mesh, workdir)
         return state
 
@@ -338,6 +364,10 @@ def evaluate(config: ml_collections.ConfigDict, workdir: str) -> TrainState:
     meta = checkpoints.meta(step)
     if "class_names" not in meta:
         raise CheckpointError(f"{workdir} is not the run of a classifier")
+    if not config.data.test:
+        raise RecordError("config.mode=eval wants the videos to test: config.data.test")
+    refuse_another_model(workdir, meta["config"], config)
+    report_changes(meta["config"], config, _SEEN_BY_THE_MODEL)
     task = Finetuning(config, meta["class_names"])
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
     shapes = jax.eval_shape(task.init, jax.random.key(0), first_video(config))
@@ -363,19 +393,47 @@ def first_video(config: ml_collections.ConfigDict) -> jax.Array:
     return jnp.zeros((1, frames, size, size, 3), jnp.uint8)
 
 
-def report_changes(saved: dict, config: ml_collections.ConfigDict) -> None:
-    """Warns of fields that differ from those of the run that is continued."""
-    now = json.loads(config.to_json())
-    flat = [flax.traverse_util.flatten_dict(x, sep=".") for x in (saved, now)]
-    for name in sorted(flat[0].keys() | flat[1].keys()):
-        before, after = flat[0].get(name), flat[1].get(name)
-        if before != after:
+def refuse_another_model(workdir: str, saved: dict, config) -> None:
+    """Raises CheckpointError if the config would use a checkpoint in another way.
+
+    The shapes of parameters do not show the number of heads, the position table or
+    what probabilities are made of.
+    """
+    lines = [
+        f"  config.{name} is {after!r}, the checkpoint's is {before!r}"
+        for name, before, after in changes(saved, config)
+        if name == "loss.kind" or name.startswith("model.")
+        if name not in _ONLY_IN_TRAINING
+    ]
+    if lines:
+        raise CheckpointError(
+            f"{workdir} was trained with another model:\n"
+            + "\n".join(lines)
+            + "\nGive the config and the flags that it was trained with."
+        )
+
+
+def report_changes(saved: dict, config, only: Collection[str] = ()) -> None:
+    """Warns of fields, all or `only` some, that differ from those of a saved run."""
+    for name, before, after in changes(saved, config):
+        if not only or name in only:
             log.warning(
                 "config.%s was %r when this run was saved, and is %r now",
                 name,
                 before,
                 after,
             )
+
+
+def changes(saved: dict, config) -> list[tuple[str, Any, Any]]:
+    """Name, value before and value now of the fields that differ."""
+    now = json.loads(config.to_json())
+    flat = [flax.traverse_util.flatten_dict(x, sep=".") for x in (saved, now)]
+    return [
+        (name, flat[0].get(name), flat[1].get(name))
+        for name in sorted(flat[0].keys() | flat[1].keys())
+        if flat[0].get(name) != flat[1].get(name)
+    ]
 
 
 def print_overview(params, mesh, total_steps, num_clips, accumulation, videos) -> None:

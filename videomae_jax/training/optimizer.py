@@ -136,17 +136,17 @@ def adamw(
     ]
     if clip_norm:
         parts.insert(0, optax.clip_by_global_norm(clip_norm))
-    if layer_decay != 1:
-        parts.append(_scale_by_layer(layer_decay))
     tx = optax.chain(*parts)
-    if not freeze:
-        return tx
-    return optax.partition(
-        {"trained": tx, "frozen": optax.set_to_zero()},
-        lambda params: jax.tree.map(
-            lambda frozen: "frozen" if frozen else "trained", is_frozen(params, freeze)
-        ),
-    )
+    if freeze:
+        tx = optax.partition(
+            {"trained": tx, "frozen": optax.set_to_zero()},
+            lambda params: jax.tree.map(
+                lambda frozen: "frozen" if frozen else "trained",
+                is_frozen(params, freeze),
+            ),
+        )
+    # Outside the partition, which hides frozen layers: all of them count.
+    return tx if layer_decay == 1 else optax.chain(tx, _scale_by_layer(layer_decay))
 
 
 def _scale_by_layer(decay: float) -> optax.GradientTransformation:

@@ -124,8 +124,8 @@ class Pretraining:
     def finish(self, state, mesh, workdir: pathlib.Path) -> None:
         """Nothing is left to do after the last step."""
 
-    def is_finished(self, workdir: pathlib.Path) -> bool:
-        """Whether `finish` has been done."""
+    def is_finished(self, workdir: pathlib.Path, step: int) -> bool:
+        """Whether `finish` has been done at this step."""
         return True
 
     @functools.partial(jax.jit, static_argnums=0)

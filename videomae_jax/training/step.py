@@ -42,7 +42,8 @@ def make_train_step(
     """The function (state, batch, key) -> (state, metrics) to be jitted.
 
     The update of a step whose loss or gradient is not finite is dropped; its metrics
-    tell. The state's `ema`, if it has one, follows the parameters with `ema_decay`.
+    tell. The state's `ema`, if it has one, follows the parameters, with the decay
+    min(ema_decay, (1 + step) / (10 + step)).
     With accumulation, micro-batch j holds the clips j, j + k, j + 2k ... of a batch, so
     that each device cuts up its own rows.
     """
@@ -74,8 +75,10 @@ def make_train_step(
         params = jax.tree.map(
             lambda param, update: param - learning_rate * update, state.params, updates
         )
+        # Shorter at first: the initial parameters would weigh for long in the average.
+        decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
         ema = jax.tree.map(
-            lambda mean, param: ema_decay * mean + (1 - ema_decay) * param,
+            lambda mean, param: decay * mean + (1 - decay) * param,
             state.ema,
             params if state.ema is not None else None,
         )
