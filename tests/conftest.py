@@ -1,6 +1,12 @@
 """Eight fake CPU devices for every test; must run before the first `import jax`."""
 
 import os
+import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_NUM_CPU_DEVICES"] = "8"
+# Many tests run the same little programs, some in processes of their own, and most of
+# their time is compilation.
+_cache = tempfile.TemporaryDirectory(prefix="videomae_jax_tests_")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache.name
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
