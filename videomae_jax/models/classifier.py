@@ -1,5 +1,7 @@
 """VideoClassifier: the encoder over all tokens, pooling, and a linear head."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -7,7 +9,7 @@ import jax.numpy as jnp
 from videomae_jax.models import vit
 
 POOLINGS = ("mean", "first_token", "attentive")
-HEAD_NORMS = ("layer", "batch")
+HEAD_NORMS = ("layer", "batch", "none")
 
 _truncated_normal = nn.initializers.truncated_normal(0.02)
 
@@ -42,7 +44,8 @@ class AttentivePooling(nn.Module):
         def split_heads(x):
             return x.reshape(batch, -1, self.heads, width // self.heads)
 
-        tokens = vit.layer_norm(dtype=self.dtype, name="norm1")(tokens)
+        norm = functools.partial(vit.layer_norm, 1e-6, dtype=self.dtype)
+        tokens = norm(name="norm1")(tokens)
         query = self.param("query", _truncated_normal, (width,))
         x = jnp.broadcast_to(query.astype(tokens.dtype), (batch, 1, width))
         key, value = jnp.split(dense(2 * width, "key_value")(tokens), 2, axis=-1)
@@ -55,7 +58,7 @@ class AttentivePooling(nn.Module):
         mlp = vit.MLP(
             int(width * self.mlp_ratio), self.dtype, _truncated_normal, name="mlp"
         )
-        x = x + mlp(vit.layer_norm(dtype=self.dtype, name="norm2")(x))
+        x = x + mlp(norm(name="norm2")(x))
         return x[:, 0].astype(jnp.float32)
 
 
@@ -68,15 +71,17 @@ class VideoClassifier(nn.Module):
 
     Attributes:
         width, depth, heads: of the encoder.
-        num_classes: length of the logits.
+        num_classes: length of the logits; 0 for an encoder without a head, whose output
+            are the features.
         patch_size: pixels on a side of a patch; tubelet_size: frames of a patch.
         mlp_ratio: hidden over outer width of the MLPs.
         pooling: "mean" of all tokens; "first_token", after the encoder's own final
             LayerNorm, as most fine-tunes made with Hugging Face's library have it; or
             "attentive", one cross-attention block.
         head_norm: what normalises pooled features: "layer", a LayerNorm ("first_token"
-            has none), or "batch", a BatchNorm without scale and bias, which MAE puts
-            before a linear probe. Its statistics are the collection "batch_stats".
+            has none); "batch", a BatchNorm without scale and bias, which MAE puts
+            before a linear probe, with statistics in the collection "batch_stats"; or
+            "none".
         position_size: (height, width) in pixels of the pretraining images, whose
             position table is interpolated to other image sizes; None for the plain
             1-D table, with which official V1 checkpoints were made.
@@ -87,6 +92,11 @@ class VideoClassifier(nn.Module):
         dtype: computation dtype; parameters are float32, and so are features and
             logits.
         remat: what the backward pass may keep of each block, as in VideoMAE.
+        final_norm: whether the encoder's own final LayerNorm is there too, as it is
+            after pretraining; "first_token" always has it.
+        norm_epsilon: of the encoder's LayerNorms; head_norm_epsilon: of the one after
+            pooling. Weights of other libraries come with other values.
+        pixel_mean, pixel_std: of RGB in [0, 1], what raw pixels are normalised with.
     """
 
     width: int
@@ -104,6 +114,11 @@ class VideoClassifier(nn.Module):
     head_init_scale: float = 0.001
     dtype: str = "float32"
     remat: str = "none"
+    final_norm: bool = False
+    norm_epsilon: float = 1e-6
+    head_norm_epsilon: float = 1e-6
+    pixel_mean: tuple[float, float, float] = vit.IMAGENET_MEAN
+    pixel_std: tuple[float, float, float] = vit.IMAGENET_STD
 
     @classmethod
     def from_variant(cls, name: str, num_classes: int, **overrides):
@@ -140,10 +155,13 @@ class VideoClassifier(nn.Module):
             self.mlp_ratio,
             self.dtype,
             self.remat,
-            final_norm=self.pooling == "first_token",
+            final_norm=self.final_norm or self.pooling == "first_token",
             drop_path=self.drop_path,
             position_size=self.position_size,
             kernel_init=_truncated_normal,
+            norm_epsilon=self.norm_epsilon,
+            pixel_mean=self.pixel_mean,
+            pixel_std=self.pixel_std,
         )
         if self.pooling == "attentive":
             self.pool = AttentivePooling(self.heads, self.mlp_ratio, self.dtype)
@@ -156,19 +174,29 @@ class VideoClassifier(nn.Module):
                 # Means of pooled tokens can be far larger than their spread.
                 use_fast_variance=False,
             )
-        elif self.pooling != "first_token":
-            self.norm = vit.layer_norm()
-        self.head = nn.Dense(
-            self.num_classes, kernel_init=_head_init(self.head_init_scale)
-        )
+        elif self.head_norm == "layer" and self.pooling != "first_token":
+            self.norm = vit.layer_norm(self.head_norm_epsilon)
+        if self.num_classes:
+            self.head = nn.Dense(
+                self.num_classes, kernel_init=_head_init(self.head_init_scale)
+            )
 
     def tokens(self, video: jax.Array) -> jax.Array:
         """Tokens [B, N, D] of a video [B, T, H, W, 3], before pooling."""
         return self.encoder(video)
 
-    def features(self, video: jax.Array, keys: jax.Array | None = None) -> jax.Array:
-        """Pooled and normalised features, float32 [B, D]; see `__call__`."""
-        tokens = self.encoder(video, keys=keys)
+    def attention_maps(self, video: jax.Array) -> jax.Array:
+        """Attention weights, float32 [depth, B, N, N], averaged over the heads.
+
+        Entry [l, b, i, j] is what token i takes from token j in block l.
+        """
+        return self.encoder(video, attention_maps=True)
+
+    def pool_tokens(self, tokens: jax.Array, train: bool = False) -> jax.Array:
+        """Pools and normalises tokens [B, N, D] to features, float32 [B, D].
+
+        With `train`, batch norm uses and updates with the statistics of the batch.
+        """
         if self.pooling == "mean":
             # In float32: a sum over 1,568 tokens is too much for bfloat16.
             x = tokens.mean(axis=1, dtype=jnp.float32)
@@ -177,8 +205,18 @@ class VideoClassifier(nn.Module):
         else:
             x = self.pool(tokens)
         if self.head_norm == "batch":
-            return self.norm(x, use_running_average=keys is None)
-        return x if self.pooling == "first_token" else self.norm(x)
+            return self.norm(x, use_running_average=not train)
+        if self.pooling == "first_token" or self.head_norm == "none":
+            return x
+        return self.norm(x)
+
+    def features(self, video: jax.Array, keys: jax.Array | None = None) -> jax.Array:
+        """Pooled and normalised features, float32 [B, D]; see `__call__`."""
+        return self.pool_tokens(self.encoder(video, keys=keys), train=keys is not None)
+
+    def classify(self, features: jax.Array) -> jax.Array:
+        """Logits, float32 [B, num_classes], of features [B, D]."""
+        return self.head(features) if self.num_classes else features
 
     def __call__(self, video: jax.Array, keys: jax.Array | None = None) -> jax.Array:
         """Classifies clips.
@@ -191,7 +229,7 @@ class VideoClassifier(nn.Module):
                 normalises with the running statistics.
 
         Returns:
-            Logits, float32 [B, num_classes].
+            Logits, float32 [B, num_classes]; features [B, D] where that is 0.
 
         Raises:
             ValueError: if the video's sizes do not divide into patches, or its dtype is
@@ -205,4 +243,4 @@ class VideoClassifier(nn.Module):
                 )
             )(keys)
             x = jnp.where(kept, x / (1 - self.dropout), 0)
-        return self.head(x)
+        return self.classify(x)

@@ -3,6 +3,7 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from videomae_jax.models import vit
 from videomae_jax.models.positions import sincos_positions
@@ -18,19 +19,23 @@ class Decoder(nn.Module):
     mlp_ratio: float = 4.0
     dtype: str = "float32"
     remat: str = "none"
+    norm_epsilon: float = 1e-6
+    head_norm_epsilon: float = 1e-6
 
     @nn.compact
     def __call__(self, x, num_masked: int):
         """Decodes [B, V + M, Dd], visible tokens first, to float32 [B, M, P]."""
-        x = vit.run_blocks(
+        x, _ = vit.run_blocks(
             x,
             self.depth,
             self.remat,
             heads=self.heads,
             mlp_ratio=self.mlp_ratio,
+            norm_epsilon=self.norm_epsilon,
             dtype=self.dtype,
         )
-        x = vit.layer_norm(dtype=self.dtype, name="norm")(x[:, -num_masked:])
+        norm = vit.layer_norm(self.head_norm_epsilon, dtype=self.dtype, name="norm")
+        x = norm(x[:, -num_masked:])
         return vit.Dense(
             self.patch_values,
             kernel_init=vit.xavier_uniform,
@@ -58,6 +63,10 @@ class VideoMAE(nn.Module):
         dtype: computation dtype; parameters are float32 and so is the prediction.
         remat: what the backward pass may keep of each block, "none" (of the
             recomputation: it keeps all), "dots" or "blocks" (least memory).
+        decoder_mlp_ratio: of the decoder, where it is not the encoder's.
+        norm_epsilon: of all LayerNorms but the one before the decoder's head, which
+            has head_norm_epsilon: weights of other libraries come with other values.
+        pixel_mean, pixel_std: of RGB in [0, 1], what raw pixels are normalised with.
     """
 
     width: int
@@ -71,6 +80,11 @@ class VideoMAE(nn.Module):
     mlp_ratio: float = 4.0
     dtype: str = "float32"
     remat: str = "none"
+    decoder_mlp_ratio: float | None = None
+    norm_epsilon: float = 1e-6
+    head_norm_epsilon: float = 1e-6
+    pixel_mean: tuple[float, float, float] = vit.IMAGENET_MEAN
+    pixel_std: tuple[float, float, float] = vit.IMAGENET_STD
 
     @classmethod
     def from_variant(cls, name: str, **overrides) -> "VideoMAE":
@@ -97,6 +111,9 @@ class VideoMAE(nn.Module):
             self.mlp_ratio,
             self.dtype,
             self.remat,
+            norm_epsilon=self.norm_epsilon,
+            pixel_mean=self.pixel_mean,
+            pixel_std=self.pixel_std,
         )
         self.encoder_to_decoder = vit.Dense(
             self.decoder_width,
@@ -112,14 +129,25 @@ class VideoMAE(nn.Module):
             self.decoder_depth,
             self.decoder_heads,
             3 * self.tubelet_size * self.patch_size**2,
-            self.mlp_ratio,
+            self.decoder_mlp_ratio or self.mlp_ratio,
             self.dtype,
             self.remat,
+            self.norm_epsilon,
+            self.head_norm_epsilon,
         )
 
     def encode(self, video: jax.Array, visible: jax.Array | None = None) -> jax.Array:
         """Tokens [B, V, D] of the visible patches, or [B, N, D] of all when None."""
         return self.encoder(video, visible)
+
+    def attention_maps(
+        self, video: jax.Array, visible: jax.Array | None = None
+    ) -> jax.Array:
+        """Attention weights of the encoder, float32 [depth, B, V, V] (V = N for None).
+
+        Entry [l, b, i, j] is what token i takes from token j, averaged over the heads.
+        """
+        return self.encoder(video, visible, attention_maps=True)
 
     def __call__(
         self, video: jax.Array, visible: jax.Array, masked: jax.Array
@@ -182,7 +210,8 @@ def pixel_targets(
     if video.dtype == jnp.uint8:
         pixels = pixels.astype(jnp.float32) / 255
     else:
-        pixels = pixels.astype(jnp.float32) * vit.IMAGENET_STD + vit.IMAGENET_MEAN
+        std, mean = np.float32(vit.IMAGENET_STD), np.float32(vit.IMAGENET_MEAN)
+        pixels = pixels.astype(jnp.float32) * std + mean
     if normalize:
         mean, std = patch_statistics(pixels)
         pixels = (pixels - mean) / (std + 1e-6)

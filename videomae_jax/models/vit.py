@@ -10,6 +10,7 @@ Patches are ordered (time, row, column); the values inside a patch are ordered
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
@@ -19,8 +20,8 @@ import numpy as np
 from videomae_jax.models.positions import position_table
 
 # ImageNet statistics of RGB in [0, 1], as every published VideoMAE weight expects.
-IMAGENET_MEAN = np.array([0.485, 0.456, 0.406], np.float32)
-IMAGENET_STD = np.array([0.229, 0.224, 0.225], np.float32)
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
 
 # What the backward pass keeps of a block: everything, nothing, or the matrix products.
 REMAT_POLICIES = {
@@ -110,11 +111,16 @@ def take_tokens(x: jax.Array, ids: jax.Array) -> jax.Array:
     return jnp.take_along_axis(x, ids[..., None], axis=1)
 
 
-def normalize(x: jax.Array, dtype=jnp.float32) -> jax.Array:
+def normalize(
+    x: jax.Array,
+    dtype=jnp.float32,
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+) -> jax.Array:
     """Makes pixels [..., 3] or patches [..., P] ready for the model.
 
-    uint8 is taken as raw RGB and normalised with the ImageNet statistics; floating
-    point is taken as already normalised and only cast.
+    uint8 is taken as raw RGB and normalised with mean and standard deviation of RGB in
+    [0, 1]; floating point is taken as already normalised and only cast.
 
     Raises:
         ValueError: for any other dtype, such as int32, whose range is unknown.
@@ -127,8 +133,9 @@ def normalize(x: jax.Array, dtype=jnp.float32) -> jax.Array:
             "floating point for already normalised ones"
         )
     repeats = x.shape[-1] // 3
-    scale = jnp.asarray(np.tile(1 / (255 * IMAGENET_STD), repeats))
-    shift = jnp.asarray(np.tile(IMAGENET_MEAN / IMAGENET_STD, repeats))
+    mean, std = np.asarray(mean, np.float32), np.asarray(std, np.float32)
+    scale = jnp.asarray(np.tile(1 / (255 * std), repeats))
+    shift = jnp.asarray(np.tile(mean / std, repeats))
     return (x.astype(jnp.float32) * scale - shift).astype(dtype)
 
 
@@ -173,7 +180,12 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        """Attends over all tokens of each clip."""
+        """Attends over all tokens of each clip.
+
+        Returns:
+            [B, N, D], and the float32 weights [B, N, N] that each token (second axis)
+            gives to all, averaged over the heads; unused, they are not computed.
+        """
         batch, tokens, width = x.shape
         # One matrix, and one initialiser over it, as in the reference.
         qkv = Dense(
@@ -195,12 +207,13 @@ class Attention(nn.Module):
         q, k, v = map(split_heads, jnp.split(qkv, 3, axis=-1))
         q = q * (width // self.heads) ** -0.5
         logits = jnp.einsum("bhqd,bhkd->bhqk", q, k, preferred_element_type=jnp.float32)
-        weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
-        out = jnp.einsum("bhqk,bhkd->bhqd", weights, v)
+        weights = jax.nn.softmax(logits, axis=-1)
+        out = jnp.einsum("bhqk,bhkd->bhqd", weights.astype(v.dtype), v)
         out = out.transpose(0, 2, 1, 3).reshape(batch, tokens, width)
-        return Dense(width, kernel_init=self.kernel_init, dtype=self.dtype, name="out")(
+        out = Dense(width, kernel_init=self.kernel_init, dtype=self.dtype, name="out")(
             out
         )
+        return out, weights.mean(axis=1)
 
 
 class MLP(nn.Module):
@@ -220,7 +233,7 @@ class MLP(nn.Module):
 
 
 # Flax keeps the statistics in float32 whatever the computation dtype.
-layer_norm = functools.partial(nn.LayerNorm, epsilon=1e-6, use_fast_variance=False)
+layer_norm = functools.partial(nn.LayerNorm, use_fast_variance=False)
 
 
 class Block(nn.Module):
@@ -228,12 +241,16 @@ class Block(nn.Module):
 
     heads: int
     mlp_ratio: float
+    norm_epsilon: float = 1e-6
     dtype: str = "float32"
     kernel_init: nn.initializers.Initializer = xavier_uniform
+    attention_maps: bool = False
 
     @nn.compact
     def __call__(self, x, branch_scales=None):
-        """Returns x after attention and MLP, and None: the form that nn.scan wants.
+        """Returns x after attention and MLP, and the attention weights or None.
+
+        That is the form that nn.scan wants.
 
         Args:
             x: [B, N, D].
@@ -245,14 +262,14 @@ class Block(nn.Module):
         if branch_scales is not None:
             # [B, 1, 1] each.
             scales = jnp.moveaxis(branch_scales.astype(x.dtype), 1, 0)[..., None, None]
-        x = x + scales[0] * Attention(self.heads, name="attention", **common)(
-            layer_norm(dtype=self.dtype, name="norm1")(x)
+        norm = functools.partial(layer_norm, self.norm_epsilon, dtype=self.dtype)
+        attended, weights = Attention(self.heads, name="attention", **common)(
+            norm(name="norm1")(x)
         )
+        x = x + scales[0] * attended
         hidden = int(x.shape[-1] * self.mlp_ratio)
-        x = x + scales[1] * MLP(hidden, name="mlp", **common)(
-            layer_norm(dtype=self.dtype, name="norm2")(x)
-        )
-        return x, None
+        x = x + scales[1] * MLP(hidden, name="mlp", **common)(norm(name="norm2")(x))
+        return x, weights if self.attention_maps else None
 
 
 def drop_path_scales(keys: jax.Array, rate: float, depth: int) -> jax.Array:
@@ -280,7 +297,7 @@ def run_blocks(
     remat: str,
     branch_scales: jax.Array | None = None,
     **fields,
-) -> jax.Array:
+) -> tuple[jax.Array, jax.Array | None]:
     """Runs `depth` blocks over x [B, N, D], as the submodule "blocks" of the caller.
 
     They are one scanned block whose parameters have a leading axis [depth], so that
@@ -292,6 +309,10 @@ def run_blocks(
         remat: a key of REMAT_POLICIES.
         branch_scales: see `drop_path_scales`; None drops nothing.
         **fields: of Block.
+
+    Returns:
+        [B, N, D], and with the field `attention_maps` the float32 attention weights of
+        each block, [depth, B, N, N], else None.
 
     Raises:
         ValueError: if the width is no multiple of the heads, or remat is unknown.
@@ -312,8 +333,7 @@ def run_blocks(
         split_rngs={"params": True},
         length=depth,
     )
-    x, _ = blocks(name="blocks", **fields)(x, branch_scales)
-    return x
+    return blocks(name="blocks", **fields)(x, branch_scales)
 
 
 class Encoder(nn.Module):
@@ -328,6 +348,7 @@ class Encoder(nn.Module):
         position_size: (height, width) in pixels of the images that the position table
             was trained with, see `position_table`; None for the plain table.
         kernel_init: of the linear layers in the blocks.
+        norm_epsilon, pixel_mean, pixel_std: as in VideoMAE.
     """
 
     width: int
@@ -342,18 +363,23 @@ class Encoder(nn.Module):
     drop_path: float = 0.0
     position_size: tuple[int, int] | None = None
     kernel_init: nn.initializers.Initializer = xavier_uniform
+    norm_epsilon: float = 1e-6
+    pixel_mean: tuple[float, float, float] = IMAGENET_MEAN
+    pixel_std: tuple[float, float, float] = IMAGENET_STD
 
     @nn.compact
-    def __call__(self, video, visible=None, keys=None):
+    def __call__(self, video, visible=None, keys=None, attention_maps=False):
         """Encodes a video.
 
         Args:
             video: uint8 or floating point [B, T, H, W, C].
             visible: int32 [B, V], the tokens to embed; all N tokens when None.
             keys: a random key for each clip, [B], for drop-path; None drops nothing.
+            attention_maps: return the attention weights instead of the tokens.
 
         Returns:
-            Tokens [B, V, D] (or [B, N, D]) after the final LayerNorm, if there is one.
+            Tokens [B, V, D] (or [B, N, D]) after the final LayerNorm, if there is one;
+            or attention weights, float32 [depth, B, V, V], averaged over the heads.
         """
         patches = patchify(video, self.patch_size, self.tubelet_size)
         grid = token_grid(video.shape, self.patch_size, self.tubelet_size)
@@ -375,20 +401,24 @@ class Encoder(nn.Module):
             bias_init=_uniform_bias(patches.shape[-1]),
             dtype=self.dtype,
             name="embedding",
-        )(normalize(patches, self.dtype))
+        )(normalize(patches, self.dtype, self.pixel_mean, self.pixel_std))
         branch_scales = None
         if keys is not None and self.drop_path:
             branch_scales = drop_path_scales(keys, self.drop_path, self.depth)
-        x = run_blocks(
+        x, weights = run_blocks(
             x + positions,
             self.depth,
             self.remat,
             branch_scales,
             heads=self.heads,
             mlp_ratio=self.mlp_ratio,
+            norm_epsilon=self.norm_epsilon,
             dtype=self.dtype,
             kernel_init=self.kernel_init,
+            attention_maps=attention_maps,
         )
+        if attention_maps:
+            return weights
         if not self.final_norm:
             return x
-        return layer_norm(dtype=self.dtype, name="norm")(x)
+        return layer_norm(self.norm_epsilon, dtype=self.dtype, name="norm")(x)
