@@ -1,4 +1,4 @@
-"""What a checkpoint holds, whoever wrote it: a model, its weights, and how to feed it."""
+"""What a checkpoint holds, whoever wrote it: a model, its weights, how to feed it."""
 
 import dataclasses
 from collections.abc import Mapping
