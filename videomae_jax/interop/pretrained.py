@@ -46,6 +46,8 @@ class Pretrained:
         preprocessing: how clips are cut out of videos.
         statistics: the model's collection "batch_stats", mostly empty.
         normalized_targets: of a VideoMAE, whether it predicts normalised patches.
+        multi_label: of a VideoClassifier, whether each class is asked for by itself, so
+            that its probability is the sigmoid of its logit.
         source: where it comes from, to be shown.
         format: who wrote it: huggingface, official, mmaction, keras, jax, workdir.
         unused: with strict=False, tensors of the source that the model has no use for.
@@ -59,6 +61,7 @@ class Pretrained:
     preprocessing: Preprocessing = Preprocessing()
     statistics: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     normalized_targets: bool = True
+    multi_label: bool = False
     source: str = ""
     format: str = ""
     unused: tuple[str, ...] = ()

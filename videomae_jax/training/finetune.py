@@ -92,7 +92,7 @@ class Finetuning:
         }
         for name, videos in self._held_out.items():
             labels.check(videos, data[name], len(self.class_names))
-        self.model = _model(config.model, len(self.class_names))
+        self.model = make_model(config.model, len(self.class_names))
         self._image_shape = (data.num_frames, data.image_size, data.image_size, 3)
         vit.token_grid(
             self._image_shape, self.model.patch_size, self.model.tubelet_size
@@ -277,7 +277,8 @@ def _shown(metrics: dict[str, float]) -> str:
     )
 
 
-def _model(config: ml_collections.ConfigDict, num_classes: int) -> VideoClassifier:
+def make_model(config: ml_collections.ConfigDict, num_classes: int) -> VideoClassifier:
+    """The classifier that `config.model` tells of."""
     overrides = {
         name: value
         for name, value in config.items()

@@ -37,17 +37,12 @@ class Pretraining:
             ValueError: if model, mask and clip of the config do not fit together.
             RecordError: if a list of videos is missing or malformed.
         """
-        model, data = config.model, config.data
+        data = config.data
         self.training_videos = records.load(data.train, data.root)
         self._pictured_videos = self.training_videos
         if data.validation:
             self._pictured_videos = records.load(data.validation, data.root)
-        overrides = {
-            name: value
-            for name, value in model.items()
-            if name != "variant" and value is not None
-        }
-        self.model = VideoMAE.from_variant(model.variant, **overrides)
+        self.model = make_model(config.model)
         if config.mask.kind not in masking.KINDS:
             raise ValueError(
                 f"config.mask.kind is {config.mask.kind!r}; it must be one of "
@@ -137,7 +132,7 @@ class Pretraining:
         return [
             video,
             reconstruction.hide(video, masked, *patch),
-            reconstruction.reconstruct(
+            reconstruction.fill_in(
                 self.model.apply({"params": params}, video, visible, masked),
                 video,
                 visible,
@@ -147,3 +142,13 @@ class Pretraining:
                 statistics=self._statistics,
             ),
         ]
+
+
+def make_model(config: ml_collections.ConfigDict) -> VideoMAE:
+    """The autoencoder that `config.model` tells of."""
+    overrides = {
+        name: value
+        for name, value in config.items()
+        if name != "variant" and value is not None
+    }
+    return VideoMAE.from_variant(config.variant, **overrides)

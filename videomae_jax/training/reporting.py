@@ -12,7 +12,7 @@ import numpy as np
 import tensorboardX
 import tqdm
 
-from videomae_jax import reconstruction
+from videomae_jax import pictures
 
 log = logging.getLogger(__name__)
 
@@ -133,9 +133,9 @@ class Reporter:
             return
         folder = self._workdir / "pictures"
         folder.mkdir(exist_ok=True)
-        image = reconstruction.picture(rows)
-        reconstruction.save_png(folder / f"{step:08d}.png", image)
-        reconstruction.save_gif(folder / f"{step:08d}.gif", rows)
+        image = pictures.picture(rows)
+        pictures.save_png(folder / f"{step:08d}.png", image)
+        pictures.save_gif(folder / f"{step:08d}.gif", rows)
         self._tensorboard.add_image("clips", image, step, dataformats="HWC")
         log.info("picture: %s", folder / f"{step:08d}.png")
 

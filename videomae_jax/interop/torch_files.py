@@ -1,0 +1,177 @@
+"""Reads the tensors of a .pth file without PyTorch and without running its code.
+
+Such a file is a zip archive with a pickle in it, and a pickle can call anything. Only
+what tensors and their containers are made of is built here; classes that checkpoints
+are known to hold besides become inert objects, and everything else is refused.
+"""
+
+import collections
+import io
+import math
+import os
+import pickle
+import zipfile
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from videomae_jax.interop.pretrained import PretrainedError
+
+_DTYPES = {
+    "DoubleStorage": np.float64,
+    "FloatStorage": np.float32,
+    "HalfStorage": np.float16,
+    "BFloat16Storage": ml_dtypes.bfloat16,
+    "LongStorage": np.int64,
+    "IntStorage": np.int32,
+    "ShortStorage": np.int16,
+    "CharStorage": np.int8,
+    "ByteStorage": np.uint8,
+    "BoolStorage": np.bool_,
+}
+# Harmless by themselves, and what training scripts leave beside the weights.
+_INERT = {
+    "argparse.Namespace",
+    "pathlib.Path",
+    "pathlib.PosixPath",
+    "pathlib.WindowsPath",
+    "pathlib.PurePosixPath",
+    "pathlib._local.PosixPath",
+    "pathlib._local.WindowsPath",
+    "_codecs.encode",
+    "numpy.dtype",
+    "numpy.ndarray",
+    "numpy.core.multiarray.scalar",
+    "numpy.core.multiarray._reconstruct",
+    "numpy._core.multiarray.scalar",
+    "numpy._core.multiarray._reconstruct",
+    "mmengine.logging.history_buffer.HistoryBuffer",
+    "deepspeed.runtime.fp16.loss_scaler.LossScaler",
+    "deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler",
+    "torch.device",
+}
+
+
+class Tensor:
+    """A tensor still in its file; `load` reads it."""
+
+    def __init__(self, storage, offset: int, shape: tuple, strides: tuple):
+        """Stands for a view of a storage; offset and strides count elements."""
+        self._storage, self._offset, self._strides = storage, offset, tuple(strides)
+        self.shape = tuple(shape)
+
+    def load(self) -> np.ndarray:
+        """The values, in the dtype of the file.
+
+        Raises:
+            PretrainedError: if the file ends before them or is damaged there.
+        """
+        archive, dtype, key = self._storage
+        values = np.frombuffer(archive.content(f"data/{key}"), dtype)
+        reach = (n - 1 for n in self.shape)
+        last = sum(n * s for n, s in zip(reach, self._strides, strict=True))
+        if math.prod(self.shape) and not (
+            min(self._strides, default=0) >= 0
+            and 0 <= self._offset <= self._offset + last < len(values)
+        ):
+            raise archive.error(f"a tensor of shape {self.shape} ends beyond its data")
+        return np.lib.stride_tricks.as_strided(
+            values[self._offset :],
+            self.shape,
+            [stride * values.itemsize for stride in self._strides],
+            writeable=False,
+        )
+
+
+class Inert:
+    """In the place of an object that is not a tensor; knows its fields at most."""
+
+    def __init__(self, *args, **kwargs):
+        """Takes anything."""
+
+    def __setstate__(self, state):
+        """Takes the fields that an ordinary object pickles."""
+        if isinstance(state, dict):
+            self.__dict__.update(state)
+
+
+def read(path: str | os.PathLike) -> Any:
+    """Reads what `torch.save` wrote: containers as they are, tensors as `Tensor`.
+
+    Raises:
+        PretrainedError: if the file is damaged or of PyTorch before 1.6, or if loading
+            it would run anything.
+    """
+    return _Archive(os.fspath(path)).load()
+
+
+class _Archive:
+    def __init__(self, path: str):
+        self._path = path
+        try:
+            self._zip = zipfile.ZipFile(path)
+        except (zipfile.BadZipFile, OSError) as error:
+            raise self.error(f"cannot be opened: {error}") from error
+        pickles = [n for n in self._zip.namelist() if n.endswith("/data.pkl")]
+        if len(pickles) != 1:
+            raise self.error("is a zip archive, but not one of PyTorch's")
+        self._root = pickles[0].removesuffix("data.pkl")
+        names = self._zip.namelist()
+        if f"{self._root}byteorder" in names:
+            if self.content("byteorder") != b"little":
+                raise self.error("has big-endian values, which are not read")
+
+    def error(self, what: str) -> PretrainedError:
+        return PretrainedError(f"{self._path} {what}")
+
+    def content(self, name: str) -> bytes:
+        try:
+            return self._zip.read(self._root + name)
+        except (zipfile.BadZipFile, KeyError, EOFError, OSError) as error:
+            raise self.error(
+                f"is damaged or cut off ({error}); copy or download it again"
+            ) from error
+
+    def load(self) -> Any:
+        unpickler = _Unpickler(io.BytesIO(self.content("data.pkl")), self)
+        try:
+            return unpickler.load()
+        except PretrainedError:
+            raise
+        except Exception as error:  # whatever a broken pickle leads to
+            raise self.error(f"holds a pickle that cannot be read: {error}") from error
+
+
+class _Unpickler(pickle.Unpickler):
+    def __init__(self, file, archive: _Archive):
+        super().__init__(file, encoding="utf-8")
+        self._archive = archive
+
+    def find_class(self, module, name):
+        full = f"{module}.{name}"
+        if full == "collections.OrderedDict":
+            return collections.OrderedDict
+        if full in ("torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor"):
+            return lambda storage, offset, shape, strides, *_: Tensor(
+                storage, offset, shape, strides
+            )
+        if full == "torch._utils._rebuild_parameter":
+            return lambda tensor, *_: tensor
+        if full == "torch.Size":
+            return tuple
+        if module == "torch" and name in _DTYPES:
+            return name
+        if full in _INERT:
+            return Inert
+        raise self._archive.error(
+            f"asks for {full} when it is loaded, which could run code of whoever made "
+            "the file, so it is refused. If you trust it, open it with PyTorch and "
+            'save its weights alone: torch.save({"model": weights}, "new.pth")'
+        )
+
+    def persistent_load(self, reference):
+        kind, dtype, key, *_ = reference
+        if kind != "storage" or dtype not in _DTYPES:
+            raise self._archive.error(f"refers to {reference!r}, which is no storage")
+        return self._archive, np.dtype(_DTYPES[dtype]), key
