@@ -58,13 +58,11 @@ def download(name: str, revision: str | None) -> pathlib.Path:
         raise _error(name, revision, reason) from error
     except errors.RevisionNotFoundError as error:
         raise _error(name, revision, "there is no such revision") from error
-    except errors.OfflineModeIsEnabled as error:
-        reason = "HF_HUB_OFFLINE is set and it is not in the cache"
-        raise _error(name, revision, reason) from error
-    except errors.LocalEntryNotFoundError as error:
+    except (errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError) as error:
         reason = (
-            "the hub cannot be reached and it is not in the cache. Connect, or copy "
-            "the model's folder here from a machine that can and give its path"
+            "the hub cannot be reached, or HF_HUB_OFFLINE is set, and it is not in the "
+            "cache. Connect, or copy the model's folder here from a machine that can "
+            "and give its path"
         )
         raise _error(name, revision, reason) from error
     except errors.EntryNotFoundError as error:

@@ -11,8 +11,8 @@ from videomae_jax.models import vit
 from videomae_jax.models.classifier import VideoClassifier
 from videomae_jax.models.mae import VideoMAE
 
-# LayerNorms before a head, whatever the config says.
-HEAD_NORM_EPSILON = 1e-5
+# That before a head is so whatever the config says.
+EPSILONS = {"norm_epsilon": 1e-12, "head_norm_epsilon": 1e-5}
 _BLOCK = {
     "norm1": ("layernorm_before",),
     "norm2": ("layernorm_after",),
@@ -65,8 +65,8 @@ def normalize_names(tensors: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def read_config(folder: pathlib.Path) -> dict[str, Any]:
-    """What config.json and preprocessor_config.json tell beyond the tensors.
+def read_config(file: pathlib.Path) -> dict[str, Any]:
+    """What config.json, and preprocessor_config.json beside it, tell of a model.
 
     Returns:
         `fields` of the model, `labels`, `preprocessing`, `normalized_targets`, and
@@ -75,32 +75,27 @@ def read_config(folder: pathlib.Path) -> dict[str, Any]:
     Raises:
         PretrainedError: if a file cannot be read or is of another architecture.
     """
-    config = read_json(folder / "config.json")
+    config = read_json(file)
     kind = config.get("model_type")
-    if "model_config" in config:  # VideoMAE V2's own, with code of its own
-        return _read_v2_config(folder, config["model_config"])
     if kind != "videomae":
         raise PretrainedError(
-            f"{folder / 'config.json'} is of a model of type {kind!r}; only "
-            "'videomae' can be read"
+            f"{file} is of a model of type {kind!r}; only 'videomae' can be read"
         )
     for name, wanted in (("hidden_act", "gelu"), ("num_channels", 3)):
         if config.get(name, wanted) != wanted:
             raise PretrainedError(
-                f"{folder / 'config.json'}: {name} is {config[name]!r}; only "
-                f"{wanted!r} can be read"
+                f"{file}: {name} is {config[name]!r}; only {wanted!r} can be read"
             )
     fields = {
         "heads": config.get("num_attention_heads", 12),
         "decoder_heads": config.get("decoder_num_attention_heads", 6),
-        "norm_epsilon": config.get("layer_norm_eps", 1e-12),
-        "head_norm_epsilon": HEAD_NORM_EPSILON,
+        "norm_epsilon": config.get("layer_norm_eps", EPSILONS["norm_epsilon"]),
     }
     preprocessing = {
         "num_frames": config.get("num_frames", 16),
         "image_size": _side(config.get("image_size", 224)),
     }
-    processor = folder / "preprocessor_config.json"
+    processor = file.parent / "preprocessor_config.json"
     if processor.exists():
         fields |= _pixel_statistics(read_json(processor))
     return {
@@ -112,23 +107,25 @@ def read_config(folder: pathlib.Path) -> dict[str, Any]:
     }
 
 
-def _read_v2_config(folder: pathlib.Path, config: Mapping[str, Any]) -> dict[str, Any]:
+def is_v2_config(file: pathlib.Path) -> bool:
+    """Whether this is of VideoMAE V2 on the hub, which has its own code and names."""
+    return file.exists() and "model_config" in read_json(file)
+
+
+def read_v2_config(file: pathlib.Path) -> dict[str, Any]:
+    """As `read_config`, of VideoMAE V2 on the hub."""
+    config = read_json(file)["model_config"]
     if config.get("cos_attn"):
-        raise PretrainedError(
-            f"{folder / 'config.json'}: cosine attention cannot be read"
-        )
-    fields = {
-        "heads": config.get("num_heads", 12),
-        "norm_epsilon": config.get("layer_norm_eps", 1e-6),
-        "head_norm_epsilon": config.get("layer_norm_eps", 1e-6),
+        raise PretrainedError(f"{file}: cosine attention cannot be read")
+    epsilon = config.get("layer_norm_eps", 1e-6)
+    fields = {"norm_epsilon": epsilon, "head_norm_epsilon": epsilon}
+    if "num_heads" in config:
+        fields["heads"] = config["num_heads"]
+    preprocessing = {
+        "num_frames": config.get("num_frames", 16),
+        "image_size": _side(config.get("img_size", 224)),
     }
-    return {
-        "fields": fields,
-        "preprocessing": {
-            "num_frames": config.get("num_frames", 16),
-            "image_size": _side(config.get("img_size", 224)),
-        },
-    }
+    return {"fields": fields, "preprocessing": preprocessing}
 
 
 def _side(size) -> int:

@@ -23,6 +23,7 @@ from videomae_jax.interop.assembly import Source, assemble
 from videomae_jax.interop.pretrained import Pretrained, PretrainedError
 
 _SHOWN = 8  # names in a message
+_HDF5 = b"\x89HDF\r\n\x1a\n"
 # A name that only one of them has.
 _SIGNS = {
     "huggingface": r"(^|\.)encoder\.layer\.\d+\.attention\.attention\.",
@@ -128,8 +129,9 @@ def _open_folder(folder: pathlib.Path) -> Source:
             "pytorch_model.bin, saved_model.pb, DeepSpeed's model states and "
             f"checkpoints of this library; there are: {', '.join(names) or 'no files'}"
         )
-    parts = [_open_file(file, configured=False) for file in files]
-    tensors = {name: x for part in parts for name, x in part.tensors.items()}
+    tensors = {}
+    for file in files:
+        tensors |= _read_tensors(file)[0]
     return _configured(_named(str(folder), tensors), folder)
 
 
@@ -146,33 +148,44 @@ def _shards(folder: pathlib.Path, indices: list[pathlib.Path]) -> list[pathlib.P
     return files
 
 
-def _open_file(path: pathlib.Path, configured: bool = True) -> Source:
-    """Reads a single file, whatever it is; its first bytes tell."""
-    try:
-        with open(path, "rb") as file:
-            head = file.read(16)
-    except OSError as error:
-        raise PretrainedError(f"{path} cannot be opened: {error.strerror}") from error
-    if head.startswith(b"\x89HDF\r\n\x1a\n"):
+def _open_file(path: pathlib.Path) -> Source:
+    if _first_bytes(path).startswith(_HDF5):
         return Source(str(path), "keras", keras.read_h5(path))
+    tensors, arguments = _read_tensors(path)
+    source = _named(str(path), tensors)
+    if source.format == "official":
+        _use_arguments(source, arguments)
+    return _configured(source, path.parent)
+
+
+def _read_tensors(path: pathlib.Path) -> tuple[dict[str, Any], Mapping[str, Any]]:
+    """The tensors of a file, and the arguments of the script that wrote it."""
+    head = _first_bytes(path)
     if head.startswith(b"PK"):
-        return _configured(_from_torch(path), path.parent, configured)
+        return _torch_tensors(path)
     if head[8:9] == b"{":
-        found = _named(str(path), _safetensors(path))
-        return _configured(found, path.parent, configured)
-    if not head:
-        raise PretrainedError(f"{path} is empty")
+        return _safetensors(path), {}
     hint = ""
-    if head[:2] in (b"\x80\x02", b"\x80\x04", b"\x80\x05"):
+    if not head:
+        hint = ": it is empty"
+    elif head[:2] in (b"\x80\x02", b"\x80\x04", b"\x80\x05"):
         hint = (
             ". It is a pickle that is no archive, as PyTorch before 1.6 wrote; open it "
             "with PyTorch and save it again with torch.save"
         )
-    elif head.startswith(b"version https://git-lfs"):
+    elif head.startswith(b"version https://"):
         hint = ". It is a pointer of Git LFS: run `git lfs pull` for the file itself"
     raise PretrainedError(
         f"{path} is neither safetensors, nor a .pth of PyTorch, nor HDF5{hint}"
     )
+
+
+def _first_bytes(path: pathlib.Path) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read(16)
+    except OSError as error:
+        raise PretrainedError(f"{path} cannot be opened: {error.strerror}") from error
 
 
 def _safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
@@ -193,16 +206,19 @@ def _safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
     return {name: np.asarray(x) for name, x in tensors.items()}
 
 
-def _from_torch(path: pathlib.Path) -> Source:
+def _torch_tensors(
+    path: pathlib.Path,
+) -> tuple[dict[str, torch_files.Tensor], Mapping[str, Any]]:
     content = torch_files.read(path)
-    tensors = content
-    facts = {}
+    tensors, arguments = content, {}
     if isinstance(content, dict):
         for key in ("model", "module", "state_dict"):
             if isinstance(content.get(key), dict):
                 tensors = content[key]
                 break
-        facts = vars(content["args"]) if "args" in content else {}
+        arguments = content.get("args")
+        if isinstance(arguments, torch_files.Inert):
+            arguments = vars(arguments)
     tensors = {
         name: x
         for name, x in (tensors.items() if isinstance(tensors, dict) else ())
@@ -213,10 +229,7 @@ def _from_torch(path: pathlib.Path) -> Source:
             f"{path} holds no weights: looked under 'model', 'module', 'state_dict' "
             "and at the top"
         )
-    found = _named(str(path), tensors)
-    if found.format == "official":
-        _use_arguments(found, facts)
-    return found
+    return tensors, arguments if isinstance(arguments, dict) else {}
 
 
 def _use_arguments(source: Source, arguments: Mapping[str, Any]) -> None:
@@ -258,17 +271,17 @@ def _named(path: str, tensors: dict[str, Any]) -> Source:
     return source
 
 
-def _configured(source: Source, folder: pathlib.Path, wanted: bool = True) -> Source:
-    """Adds what a config.json beside the weights tells."""
-    if not wanted or not (folder / "config.json").exists():
-        if wanted and source.format == "huggingface":
-            source.fields |= {
-                "norm_epsilon": 1e-12,
-                "head_norm_epsilon": huggingface.HEAD_NORM_EPSILON,
-            }
-        return source
-    config = huggingface.read_config(folder)
-    source.fields |= config.pop("fields")
-    for name, value in config.items():
+def _configured(source: Source, folder: pathlib.Path) -> Source:
+    """Adds what a config.json beside the weights tells, if it is theirs."""
+    file = folder / "config.json"
+    if source.format == "huggingface":
+        source.fields |= huggingface.EPSILONS
+        told = huggingface.read_config(file) if file.exists() else {}
+    elif source.format == "official" and huggingface.is_v2_config(file):
+        told = huggingface.read_v2_config(file)
+    else:
+        told = {}
+    source.fields |= told.pop("fields", {})
+    for name, value in told.items():
         setattr(source, name, value)
     return source

@@ -147,7 +147,7 @@ def _write_pth(folder: pathlib.Path, tensors: Mapping[str, np.ndarray]) -> None:
         ) from error
     folder.mkdir(parents=True, exist_ok=True)
     weights = collections.OrderedDict(
-        (name, torch.from_numpy(np.array(x))) for name, x in tensors.items()
+        (name, torch.from_numpy(np.array(x, order="C"))) for name, x in tensors.items()
     )
     temporary = folder / ".checkpoint.pth.new"
     torch.save({"model": weights, "epoch": 0}, temporary)

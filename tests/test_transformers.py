@@ -1,0 +1,229 @@
+"""Round trips with Hugging Face's own models; run where transformers is installed."""
+
+import json
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+import videomae_jax as vmae
+
+torch = pytest.importorskip("torch", reason="the extra `parity` is not installed")
+transformers = pytest.importorskip("transformers", minversion="5.18")
+
+# Full widths and depths, few tokens: 4 frames of 32x32 pixels.
+CLIP = {"num_frames": 4, "image_size": 32}
+SIZES = {
+    "small": dict(
+        hidden_size=384,
+        num_attention_heads=6,
+        intermediate_size=1536,
+        decoder_hidden_size=192,
+        decoder_num_attention_heads=3,
+        decoder_intermediate_size=768,
+    ),
+    "base": {},
+    "large": dict(
+        hidden_size=1024,
+        num_attention_heads=16,
+        num_hidden_layers=24,
+        intermediate_size=4096,
+        decoder_hidden_size=512,
+        decoder_num_attention_heads=8,
+        decoder_num_hidden_layers=12,
+        decoder_intermediate_size=2048,
+    ),
+}
+KINDS = {
+    "pretraining": (transformers.VideoMAEForPreTraining, {"use_mean_pooling": False}),
+    "mean": (transformers.VideoMAEForVideoClassification, {}),
+    "first_token": (
+        transformers.VideoMAEForVideoClassification,
+        {"use_mean_pooling": False},
+    ),
+}
+
+
+def make(kind, folder, size="small", **settings):
+    """A model of theirs with random weights and no trivial tensor, saved."""
+    cls, fields = KINDS[kind]
+    if kind != "pretraining":
+        settings = {"num_labels": 7} | settings
+    config = transformers.VideoMAEConfig(**(SIZES[size] | CLIP | fields | settings))
+    torch.manual_seed(0)
+    model = cls(config).eval()
+    with torch.no_grad():
+        for name, tensor in model.named_parameters():
+            if tensor.ndim == 1 or "mask_token" in name:
+                tensor.add_(0.1 * torch.randn_like(tensor))
+    model.save_pretrained(folder)
+    return model
+
+
+def inputs():
+    rng = np.random.default_rng(0)
+    video = rng.normal(size=(2, 4, 32, 32, 3)).astype(np.float32)
+    mask = np.zeros((2, 8), bool)
+    mask[0, [0, 1, 3, 5, 7]] = True
+    mask[1, [1, 2, 4, 5, 6]] = True
+    return video, mask
+
+
+def theirs(model):
+    video, mask = inputs()
+    arguments = {
+        "pixel_values": torch.from_numpy(video.transpose(0, 1, 4, 2, 3).copy())
+    }
+    if isinstance(model, transformers.VideoMAEForPreTraining):
+        arguments["bool_masked_pos"] = torch.from_numpy(mask)
+    with torch.no_grad():
+        return model(**arguments).logits.numpy()
+
+
+def ours(loaded):
+    video, mask = inputs()
+    ids = ()
+    if isinstance(loaded.model, vmae.VideoMAE):
+        ids = vmae.masking.ids_from_mask(mask)
+    return np.asarray(jax.jit(loaded.model.apply)(loaded.variables, video, *ids))
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_round_trip(tmp_path, size, kind):
+    model = make(kind, tmp_path / "theirs", size)
+    loaded = vmae.load_pretrained(tmp_path / "theirs")
+    assert loaded.format == "huggingface" and not loaded.unused and not loaded.missing
+    expected = theirs(model)
+    np.testing.assert_allclose(ours(loaded), expected, atol=5e-5)
+
+    vmae.save_pretrained(tmp_path / "ours", loaded, format="huggingface")
+    back, report = KINDS[kind][0].from_pretrained(
+        tmp_path / "ours", output_loading_info=True
+    )
+    assert not any(report.values()), report
+    np.testing.assert_array_equal(theirs(back.eval()), expected)
+    name = "model.safetensors"
+    written = (tmp_path / "ours" / name).read_bytes()
+    assert written == (tmp_path / "theirs" / name).read_bytes()
+
+
+def test_ours_to_theirs(tmp_path):
+    model = vmae.VideoMAE.from_variant("small", depth=2, decoder_depth=1)
+    video, mask = inputs()
+    ids = vmae.masking.ids_from_mask(mask)
+    params = model.init(jax.random.key(0), video, *ids)["params"]
+    loaded = vmae.Pretrained(
+        model, params, preprocessing=vmae.Preprocessing(num_frames=4, image_size=32)
+    )
+    vmae.save_pretrained(tmp_path, loaded, format="huggingface")
+    back, report = transformers.VideoMAEForPreTraining.from_pretrained(
+        tmp_path, output_loading_info=True
+    )
+    assert not any(report.values()), report
+    # Our epsilon, 1e-6, is in the config; that of the decoder's norm is theirs.
+    np.testing.assert_allclose(theirs(back.eval()), ours(loaded), atol=1e-4)
+
+
+def test_labels_and_preprocessing(tmp_path):
+    names = {index: f"class {index}" for index in range(7)}
+    model = make("mean", tmp_path, id2label=names, label2id={})
+    transformers.VideoMAEImageProcessor(
+        image_mean=[0.5] * 3, image_std=[0.5] * 3, size={"shortest_edge": 32}
+    ).save_pretrained(tmp_path)
+    loaded = vmae.load_pretrained(tmp_path)
+    assert loaded.labels == tuple(names.values())
+    assert loaded.preprocessing.num_frames == 4
+    assert loaded.preprocessing.image_size == 32
+    # Raw pixels are normalised with the source's statistics, not with ImageNet's.
+    rng = np.random.default_rng(1)
+    video = rng.integers(0, 256, (1, 4, 32, 32, 3), np.uint8)
+    floats = (video.astype(np.float32) / 255 - 0.5) / 0.5
+    with torch.no_grad():
+        tensor = torch.from_numpy(floats.transpose(0, 1, 4, 2, 3).copy())
+        expected = model(pixel_values=tensor).logits.numpy()
+    logits = loaded.model.apply(loaded.variables, video)
+    np.testing.assert_allclose(logits, expected, atol=5e-5)
+
+    vmae.save_pretrained(tmp_path / "ours", loaded, format="huggingface")
+    config = transformers.VideoMAEConfig.from_pretrained(tmp_path / "ours")
+    assert config.id2label == names
+    processor = transformers.VideoMAEImageProcessor.from_pretrained(tmp_path / "ours")
+    assert list(processor.image_mean) == [0.5] * 3
+    assert processor.size["shortest_edge"] == 32
+
+
+def test_encoder_alone_gives_its_tokens(tmp_path):
+    make("pretraining", tmp_path / "whole")
+    for part in ("whole", "alone"):  # from a larger file, and by itself
+        encoder = transformers.VideoMAEModel.from_pretrained(tmp_path / "whole")
+        encoder.save_pretrained(tmp_path / "alone")
+        loaded = vmae.load_pretrained(tmp_path / part)
+        video, _ = inputs()
+        method = "encode" if part == "whole" else "tokens"
+        tokens = loaded.model.apply(loaded.variables, video, method=method)
+        pixels = torch.from_numpy(video.transpose(0, 1, 4, 2, 3).copy())
+        with torch.no_grad():
+            expected = encoder.eval()(pixels).last_hidden_state.numpy()
+        np.testing.assert_allclose(tokens, expected, atol=5e-5)
+
+
+def test_sharded_and_older_files(tmp_path):
+    model = make("pretraining", tmp_path / "one")
+    model.save_pretrained(tmp_path / "shards", max_shard_size="10MB")
+    assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 2
+    whole = vmae.load_pretrained(tmp_path / "one")
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        vmae.load_pretrained(tmp_path / "shards").params,
+        whole.params,
+    )
+    first = sorted((tmp_path / "shards").glob("*.safetensors"))[0]
+    first.unlink()
+    with pytest.raises(vmae.PretrainedError, match=first.name):
+        vmae.load_pretrained(tmp_path / "shards")
+
+    older = tmp_path / "older"
+    older.mkdir()
+    (older / "config.json").write_bytes((tmp_path / "one/config.json").read_bytes())
+    torch.save(model.state_dict(), older / "pytorch_model.bin")
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        vmae.load_pretrained(older).params,
+        whole.params,
+    )
+
+
+def test_lost_biases_are_refused(tmp_path):
+    """What 5.5.1 to 5.17 did on loading hub files: run without them, silently."""
+    import safetensors.numpy
+
+    make("mean", tmp_path)
+    file = tmp_path / "model.safetensors"
+    tensors = safetensors.numpy.load_file(file)
+    kept = {name: x for name, x in tensors.items() if not name.endswith("_bias")}
+    assert len(kept) < len(tensors)
+    safetensors.numpy.save_file(kept, file)
+    with pytest.raises(vmae.PretrainedError, match="q_bias.*\n.*biases of queries"):
+        vmae.load_pretrained(tmp_path)
+    # A model that never had any is something else.
+    config = json.loads((tmp_path / "config.json").read_text())
+    config = {k: v for k, v in config.items() if k != "qv_bias"} | {"qkv_bias": False}
+    pathlib.Path(tmp_path / "config.json").write_text(json.dumps(config))
+    loaded = vmae.load_pretrained(tmp_path)
+    model = transformers.VideoMAEForVideoClassification.from_pretrained(tmp_path)
+    np.testing.assert_allclose(ours(loaded), theirs(model.eval()), atol=5e-5)
+
+
+def test_official_scripts_can_load_what_we_write(tmp_path):
+    make("pretraining", tmp_path / "theirs")
+    loaded = vmae.load_pretrained(tmp_path / "theirs")
+    vmae.save_pretrained(tmp_path / "official", loaded, format="official")
+    content = torch.load(tmp_path / "official/checkpoint.pth", weights_only=True)
+    weights = content["model"]
+    assert weights["encoder.patch_embed.proj.weight"].shape == (384, 3, 2, 16, 16)
+    assert weights["mask_token"].shape == (1, 1, 192)
+    assert all(x.dtype == torch.float32 and x.is_contiguous() for x in weights.values())
+    again = vmae.load_pretrained(tmp_path / "official/checkpoint.pth")
+    jax.tree.map(np.testing.assert_array_equal, again.params, loaded.params)
