@@ -1,0 +1,149 @@
+"""Clips as pictures: a PNG strip of frames, an animated GIF, an mp4.
+
+Every function takes `rows`, a list of uint8 arrays [B, T, H, W, 3] of one shape, such
+as original, masked and reconstructed clips.
+"""
+
+import os
+import pathlib
+from collections.abc import Sequence
+from fractions import Fraction
+
+import av
+import numpy as np
+from PIL import Image
+
+FORMATS = ("gif", "png", "mp4")
+_MIN_SIZE = 64  # pixels; smaller frames are enlarged by a whole factor
+_LINE = 2  # pixels of white between two frames
+
+
+def save(
+    stem: str | os.PathLike,
+    rows: Sequence[np.ndarray],
+    fps: float = 8.0,
+    formats: Sequence[str] = FORMATS,
+) -> list[pathlib.Path]:
+    """Writes clips in several formats, as `<stem>.gif`, `<stem>.png`, `<stem>.mp4`.
+
+    Args:
+        stem: path without an extension; its folder is there.
+        rows: uint8 arrays [B, T, H, W, 3].
+        fps: frames per second of the animations.
+        formats: some of FORMATS.
+
+    Returns:
+        The files, in the order of the formats.
+
+    Raises:
+        ValueError: for an unknown format.
+
+    Example:
+        >>> import tempfile
+        >>> clip = np.zeros((1, 4, 32, 32, 3), np.uint8)
+        >>> files = save(tempfile.mkdtemp() + "/clip", [clip, 255 - clip])
+        >>> [file.name for file in files]
+        ['clip.gif', 'clip.png', 'clip.mp4']
+    """
+    unknown = set(formats).difference(FORMATS)
+    if unknown:
+        raise ValueError(
+            f"no picture format {', '.join(sorted(unknown))}; there are: "
+            f"{', '.join(FORMATS)}"
+        )
+    files = [pathlib.Path(f"{os.fspath(stem)}.{name}") for name in formats]
+    for name, file in zip(formats, files, strict=True):
+        if name == "gif":
+            save_gif(file, rows, fps)
+        elif name == "png":
+            save_png(file, picture(rows))
+        else:
+            save_mp4(file, rows, fps)
+    return files
+
+
+def picture(
+    rows: Sequence[np.ndarray], max_frames: int = 8, min_size: int = _MIN_SIZE
+) -> np.ndarray:
+    """Lays clips out: for each clip a row from every entry of `rows`.
+
+    Args:
+        rows: uint8 arrays [B, T, H, W, 3].
+        max_frames: frames shown of each clip, evenly spread.
+        min_size: frames are enlarged by a whole factor to at least this height.
+
+    Returns:
+        uint8 [height, width, 3], with thin white lines between frames.
+    """
+    clips = _enlarge(np.stack([np.asarray(row) for row in rows], axis=1), min_size)
+    frames = clips.shape[2]
+    shown = np.linspace(0, frames - 1, min(frames, max_frames)).round().astype(int)
+    # White lines below each frame and to its right, wider between clips.
+    tiles = _outline(clips[:, :, shown])
+    clip_rows = tiles.transpose(0, 1, 3, 2, 4, 5).reshape(
+        len(tiles), len(rows) * tiles.shape[3], -1, 3
+    )
+    gap = 3 * _LINE
+    clip_rows = np.pad(
+        clip_rows, [(0, 0), (0, gap), (0, 0), (0, 0)], constant_values=255
+    )
+    return clip_rows.reshape(-1, *clip_rows.shape[2:])[: -gap - _LINE, :-_LINE]
+
+
+def animation(rows: Sequence[np.ndarray]) -> np.ndarray:
+    """Lays clips out in time: a line for each clip, the entries of `rows` side by side.
+
+    Args:
+        rows: uint8 arrays [B, T, H, W, 3].
+
+    Returns:
+        uint8 [T, height, width, 3], with thin white lines between frames.
+    """
+    clips = _enlarge(np.stack([np.asarray(row) for row in rows], axis=1), _MIN_SIZE)
+    frames = _outline(clips).transpose(2, 0, 3, 1, 4, 5)  # time, clip, height, row, ...
+    height, width = frames.shape[1] * frames.shape[2], frames.shape[3] * frames.shape[4]
+    return frames.reshape(-1, height, width, 3)[:, :-_LINE, :-_LINE]
+
+
+def save_png(path: pathlib.Path, image: np.ndarray) -> None:
+    """Writes a picture, uint8 [height, width, 3]."""
+    Image.fromarray(image).save(path)
+
+
+def save_gif(path: pathlib.Path, rows: Sequence[np.ndarray], fps: float = 8.0) -> None:
+    """Writes an `animation` as a GIF that repeats."""
+    images = [Image.fromarray(frame) for frame in animation(rows)]
+    images[0].save(
+        path, save_all=True, append_images=images[1:], duration=1000 / fps, loop=0
+    )
+
+
+def save_mp4(path: pathlib.Path, rows: Sequence[np.ndarray], fps: float = 8.0) -> None:
+    """Writes an `animation` as H.264 that every browser and player shows."""
+    frames = animation(rows)
+    # Its colours have half the resolution: both sides must be even.
+    odd = [(0, side % 2) for side in frames.shape[1:3]]
+    frames = np.pad(frames, [(0, 0), *odd, (0, 0)], constant_values=255)
+    with av.open(os.fspath(path), "w") as file:
+        # A lower quality, as the default's, would show in noise and edges of patches.
+        stream = file.add_stream(
+            "libx264",
+            rate=Fraction(fps).limit_denominator(1001),
+            options={"crf": "18"},
+        )
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        for frame in frames:
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        file.mux(stream.encode(None))
+
+
+def _enlarge(clips: np.ndarray, min_size: int) -> np.ndarray:
+    factor = -(-min_size // clips.shape[-3])
+    return clips.repeat(factor, axis=-3).repeat(factor, axis=-2)
+
+
+def _outline(clips: np.ndarray) -> np.ndarray:
+    """Adds a white line below each frame of [..., H, W, 3] and to its right."""
+    around = [(0, 0)] * (clips.ndim - 3) + [(0, _LINE), (0, _LINE), (0, 0)]
+    return np.pad(clips, around, constant_values=255)
