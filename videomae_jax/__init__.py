@@ -8,6 +8,8 @@ from videomae_jax.models.mae import VideoMAE, pixel_targets, reconstruction_loss
 
 # Imported when first used: they need packages that the models alone do without.
 _LAZY = {
+    "attention_rollout": "videomae_jax.explanations",
+    "class_activation": "videomae_jax.explanations",
     "Preprocessing": "videomae_jax.interop.pretrained",
     "Pretrained": "videomae_jax.interop.pretrained",
     "PretrainedError": "videomae_jax.interop.pretrained",

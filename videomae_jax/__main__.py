@@ -5,14 +5,21 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from videomae_jax.data.decoding import VideoError
 from videomae_jax.data.records import RecordError
+from videomae_jax.interop.pretrained import PretrainedError
 
 # What each does; commands/NAME.py has `add_arguments(parser)` and `run(args)`.
 COMMANDS = {
+    "predict": "tell which actions videos show, as a whole or through time",
+    "reconstruct": "show what a masked autoencoder makes of hidden parts of a video",
+    "features": "write features of videos for temporal detection, retrieval, probes...",
+    "inspect": "tell what a checkpoint is: model, sizes, classes",
+    "convert": "write a model for transformers, the official scripts, or ourselves",
     "lists": "make the list files of a data set: Kinetics, UCF101, your own videos...",
 }
 # What a user can mend is told without a trace through our code.
-_EXPLAINED_ERRORS = (RecordError, OSError)
+_EXPLAINED_ERRORS = (RecordError, VideoError, PretrainedError, OSError)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

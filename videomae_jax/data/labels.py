@@ -31,7 +31,7 @@ def class_names(
         RecordError: if file, number and labels do not agree.
     """
     if label_file:
-        names = _read(label_file)
+        names = read(label_file)
         if num_classes not in (None, len(names)):
             raise RecordError(
                 f"config.data.num_classes is {num_classes}, but {label_file} names "
@@ -81,14 +81,19 @@ def _all(record: Record) -> tuple[int, ...]:
     return record.label if isinstance(record.label, tuple) else (record.label,)
 
 
-def _read(label_file: str) -> list[str]:
+def read(label_file: str) -> list[str]:
+    """Reads class names, one a line, that of label 0 first, or digits:labels.
+
+    Raises:
+        RecordError: if there is no such file, or a name is empty or occurs twice.
+    """
     if label_file == "digits:labels":
         return list(digits.DIRECTIONS)
     path = pathlib.Path(label_file).expanduser()
     if not path.is_file():
         raise RecordError(
-            f"config.data.labels: there is no file {label_file!r}; a text file with a "
-            "class name a line is wanted, that of label 0 first"
+            f"config.data.labels or --labels: there is no file {label_file!r}; a "
+            "text file with a class name a line is wanted, that of label 0 first"
         )
     names = [line.strip() for line in path.read_text("utf-8").splitlines()]
     while names and not names[-1]:

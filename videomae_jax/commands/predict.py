@@ -1,0 +1,264 @@
+"""Tells which actions videos show, with a classifier from anywhere.
+
+    python -m videomae_jax predict video.mp4 --model=MCG-NJU/videomae-base-finetuned-kinetics
+    python -m videomae_jax predict videos/ --model=runs/finetune --fast --json > out.jsonl
+    python -m videomae_jax predict match.mp4 --model=model.pth --timeline --plot=match.png
+
+A video gets the mean of 5 clips in time x 3 crops, as in tests; --fast looks at one.
+--timeline slides a window over it, for long videos, and prints what happens when.
+"""  # noqa: E501
+
+import argparse
+import glob
+import importlib.util
+import json
+import os
+import pathlib
+import sys
+from collections.abc import Callable, Iterable, Iterator
+
+import numpy as np
+
+from videomae_jax import explanations, recognition, timelines
+from videomae_jax.commands import common
+from videomae_jax.data import clips, records
+from videomae_jax.data.decoding import Video, VideoError
+from videomae_jax.data.records import RecordError
+from videomae_jax.interop.pretrained import Pretrained
+from videomae_jax.timelines import Timeline
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments; `run` takes what they parse to."""
+    parser.add_argument(
+        "videos",
+        nargs="+",
+        metavar="VIDEO",
+        help="a video file, a folder of them, or a pattern such as 'clips/*.mp4'",
+    )
+    common.add_source(parser)
+    common.add_dtype(parser)
+    parser.add_argument(
+        "--top-k",
+        type=_count,
+        default=5,
+        metavar="K",
+        help="classes to show of each video (default 5)",
+    )
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="print a JSON object for each video, on a line of its own",
+    )
+    views = parser.add_argument_group("views", "of a video, whose mean is taken")
+    views.add_argument(
+        "--segments", type=_count, metavar="N", help="clips in time (default 5)"
+    )
+    views.add_argument(
+        "--crops", type=_count, metavar="N", help="crops of each clip (default 3)"
+    )
+    views.add_argument(
+        "--fast",
+        action="store_true",
+        help="one view, the middle of the video: --segments=1 --crops=1",
+    )
+    views.add_argument(
+        "--overlays",
+        type=pathlib.Path,
+        metavar="FOLDER",
+        help="also write NAME_activation.gif and .png there: which patches of the clip "
+        "in the middle speak for the likeliest class (of a model that reads its first "
+        "token only, NAME_attention: where its attention goes)",
+    )
+    windows = parser.add_argument_group("timeline", "what happens when")
+    windows.add_argument(
+        "--timeline",
+        action="store_true",
+        help="slide a window over each video instead; the options below imply it",
+    )
+    windows.add_argument(
+        "--hop",
+        type=_seconds,
+        metavar="SECONDS",
+        help="from one window to the next (default 1)",
+    )
+    windows.add_argument(
+        "--window",
+        type=_seconds,
+        metavar="SECONDS",
+        help="that a window spans (default: as many frames as in training)",
+    )
+    windows.add_argument(
+        "--plot",
+        type=_picture,
+        metavar="FILE",
+        help="draw the probabilities of the top K classes over time, of one video, to "
+        "a .png, .pdf or .svg file",
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    """Runs the command.
+
+    Raises:
+        RecordError: for arguments that do not go together, or no videos.
+        PretrainedError: if the model cannot be loaded, or is no classifier.
+        VideoError: at the end, if some videos could not be read.
+    """
+    answer = _answer(args)
+    paths = list(_find(args.videos))
+    if args.plot and len(paths) > 1:
+        raise RecordError(f"--plot draws one video, and there are {len(paths)}")
+    pretrained = common.load(args, args.model, dtype=args.dtype)
+    unreadable = 0
+    for path in paths:
+        try:
+            text = answer(pretrained, path)
+        except VideoError as error:
+            unreadable += 1
+            print(common.printable(str(error)), file=sys.stderr)
+        else:
+            print(common.printable(text), flush=True)
+    if unreadable:
+        raise VideoError(f"{unreadable} of {len(paths)} videos could not be read")
+
+
+def _answer(args: argparse.Namespace) -> Callable[[Pretrained, str], str]:
+    """What is printed of a video, as a function of the model and its path."""
+    views = (args.fast, args.segments, args.crops, args.overlays)
+    windows = (args.timeline, args.hop, args.window, args.plot)
+    if any(views) and any(windows):
+        raise RecordError(
+            "a timeline takes one crop of each window: --fast, --segments, --crops and "
+            "--overlays do not go with --timeline, --hop, --window and --plot"
+        )
+    if args.fast and (args.segments or args.crops):
+        raise RecordError("--fast is --segments=1 --crops=1: give the one or the other")
+    if any(windows):
+        return lambda pretrained, path: _tell_timeline(args, pretrained, path)
+    return lambda pretrained, path: _tell_classes(args, pretrained, path)
+
+
+def _tell_classes(args: argparse.Namespace, pretrained: Pretrained, path: str) -> str:
+    segments = 1 if args.fast else args.segments or 5
+    crops = 1 if args.fast else args.crops or 3
+    top = recognition.predict(pretrained, path, segments, crops, args.top_k)
+    if args.overlays:
+        _save_overlay(args.overlays, pretrained, path, top[0][0])
+    if args.json:
+        return json.dumps({"video": path, "predictions": _as_json(top)})
+    return "\n".join([path, *(f"  {p:6.1%}  {label}" for label, p in top)])
+
+
+def _save_overlay(
+    folder: pathlib.Path, pretrained: Pretrained, path: str, label: str
+) -> None:
+    """Shows where in the clip in the middle the evidence for a class is."""
+    feeding = pretrained.preprocessing
+    read_clip = clips.CenterClips(
+        feeding.num_frames, feeding.stride, feeding.image_size, feeding.frames
+    )
+    with Video(path) as video:
+        clip = read_clip(video, np.random.default_rng())  # draws nothing
+        fps = (video.fps or 25) / feeding.stride
+    if pretrained.model.pooling == "first_token":
+        kind, maps = "attention", explanations.attention_rollout(pretrained, clip)
+    else:
+        index = recognition.labels(pretrained).index(label)
+        kind = "activation"
+        maps = explanations.class_activation(pretrained, clip, index)
+    folder.mkdir(parents=True, exist_ok=True)
+    stem = folder / f"{pathlib.Path(path).stem}_{kind}"
+    explanations.save_overlays(stem, clip, maps, fps)
+
+
+def _tell_timeline(args: argparse.Namespace, pretrained: Pretrained, path: str) -> str:
+    hop = args.hop or 1.0
+    found = timelines.timeline(pretrained, path, hop=hop, window=args.window)
+    if args.plot:
+        timelines.plot_timeline(args.plot, found, args.top_k)
+    return _timeline_json(path, found, args.top_k) if args.json else _table(path, found)
+
+
+def _timeline_json(path: str, found: Timeline, top_k: int) -> str:
+    windows = [
+        {
+            "start": round(start, 3),
+            "end": round(end, 3),
+            "predictions": _as_json(
+                recognition.top_classes(probabilities, found.labels, top_k)
+            ),
+        }
+        for (start, end), probabilities in zip(
+            found.times.tolist(), found.probabilities, strict=True
+        )
+    ]
+    segments = [
+        {
+            "start": round(segment.start, 3),
+            "end": round(segment.end, 3),
+            "label": segment.label,
+            "probability": round(segment.probability, 6),
+        }
+        for segment in found.segments()
+    ]
+    return json.dumps({"video": path, "windows": windows, "segments": segments})
+
+
+def _table(path: str, found: Timeline) -> str:
+    rows = [
+        (
+            timelines.format_time(segment.start, 1),
+            timelines.format_time(segment.end, 1),
+            f"{segment.probability:.1%}",
+            segment.label,
+        )
+        for segment in found.segments()
+    ]
+    width = max(len(row[1]) for row in rows)
+    lines = [f"  {a:>{width}} - {b:>{width}}  {p:>6}  {c}" for a, b, p, c in rows]
+    return "\n".join([path, *lines])
+
+
+def _as_json(top: Iterable[tuple[str, float]]) -> list[dict]:
+    return [{"label": label, "probability": round(p, 6)} for label, p in top]
+
+
+def _find(videos: Iterable[str]) -> Iterator[str]:
+    """Paths of the videos that arguments name; a missing file is one, to be told."""
+    for name in videos:
+        if os.path.isdir(name):
+            for record in records.load(name):
+                yield os.path.join(name, record.id)
+        elif glob.has_magic(name) and not os.path.exists(name):
+            found = sorted(glob.glob(name, recursive=True))
+            if not found:
+                raise RecordError(f"there is no video {name!r}")
+            yield from found
+        else:
+            yield name
+
+
+def _count(text: str) -> int:
+    count = int(text)
+    if count < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    return count
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 < seconds < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return seconds
+
+
+def _picture(text: str) -> str:
+    # All that can be told now, rather than after an hour's video.
+    if importlib.util.find_spec("matplotlib") is None:
+        raise argparse.ArgumentTypeError("it needs matplotlib: pip install matplotlib")
+    if os.path.splitext(text)[1].lower() not in (".png", ".pdf", ".svg"):
+        raise argparse.ArgumentTypeError(f"{text!r} does not end in .png, .pdf or .svg")
+    if not os.path.isdir(os.path.dirname(text) or "."):
+        raise argparse.ArgumentTypeError(f"there is no folder for {text!r}")
+    return text
