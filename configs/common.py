@@ -115,6 +115,11 @@ def pretrain() -> ConfigDict:
     config.model.decoder_depth = placeholder(int)
     config.model.decoder_heads = placeholder(int)
 
+    config.init = ConfigDict()
+    # Where training goes on from: a work directory, or what load_pretrained takes, with
+    # its decoder; empty: from scratch.
+    config.init.source = ""
+
     config.mask = ConfigDict()
     # tube (the same places in every frame) or random.
     config.mask.kind = "tube"
@@ -148,8 +153,8 @@ def finetune() -> ConfigDict:
     config.epochs = 75
 
     config.init = ConfigDict()
-    # The --workdir of a pretraining run, or of a fine-tuning run to go on from; empty:
-    # from scratch.
+    # The --workdir of a pretraining run, or of a fine-tuning run to go on from, or what
+    # load_pretrained takes, as MCG-NJU/videomae-base; empty: from scratch.
     config.init.source = ""
     # Take the head of a fine-tuning run too: the same classes are wanted.
     config.init.head = False

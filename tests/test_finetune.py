@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from configs import common
-from tests import test_loop
+from tests import official, test_loop
 from tests.videos import write_folder
 from videomae_jax.data.records import RecordError
+from videomae_jax.interop.loading import load_pretrained
 from videomae_jax.models import positions
 from videomae_jax.training import checkpointing, finetune, loop
 
@@ -202,6 +203,29 @@ def test_encoder_comes_from_pretraining(folder, pretrained, caplog, monkeypatch)
     checkpoints.close()
     jax.tree.map(np.testing.assert_array_equal, loaded["encoder"], saved["encoder"])
     np.testing.assert_array_equal(loaded["head"]["kernel"], params["head"]["kernel"])
+
+
+def test_encoder_comes_from_other_libraries_too(folder, tmp_path, caplog, monkeypatch):
+    """As from a hub folder; mean pooling leaves the encoder's own norm out."""
+    config = tiny(folder, **{"data.num_frames": 8, "data.image_size": 64})
+    config.model.update(width=48, depth=2, heads=3, position_size=64)
+    config.init.source = str(official.GOLDEN / "checkpoints" / "hf_pretrain")
+    monkeypatch.setattr("logging.Logger.propagate", True, raising=False)
+    task = finetune.Finetuning(config)
+    video = np.zeros((1, 8, 64, 64, 3), np.uint8)
+    params, _ = task.init(jax.random.key(0), video)
+    with caplog.at_level("INFO", logger="videomae_jax"):
+        loaded = task.load(params)
+    assert re.search(r"hf_pretrain \(huggingface\)", caplog.text)
+    assert re.search(r"encoder/norm +2 +in the source, dropped", caplog.text)
+    theirs = load_pretrained(config.init.source).params["encoder"]
+    assert theirs.pop("norm")
+    jax.tree.map(np.testing.assert_array_equal, loaded["encoder"], theirs)
+    np.testing.assert_array_equal(loaded["head"]["kernel"], params["head"]["kernel"])
+
+    config.model.heads = 2
+    with pytest.raises(checkpointing.CheckpointError, match="heads is 2.*'s is 3"):
+        finetune.Finetuning(config).load(params)
 
 
 def test_first_token_takes_the_encoders_norm_too(folder, pretrained):

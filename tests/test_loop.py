@@ -16,8 +16,11 @@ import pytest
 from PIL import Image
 
 from configs import common
+from tests import official
 from tests.videos import moving_noise, write_folder, write_video
 from videomae_jax.data import bad_videos, records
+from videomae_jax.interop.loading import load_pretrained
+from videomae_jax.interop.pretrained import Preprocessing
 from videomae_jax.training import checkpointing, loop
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -358,3 +361,37 @@ def test_sigterm_loses_no_step(recipe, whole_run, tmp_path):
     assert f"saved step {saved}" in log
     assert f"at step {saved}" in finish(recipe, tmp_path)
     assert_same_run(tmp_path, whole_run)
+
+
+def test_pretraining_goes_on_from_other_weights(folder, tmp_path):
+    """Decoder included; the first loss is that of the weights it starts with."""
+    golden = official.GOLDEN / "checkpoints" / "hf_pretrain"
+    config = tiny(folder, **{"data.num_frames": 8, "data.image_size": 64})
+    config.model.update(
+        width=48, depth=2, heads=3, decoder_width=32, decoder_depth=2, decoder_heads=2
+    )
+    config.init.source = str(golden)
+    config.update(steps=2, log_every=1)
+    state = loop.train_and_evaluate(config, str(tmp_path / "run"))
+    moved = jax.tree.map(
+        lambda a, b: float(np.abs(a - b).max()),
+        load_pretrained(golden).params,
+        state.params,
+    )
+    assert 0 < max(jax.tree.leaves(moved)) < 1e-3
+
+    config.model.decoder_heads = 4
+    with pytest.raises(checkpointing.CheckpointError, match="decoder_heads is 4"):
+        loop.train_and_evaluate(config, str(tmp_path / "other"))
+    config.model.decoder_heads = 2
+    config.init.source = str(golden.parent / "hf_classifier")
+    with pytest.raises(checkpointing.CheckpointError, match="decoder/.*: missing"):
+        loop.train_and_evaluate(config, str(tmp_path / "another"))
+
+
+def test_a_finished_run_is_read_as_a_model(folder, tmp_path):
+    state = loop.train_and_evaluate(tiny(folder, steps=2), str(tmp_path / "run"))
+    loaded = load_pretrained(tmp_path / "run")
+    assert loaded.format == "workdir" and loaded.model.width == 24
+    assert loaded.preprocessing == Preprocessing(4, 2, 32, "exact")
+    jax.tree.map(np.testing.assert_array_equal, loaded.params, state.params)

@@ -154,14 +154,14 @@ def assemble(source: Source, strict: bool, fields: Mapping[str, Any]) -> Pretrai
     )
 
 
-def initialize(model: VideoMAE | VideoClassifier) -> dict[str, Any]:
+def initialize(model: VideoMAE | VideoClassifier, seed: int = 0) -> dict[str, Any]:
     """Random parameters; they do not depend on clip length and image size."""
     # Two tokens: one visible, one masked.
     shape = (1, model.tubelet_size, model.patch_size, 2 * model.patch_size, 3)
     video = np.zeros(shape, np.uint8)
     ids = (np.zeros((1, 1), np.int32), np.ones((1, 1), np.int32))
     inputs = (video, *ids) if isinstance(model, VideoMAE) else (video,)
-    return model.init(jax.random.key(0), *inputs)["params"]
+    return model.init(jax.random.key(seed), *inputs)["params"]
 
 
 def _model(source: Source, given: Mapping[str, Any]) -> VideoMAE | VideoClassifier:

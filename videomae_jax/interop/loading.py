@@ -69,17 +69,24 @@ def load_pretrained(
         >>> loaded.model.apply(loaded.variables, video).shape
         (1, 3)
     """
+    loaded = read(source, revision, strict, **fields)
+    return dataclasses.replace(loaded, params=jax.tree.map(jnp.asarray, loaded.params))
+
+
+def read(
+    source: str | os.PathLike,
+    revision: str | None = None,
+    strict: bool = True,
+    **fields: Any,
+) -> Pretrained:
+    """As `load_pretrained`, with parameters on the host where they can be."""
     path = pathlib.Path(source).expanduser()
     if not path.exists():
         if not hub.is_name(os.fspath(source)):
             raise PretrainedError(f"there is no file or folder {os.fspath(source)!r}")
         path = hub.download(os.fspath(source), revision)
     loaded = _load(path, strict, fields)
-    return dataclasses.replace(
-        loaded,
-        params=jax.tree.map(jnp.asarray, loaded.params),
-        source=os.fspath(source),
-    )
+    return dataclasses.replace(loaded, source=os.fspath(source))
 
 
 def _load(path: pathlib.Path, strict: bool, fields: Mapping[str, Any]) -> Pretrained:

@@ -160,7 +160,7 @@ class Finetuning:
         if not source:
             log.info("training from scratch: config.init.source is empty")
             return params
-        params, report = initialization.from_workdir(
+        params, report = initialization.load(
             source, params, self._config.model, self._config.init.head
         )
         log.info("%s", report)

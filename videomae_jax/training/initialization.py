@@ -1,12 +1,15 @@
-"""Starting a classifier from pretrained weights, and saying what was taken."""
+"""Starting a run from the weights of another, and saying what was taken."""
 
 import dataclasses
-import logging
 import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import flax
 import jax
 
+from videomae_jax.interop import loading
+from videomae_jax.interop.pretrained import PretrainedError
 from videomae_jax.models import vit
 from videomae_jax.training.checkpointing import (
     CheckpointError,
@@ -14,10 +17,16 @@ from videomae_jax.training.checkpointing import (
     restore_part,
 )
 
-log = logging.getLogger(__name__)
-
 # What must agree although the shapes of parameters may not show it.
-_MODEL_FIELDS = ("heads", "patch_size", "tubelet_size", "width", "depth", "mlp_ratio")
+_MODEL_FIELDS = (
+    "heads",
+    "patch_size",
+    "tubelet_size",
+    "width",
+    "depth",
+    "mlp_ratio",
+    "decoder_heads",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,106 +64,174 @@ class Report:
         return "\n".join([f"weights from {self.source}:", *lines])
 
 
-def from_workdir(source: str, params, config, load_head: bool):
-    """Puts the encoder of a pretraining or fine-tuning run in the place of params'.
+@dataclasses.dataclass(frozen=True)
+class _Saved:
+    """Weights that have not been read yet.
 
-    Of a pretraining run the encoder is taken without its final LayerNorm, unless the
-    classifier has that too (pooling "first_token"); decoder, mask token and projection
-    are dropped (official code). Of a fine-tuning run the norm before the head is taken
-    too, and the head if wished. Averaged parameters are preferred where there are any.
+    Attributes:
+        what: to be shown.
+        sizes: those of _MODEL_FIELDS that the source has.
+        position_size: height of the images that its position table is of, in pixels.
+        shapes: of its parameters, by path.
+        restore: reads parameters, given as abstract arrays with shardings by path.
+    """
+
+    what: str
+    sizes: Mapping[str, Any]
+    position_size: int
+    shapes: Mapping[str, tuple[int, ...]]
+    restore: Callable[[Mapping[str, jax.ShapeDtypeStruct]], Mapping[str, jax.Array]]
+
+
+def load(source: str, params, config, load_head: bool = True):
+    """Puts the weights of `config.init.source` in the place of params'.
+
+    An autoencoder takes all of them. A classifier takes the encoder; of a pretrained
+    one without its final LayerNorm, unless the classifier has that too (pooling
+    "first_token"); decoder, mask token and projection are dropped (official code). Of
+    a fine-tuned one the norm before the head is taken too, and the head if wished.
 
     Args:
-        source: a work directory.
-        params: initial parameters of the classifier, on their devices.
-        config: `config.model` of the classifier.
-        load_head: take the head as well; it must have as many classes.
+        source: a work directory, whose averaged parameters are preferred where there
+            are any, or whatever else `load_pretrained` takes.
+        params: initial parameters, on their devices.
+        config: `config.model`.
+        load_head: take a classifier's head as well; it must have as many classes.
 
     Returns:
         The parameters, and a Report.
 
     Raises:
-        CheckpointError: if there is no checkpoint, or it is of another model.
+        CheckpointError: if the source cannot be read, or is of another model.
     """
-    if not (pathlib.Path(source) / "checkpoints").is_dir():
-        raise CheckpointError(
-            f"config.init.source: {source!r} is no work directory with checkpoints. "
-            "Give the --workdir of a pretraining run, such as runs/digits_pretrain, or "
-            "leave it empty to train from scratch"
-        )
-    checkpoints = Checkpoints(source, 1, 0, read_only=True)
-    if load_head and config.head_norm == "batch":
+    if load_head and config.get("head_norm") == "batch":
         raise CheckpointError(
             "config.init.head: the statistics of batch norm, which the head goes with, "
             "are not taken from another run"
         )
-    step = checkpoints.latest_step()
-    if step is None:
-        raise CheckpointError(f"config.init.source: {source!r} holds no checkpoint yet")
-    _check_model(source, checkpoints.meta(step)["config"], config)
-    item = "ema" if checkpoints.shapes(step, "ema") else "params"
-    saved = checkpoints.shapes(step, item)
-    checkpoints.close()
+    if (pathlib.Path(source) / "checkpoints").is_dir():
+        saved = _from_workdir(source)
+    else:
+        saved = _from_others(source)
+    _check_model(saved, config)
 
     flat = flax.traverse_util.flatten_dict(params, sep="/")
+    autoencoder = "mask_token" in flat
     wanted = {
         name: x
         for name, x in flat.items()
-        if name in saved and (load_head or not name.startswith("head/"))
+        if name in saved.shapes and (load_head or not name.startswith("head/"))
     }
     lines = [
-        f"  {name}: {saved[name]} in the checkpoint, {x.shape} in the model"
+        f"  {name}: {saved.shapes[name]} in the checkpoint, {x.shape} in the model"
         for name, x in wanted.items()
-        if saved[name] != x.shape
+        if saved.shapes[name] != x.shape
     ]
     lines += [
         f"  {name}: missing in the checkpoint, {x.shape} in the model"
         for name, x in flat.items()
-        if name not in saved
-        and (name.startswith("encoder/") or load_head and name.startswith("head/"))
+        if name not in saved.shapes
+        and (
+            autoencoder
+            or name.startswith("encoder/")
+            or load_head
+            and name.startswith("head/")
+        )
     ]
     if lines:
         raise CheckpointError(
-            f"{source} (step {step}) is of another model:\n"
+            f"config.init.source: {saved.what} is of another model:\n"
             + "\n".join(lines[:8])
             + "\nSet config.model to its sizes, or config.init.source to another run."
-            + (" config.init.head needs equal classes." if load_head else "")
+            + (" config.init.head needs equal classes." if not autoencoder else "")
         )
-    abstract = {
-        name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
-        for name, x in wanted.items()
-    }
-    abstract = flax.traverse_util.unflatten_dict(abstract, sep="/")
-    restored = restore_part(source, step, item, abstract)
-    loaded = flax.traverse_util.flatten_dict(restored, sep="/")
+    loaded = saved.restore(
+        {
+            name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+            for name, x in wanted.items()
+        }
+    )
     report = Report(
-        source=f"{source} (step {step}, {item})",
+        source=saved.what,
         loaded=list(loaded),
         new=[name for name in flat if name not in loaded],
-        dropped=[name for name in saved if name not in loaded],
+        dropped=[name for name in saved.shapes if name not in loaded],
     )
-    return flax.traverse_util.unflatten_dict(flat | loaded, sep="/"), report
+    return flax.traverse_util.unflatten_dict(flat | dict(loaded), sep="/"), report
 
 
-def _check_model(source: str, saved: dict, config) -> None:
+def _from_workdir(source: str) -> _Saved:
+    checkpoints = Checkpoints(source, 1, 0, read_only=True)
+    step = checkpoints.latest_step()
+    if step is None:
+        raise CheckpointError(f"config.init.source: {source!r} holds no checkpoint yet")
+    config = checkpoints.meta(step)["config"]
+    item = "ema" if checkpoints.shapes(step, "ema") else "params"
+    shapes = checkpoints.shapes(step, item)
+    checkpoints.close()
+
+    def restore(abstract):
+        abstract = flax.traverse_util.unflatten_dict(abstract, sep="/")
+        restored = restore_part(source, step, item, abstract)
+        return flax.traverse_util.flatten_dict(restored, sep="/")
+
+    return _Saved(
+        f"{source} (step {step}, {item})",
+        _sizes(config["model"]),
+        config["model"].get("position_size") or config["data"]["image_size"],
+        shapes,
+        restore,
+    )
+
+
+def _from_others(source: str) -> _Saved:
+    try:
+        loaded = loading.read(source)
+    except PretrainedError as error:
+        raise CheckpointError(f"config.init.source: {error}") from error
+    arrays = flax.traverse_util.flatten_dict(loaded.params, sep="/")
+    sizes = {
+        name: getattr(loaded.model, name)
+        for name in _MODEL_FIELDS
+        if hasattr(loaded.model, name)
+    }
+    position_size = getattr(loaded.model, "position_size", None)
+    return _Saved(
+        f"{source} ({loaded.format})",
+        sizes,
+        position_size[0] if position_size else loaded.preprocessing.image_size,
+        {name: x.shape for name, x in arrays.items()},
+        lambda wanted: {
+            name: jax.device_put(arrays[name], x.sharding) for name, x in wanted.items()
+        },
+    )
+
+
+def _check_model(saved: _Saved, config) -> None:
     """Compares what shapes do not show, and what is better told by its own name."""
-    theirs, ours = _sizes(saved["model"]), _sizes(config)
-    differing = [name for name in _MODEL_FIELDS if theirs[name] != ours[name]]
+    ours = _sizes(config)
+    differing = [
+        name
+        for name, theirs in saved.sizes.items()
+        if name in ours and theirs != ours[name]
+    ]
     if differing:
         lines = [
-            f"  config.model.{name} is {ours[name]}, the checkpoint's is {theirs[name]}"
+            f"  config.model.{name} is {ours[name]}, the checkpoint's is "
+            f"{saved.sizes[name]}"
             for name in differing
         ]
         raise CheckpointError(
-            f"config.init.source: {source} is of another model:\n"
+            f"config.init.source: {saved.what} is of another model:\n"
             + "\n".join(lines)
             + "\nSet these fields to the checkpoint's values (or the variant that has "
             "them), or give another source."
         )
-    size = saved["model"].get("position_size") or saved["data"]["image_size"]
-    if config.position_size not in (0, size):
+    size = saved.position_size
+    if config.get("position_size", 0) not in (0, size):
         raise CheckpointError(
-            f"config.model.position_size is {config.position_size}, but {source} was "
-            f"trained with images of {size} pixels: set it to {size} (the position "
+            f"config.model.position_size is {config.position_size}, but {saved.what} "
+            f"was trained with images of {size} pixels: set it to {size} (the position "
             "table is then interpolated to config.data.image_size), or to 0 for the "
             "plain 1-D table of any size"
         )
@@ -162,6 +239,9 @@ def _check_model(source: str, saved: dict, config) -> None:
 
 def _sizes(model) -> dict:
     sizes = {"tubelet_size": 2} | vit.variant_fields(model["variant"])
-    return sizes | {
-        name: model[name] for name in _MODEL_FIELDS if model[name] is not None
+    sizes |= {
+        name: model[name] for name in _MODEL_FIELDS if model.get(name) is not None
     }
+    if "decoder_heads" not in model:  # a classifier's config
+        del sizes["decoder_heads"]
+    return {name: sizes[name] for name in _MODEL_FIELDS if name in sizes}

@@ -13,6 +13,7 @@ from videomae_jax.data import pipeline, records
 from videomae_jax.data.clips import CenterClips, PretrainingClips
 from videomae_jax.models import vit
 from videomae_jax.models.mae import VideoMAE, pixel_targets, reconstruction_loss
+from videomae_jax.training import initialization
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +38,7 @@ class Pretraining:
             ValueError: if model, mask and clip of the config do not fit together.
             RecordError: if a list of videos is missing or malformed.
         """
-        data = config.data
+        self._config, data = config, config.data
         self.training_videos = records.load(data.train, data.root)
         self._pictured_videos = self.training_videos
         if data.validation:
@@ -78,7 +79,12 @@ class Pretraining:
         return self.model.init(key, video, visible, masked)["params"], {}
 
     def load(self, params):
-        """Pretraining starts from scratch."""
+        """Replaces parameters by those of `config.init.source`, if there is one."""
+        source = self._config.init.source
+        if not source:
+            return params
+        params, report = initialization.load(source, params, self._config.model)
+        log.info("%s", report)
         return params
 
     def prepare(self, batch: dict, key: jax.Array) -> dict:
