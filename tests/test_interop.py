@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import shutil
+import sys
 import zipfile
 
 import jax
@@ -484,3 +485,30 @@ def test_tensors_with_strides(tmp_path):
         archive.writestr("views/data/0", values.tobytes())
     tensor = torch_files.read(file)["t"]
     np.testing.assert_array_equal(tensor.load(), [[1, 5, 9], [2, 6, 10]])
+
+
+def test_a_keras_saved_model(tmp_path):
+    tf = pytest.importorskip("tensorflow", reason="TensorFlow is not installed")
+    import h5py
+
+    with h5py.File(CHECKPOINTS / "keras_finetune.h5") as file:
+        variables = [
+            tf.Variable(np.asarray(file[group][name]))
+            for group in file.attrs["layer_names"]
+            for name in file[group].attrs["weight_names"]
+        ]
+    # As Keras 2 saves them: a list of the model's variables in their order.
+    checkpoint = tf.train.Checkpoint(variables=variables)
+    checkpoint.write(str(tmp_path / "variables" / "variables"))
+    (tmp_path / "saved_model.pb").write_bytes(b"")
+    same(
+        vmae.load_pretrained(tmp_path, heads=3).params,
+        vmae.load_pretrained(CHECKPOINTS / "keras_finetune.h5", heads=3).params,
+    )
+
+
+def test_a_saved_model_without_tensorflow(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorflow", None)
+    (tmp_path / "saved_model.pb").write_bytes(b"")
+    with pytest.raises(vmae.PretrainedError, match="needs TensorFlow.*the .h5 file"):
+        vmae.load_pretrained(tmp_path)
