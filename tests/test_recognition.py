@@ -19,7 +19,7 @@ from videomae_jax import (
     save_pretrained,
     timelines,
 )
-from videomae_jax.data import augmentation, clips, sampling
+from videomae_jax.data import augmentation, clips, sampling, windows
 from videomae_jax.data.decoding import Video, VideoError
 from videomae_jax.interop.pretrained import Preprocessing, Pretrained, PretrainedError
 from videomae_jax.recognition import predict
@@ -206,7 +206,7 @@ def test_frames_are_read_once_in_short_runs(pretrained, monkeypatch):
 
     monkeypatch.setattr(Video, "read", counting)
     run = 30
-    monkeypatch.setattr(timelines, "_RUN_BYTES", run * 3 * (48 * 64 + 4 * SIZE**2))
+    monkeypatch.setattr(windows, "RUN_BYTES", run * 3 * (48 * 64 + 4 * SIZE**2))
     peaks = []
     for length in (300, 900):
         long = video_bytes(moving_noise(300, 48, 64).repeat(length // 300, axis=0))
@@ -215,8 +215,13 @@ def test_frames_are_read_once_in_short_runs(pretrained, monkeypatch):
             indices = timelines._window_indices(frames, FRAMES, STRIDE, hop=4)
             reads.clear()
             tracemalloc.start()
-            windows = timelines._read_windows(opened, indices, SIZE)
-            assert sum(1 for _ in windows) == len(indices)
+            found = windows.read_windows(
+                opened,
+                indices,
+                SIZE,
+                lambda frames: augmentation.spatial_crops(frames, SIZE, 1)[0],
+            )
+            assert sum(1 for _ in found) == len(indices)
             peaks.append(tracemalloc.get_traced_memory()[1])
             tracemalloc.stop()
         assert max(map(len, reads)) == run
@@ -245,22 +250,20 @@ def test_neighbouring_windows_of_a_class_are_joined():
     probabilities[range(7), best] = 0.8
     probabilities[4, 2] = 0.5
     starts = np.arange(7.0)
-    windows = Timeline(
-        np.stack([starts, starts + 3], 1), probabilities, ("a", "b", "c")
-    )
-    parts = windows.segments()
+    line = Timeline(np.stack([starts, starts + 3], 1), probabilities, ("a", "b", "c"))
+    parts = line.segments()
     assert [part.label for part in parts] == ["a", "b", "c", "a"]
     assert [part.start for part in parts] == [0, 3, 4, 7]
     assert [part.end for part in parts] == [3, 4, 7, 9]
     assert parts[2].probability == pytest.approx(0.7)
 
 
-@pytest.mark.parametrize("windows", [1, 90, 2000])
-def test_the_plot_is_a_picture(tmp_path, windows):
+@pytest.mark.parametrize("count", [1, 90, 2000])
+def test_the_plot_is_a_picture(tmp_path, count):
     # Labels that a plot could take for a formula, or for hidden.
     labels = ("x $ y $ z", "_private", "", "long " * 40, *map(str, range(20)))
-    probabilities = np.random.default_rng(0).dirichlet(np.ones(24), windows)
-    starts = np.arange(windows) * 1.5
+    probabilities = np.random.default_rng(0).dirichlet(np.ones(24), count)
+    starts = np.arange(count) * 1.5
     found = Timeline(
         np.stack([starts, starts + 2], 1), probabilities.astype(np.float32), labels
     )

@@ -14,6 +14,7 @@ from PIL import Image
 import videomae_jax as vmae
 from tests import videos
 from videomae_jax import masking, reconstruction
+from videomae_jax.commands import common
 from videomae_jax.commands import reconstruct as command
 from videomae_jax.data import augmentation
 from videomae_jax.data.decoding import Video, VideoError
@@ -202,11 +203,11 @@ def test_what_cannot_be_reconstructed_is_refused(pretrained, path):
 
 
 def run_command(monkeypatch, pretrained, *arguments):
-    def load(source, revision=None):
+    def load(source, revision=None, strict=True):
         assert source == "SRC" and revision is None
         return pretrained
 
-    monkeypatch.setattr(command, "load_pretrained", load)
+    monkeypatch.setattr(common, "load_pretrained", load)
     parser = argparse.ArgumentParser()
     command.add_arguments(parser)
     command.run(parser.parse_args([*map(str, arguments), "--model=SRC"]))

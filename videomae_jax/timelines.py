@@ -4,18 +4,14 @@ import dataclasses
 import itertools
 import os
 import textwrap
-from collections.abc import Iterator
 
 import numpy as np
 
 from videomae_jax import recognition
 from videomae_jax.data import augmentation
 from videomae_jax.data.decoding import Video, VideoError
+from videomae_jax.data.windows import read_windows
 from videomae_jax.interop.pretrained import Pretrained
-
-# Of decoded frames that are held at once. Where a run of frames begins between
-# keyframes, those since the last one are decoded again: longer runs lose less.
-_RUN_BYTES = 512 * 2**20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,7 +153,13 @@ def timeline(
         indices = _window_indices(
             opened.num_frames, feeding.num_frames, stride, hop * fps
         )
-        windows = _read_windows(opened, indices, feeding.image_size)
+        size = feeding.image_size
+        windows = read_windows(
+            opened,
+            indices,
+            size,
+            lambda frames: augmentation.spatial_crops(frames, size, 1)[0],
+        )
         probabilities = recognition.classify(pretrained, windows)
         starts = indices[:, 0]
         ends = np.minimum(starts + feeding.num_frames * stride, opened.num_frames)
@@ -288,28 +290,3 @@ def _window_indices(
     starts = np.unique(np.append(starts, spare))
     places = starts[:, None] + np.arange(num_frames)
     return frames[np.minimum(places, len(frames) - 1)]
-
-
-def _read_windows(video: Video, indices: np.ndarray, size: int) -> Iterator[np.ndarray]:
-    """Yields the central crops, uint8 [T, size, size, 3], of the windows in order.
-
-    Each frame is read once, in runs, and kept while windows need it.
-
-    Args:
-        video: opened.
-        indices: frames of each window, int64 [W, T], increasing along both axes.
-        size: height and width of the crops in pixels.
-    """
-    # Crops are made by way of resized frames and copied once or twice.
-    frame_bytes = 3 * (video.height * video.width + 4 * size**2)
-    wanted = np.unique(indices)
-    run = max(_RUN_BYTES // frame_bytes, 1)
-    runs = iter(np.split(wanted, range(run, len(wanted), run)))
-    crops: dict[int, np.ndarray] = {}
-    for window in indices.tolist():
-        while window[-1] not in crops:
-            crops = {i: crop for i, crop in crops.items() if i >= window[0]}
-            run = next(runs)
-            [cropped] = augmentation.spatial_crops(video.read(run), size, 1)
-            crops |= zip(run.tolist(), cropped, strict=True)
-        yield np.stack([crops[i] for i in window])

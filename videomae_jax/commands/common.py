@@ -1,4 +1,4 @@
-"""What commands have in common: loading a model, and printing names of files."""
+"""What commands have in common: loading a model, reading and printing arguments."""
 
 import argparse
 import dataclasses
@@ -33,7 +33,7 @@ def add_source(parser: argparse.ArgumentParser, name: str = "--model") -> None:
     group.add_argument("--decoder-heads", type=int, help="the same of the decoder")
 
 
-def add_dtype(parser: argparse.ArgumentParser) -> None:
+def add_dtype(parser: argparse._ActionsContainer) -> None:
     """Adds the computation dtype, for commands that run the model."""
     parser.add_argument(
         "--dtype",
@@ -71,3 +71,11 @@ def load(
 def printable(text: str) -> str:
     """Text without the bytes of file names that are no characters."""
     return text.encode(errors="replace").decode()
+
+
+def count(text: str) -> int:
+    """Reads an argument that is a whole number of at least 1."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    return number

@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     common.add_dtype(parser)
     parser.add_argument(
         "--top-k",
-        type=_count,
+        type=common.count,
         default=5,
         metavar="K",
         help="classes to show of each video (default 5)",
@@ -52,10 +52,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     views = parser.add_argument_group("views", "of a video, whose mean is taken")
     views.add_argument(
-        "--segments", type=_count, metavar="N", help="clips in time (default 5)"
+        "--segments", type=common.count, metavar="N", help="clips in time (default 5)"
     )
     views.add_argument(
-        "--crops", type=_count, metavar="N", help="crops of each clip (default 3)"
+        "--crops", type=common.count, metavar="N", help="crops of each clip (default 3)"
     )
     views.add_argument(
         "--fast",
@@ -237,13 +237,6 @@ def _find(videos: Iterable[str]) -> Iterator[str]:
             yield from found
         else:
             yield name
-
-
-def _count(text: str) -> int:
-    count = int(text)
-    if count < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
-    return count
 
 
 def _seconds(text: str) -> float:

@@ -133,6 +133,8 @@ def _write_folder(
     arrays = {name: np.ascontiguousarray(x) for name, x in arrays.items()}
     temporary = folder / ".model.safetensors.new"
     safetensors.numpy.save_file(arrays, temporary, dict(metadata))
+    # The library leaves it to its owner alone; as readable as the folder is better.
+    os.chmod(temporary, folder.stat().st_mode & 0o666)
     os.replace(temporary, folder / "model.safetensors")
     for name, config in configs.items():
         (folder / name).write_text(json.dumps(config, indent=2) + "\n")

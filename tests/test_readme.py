@@ -1,0 +1,28 @@
+"""The README's first lines of Python do what they say."""
+
+import pathlib
+import re
+
+import numpy as np
+
+from tests.test_interop import CHECKPOINTS
+from tests.videos import moving_noise, write_video
+
+README = pathlib.Path(__file__).parent.parent / "README.md"
+
+
+def test_the_first_example(tmp_path, monkeypatch, capsys):
+    example = re.search(r"```python\n(.*?)```", README.read_text(), re.S)[1]
+    assert example.count("\n") < 10 and README.read_text().index(example) < 2000
+    name = "MCG-NJU/videomae-base-finetuned-kinetics"
+    assert name in example
+    # A small model in the same layout in the place of the hub's.
+    example = example.replace(name, str(CHECKPOINTS / "hf_classifier"))
+    write_video(tmp_path / "video.mp4", moving_noise(70, 64, 80))
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(example, names)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 5 and all(re.match(r" *\d+\.\d%  class \d$", x) for x in lines)
+    assert names["clip"].shape == (16, 64, 80, 3) and names["clip"].dtype == np.uint8
+    assert (tmp_path / "out/model.safetensors").exists()
