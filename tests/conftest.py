@@ -5,8 +5,15 @@ import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_NUM_CPU_DEVICES"] = "8"
-# Many tests run the same little programs, some in processes of their own, and most of
-# their time is compilation.
+# Compiling takes most of the time, and what it makes runs for milliseconds.
+os.environ["XLA_FLAGS"] = " ".join(
+    [
+        os.environ.get("XLA_FLAGS", ""),
+        "--xla_backend_optimization_level=0",
+        "--xla_llvm_disable_expensive_passes=true",
+    ]
+)
+# Many tests run the same little programs, some in processes of their own.
 _cache = tempfile.TemporaryDirectory(prefix="videomae_jax_tests_")
 os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache.name
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
