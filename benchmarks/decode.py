@@ -88,9 +88,7 @@ def measure(contestants, clips):
         for name, way in contestants.items():
             cpu, wall = time.process_time(), time.perf_counter()
             way(clip)
-            spent[name].append(
-                (time.process_time() - cpu, time.perf_counter() - wall)
-            )
+            spent[name].append((time.process_time() - cpu, time.perf_counter() - wall))
     return {name: np.array(values) for name, values in spent.items()}
 
 

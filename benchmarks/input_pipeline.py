@@ -1,0 +1,200 @@
+"""What a pretraining sample costs the host: this library beside the original's chain.
+
+    python benchmarks/input_pipeline.py VIDEO ...
+
+A sample is 16 frames, 4 apart, from a random place of a random crop, in a batch of 8:
+decoding, cropping, resizing and putting together. The original's chain, written from
+its description, decodes with decord, makes a Pillow image of each frame, crops and
+resizes it, stacks the frames, makes floating point of them and normalises, as each of
+its workers does; this library stops at bytes, since its devices normalise. Both draw
+the same clips and boxes; all ways take turns batch by batch in one process and thread.
+
+Evaluation is measured too: 5 x 3 views of a video from one decode, and as the original
+does it, one decode of the whole video for each view.
+
+decord is needed (pip install decord, or its successor decord2), and PyTorch for the
+original's tensors (NumPy makes them where it is missing).
+"""
+
+import argparse
+import os
+import pathlib
+import statistics
+import sys
+import time
+
+import decode
+import numpy as np
+from PIL import Image
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+
+from videomae_jax.data import augmentation, sampling  # noqa: E402
+from videomae_jax.data.clips import MultiViewClips, PretrainingClips  # noqa: E402
+from videomae_jax.data.decoding import Video  # noqa: E402
+from videomae_jax.models.vit import IMAGENET_MEAN, IMAGENET_STD  # noqa: E402
+
+FRAMES, STRIDE, SIZE, BATCH = 16, 4, 224, 8
+SCALES = (1.0, 0.875, 0.75, 0.66)
+
+
+def ours(videos, num_samples=1):
+    """A batch of this library: uint8 [videos * num_samples, T, H, W, 3]."""
+
+    def batch(seeds):
+        read_clips = PretrainingClips(FRAMES, STRIDE, SIZE, SCALES, 0.0, num_samples)
+        clips = []
+        for seed in seeds:
+            rng = np.random.default_rng(seed)
+            with Video(videos[seed % len(videos)]) as video:
+                clips.append(read_clips(video, rng))
+        return np.concatenate(clips)
+
+    return batch
+
+
+def originals(videos, to_float):
+    """A batch of the original's chain: float32 [videos, 3, T, H, W]."""
+    import decord
+
+    def batch(seeds):
+        samples = []
+        for seed in seeds:
+            rng = np.random.default_rng(seed)
+            path = videos[seed % len(videos)]
+            reader = decord.VideoReader(path, num_threads=1, ctx=decord.cpu(0))
+            indices = sampling.sample_pretrain(rng, len(reader), FRAMES, STRIDE)
+            frames = reader.get_batch(indices).asnumpy()
+            images = [Image.fromarray(frame).convert("RGB") for frame in frames]
+            width, height = images[0].size
+            top, left, h, w = augmentation.multi_scale_box(
+                rng, height, width, SIZE, SCALES
+            )
+            images = [im.crop((left, top, left + w, top + h)) for im in images]
+            images = [im.resize((SIZE, SIZE), Image.BILINEAR) for im in images]
+            stacked = np.concatenate([np.array(im) for im in images], axis=2)
+            samples.append(to_float(stacked))
+        return to_float.stack(samples)
+
+    return batch
+
+
+class _Torch:
+    """[H, W, T * 3] bytes to normalised [3, T, H, W], as the original does it."""
+
+    name = "PyTorch"
+
+    def __init__(self):
+        import torch
+
+        self._torch = torch
+        torch.set_num_threads(1)
+
+    def __call__(self, stacked):
+        x = self._torch.from_numpy(stacked).permute(2, 0, 1).contiguous()
+        x = x.float().div(255.0)
+        mean = self._torch.tensor(IMAGENET_MEAN * FRAMES)
+        std = self._torch.tensor(IMAGENET_STD * FRAMES)
+        x.sub_(mean[:, None, None]).div_(std[:, None, None])
+        return x.view(FRAMES, 3, SIZE, SIZE).transpose(0, 1)
+
+    def stack(self, samples):
+        return self._torch.stack(samples, 0)
+
+
+class _NumPy:
+    """The same without PyTorch."""
+
+    name = "NumPy"
+
+    def __call__(self, stacked):
+        x = np.ascontiguousarray(stacked.transpose(2, 0, 1)).astype(np.float32)
+        x /= 255
+        x -= np.float32(IMAGENET_MEAN * FRAMES)[:, None, None]
+        x /= np.float32(IMAGENET_STD * FRAMES)[:, None, None]
+        return x.reshape(FRAMES, 3, SIZE, SIZE).swapaxes(0, 1)
+
+    def stack(self, samples):
+        return np.stack(samples)
+
+
+def all_views(path):
+    """All views of a video, from one decode."""
+    with Video(path) as video:
+        read_clips = MultiViewClips(FRAMES, STRIDE, SIZE, "dense", 5, 3)
+        return read_clips(video, np.random.default_rng(0))
+
+
+def originals_views(path, to_float):
+    """As the original's test loader: the whole video for each view."""
+    import decord
+
+    for segment in range(5):
+        for crop in range(3):
+            reader = decord.VideoReader(path, num_threads=1, ctx=decord.cpu(0))
+            frames = reader.get_batch(np.arange(0, len(reader), STRIDE)).asnumpy()
+            images = [Image.fromarray(frame) for frame in frames]
+            width, height = images[0].size
+            scale = SIZE / min(width, height)
+            size = (round(width * scale), round(height * scale))
+            frames = np.stack([np.array(im.resize(size)) for im in images])
+            start = int(segment * max(len(frames) - FRAMES, 0) / 4)
+            offset = int(crop * (max(size) - SIZE) / 2)
+            clip = frames[start : start + FRAMES]
+            clip = np.take(
+                clip, range(offset, offset + SIZE), axis=1 + int(size[0] > size[1])
+            )
+            clip = np.ascontiguousarray(clip.transpose(1, 2, 0, 3))
+            to_float(clip.reshape(SIZE, SIZE, -1))
+
+
+def main():
+    """Prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("videos", nargs="+")
+    parser.add_argument("--batches", type=int, default=10)
+    arguments = parser.parse_args()
+    decode.print_hardware()
+    try:
+        to_float = _Torch()
+    except ImportError:
+        to_float = _NumPy()
+    reader = next((name for name in decode.ways() if name.startswith("decord")), None)
+    if reader is None:
+        sys.exit("decord is needed: pip install decord")
+    original = f"original's chain ({reader}, Pillow, {to_float.name})"
+    contestants = {original: (originals(arguments.videos, to_float), 1)}
+    for samples in (1, 2, 4):
+        name = f"this library, num_samples={samples}"
+        contestants[name] = (ours(arguments.videos, samples), samples)
+    seeds = np.arange(BATCH * arguments.batches).reshape(-1, BATCH).tolist()
+    spent = decode.measure({name: way for name, (way, _) in contestants.items()}, seeds)
+    print("| ordinary files | CPU ms per clip | wall ms | clips of the original |")
+    print("|---|---|---|---|")
+    base = spent[original][:, 0].mean()
+    for name, (_, samples) in contestants.items():
+        cpu, wall = spent[name].mean(axis=0) / samples
+        print(
+            f"| {name} | {1000 * cpu / BATCH:.1f} | {1000 * wall / BATCH:.1f} | "
+            f"{base / cpu:.2f} |"
+        )
+    print("\n| 5 x 3 views of | original, CPU s | this library | ratio |")
+    print("|---|---|---|---|")
+    for path in arguments.videos:
+        seconds = []
+        for way in (lambda: originals_views(path, to_float), lambda: all_views(path)):  # noqa: B023
+            rounds = []
+            for _ in range(3):
+                start = time.process_time()
+                way()
+                rounds.append(time.process_time() - start)
+            seconds.append(statistics.median(rounds))
+        theirs, mine = seconds
+        print(
+            f"| {os.path.basename(path)} | {theirs:.2f} | {mine:.2f} | "
+            f"{theirs / mine:.1f} |"
+        )
+
+
+if __name__ == "__main__":
+    main()
