@@ -2,13 +2,16 @@
 
 import json
 import pathlib
+import shutil
 
 import numpy as np
+import safetensors.numpy
 
 import videomae_jax as vmae
 from videomae_jax.models.classifier import VideoClassifier
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
+CHECKPOINTS = GOLDEN / "checkpoints"
 
 
 def model(**overrides):
@@ -131,3 +134,16 @@ def classifier_parameters(arrays, prefix="param/"):
         "norm": _norm(tensors, "fc_norm"),
         "head": _linear(tensors, "head"),
     }
+
+
+def rewritten(tmp_path, change=lambda tensors: None, **settings):
+    """A copy of the golden Hugging Face classifier, with tensors and config changed."""
+    folder = tmp_path / "hf_classifier"
+    shutil.copytree(CHECKPOINTS / "hf_classifier", folder)
+    file = folder / "model.safetensors"
+    found = safetensors.numpy.load_file(file)
+    change(found)
+    safetensors.numpy.save_file(found, file)
+    config = json.loads((folder / "config.json").read_text()) | settings
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder

@@ -83,3 +83,14 @@ def test_pretraining_models_are_refused():
     ):
         with pytest.raises(vmae.PretrainedError, match="is a pretraining model"):
             change()
+
+
+def test_other_pixel_statistics_become_imagenets(loaded):
+    """Without a change of what comes out for raw pixels."""
+    model = loaded.model.clone(pixel_mean=(0.5, 0.4, 0.3), pixel_std=(0.5, 0.2, 0.1))
+    strange = dataclasses.replace(loaded, model=model)
+    adapted = adapting.with_imagenet_pixels(strange)
+    assert adapted.model == loaded.model
+    np.testing.assert_allclose(logits(adapted), logits(strange), atol=2e-5)
+    assert np.abs(logits(strange) - logits(loaded)).max() > 0.01
+    assert adapting.with_imagenet_pixels(loaded) is loaded

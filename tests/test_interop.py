@@ -2,8 +2,6 @@
 
 import io
 import json
-import os
-import pickle
 import shutil
 import sys
 import zipfile
@@ -15,6 +13,7 @@ import safetensors.numpy
 
 import videomae_jax as vmae
 from tests import official
+from videomae_jax.interop import saving
 
 CHECKPOINTS = official.GOLDEN / "checkpoints"
 HEADS = {"heads": 3, "decoder_heads": 2}
@@ -124,9 +123,7 @@ def test_names_of_published_sizes_and_wrappers(tmp_path):
     """Prefixes of every kind, and heads by the published widths."""
     model = vmae.VideoClassifier.from_variant("tiny", 5, depth=1)
     params = random_params(model)
-    from videomae_jax.interop.saving import official_tensors
-
-    tensors = official_tensors(vmae.Pretrained(model, params))
+    tensors = saving.official_tensors(vmae.Pretrained(model, params))
     for prefix in ("", "module.", "model.", "encoder.", "backbone.", "_orig_mod."):
         file = tmp_path / "model.safetensors"
         renamed = {
@@ -166,7 +163,7 @@ def test_every_model_in_every_format(tmp_path, name):
         model,
         params,
         labels=tuple("abcdefg") if getattr(model, "num_classes", 0) else None,
-        preprocessing=vmae.Preprocessing(8, 2, 32, "uniform"),
+        preprocessing=vmae.Preprocessing(8, 2, 2 * model.patch_size, "uniform"),
     )
     vmae.save_pretrained(tmp_path / "jax", saved, format="jax")
     loaded = vmae.load_pretrained(tmp_path / "jax")
@@ -210,159 +207,8 @@ def test_averaged_statistics_and_attentive_heads_are_exported(tmp_path):
         loaded.model.apply(loaded.variables, video), model.apply(variables, video)
     )
     for format in ("huggingface", "official"):
-        with pytest.raises(vmae.PretrainedError, match="only format='jax'"):
-            vmae.save_pretrained(tmp_path, saved, format=format)
-
-
-def edited(tmp_path, change):
-    """A copy of the golden classifier with its tensors changed."""
-    folder = tmp_path / "edited"
-    shutil.copytree(CHECKPOINTS / "hf_classifier", folder)
-    tensors = safetensors.numpy.load_file(folder / "model.safetensors")
-    change(tensors)
-    safetensors.numpy.save_file(tensors, folder / "model.safetensors")
-    return folder
-
-
-LAYER = "videomae.encoder.layer.1"
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "fc_norm.weight",
-        "classifier.bias",
-        f"{LAYER}.attention.attention.key.weight",
-        f"{LAYER}.attention.attention.v_bias",
-        f"{LAYER}.layernorm_after.bias",
-        f"{LAYER}.output.dense.weight",
-        "videomae.embeddings.patch_embeddings.projection.bias",
-    ],
-)
-def test_a_missing_tensor_is_named(tmp_path, name):
-    folder = edited(tmp_path, lambda tensors: tensors.pop(name))
-    with pytest.raises(vmae.PretrainedError, match=f"missing: {name}"):
-        vmae.load_pretrained(folder)
-    loaded = vmae.load_pretrained(folder, strict=False)
-    assert loaded.missing == (name,) and not loaded.unused
-    whole = vmae.load_pretrained(CHECKPOINTS / "hf_classifier").params
-    differing = jax.tree.map(lambda a, b: bool((a != b).any()), whole, loaded.params)
-    assert sum(jax.tree.leaves(differing)) == 1
-
-
-def test_an_unused_tensor_is_named(tmp_path):
-    def add(tensors):
-        tensors["videomae.encoder.layer.2.extra"] = np.zeros(3, np.float32)
-        tensors["videomae.embeddings.position_embeddings"] = np.ones(
-            (1, 64, 48), np.float32
-        )
-
-    folder = edited(tmp_path, add)
-    with pytest.raises(
-        vmae.PretrainedError,
-        match="without a use: .*layer.2.extra(.|\n)*position table is learned",
-    ):
-        vmae.load_pretrained(folder)
-    assert len(vmae.load_pretrained(folder, strict=False).unused) == 2
-
-
-def test_a_wrong_shape_is_named(tmp_path):
-    name = f"{LAYER}.intermediate.dense.bias"
-    folder = edited(tmp_path, lambda x: x.update({name: x[name][:-1]}))
-    for strict in (True, False):
-        with pytest.raises(
-            vmae.PretrainedError, match=rf"{name}: \(191,\), not \(192,\)"
-        ):
-            vmae.load_pretrained(folder, strict=strict)
-
-
-def test_a_truncated_file_is_refused(tmp_path):
-    for name, file in (
-        ("hf_classifier", "model.safetensors"),
-        ("official_finetune.pth", "official_finetune.pth"),
-        ("keras_finetune.h5", "keras_finetune.h5"),
-    ):
-        source = CHECKPOINTS / name
-        source = source / file if source.is_dir() else source
-        for share in (0.2, 0.7, 0.99):
-            content = source.read_bytes()
-            cut = tmp_path / file
-            cut.write_bytes(content[: int(len(content) * share)])
-            with pytest.raises(vmae.PretrainedError, match=file):
-                vmae.load_pretrained(cut, heads=3)
-
-
-def test_flipped_bytes_of_a_pth_are_refused(tmp_path):
-    content = bytearray((CHECKPOINTS / "official_finetune.pth").read_bytes())
-    content[len(content) // 2] ^= 0xFF
-    file = tmp_path / "damaged.pth"
-    file.write_bytes(content)
-    with pytest.raises(vmae.PretrainedError, match="damaged.pth is damaged"):
-        vmae.load_pretrained(file, heads=3)
-
-
-def test_unknown_architectures_are_refused(tmp_path):
-    file = tmp_path / "resnet.safetensors"
-    safetensors.numpy.save_file({"layer1.conv.weight": np.zeros(3, np.float32)}, file)
-    with pytest.raises(vmae.PretrainedError, match="unknown architecture.*layer1.conv"):
-        vmae.load_pretrained(file)
-    folder = edited(tmp_path, lambda tensors: None)
-    config = json.loads((folder / "config.json").read_text())
-    for change, match in (
-        ({"model_type": "timesformer"}, "timesformer"),
-        ({"hidden_act": "relu"}, "hidden_act is 'relu'"),
-        ({"num_channels": 4}, "num_channels is 4"),
-        ({"id2label": {"0": "a", "1": "b"}}, "names 2 classes, but its head has 10"),
-    ):
-        (folder / "config.json").write_text(json.dumps(config | change))
-        with pytest.raises(vmae.PretrainedError, match=match):
-            vmae.load_pretrained(folder)
-    (folder / "config.json").write_text("{")
-    with pytest.raises(vmae.PretrainedError, match="cannot be read as JSON"):
-        vmae.load_pretrained(folder)
-
-
-class Evil:
-    def __reduce__(self):
-        return os.system, ("touch /tmp/videomae_jax_was_here",)
-
-
-def test_a_malicious_pickle_is_refused_unrun(tmp_path):
-    good = CHECKPOINTS / "official_finetune.pth"
-    for place in ("instead", "beside"):
-        file = tmp_path / "evil.pth"
-        with zipfile.ZipFile(good) as source, zipfile.ZipFile(file, "w") as target:
-            for item in source.infolist():
-                data = source.read(item)
-                if item.filename.endswith("data.pkl"):
-                    evil = pickle.dumps({"model": Evil()}, protocol=2)
-                    # Before the real content, as an object that is thrown away.
-                    data = evil if place == "instead" else evil[:-1] + b"0" + data[2:]
-                target.writestr(item.filename, data)
-        with pytest.raises(vmae.PretrainedError, match="(posix|nt).system.*refused"):
-            vmae.load_pretrained(file, heads=3)
-    assert not os.path.exists("/tmp/videomae_jax_was_here")
-
-
-def test_other_files_and_names_are_refused(tmp_path):
-    (tmp_path / "empty.pth").write_bytes(b"")
-    (tmp_path / "notes.txt").write_text("hello, this is no checkpoint")
-    (tmp_path / "old.pth").write_bytes(pickle.dumps([1, 2, 3], protocol=2))
-    (tmp_path / "lfs.bin").write_text("version https://git-lfs.github.com/spec/v1\n")
-    with zipfile.ZipFile(tmp_path / "plain.zip", "w") as file:
-        file.writestr("readme", "hello")
-    (tmp_path / "folder").mkdir()
-    for name, match in (
-        ("empty.pth", "it is empty"),
-        ("notes.txt", "neither safetensors"),
-        ("old.pth", "before 1.6"),
-        ("lfs.bin", "git lfs pull"),
-        ("plain.zip", "not one of PyTorch's"),
-        ("folder", "no weights that can be read"),
-        ("nothing here", "there is no file or folder"),
-    ):
-        with pytest.raises(vmae.PretrainedError, match=match):
-            vmae.load_pretrained(tmp_path / name)
+        with pytest.raises(vmae.PretrainedError, match="format='jax'"):
+            vmae.save_pretrained(tmp_path / format, saved, format=format)
 
 
 def test_the_hub_offline(monkeypatch):
@@ -421,10 +267,9 @@ def test_fields_of_the_caller(tmp_path):
 def test_keras_pretraining_by_order():
     """The order and shapes of a pretraining model; names say nothing."""
     from videomae_jax.interop import keras
-    from videomae_jax.interop.saving import official_tensors
 
     model = MODELS["autoencoder"]
-    tensors = official_tensors(vmae.Pretrained(model, random_params(model)))
+    tensors = saving.official_tensors(vmae.Pretrained(model, random_params(model)))
 
     def theirs(name):
         x = tensors[name]
@@ -459,7 +304,7 @@ def test_a_bfloat16_file(tmp_path):
         for name, x in tensors.items():
             tensors[name] = x.astype(ml_dtypes.bfloat16)
 
-    loaded = vmae.load_pretrained(edited(tmp_path, narrow))
+    loaded = vmae.load_pretrained(official.rewritten(tmp_path, narrow))
     whole = vmae.load_pretrained(CHECKPOINTS / "hf_classifier")
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-2),
@@ -512,3 +357,33 @@ def test_a_saved_model_without_tensorflow(tmp_path, monkeypatch):
     (tmp_path / "saved_model.pb").write_bytes(b"")
     with pytest.raises(vmae.PretrainedError, match="needs TensorFlow.*the .h5 file"):
         vmae.load_pretrained(tmp_path)
+
+
+def test_pixel_statistics_of_the_processor(tmp_path):
+    folder = official.rewritten(tmp_path)
+    file = folder / "preprocessor_config.json"
+    for settings, mean, std in (
+        ({}, 0.5, 0.5),  # transformers' defaults
+        ({"image_mean": [0.1] * 3, "image_std": 0.2}, 0.1, 0.2),
+        ({"do_normalize": False}, 0, 1),
+        ({"rescale_factor": 2 / 255, "image_mean": 1, "image_std": 1}, 0.5, 0.5),
+    ):
+        file.write_text(json.dumps(settings))
+        model = vmae.load_pretrained(folder).model
+        np.testing.assert_allclose(model.pixel_mean, [mean] * 3)
+        np.testing.assert_allclose(model.pixel_std, [std] * 3)
+
+
+def test_multi_label_models_stay_so(tmp_path):
+    folder = official.rewritten(tmp_path, problem_type="multi_label_classification")
+    loaded = vmae.load_pretrained(folder)
+    assert loaded.multi_label
+    vmae.save_pretrained(tmp_path / "again", loaded)
+    assert vmae.load_pretrained(tmp_path / "again").multi_label
+
+
+def test_a_local_path_has_no_revision(tmp_path):
+    with pytest.raises(vmae.PretrainedError, match="has no revision 'v1'"):
+        vmae.load_pretrained(CHECKPOINTS / "hf_classifier", revision="v1")
+    with pytest.raises(vmae.PretrainedError, match="no file or folder ''"):
+        vmae.load_pretrained("")

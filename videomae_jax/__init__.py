@@ -34,8 +34,13 @@ __version__ = "0.1.0"
 def __getattr__(name: str):
     if name not in _LAZY:
         raise AttributeError(f"module 'videomae_jax' has no attribute {name!r}")
-    value = getattr(importlib.import_module(_LAZY[name]), name)
-    globals()[name] = value
+    try:
+        module = importlib.import_module(_LAZY[name])
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            f"videomae_jax.{name} needs {error.name}: pip install 'videomae_jax[train]'"
+        ) from error
+    globals()[name] = value = getattr(module, name)
     return value
 
 

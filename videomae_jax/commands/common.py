@@ -28,9 +28,11 @@ def add_source(parser: argparse.ArgumentParser, name: str = "--model") -> None:
         "whose source does not name them",
     )
     group.add_argument(
-        "--heads", type=int, help="attention heads, where the source does not tell them"
+        "--heads",
+        type=count,
+        help="attention heads, where the source does not tell them",
     )
-    group.add_argument("--decoder-heads", type=int, help="the same of the decoder")
+    group.add_argument("--decoder-heads", type=count, help="the same of the decoder")
 
 
 def add_dtype(parser: argparse._ActionsContainer) -> None:

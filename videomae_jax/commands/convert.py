@@ -10,17 +10,20 @@ jax: config.json and model.safetensors with our own names.
 """  # noqa: E501
 
 import argparse
-import json
+import math
 import pathlib
 
 import jax
 import numpy as np
 
+from videomae_jax import masking
 from videomae_jax.commands import common
 from videomae_jax.data import labels
-from videomae_jax.interop import adapting
+from videomae_jax.interop import adapting, huggingface
+from videomae_jax.interop.loading import load_pretrained
 from videomae_jax.interop.pretrained import Pretrained, PretrainedError
 from videomae_jax.interop.saving import FORMATS, save_pretrained
+from videomae_jax.models import vit
 from videomae_jax.models.mae import VideoMAE
 
 # Largest differences of float32 outputs that different programs leave.
@@ -62,13 +65,12 @@ def run(args: argparse.Namespace) -> None:
         RecordError: if a file of names cannot be read.
     """
     pretrained = common.load(args, args.source)
+    if args.aliases and not args.classes:
+        raise PretrainedError("--aliases: these are for --classes, which is not given")
     if args.classes:
         aliases = {}
         if args.aliases:
-            try:
-                aliases = json.loads(pathlib.Path(args.aliases).read_text())
-            except ValueError as error:
-                raise PretrainedError(f"--aliases: {args.aliases}: {error}") from error
+            aliases = huggingface.read_json(pathlib.Path(args.aliases))
         names = labels.read(args.classes)
         pretrained = adapting.select_classes(pretrained, names, aliases)
     save_pretrained(args.target, pretrained, format=args.format)
@@ -78,58 +80,82 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _verify(pretrained: Pretrained, target: pathlib.Path, format: str) -> str:
-    """Compares the written model's outputs with the original's."""
+    """Compares the written model's outputs on raw pixels with the original's."""
     model, feeding = pretrained.model, pretrained.preprocessing
     rng = np.random.default_rng(0)
     size = (feeding.num_frames, feeding.image_size, feeding.image_size, 3)
-    video = rng.normal(size=(1, *size)).astype(np.float32)
-    mask = None
-    ids = ()
+    video = rng.integers(0, 256, (1, *size), np.uint8)
+    mask, ids = None, ()
     if isinstance(model, VideoMAE):
-        tokens = feeding.num_frames // model.tubelet_size
-        tokens *= (feeding.image_size // model.patch_size) ** 2
+        tokens = math.prod(vit.token_grid(size, model.patch_size, model.tubelet_size))
         mask = np.zeros((1, tokens), bool)
         mask[0, rng.permutation(tokens)[: tokens // 2]] = True
-        ids = (np.nonzero(~mask[0])[0][None], np.nonzero(mask[0])[0][None])
+        ids = masking.ids_from_mask(mask)
     expected = np.asarray(jax.jit(model.apply)(pretrained.variables, video, *ids))
-    other = "this library"
-    if format == "huggingface":
-        found, other = _transformers(target, video, mask)
-    if format != "huggingface" or found is None:
-        from videomae_jax.interop.loading import load_pretrained
-
-        file = target / "checkpoint.pth" if format == "official" else target
-        heads = {"heads": model.heads}
-        if ids:
-            heads["decoder_heads"] = model.decoder_heads
-        again = load_pretrained(file, **heads)
-        found = np.asarray(jax.jit(again.model.apply)(again.variables, video, *ids))
     scale = max(1.0, float(np.abs(expected).max()))
-    worst = float(np.abs(found - expected).max()) / scale
-    if not worst <= _TOLERANCE:
-        raise PretrainedError(
-            f"--verify: outputs of {other} differ by {worst:.1e} of their scale; more "
-            f"than {_TOLERANCE:.0e} is no rounding"
+    told = {"heads": model.heads, "depth": model.depth}
+    if ids:
+        told["decoder_heads"] = model.decoder_heads
+    again = load_pretrained(target, **(told if format == "official" else {}))
+    _compare_facts(pretrained, again, format)
+    found = [("this library", jax.jit(again.model.apply)(again.variables, video, *ids))]
+    if format == "huggingface":
+        found += _transformers(target, again, video, mask)
+    lines = []
+    for whose, outputs in found:
+        worst = float(np.abs(np.asarray(outputs) - expected).max()) / scale
+        if not worst <= _TOLERANCE:
+            raise PretrainedError(
+                f"--verify: outputs of {whose} differ by {worst:.1e} of their scale; "
+                f"more than {_TOLERANCE:.0e} is no rounding"
+            )
+        lines.append(
+            f"verified with {whose}: outputs of {expected.shape} agree to {worst:.1e}"
         )
-    return f"verified with {other}: outputs of {found.shape} agree to {worst:.1e}"
+    return "\n".join(lines)
 
 
-def _transformers(target: pathlib.Path, video: np.ndarray, mask: np.ndarray | None):
-    """What transformers computes, and its version; None if it is not installed."""
+def _compare_facts(written: Pretrained, again: Pretrained, format: str) -> None:
+    """What outputs do not show."""
+    names = ["normalized_targets"]
+    if format != "official":  # which has no place for these
+        names += ["labels", "multi_label"]
+    differing = [
+        name for name in names if getattr(written, name) != getattr(again, name)
+    ]
+    for name in ("num_frames", "image_size"):
+        if getattr(written.preprocessing, name) != getattr(again.preprocessing, name):
+            differing.append(name)
+    if differing:
+        raise PretrainedError(f"--verify: {', '.join(differing)} did not come back")
+
+
+def _transformers(
+    target: pathlib.Path,
+    written: Pretrained,
+    video: np.ndarray,
+    mask: np.ndarray | None,
+) -> list[tuple[str, np.ndarray]]:
+    """What transformers computes, with its version; nothing if it is not installed."""
     try:
         import torch
         import transformers
     except ImportError:
-        return None, "this library (transformers is not installed)"
+        print("transformers is not installed: verified with this library alone")
+        return []
     kind = "PreTraining" if mask is not None else "VideoClassification"
     cls = getattr(transformers, f"VideoMAEFor{kind}")
     model, report = cls.from_pretrained(target, output_loading_info=True)
     problems = {name: names for name, names in report.items() if names}
     if problems:
         raise PretrainedError(f"--verify: transformers reports {problems}")
-    inputs = {"pixel_values": torch.from_numpy(video.transpose(0, 1, 4, 2, 3).copy())}
+    pixels = vit.normalize(
+        video, mean=written.model.pixel_mean, std=written.model.pixel_std
+    )
+    pixels = np.asarray(pixels).transpose(0, 1, 4, 2, 3).copy()
+    inputs = {"pixel_values": torch.from_numpy(pixels)}
     if mask is not None:
         inputs["bool_masked_pos"] = torch.from_numpy(mask)
     with torch.no_grad():
         logits = model.eval()(**inputs).logits.numpy()
-    return logits, f"transformers {transformers.__version__}"
+    return [(f"transformers {transformers.__version__}", logits)]

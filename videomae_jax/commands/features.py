@@ -33,7 +33,7 @@ from videomae_jax.data import records
 from videomae_jax.data.records import Record, RecordError
 from videomae_jax.feature_files import FeatureFolder
 from videomae_jax.features import Extractor, Windows, without_normalization
-from videomae_jax.interop.pretrained import Pretrained
+from videomae_jax.interop.pretrained import Pretrained, model_fields
 
 _SHOWN = 3  # names in a message
 
@@ -227,11 +227,7 @@ def _find(videos: Sequence[str], root: str) -> list[Record]:
 def _fingerprint(pretrained: Pretrained) -> str:
     """Tells models apart: a hash of the fields and the weights."""
     model = pretrained.model
-    fields = {
-        field.name: getattr(model, field.name)
-        for field in dataclasses.fields(model)
-        if field.name not in ("parent", "name")
-    }
+    fields = model_fields(model)
     digest = hashlib.sha256(f"{type(model).__name__} {fields}".encode())
     for path, array in jax.tree.leaves_with_path(pretrained.variables):
         digest.update(jax.tree_util.keystr(path).encode())

@@ -14,7 +14,7 @@ import flax
 import numpy as np
 
 from videomae_jax.commands import common
-from videomae_jax.interop.pretrained import Pretrained
+from videomae_jax.interop.pretrained import Pretrained, model_fields
 
 _SHOWN = 5  # labels
 
@@ -67,17 +67,12 @@ def describe(pretrained: Pretrained) -> dict[str, Any]:
     """What `inspect --json` prints, as an object."""
     model = pretrained.model
     flat = flax.traverse_util.flatten_dict(pretrained.params, sep="/")
-    fields = {
-        field.name: getattr(model, field.name)
-        for field in dataclasses.fields(model)
-        if field.name not in ("parent", "name")
-    }
     return {
         "source": pretrained.source,
         "format": pretrained.format,
         "model": type(model).__name__,
         "num_parameters": sum(int(np.prod(x.shape)) for x in flat.values()),
-        "fields": fields,
+        "fields": model_fields(model),
         "preprocessing": dataclasses.asdict(pretrained.preprocessing),
         "normalized_targets": pretrained.normalized_targets,
         "multi_label": pretrained.multi_label,

@@ -9,6 +9,7 @@ import numpy as np
 
 from videomae_jax.interop.assembly import initialize
 from videomae_jax.interop.pretrained import Pretrained, PretrainedError
+from videomae_jax.models import vit
 from videomae_jax.models.classifier import VideoClassifier
 
 _SHOWN = 8  # names in a message
@@ -142,6 +143,31 @@ def resize_clips(
     if new.image_size != old.image_size and model.position_size is None:
         model = model.clone(position_size=(old.image_size, old.image_size))
     return dataclasses.replace(pretrained, model=model, preprocessing=new)
+
+
+def with_imagenet_pixels(pretrained: Pretrained) -> Pretrained:
+    """The same function of raw pixels, in a model that normalises with ImageNet's.
+
+    What the statistics of pixels do is linear, and so is the embedding that follows.
+    """
+    model = pretrained.model
+    ours = np.float64(vit.IMAGENET_MEAN), np.float64(vit.IMAGENET_STD)
+    theirs = np.float64(model.pixel_mean), np.float64(model.pixel_std)
+    if all(np.array_equal(a, b) for a, b in zip(ours, theirs, strict=True)):
+        return pretrained
+    embedding = pretrained.params["encoder"]["embedding"]
+    kernel = np.asarray(embedding["kernel"], np.float64)
+    # (p - m') / s' = (p - m) / s * (s / s') + (m - m') / s', channel by channel.
+    scale, shift = ours[1] / theirs[1], (ours[0] - theirs[0]) / theirs[1]
+    repeats = len(kernel) // 3  # the channel is fastest
+    embedding = {
+        "kernel": (kernel * np.tile(scale, repeats)[:, None]).astype(np.float32),
+        "bias": np.float32(embedding["bias"] + np.tile(shift, repeats) @ kernel),
+    }
+    params = dict(pretrained.params)
+    params["encoder"] = {**params["encoder"], "embedding": embedding}
+    model = model.clone(pixel_mean=vit.IMAGENET_MEAN, pixel_std=vit.IMAGENET_STD)
+    return dataclasses.replace(pretrained, model=model, params=params)
 
 
 def _check_kind(pretrained: Pretrained) -> None:

@@ -33,6 +33,8 @@ _SHOWN = 8  # names in a message
 _CLASSES_OF_SSV2 = 174
 # Published widths have one number of heads each; V2's huge decoder is large's.
 _HEADS = {variant.width: variant.heads for variant in VARIANTS.values()}
+# Of those of the official code, the depth of the encoder.
+_DEPTHS = {v.width: v.depth for name, v in VARIANTS.items() if name != "tiny"}
 _DECODER_HEADS = {v.decoder_width: v.decoder_heads for v in VARIANTS.values()}
 _PARTS_OF_PRETRAINING = (
     "mask_token",
@@ -52,9 +54,12 @@ class Source:
         format: who wrote it, a key of PIECES.
         tensors: arrays, or tensors still in their file.
         fields: of the model, as far as the source tells them.
-        labels, normalized_targets: as in `Pretrained`.
+        labels, normalized_targets, multi_label: as in `Pretrained`.
         preprocessing: fields of `Preprocessing`.
         biases: False if the source says that queries and values have none.
+        sizes: fields of the model that its tensors have to agree with.
+        kind: PreTraining or VideoClassification, if the source says which it is.
+        mean_pooling: how a classifier pools, if the source says.
     """
 
     path: str
@@ -64,7 +69,11 @@ class Source:
     labels: tuple[str, ...] | None = None
     preprocessing: dict[str, Any] = dataclasses.field(default_factory=dict)
     normalized_targets: bool = True
+    multi_label: bool = False
     biases: bool = True
+    sizes: dict[str, Any] = dataclasses.field(default_factory=dict)
+    kind: str | None = None
+    mean_pooling: bool | None = None
 
     def shape(self, name: str) -> tuple[int, ...] | None:
         """Of an official tensor; None if it is not there, or not whole."""
@@ -95,7 +104,10 @@ def assemble(source: Source, strict: bool, fields: Mapping[str, Any]) -> Pretrai
             shape, or with `strict` one is missing or has no use.
     """
     model = _model(source, fields)
-    abstract = jax.eval_shape(lambda: initialize(model))
+    try:
+        abstract = jax.eval_shape(lambda: initialize(model))
+    except (TypeError, ValueError) as error:
+        raise PretrainedError(f"{source.path}: {error}") from error
     ours = flax.traverse_util.flatten_dict(abstract, sep="/")
     pieces = PIECES[source.format]
     unused = dict(source.tensors)
@@ -105,11 +117,13 @@ def assemble(source: Source, strict: bool, fields: Mapping[str, Any]) -> Pretrai
         shape = entry.shape(ours[entry.path].shape, model.tubelet_size)
         parts = pieces(entry.name)
         wanted = (shape[0] // len(parts), *shape[1:])
+        if not source.biases and entry.name.endswith((".q_bias", ".v_bias")):
+            # Biases that are there nevertheless are left over.
+            found[entry.path].append(np.zeros(shape, np.float32))
+            continue
         tensors = {part: unused.pop(part, None) for part in parts}
         array = None
-        if not source.biases and entry.name.endswith((".q_bias", ".v_bias")):
-            array = np.zeros(shape, np.float32)
-        elif any(x is None for x in tensors.values()):
+        if any(x is None for x in tensors.values()):
             missing += [part for part, x in tensors.items() if x is None]
         elif any(tuple(x.shape) != wanted for x in tensors.values()):
             wrong += [
@@ -118,10 +132,10 @@ def assemble(source: Source, strict: bool, fields: Mapping[str, Any]) -> Pretrai
                 if tuple(x.shape) != wanted
             ]
         else:
-            arrays = [_array(x) for x in tensors.values()]
+            arrays = [_array(source, part, x) for part, x in tensors.items()]
             array = entry.to_ours(np.concatenate(arrays) if arrays[1:] else arrays[0])
         found[entry.path].append(array)
-    _drop_positions(unused)
+    _drop_positions(source, unused)
     if wrong or strict and (missing or unused):
         raise PretrainedError(_refusal(source, model, missing, list(unused), wrong))
     fresh = None
@@ -138,15 +152,25 @@ def assemble(source: Source, strict: bool, fields: Mapping[str, Any]) -> Pretrai
         raise PretrainedError(
             f"{source.path} names {len(labels)} classes, but its head has {classes}"
         )
-    preprocessing = dict(source.preprocessing)
+    preprocessing = Preprocessing(**source.preprocessing)
     if classes == _CLASSES_OF_SSV2:
-        preprocessing["frames"] = "uniform"
+        preprocessing = dataclasses.replace(preprocessing, frames="uniform")
+    clip = preprocessing.num_frames, preprocessing.image_size
+    if source.preprocessing and (
+        clip[0] % model.tubelet_size or clip[1] % model.patch_size
+    ):
+        raise PretrainedError(
+            f"{source.path}: its clips of {clip[0]} frames of {clip[1]} pixels do not "
+            f"divide into its patches of {model.tubelet_size} frames and "
+            f"{model.patch_size} pixels"
+        )
     return Pretrained(
         model=model,
         params=flax.traverse_util.unflatten_dict(params, sep="/"),
         labels=labels,
-        preprocessing=Preprocessing(**preprocessing),
+        preprocessing=preprocessing,
         normalized_targets=source.normalized_targets,
+        multi_label=source.multi_label and bool(classes),
         source=source.path,
         format=source.format,
         unused=tuple(unused),
@@ -165,7 +189,7 @@ def initialize(model: VideoMAE | VideoClassifier, seed: int = 0) -> dict[str, An
 
 
 def _model(source: Source, given: Mapping[str, Any]) -> VideoMAE | VideoClassifier:
-    pretraining = source.has(*_PARTS_OF_PRETRAINING)
+    pretraining = source.kind == "PreTraining" or source.has(*_PARTS_OF_PRETRAINING)
     part = "encoder." if pretraining else ""
     embedding = source.shape(f"{part}patch_embed.proj.weight")
     if embedding is None or len(embedding) != 5 or embedding[1] != 3:
@@ -178,7 +202,7 @@ def _model(source: Source, given: Mapping[str, Any]) -> VideoMAE | VideoClassifi
     width, _, tubelet_size, patch_size, columns = embedding
     if patch_size != columns:
         raise PretrainedError(f"{source.path}: its patches are not square")
-    told = source.fields | given
+    told = source.fields | dict(given)
     fields = {
         "width": width,
         "depth": _count_blocks(source, part),
@@ -199,6 +223,11 @@ def _model(source: Source, given: Mapping[str, Any]) -> VideoMAE | VideoClassifi
         heads["decoder_heads"] = _DECODER_HEADS.get(decoder_width)
     else:
         fields |= _head_fields(source)
+        if source.kind == "VideoClassification" and not fields["num_classes"]:
+            raise PretrainedError(
+                f"{source.path} should be a classifier, but has no head: "
+                f"{PIECES[source.format]('head.weight')[0]} is missing"
+            )
         told = {k: v for k, v in told.items() if not k.startswith("decoder_")}
     unknown = [name for name, x in heads.items() if x is None and name not in told]
     if unknown:
@@ -207,6 +236,7 @@ def _model(source: Source, given: Mapping[str, Any]) -> VideoMAE | VideoClassifi
             "and its width is none of the published; give "
             + " and ".join(f"{name}=<number>" for name in unknown)
         )
+    _check_sizes(source, fields, given)
     kind = VideoMAE if pretraining else VideoClassifier
     known = {field.name for field in dataclasses.fields(kind)} - {"parent", "name"}
     strange = sorted(given.keys() - known - {"decoder_heads"})
@@ -214,7 +244,42 @@ def _model(source: Source, given: Mapping[str, Any]) -> VideoMAE | VideoClassifi
         raise PretrainedError(
             f"{source.path}: a {kind.__name__} has no field {', '.join(strange)}"
         )
-    return kind(**(fields | heads | told))
+    fields |= heads | told
+    for size, name in (("width", "heads"), ("decoder_width", "decoder_heads")):
+        count = fields.get(name, 1)
+        if not isinstance(count, int) or count < 1 or fields.get(size, 0) % count:
+            raise PretrainedError(
+                f"{source.path}: {name} is {count!r}, which does not divide its width "
+                f"of {fields.get(size)}"
+            )
+    return kind(**fields)
+
+
+def _check_sizes(
+    source: Source, fields: Mapping[str, Any], given: Mapping[str, Any]
+) -> None:
+    """Compares what the tensors show with what is said or known of the model.
+
+    So that blocks that were lost at the end are noticed.
+    """
+    wanted = dict(source.sizes)
+    if not wanted and source.format != "huggingface":
+        wanted = {"depth": _DEPTHS.get(fields["width"], fields["depth"])}
+    differing = [
+        f"{name} is {fields[name]} by its tensors, and should be {value}"
+        for name, value in wanted.items()
+        if name in fields and name not in given and fields[name] != value
+    ]
+    if differing:
+        raise PretrainedError(
+            f"{source.path}: {'; '.join(differing)}. Tensors are missing or of another "
+            "model; if it is meant to be so, give "
+            + ", ".join(
+                f"{name}={fields[name]}"
+                for name in wanted
+                if name in fields and fields[name] != wanted[name]
+            )
+        )
 
 
 def _count_blocks(source: Source, part: str) -> int:
@@ -240,27 +305,42 @@ def _head_fields(source: Source) -> dict[str, Any]:
     head = source.shape("head.weight") or source.shape("head.bias") or (0,)
     pooled_norm = source.has("fc_norm.weight", "fc_norm.bias")
     final_norm = source.has("norm.weight", "norm.bias")
-    if final_norm and not pooled_norm and head[0]:
+    mean_pooling = source.mean_pooling if head[0] else None
+    if mean_pooling is None:
+        mean_pooling = pooled_norm or not final_norm or not head[0]
+    if not mean_pooling:
         return {"num_classes": head[0], "pooling": "first_token"}
     return {
         "num_classes": head[0],
-        "final_norm": final_norm,
+        # Mean pooling has a norm of its own instead (official code); both would be
+        # another model's, and one of them is then told as without a use.
+        "final_norm": final_norm and not pooled_norm and not head[0],
         # A head without any norm is none of VideoMAE's: its absence is then told.
         "head_norm": "layer" if pooled_norm or head[0] else "none",
     }
 
 
-def _array(tensor: np.ndarray | Tensor) -> np.ndarray:
-    array = tensor.load() if isinstance(tensor, Tensor) else tensor
-    return np.asarray(array).astype(np.float32)
+def _array(source: Source, name: str, tensor: np.ndarray | Tensor) -> np.ndarray:
+    array = np.asarray(tensor.load() if isinstance(tensor, Tensor) else tensor)
+    if not jax.numpy.issubdtype(array.dtype, np.floating):
+        raise PretrainedError(f"{source.path}: {name} is {array.dtype}, not floating")
+    array = array.astype(np.float32)
+    if not np.isfinite(array).all():
+        raise PretrainedError(
+            f"{source.path}: {name} holds values that are not finite; the training "
+            "that made it went wrong, or the file is damaged"
+        )
+    return array
 
 
-def _drop_positions(unused: dict[str, np.ndarray | Tensor]) -> None:
+def _drop_positions(source: Source, unused: dict[str, np.ndarray | Tensor]) -> None:
     """Takes out position tables that are the one which the models compute anyway."""
     for name in list(unused):
         if not re.search(r"(^|\.)(pos_embed|position_embeddings)$", name):
             continue
-        table = _array(unused[name])
+        if len(unused[name].shape) not in (2, 3):
+            continue
+        table = _array(source, name, unused[name])
         table = table.reshape(-1, table.shape[-1])
         if np.allclose(table, sincos_positions(*table.shape), atol=1e-4):
             del unused[name]
@@ -294,7 +374,11 @@ def _refusal(
         lines.append("Its position table is learned, which these models do not have.")
     if any("gamma_" in name for name in unused):
         lines.append("It has layer scale, which these models do not have.")
-    if not wrong:
+    if source.has("decoder.norm.weight") and not source.has(
+        "norm.weight", "encoder.norm.weight"
+    ):
+        lines.append("Pretraining without the encoder's final norm is not supported.")
+    elif not wrong:
         lines.append("strict=False loads it nevertheless, and lists these names.")
     return "\n".join(lines)
 

@@ -10,8 +10,14 @@ import flax
 import jax
 import numpy as np
 
+from videomae_jax.interop import huggingface
 from videomae_jax.interop.assembly import initialize
-from videomae_jax.interop.pretrained import Preprocessing, Pretrained, PretrainedError
+from videomae_jax.interop.pretrained import (
+    Preprocessing,
+    Pretrained,
+    PretrainedError,
+    model_fields,
+)
 from videomae_jax.models.classifier import VideoClassifier
 from videomae_jax.models.mae import VideoMAE
 
@@ -33,16 +39,11 @@ def is_export(folder: pathlib.Path) -> bool:
 def files(pretrained: Pretrained) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """The content of config.json, and the arrays by their paths a/b/c."""
     model = pretrained.model
-    fields = {
-        field.name: getattr(model, field.name)
-        for field in dataclasses.fields(model)
-        if field.name not in ("parent", "name")
-    }
     config = {
         "format": _FORMAT,
         "version": _VERSION,
         "model": type(model).__name__,
-        "fields": fields,
+        "fields": model_fields(model),
         "labels": pretrained.labels,
         "preprocessing": dataclasses.asdict(pretrained.preprocessing),
         "normalized_targets": pretrained.normalized_targets,
@@ -66,12 +67,23 @@ def read(
         PretrainedError: if it is of a newer version, or its arrays are not those of
             its model.
     """
-    config = json.loads((folder / "config.json").read_text())
+    file = folder / "config.json"
+    config = huggingface.read_json(file)
     if config.get("version") != _VERSION or config.get("model") not in _MODELS:
         raise PretrainedError(
             f"{folder}: version {config.get('version')} of {config.get('model')} is "
             "not known to this release of videomae_jax; use a newer one"
         )
+    with huggingface.explaining(file):
+        return _read(folder, config, arrays, fields)
+
+
+def _read(
+    folder: pathlib.Path,
+    config: Mapping[str, Any],
+    arrays: Mapping[str, np.ndarray],
+    fields: Mapping[str, Any],
+) -> Pretrained:
     saved = {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in config["fields"].items()
@@ -97,6 +109,8 @@ def read(
             + "\n".join(lines[:8])
         )
     labels = config["labels"]
+    if labels is not None and len(labels) != getattr(model, "num_classes", 0):
+        raise PretrainedError(f"{folder}: {len(labels)} labels are not one a class")
     return Pretrained(
         model=model,
         params=variables["params"],

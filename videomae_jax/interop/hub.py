@@ -29,8 +29,12 @@ def download(name: str, revision: str | None) -> pathlib.Path:
         PretrainedError: if there is no such model, file or revision, it is not open to
             you, or there is no connection and nothing cached.
     """
-    import huggingface_hub
-    from huggingface_hub import errors
+    try:
+        import huggingface_hub
+        from huggingface_hub import errors
+    except ImportError as error:
+        reason = "huggingface_hub is not installed (pip install huggingface_hub)"
+        raise _error(name, revision, reason) from error
 
     owner, model, *path = name.split("/", 2)
     repository = f"{owner}/{model}"

@@ -1,18 +1,22 @@
 """Hugging Face's names, configs and hub (transformers' VideoMAE, all releases)."""
 
+import contextlib
 import json
 import pathlib
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
+from videomae_jax.interop import official
 from videomae_jax.interop.pretrained import Preprocessing, PretrainedError
-from videomae_jax.models import vit
 from videomae_jax.models.classifier import VideoClassifier
 from videomae_jax.models.mae import VideoMAE
 
 # That before a head is so whatever the config says.
 EPSILONS = {"norm_epsilon": 1e-12, "head_norm_epsilon": 1e-5}
+_MULTI_LABEL = "multi_label_classification"
 _BLOCK = {
     "norm1": ("layernorm_before",),
     "norm2": ("layernorm_after",),
@@ -53,63 +57,112 @@ def normalize_names(tensors: Mapping[str, Any]) -> dict[str, Any]:
     5.5.1 to 5.17 wrote a bias of the keys too. It adds the same to all logits of a
     query, which the softmax does not see, so it is left out.
     """
-    found = {}
-    for name, tensor in tensors.items():
+    kept = {
+        name: tensor
+        for name, tensor in tensors.items()
+        if not name.endswith(".attention.attention.key.bias")
+    }
+
+    def new_name(name: str) -> str:
         if re.match(r"(embeddings|encoder|layernorm)\.", name):  # a bare VideoMAEModel
             name = f"videomae.{name}"
-        if name.endswith(".attention.attention.key.bias"):
-            continue
-        name = re.sub(r"(?<=\.attention\.attention\.)query\.bias$", "q_bias", name)
-        name = re.sub(r"(?<=\.attention\.attention\.)value\.bias$", "v_bias", name)
-        found[name] = tensor
-    return found
+        bias = r"(?<=\.attention\.attention\.)(q|v)(uery|alue)\.bias$"
+        return re.sub(bias, r"\1_bias", name)
+
+    return official.rename(kept, new_name)
 
 
 def read_config(file: pathlib.Path) -> dict[str, Any]:
-    """What config.json, and preprocessor_config.json beside it, tell of a model.
+    """What config.json, and the processor's beside it, tell of a model.
 
     Returns:
-        `fields` of the model, `labels`, `preprocessing`, `normalized_targets`, and
-        `biases`, whether queries and values have any.
+        `fields` of the model that its tensors do not show; `sizes`, fields that they
+        have to agree with; and the other attributes of `assembly.Source`.
 
     Raises:
         PretrainedError: if a file cannot be read or is of another architecture.
     """
     config = read_json(file)
-    kind = config.get("model_type")
-    if kind != "videomae":
+    with explaining(file):
+        return _read_config(file, config)
+
+
+def _read_config(file: pathlib.Path, config: dict[str, Any]) -> dict[str, Any]:
+    if config.get("model_type") != "videomae":
         raise PretrainedError(
-            f"{file} is of a model of type {kind!r}; only 'videomae' can be read"
+            f"{file} is of a model of type {config.get('model_type')!r}; only "
+            "'videomae' can be read"
         )
     for name, wanted in (("hidden_act", "gelu"), ("num_channels", 3)):
         if config.get(name, wanted) != wanted:
             raise PretrainedError(
                 f"{file}: {name} is {config[name]!r}; only {wanted!r} can be read"
             )
+    kinds = [
+        kind
+        for name in config.get("architectures") or ()
+        for kind in ("PreTraining", "VideoClassification")
+        if name == f"VideoMAEFor{kind}"
+    ]
     fields = {
-        "heads": config.get("num_attention_heads", 12),
-        "decoder_heads": config.get("decoder_num_attention_heads", 6),
-        "norm_epsilon": config.get("layer_norm_eps", EPSILONS["norm_epsilon"]),
+        "heads": int(config.get("num_attention_heads", 12)),
+        "decoder_heads": int(config.get("decoder_num_attention_heads", 6)),
+        "norm_epsilon": float(config.get("layer_norm_eps", EPSILONS["norm_epsilon"])),
     }
-    preprocessing = {
-        "num_frames": config.get("num_frames", 16),
-        "image_size": _side(config.get("image_size", 224)),
+    for name in ("preprocessor_config.json", "video_preprocessor_config.json"):
+        processor = file.parent / name
+        if processor.exists():
+            processor_config = read_json(processor)
+            with explaining(processor):
+                fields |= _pixel_statistics(processor_config)
+            break
+    sizes = {
+        ours: config[theirs]
+        for ours, theirs in (
+            ("width", "hidden_size"),
+            ("depth", "num_hidden_layers"),
+            ("tubelet_size", "tubelet_size"),
+            ("decoder_width", "decoder_hidden_size"),
+            ("decoder_depth", "decoder_num_hidden_layers"),
+        )
+        if theirs in config
     }
-    processor = file.parent / "preprocessor_config.json"
-    if processor.exists():
-        fields |= _pixel_statistics(read_json(processor))
     return {
         "fields": fields,
+        "sizes": sizes | {"patch_size": _side(config.get("patch_size", 16))},
         "labels": _labels(config),
-        "preprocessing": preprocessing,
-        "normalized_targets": config.get("norm_pix_loss", True),
-        "biases": config.get("qkv_bias", config.get("qv_bias", True)),
+        "preprocessing": {
+            "num_frames": int(config.get("num_frames", 16)),
+            "image_size": _side(config.get("image_size", 224)),
+        },
+        "normalized_targets": bool(config.get("norm_pix_loss", True)),
+        "multi_label": config.get("problem_type") == _MULTI_LABEL,
+        "biases": bool(config.get("qkv_bias", config.get("qv_bias", True))),
+        "kind": kinds[0] if kinds else None,
+        "mean_pooling": config.get("use_mean_pooling"),
     }
+
+
+@contextlib.contextmanager
+def explaining(file: pathlib.Path):
+    """Says which file it was if something in it is not what it should be."""
+    try:
+        yield
+    except PretrainedError:
+        raise
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise PretrainedError(
+            f"{file} is malformed ({type(error).__name__}: {error}); copy or download "
+            "it again"
+        ) from error
 
 
 def is_v2_config(file: pathlib.Path) -> bool:
     """Whether this is of VideoMAE V2 on the hub, which has its own code and names."""
-    return file.exists() and "model_config" in read_json(file)
+    try:
+        return isinstance(read_json(file).get("model_config"), dict)
+    except PretrainedError:  # none, or something else's
+        return False
 
 
 def read_v2_config(file: pathlib.Path) -> dict[str, Any]:
@@ -117,38 +170,52 @@ def read_v2_config(file: pathlib.Path) -> dict[str, Any]:
     config = read_json(file)["model_config"]
     if config.get("cos_attn"):
         raise PretrainedError(f"{file}: cosine attention cannot be read")
-    epsilon = config.get("layer_norm_eps", 1e-6)
-    fields = {"norm_epsilon": epsilon, "head_norm_epsilon": epsilon}
-    if "num_heads" in config:
-        fields["heads"] = config["num_heads"]
-    preprocessing = {
-        "num_frames": config.get("num_frames", 16),
-        "image_size": _side(config.get("img_size", 224)),
+    with explaining(file):
+        epsilon = float(config.get("layer_norm_eps", 1e-6))
+        fields = {"norm_epsilon": epsilon, "head_norm_epsilon": epsilon}
+        if "num_heads" in config:
+            fields["heads"] = int(config["num_heads"])
+        preprocessing = {
+            "num_frames": int(config.get("num_frames", 16)),
+            "image_size": _side(config.get("img_size", 224)),
+        }
+    sizes = {
+        ours: config[theirs]
+        for ours, theirs in (("width", "embed_dim"), ("depth", "depth"))
+        if theirs in config
     }
-    return {"fields": fields, "preprocessing": preprocessing}
+    return {"fields": fields, "sizes": sizes, "preprocessing": preprocessing}
 
 
 def _side(size) -> int:
-    return size if isinstance(size, int) else size[0]
+    side = size if isinstance(size, int) else size[0]
+    if not isinstance(side, int):
+        raise ValueError(f"a size is {size!r}")
+    return side
 
 
 def _labels(config: Mapping[str, Any]) -> tuple[str, ...] | None:
-    names = {int(index): name for index, name in config.get("id2label", {}).items()}
-    labels = tuple(names[index] for index in sorted(names))
+    names = {int(i): str(name) for i, name in config.get("id2label", {}).items()}
+    labels = tuple(names[index] for index in range(len(names)))
     # What transformers fills in where nobody gave names.
     placeholders = tuple(f"LABEL_{index}" for index in range(len(labels)))
-    return None if labels == placeholders else labels
+    return labels if labels and labels != placeholders else None
 
 
 def _pixel_statistics(processor: Mapping[str, Any]) -> dict[str, tuple[float, ...]]:
-    scale = 1.0 if processor.get("do_rescale", True) else 1 / 255
-    if not processor.get("do_normalize", True):
-        return {"pixel_mean": (0.0,) * 3, "pixel_std": (scale,) * 3}
-    mean = processor.get("image_mean", vit.IMAGENET_MEAN)
-    std = processor.get("image_std", vit.IMAGENET_STD)
+    # Values from 0 to 255 are multiplied with this, ours with 1 / 255.
+    factor = processor.get("rescale_factor", 1 / 255)
+    scale = 1 / (255 * factor) if processor.get("do_rescale", True) else 1 / 255
+    if abs(scale - 1) < 1e-6:
+        scale = 1.0
+    mean, std = 0.0, 1.0
+    if processor.get("do_normalize", True):
+        # transformers' defaults; the files on the hub say ImageNet's.
+        mean = processor.get("image_mean") or 0.5
+        std = processor.get("image_std") or 0.5
     return {
-        "pixel_mean": tuple(scale * value for value in mean),
-        "pixel_std": tuple(scale * value for value in std),
+        "pixel_mean": tuple(scale * float(x) for x in np.broadcast_to(mean, 3)),
+        "pixel_std": tuple(scale * float(x) for x in np.broadcast_to(std, 3)),
     }
 
 
@@ -157,6 +224,7 @@ def configs(
     labels: Sequence[str] | None,
     preprocessing: Preprocessing,
     normalized_targets: bool,
+    multi_label: bool,
 ) -> dict[str, dict[str, Any]]:
     """The JSON files that go with a model's weights, by file name."""
     pretraining = isinstance(model, VideoMAE)
@@ -196,6 +264,8 @@ def configs(
         names = labels or [f"LABEL_{index}" for index in range(model.num_classes)]
         config["id2label"] = {str(index): name for index, name in enumerate(names)}
         config["label2id"] = {name: index for index, name in enumerate(names)}
+        if multi_label:
+            config["problem_type"] = _MULTI_LABEL
     processor = {
         "image_processor_type": "VideoMAEImageProcessor",
         "do_resize": True,

@@ -55,7 +55,9 @@ def read_h5(path: str | os.PathLike) -> dict[str, np.ndarray]:
                 for group in groups
                 for name in _names(group, "weight_names")
             ]
-    except (OSError, KeyError, RuntimeError) as error:
+    except PretrainedError:
+        raise
+    except Exception as error:  # whatever a broken file leads to
         raise PretrainedError(
             f"{path} is damaged or cut off: {error}; copy or download it again"
         ) from error

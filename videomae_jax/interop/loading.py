@@ -9,7 +9,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from videomae_jax.interop import (
     export,
@@ -17,10 +16,14 @@ from videomae_jax.interop import (
     huggingface,
     keras,
     official,
-    torch_files,
 )
 from videomae_jax.interop.assembly import Source, assemble
 from videomae_jax.interop.pretrained import Pretrained, PretrainedError
+from videomae_jax.interop.weight_files import (
+    first_bytes,
+    read_safetensors,
+    read_tensors,
+)
 
 _SHOWN = 8  # names in a message
 _HDF5 = b"\x89HDF\r\n\x1a\n"
@@ -80,26 +83,34 @@ def read(
     **fields: Any,
 ) -> Pretrained:
     """As `load_pretrained`, with parameters on the host where they can be."""
-    path = pathlib.Path(source).expanduser()
-    if not path.exists():
-        if not hub.is_name(os.fspath(source)):
-            raise PretrainedError(f"there is no file or folder {os.fspath(source)!r}")
-        path = hub.download(os.fspath(source), revision)
+    name = os.fspath(source)
+    path = pathlib.Path(os.path.expanduser(name))
+    if not name or not path.exists():
+        if not hub.is_name(name):
+            raise PretrainedError(f"there is no file or folder {name!r}")
+        path = hub.download(name, revision)
+    elif revision is not None:
+        raise PretrainedError(
+            f"{name!r} is a file or folder here, which has no revision {revision!r}; "
+            "for a model of that name on the hub, call from another folder"
+        )
     loaded = _load(path, strict, fields)
-    return dataclasses.replace(loaded, source=os.fspath(source))
+    return dataclasses.replace(loaded, source=name)
 
 
 def _load(path: pathlib.Path, strict: bool, fields: Mapping[str, Any]) -> Pretrained:
-    if path.is_dir():
-        if (path / "checkpoints").is_dir():
-            # It brings in the training stack.
-            from videomae_jax.interop import workdir
+    if path.name == export.WEIGHTS and export.is_export(path.parent):
+        path = path.parent
+    if not path.is_dir():
+        return assemble(_open_file(path), strict, fields)
+    if export.is_export(path):
+        return export.read(path, read_safetensors(path / export.WEIGHTS), fields)
+    if (path / "checkpoints").is_dir() and not (path / "config.json").exists():
+        # It brings in the training stack.
+        from videomae_jax.interop import workdir
 
-            return workdir.read(path, fields)
-        if export.is_export(path):
-            return export.read(path, _safetensors(path / export.WEIGHTS), fields)
-        return assemble(_open_folder(path), strict, fields)
-    return assemble(_open_file(path), strict, fields)
+        return workdir.read(path, fields)
+    return assemble(_open_folder(path), strict, fields)
 
 
 def _open_folder(folder: pathlib.Path) -> Source:
@@ -116,127 +127,76 @@ def _open_folder(folder: pathlib.Path) -> Source:
         )
     if states:
         return _open_file(states[0])
-    indices = sorted(folder.glob("*.index.json"))
-    files = sorted(folder.glob("*.safetensors")) or sorted(
-        folder.glob("pytorch_model*.bin")
+    files = _weights(folder)
+    if len(files) == 1:
+        source = _open_file(files[0])
+    else:
+        tensors = {}
+        for file in files:
+            tensors |= read_tensors(file)[0]
+        source = _configured(_named(str(folder), tensors), folder)
+    if source.format == "huggingface" and not (folder / "config.json").exists():
+        raise PretrainedError(
+            f"{folder} has no config.json, which tells heads, classes and clips; copy "
+            "or download it too, or give the file of weights by itself"
+        )
+    return source
+
+
+def _weights(folder: pathlib.Path) -> list[pathlib.Path]:
+    """The files that hold the weights of a folder, as transformers looks for them."""
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        if (folder / name).exists():
+            return [folder / name]
+        if (folder / f"{name}.index.json").exists():
+            return _shards(folder / f"{name}.index.json")
+    for pattern in ("*.safetensors", "*.bin", "*.pth", "*.pt"):
+        files = sorted(folder.glob(pattern))
+        if len(files) == 1:
+            return files
+        if files:
+            raise PretrainedError(
+                f"{folder} holds several weight files "
+                f"({', '.join(file.name for file in files[:_SHOWN])}) and no index "
+                "that says which belong together; give one file"
+            )
+    names = sorted(file.name for file in folder.iterdir())[:_SHOWN]
+    raise PretrainedError(
+        f"{folder} holds no weights that can be read: looked for safetensors, "
+        "pytorch_model.bin, .pth, saved_model.pb, DeepSpeed's model states and "
+        f"checkpoints of this library; there are: {', '.join(names) or 'no files'}"
     )
-    if indices:
-        files = _shards(folder, indices)
-    elif (folder / "model.safetensors") in files:
-        files = [folder / "model.safetensors"]
-    if len(files) > 1 and not indices:
-        raise PretrainedError(
-            f"{folder} holds several weight files ({', '.join(f.name for f in files)}) "
-            "and no index that says which belong together; give one file"
-        )
-    if not files:
-        names = sorted(file.name for file in folder.iterdir())[:_SHOWN]
-        raise PretrainedError(
-            f"{folder} holds no weights that can be read: looked for safetensors, "
-            "pytorch_model.bin, saved_model.pb, DeepSpeed's model states and "
-            f"checkpoints of this library; there are: {', '.join(names) or 'no files'}"
-        )
-    tensors = {}
-    for file in files:
-        tensors |= _read_tensors(file)[0]
-    return _configured(_named(str(folder), tensors), folder)
 
 
-def _shards(folder: pathlib.Path, indices: list[pathlib.Path]) -> list[pathlib.Path]:
-    best = min(indices, key=lambda file: ".safetensors." not in file.name)
-    shards = huggingface.read_json(best).get("weight_map", {})
-    files = [folder / name for name in sorted(set(shards.values()))]
+def _shards(index: pathlib.Path) -> list[pathlib.Path]:
+    names = huggingface.read_json(index).get("weight_map")
+    with huggingface.explaining(index):
+        files = [index.parent / name for name in sorted(set(names.values()))]
+        if not files or any(file.parent != index.parent for file in files):
+            raise ValueError("files beside it are wanted")
     absent = [file.name for file in files if not file.is_file()]
     if absent:
         raise PretrainedError(
-            f"{best} names files that are not there: {', '.join(absent[:_SHOWN])}; "
+            f"{index} names files that are not there: {', '.join(absent[:_SHOWN])}; "
             "copy or download them too"
         )
     return files
 
 
 def _open_file(path: pathlib.Path) -> Source:
-    if _first_bytes(path).startswith(_HDF5):
+    if first_bytes(path).startswith(_HDF5):
         return Source(str(path), "keras", keras.read_h5(path))
-    tensors, arguments = _read_tensors(path)
+    part = re.search(r"-(\d{5})-of-(\d{5})\.", path.name)
+    if part and int(part[2]) > 1:
+        raise PretrainedError(
+            f"{path} is one part of {int(part[2])}; give the folder that has all of "
+            "them and their index"
+        )
+    tensors, arguments = read_tensors(path)
     source = _named(str(path), tensors)
     if source.format == "official":
         _use_arguments(source, arguments)
     return _configured(source, path.parent)
-
-
-def _read_tensors(path: pathlib.Path) -> tuple[dict[str, Any], Mapping[str, Any]]:
-    """The tensors of a file, and the arguments of the script that wrote it."""
-    head = _first_bytes(path)
-    if head.startswith(b"PK"):
-        return _torch_tensors(path)
-    if head[8:9] == b"{":
-        return _safetensors(path), {}
-    hint = ""
-    if not head:
-        hint = ": it is empty"
-    elif head[:2] in (b"\x80\x02", b"\x80\x04", b"\x80\x05"):
-        hint = (
-            ". It is a pickle that is no archive, as PyTorch before 1.6 wrote; open it "
-            "with PyTorch and save it again with torch.save"
-        )
-    elif head.startswith(b"version https://"):
-        hint = ". It is a pointer of Git LFS: run `git lfs pull` for the file itself"
-    raise PretrainedError(
-        f"{path} is neither safetensors, nor a .pth of PyTorch, nor HDF5{hint}"
-    )
-
-
-def _first_bytes(path: pathlib.Path) -> bytes:
-    try:
-        with open(path, "rb") as file:
-            return file.read(16)
-    except OSError as error:
-        raise PretrainedError(f"{path} cannot be opened: {error.strerror}") from error
-
-
-def _safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
-    try:
-        import safetensors.flax
-    except ImportError as error:
-        raise PretrainedError(
-            f"reading {path} needs safetensors (pip install safetensors)"
-        ) from error
-    try:
-        # As JAX's arrays, for bfloat16; on the host.
-        with jax.default_device(jax.local_devices(backend="cpu")[0]):
-            tensors = safetensors.flax.load_file(path)
-    except safetensors.SafetensorError as error:
-        raise PretrainedError(
-            f"{path} is damaged or cut off ({error}); copy or download it again"
-        ) from error
-    return {name: np.asarray(x) for name, x in tensors.items()}
-
-
-def _torch_tensors(
-    path: pathlib.Path,
-) -> tuple[dict[str, torch_files.Tensor], Mapping[str, Any]]:
-    content = torch_files.read(path)
-    tensors, arguments = content, {}
-    if isinstance(content, dict):
-        for key in ("model", "module", "state_dict"):
-            if isinstance(content.get(key), dict):
-                tensors = content[key]
-                break
-        arguments = content.get("args")
-        if isinstance(arguments, torch_files.Inert):
-            arguments = vars(arguments)
-    tensors = {
-        name: x
-        for name, x in (tensors.items() if isinstance(tensors, dict) else ())
-        if isinstance(x, torch_files.Tensor)
-    }
-    if not tensors:
-        raise PretrainedError(
-            f"{path} holds no weights: looked under 'model', 'module', 'state_dict' "
-            "and at the top"
-        )
-    return tensors, arguments if isinstance(arguments, dict) else {}
 
 
 def _use_arguments(source: Source, arguments: Mapping[str, Any]) -> None:
@@ -256,6 +216,7 @@ def _use_arguments(source: Source, arguments: Mapping[str, Any]) -> None:
 
 def _named(path: str, tensors: dict[str, Any]) -> Source:
     """Finds out whose names these are."""
+    tensors = official.unwrap(tensors)
     formats = [
         format
         for format, sign in _SIGNS.items()

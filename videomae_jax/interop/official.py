@@ -4,10 +4,12 @@ All other formats are told by what they call the tensors named here.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
+
+from videomae_jax.interop.pretrained import PretrainedError
 
 # Ours within a block, or wherever the part is, to the official ones.
 _BLOCK = {
@@ -113,17 +115,38 @@ def entries(shapes: Mapping[str, tuple[int, ...]]) -> Iterator[Entry]:
         yield Entry(name, path, None)
 
 
-def normalize_names(tensors: Mapping[str, object]) -> dict[str, object]:
-    """Takes off what wrappers put before the names, of compiled or parallel models."""
+def unwrap(tensors: Mapping[str, object]) -> dict[str, object]:
+    """Takes off what compiled and parallel models have before all of their names."""
     found = dict(tensors)
-    for prefix in ("_orig_mod.", "module.", "model.", "_orig_mod."):
-        if found and all(name.startswith(prefix) for name in found):
-            found = {name.removeprefix(prefix): x for name, x in found.items()}
-    if not any(name.startswith("decoder.") for name in found):
-        found = {
-            re.sub(r"^(encoder|backbone)\.", "", name): x for name, x in found.items()
-        }
+    prefixes = ("_orig_mod.", "module.", "model.")
+    while prefix := next(
+        (p for p in prefixes if found and all(name.startswith(p) for name in found)),
+        None,
+    ):
+        found = {name.removeprefix(prefix): x for name, x in found.items()}
     return found
+
+
+def normalize_names(tensors: Mapping[str, object]) -> dict[str, object]:
+    """Takes off what may stand before the names of an encoder by itself."""
+    if any(name.startswith("decoder.") for name in tensors):
+        return dict(tensors)
+    return rename(tensors, lambda name: re.sub(r"^(encoder|backbone)\.", "", name))
+
+
+def rename(
+    tensors: Mapping[str, object], new_name: Callable[[str], str]
+) -> dict[str, object]:
+    """Renames tensors; raises PretrainedError if two would have the same name."""
+    renamed = {}
+    for name, tensor in tensors.items():
+        new = new_name(name)
+        if new in renamed:
+            raise PretrainedError(
+                f"two of the tensors would be {new}: one of them is {name}"
+            )
+        renamed[new] = tensor
+    return renamed
 
 
 def pieces(name: str) -> tuple[str, ...]:

@@ -12,6 +12,15 @@ class PretrainedError(ValueError):
     """Weights that cannot be read, are of an unknown model, or do not fit it."""
 
 
+def model_fields(model: VideoMAE | VideoClassifier) -> dict[str, Any]:
+    """What a model is made of, by the names of its fields."""
+    return {
+        field.name: getattr(model, field.name)
+        for field in dataclasses.fields(model)
+        if field.name not in ("parent", "name")
+    }
+
+
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
     """How clips for a model are cut out of videos.

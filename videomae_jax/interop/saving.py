@@ -10,30 +10,33 @@ from typing import Any
 import flax
 import numpy as np
 
-from videomae_jax.interop import export, huggingface, official
+from videomae_jax.interop import adapting, export, huggingface, official
 from videomae_jax.interop.pretrained import Pretrained, PretrainedError
 from videomae_jax.models.classifier import VideoClassifier
 
 FORMATS = ("huggingface", "official", "jax")
+_WEIGHTS = "model.safetensors"
 
 
 def save_pretrained(
     folder: str | os.PathLike, pretrained: Pretrained, format: str = "huggingface"
 ) -> None:
-    """Writes a model with its weights; what is in the folder under its names goes.
+    """Writes a model with its weights.
 
     Args:
-        folder: made if needed.
+        folder: made if needed; the same files of an earlier model are replaced.
         pretrained: the model. Its position tables are computed, and never written.
         format: "huggingface": config.json, preprocessor_config.json, model.safetensors,
             which transformers' `from_pretrained` reads (all releases but 5.5.1 to 5.17,
             which lose the biases). "official": checkpoint.pth for the scripts of
-            VideoMAE and VideoMAE V2; needs PyTorch. "jax": config.json and
-            model.safetensors with our own names, for `load_pretrained`.
+            VideoMAE and VideoMAE V2; needs PyTorch. They know no names of classes, and
+            no pixel statistics but ImageNet's, which the weights are adapted to.
+            "jax": config.json and model.safetensors with our own names, for
+            `load_pretrained`.
 
     Raises:
-        PretrainedError: if the format has no form for the model, or a package that
-            writes it is not installed.
+        PretrainedError: if the format has no form for the model, the folder holds other
+            weights, or a package that writes them is not installed.
 
     Example:
         >>> import tempfile, jax, videomae_jax as vmae
@@ -48,18 +51,18 @@ def save_pretrained(
     """
     if format not in FORMATS:
         raise PretrainedError(f"format is {format!r}; one of: {', '.join(FORMATS)}")
-    folder = pathlib.Path(folder).expanduser()
+    folder = pathlib.Path(os.path.expanduser(folder))
+    _refuse_other_weights(folder, format)
     if format == "jax":
         config, arrays = export.files(pretrained)
         _write_folder(folder, {"config.json": config}, arrays, {})
         return
-    tensors = official_tensors(pretrained)
     if format == "official":
-        _write_pth(folder, tensors)
+        _write_pth(folder, pretrained)
         return
-    _check_huggingface(pretrained)
+    _refuse_strange_heads(pretrained, "transformers")
     arrays = {}
-    for name, tensor in tensors.items():
+    for name, tensor in official_tensors(pretrained).items():
         parts = huggingface.pieces(name)
         arrays |= zip(parts, np.split(tensor, len(parts)), strict=True)
     configs = huggingface.configs(
@@ -67,9 +70,26 @@ def save_pretrained(
         pretrained.labels,
         pretrained.preprocessing,
         pretrained.normalized_targets,
+        pretrained.multi_label,
     )
     # What transformers writes there, and checks.
     _write_folder(folder, configs, arrays, {"format": "pt"})
+
+
+def _refuse_other_weights(folder: pathlib.Path, format: str) -> None:
+    """Weights that a reader would find there, and take for these."""
+    ours = {"checkpoint.pth"} if format == "official" else {"model.safetensors"}
+    found = [
+        file.name
+        for pattern in ("*.safetensors", "*.bin", "*.index.json", "*.pth", "*.pt")
+        for file in folder.glob(pattern)
+        if file.name not in ours
+    ]
+    if found or (folder / "checkpoints").is_dir():
+        raise PretrainedError(
+            f"{folder} holds other weights ({', '.join(found[:4]) or 'checkpoints'}), "
+            "which would stand beside the new ones; give another folder"
+        )
 
 
 def official_tensors(pretrained: Pretrained) -> dict[str, np.ndarray]:
@@ -96,15 +116,16 @@ def official_tensors(pretrained: Pretrained) -> dict[str, np.ndarray]:
     }
 
 
-def _check_huggingface(pretrained: Pretrained) -> None:
+def _refuse_strange_heads(pretrained: Pretrained, whose: str) -> None:
+    """Models that have the other's tensors, but mean another thing by them."""
     model = pretrained.model
     reason = None
     if isinstance(model, VideoClassifier):
-        if not model.num_classes:
+        if not model.num_classes and whose == "transformers":
             reason = "an encoder without a head"
-        elif model.final_norm and model.pooling == "mean":
+        elif model.final_norm and model.pooling == "mean" and model.num_classes:
             reason = "a final LayerNorm before mean pooling"
-        elif model.head_norm != "layer":
+        elif model.head_norm != "layer" and model.num_classes:
             reason = f"head_norm={model.head_norm!r}"
         elif model.position_size:
             size = pretrained.preprocessing.image_size
@@ -112,7 +133,7 @@ def _check_huggingface(pretrained: Pretrained) -> None:
                 reason = "an interpolated position table"
     if reason:
         raise PretrainedError(
-            f"transformers has no VideoMAE with {reason}; save it with format='jax'"
+            f"{whose} has no VideoMAE with {reason}; save it with format='jax'"
         )
 
 
@@ -131,26 +152,44 @@ def _write_folder(
     folder.mkdir(parents=True, exist_ok=True)
     # The library writes memory as it lies, whatever the strides.
     arrays = {name: np.ascontiguousarray(x) for name, x in arrays.items()}
-    temporary = folder / ".model.safetensors.new"
-    safetensors.numpy.save_file(arrays, temporary, dict(metadata))
+    new = {name: folder / f".{name}.new" for name in (_WEIGHTS, *configs)}
+    safetensors.numpy.save_file(arrays, new[_WEIGHTS], dict(metadata))
     # The library leaves it to its owner alone; as readable as the folder is better.
-    os.chmod(temporary, folder.stat().st_mode & 0o666)
-    os.replace(temporary, folder / "model.safetensors")
+    os.chmod(new[_WEIGHTS], folder.stat().st_mode & 0o666)
     for name, config in configs.items():
-        (folder / name).write_text(json.dumps(config, indent=2) + "\n")
+        new[name].write_text(json.dumps(config, indent=2) + "\n")
+    # Without a config.json the folder is refused: killed anywhere, it never has the
+    # config of one model and the weights of another.
+    (folder / "config.json").unlink(missing_ok=True)
+    for name in sorted(new, key="config.json".__eq__):
+        os.replace(new[name], folder / name)
 
 
-def _write_pth(folder: pathlib.Path, tensors: Mapping[str, np.ndarray]) -> None:
+def _write_pth(folder: pathlib.Path, pretrained: Pretrained) -> None:
+    _refuse_strange_heads(pretrained, "the official code")
+    tensors = official_tensors(adapting.with_imagenet_pixels(pretrained))
     try:
         import torch
     except ImportError as error:
         raise PretrainedError(
             "format='official' needs PyTorch to write a .pth (pip install torch)"
         ) from error
+    feeding = pretrained.preprocessing
+    content = {
+        "model": collections.OrderedDict(
+            (name, torch.from_numpy(np.array(x, order="C")))
+            for name, x in tensors.items()
+        ),
+        "epoch": 0,
+        # By the names of the scripts' options, which `load_pretrained` knows.
+        "args": {
+            "num_frames": feeding.num_frames,
+            "input_size": feeding.image_size,
+            "sampling_rate": feeding.stride,
+            "normlize_target": pretrained.normalized_targets,
+        },
+    }
     folder.mkdir(parents=True, exist_ok=True)
-    weights = collections.OrderedDict(
-        (name, torch.from_numpy(np.array(x, order="C"))) for name, x in tensors.items()
-    )
     temporary = folder / ".checkpoint.pth.new"
-    torch.save({"model": weights, "epoch": 0}, temporary)
+    torch.save(content, temporary)
     os.replace(temporary, folder / "checkpoint.pth")

@@ -30,6 +30,12 @@ _DTYPES = {
     "ByteStorage": np.uint8,
     "BoolStorage": np.bool_,
 }
+_CONTAINERS = {
+    "collections.OrderedDict": collections.OrderedDict,
+    "builtins.set": set,
+    "__builtin__.set": set,
+}
+_TORCH_DTYPES = "float16 bfloat16 float32 float64 int64 int32 uint8 bool".split()
 # Harmless by themselves, and what training scripts leave beside the weights.
 _INERT = {
     "argparse.Namespace",
@@ -40,6 +46,15 @@ _INERT = {
     "pathlib._local.PosixPath",
     "pathlib._local.WindowsPath",
     "_codecs.encode",
+    # Whatever is called here does nothing: these make no methods, but inert objects.
+    "builtins.getattr",
+    "__builtin__.getattr",
+    "builtins.list",
+    "__builtin__.list",
+    "builtins.int",
+    "__builtin__.int",
+    "collections.defaultdict",
+    "collections.deque",
     "numpy.dtype",
     "numpy.ndarray",
     "numpy.core.multiarray.scalar",
@@ -68,20 +83,29 @@ class Tensor:
             PretrainedError: if the file ends before them or is damaged there.
         """
         archive, dtype, key = self._storage
-        values = np.frombuffer(archive.content(f"data/{key}"), dtype)
-        reach = (n - 1 for n in self.shape)
-        last = sum(n * s for n, s in zip(reach, self._strides, strict=True))
-        if math.prod(self.shape) and not (
-            min(self._strides, default=0) >= 0
-            and 0 <= self._offset <= self._offset + last < len(values)
-        ):
-            raise archive.error(f"a tensor of shape {self.shape} ends beyond its data")
-        return np.lib.stride_tricks.as_strided(
-            values[self._offset :],
-            self.shape,
-            [stride * values.itemsize for stride in self._strides],
-            writeable=False,
-        )
+        try:
+            values = np.frombuffer(archive.storage(key), dtype)
+            reach = (n - 1 for n in self.shape)
+            last = sum(n * s for n, s in zip(reach, self._strides, strict=True))
+            count = math.prod(self.shape)
+            if count and not (
+                min(self.shape + self._strides, default=0) >= 0
+                and 0 <= self._offset <= self._offset + last < len(values)
+                # One value in many places could fill any memory.
+                and count <= len(values)
+            ):
+                raise ValueError("it reaches beyond its data")
+            return np.lib.stride_tricks.as_strided(
+                values[self._offset :],
+                self.shape,
+                [stride * values.itemsize for stride in self._strides],
+                writeable=False,
+            )
+        except (ValueError, TypeError) as error:
+            raise archive.error(
+                f"holds a tensor that cannot be read: {error}; copy or download the "
+                "file again"
+            ) from error
 
 
 class Inert:
@@ -94,6 +118,15 @@ class Inert:
         """Takes the fields that an ordinary object pickles."""
         if isinstance(state, dict):
             self.__dict__.update(state)
+
+    def __setitem__(self, key, value):
+        """Forgets what a dictionary would keep."""
+
+    def extend(self, values):
+        """Forgets what a list would keep."""
+
+    def append(self, value):
+        """Forgets what a list would keep."""
 
 
 def read(path: str | os.PathLike) -> Any:
@@ -109,9 +142,10 @@ def read(path: str | os.PathLike) -> Any:
 class _Archive:
     def __init__(self, path: str):
         self._path = path
+        self._last: tuple[str, bytes] | None = None
         try:
             self._zip = zipfile.ZipFile(path)
-        except (zipfile.BadZipFile, OSError) as error:
+        except Exception as error:  # whatever a broken archive leads to
             raise self.error(f"cannot be opened: {error}") from error
         pickles = [n for n in self._zip.namelist() if n.endswith("/data.pkl")]
         if len(pickles) != 1:
@@ -127,11 +161,20 @@ class _Archive:
 
     def content(self, name: str) -> bytes:
         try:
-            return self._zip.read(self._root + name)
-        except (zipfile.BadZipFile, KeyError, EOFError, OSError) as error:
+            entry = self._zip.getinfo(self._root + name)
+            if entry.compress_type != zipfile.ZIP_STORED:
+                raise ValueError("PyTorch compresses nothing")
+            return self._zip.read(entry)
+        except Exception as error:  # whatever a broken archive leads to
             raise self.error(
                 f"is damaged or cut off ({error}); copy or download it again"
             ) from error
+
+    def storage(self, key: str) -> bytes:
+        """A storage; kept until another is read, as many tensors may share it."""
+        if self._last is None or self._last[0] != key:
+            self._last = key, self.content(f"data/{key}")
+        return self._last[1]
 
     def load(self) -> Any:
         unpickler = _Unpickler(io.BytesIO(self.content("data.pkl")), self)
@@ -143,15 +186,16 @@ class _Archive:
             raise self.error(f"holds a pickle that cannot be read: {error}") from error
 
 
-class _Unpickler(pickle.Unpickler):
+# Python's own: the faster one in C allocates a table of any size that a file asks for.
+class _Unpickler(pickle._Unpickler):
     def __init__(self, file, archive: _Archive):
         super().__init__(file, encoding="utf-8")
         self._archive = archive
 
     def find_class(self, module, name):
         full = f"{module}.{name}"
-        if full == "collections.OrderedDict":
-            return collections.OrderedDict
+        if full in _CONTAINERS:
+            return _CONTAINERS[full]
         if full in ("torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor"):
             return lambda storage, offset, shape, strides, *_: Tensor(
                 storage, offset, shape, strides
@@ -162,7 +206,7 @@ class _Unpickler(pickle.Unpickler):
             return tuple
         if module == "torch" and name in _DTYPES:
             return name
-        if full in _INERT:
+        if full in _INERT or full.startswith("torch.") and name in _TORCH_DTYPES:
             return Inert
         raise self._archive.error(
             f"asks for {full} when it is loaded, which could run code of whoever made "
@@ -171,7 +215,10 @@ class _Unpickler(pickle.Unpickler):
         )
 
     def persistent_load(self, reference):
-        kind, dtype, key, *_ = reference
-        if kind != "storage" or dtype not in _DTYPES:
-            raise self._archive.error(f"refers to {reference!r}, which is no storage")
-        return self._archive, np.dtype(_DTYPES[dtype]), key
+        try:
+            kind, dtype, key, *_ = reference
+            if kind == "storage" and isinstance(key, str):
+                return self._archive, np.dtype(_DTYPES[dtype]), key
+        except (TypeError, ValueError, KeyError):
+            pass
+        raise self._archive.error("refers to something that is no storage of tensors")

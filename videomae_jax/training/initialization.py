@@ -8,7 +8,7 @@ from typing import Any
 import flax
 import jax
 
-from videomae_jax.interop import loading
+from videomae_jax.interop import adapting, loading
 from videomae_jax.interop.pretrained import PretrainedError
 from videomae_jax.models import vit
 from videomae_jax.training.checkpointing import (
@@ -186,7 +186,8 @@ def _from_workdir(source: str) -> _Saved:
 
 def _from_others(source: str) -> _Saved:
     try:
-        loaded = loading.read(source)
+        # Training normalises with ImageNet's statistics, whatever the source did.
+        loaded = adapting.with_imagenet_pixels(loading.read(source))
     except PretrainedError as error:
         raise CheckpointError(f"config.init.source: {error}") from error
     arrays = flax.traverse_util.flatten_dict(loaded.params, sep="/")
