@@ -14,6 +14,6 @@ def test_a_loaded_model_works_as_an_nnx_module():
     video = official.video(arrays["video_bcthw_uint8"])
 
     model = nnx.bridge.ToNNX(loaded.model, rngs=nnx.Rngs(0)).lazy_init(video)
-    nnx.update(model, nnx.State({k: v for k, v in loaded.params.items()}))
+    nnx.update(model, nnx.State(loaded.params))
     logits = model(video)
     np.testing.assert_allclose(logits, arrays["classifier_logits"], atol=5e-5)

@@ -9,7 +9,7 @@ from videomae_jax.data.decoding import VideoError
 from videomae_jax.data.records import RecordError
 from videomae_jax.interop.pretrained import PretrainedError
 
-# What each does; commands/NAME.py has `add_arguments(parser)` and `run(args)`.
+# What each does; commands/NAME.py, with _ for -, has `add_arguments(parser)` and `run(args)`.
 COMMANDS = {
     "predict": "tell which actions videos show, as a whole or through time",
     "reconstruct": "show what a masked autoencoder makes of hidden parts of a video",
@@ -38,7 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         if argv[:1] == [name]:
             # Only the one that runs: others may bring in much that it does not need.
-            module = importlib.import_module(f"videomae_jax.commands.{name}")
+            file = name.replace("-", "_")
+            module = importlib.import_module(f"videomae_jax.commands.{file}")
             command.description = module.__doc__
             module.add_arguments(command)
             command.set_defaults(run=module.run)

@@ -105,7 +105,8 @@ def _load(path: pathlib.Path, strict: bool, fields: Mapping[str, Any]) -> Pretra
         return assemble(_open_file(path), strict, fields)
     if export.is_export(path):
         return export.read(path, read_safetensors(path / export.WEIGHTS), fields)
-    if (path / "checkpoints").is_dir() and not (path / "config.json").exists():
+    weights = [*path.glob("*.safetensors"), *path.glob("*.bin")]
+    if (path / "checkpoints").is_dir() and not weights:
         # It brings in the training stack.
         from videomae_jax.interop import workdir
 
