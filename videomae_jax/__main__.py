@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import logging
 import sys
 from collections.abc import Sequence
 
@@ -9,7 +10,8 @@ from videomae_jax.data.decoding import VideoError
 from videomae_jax.data.records import RecordError
 from videomae_jax.interop.pretrained import PretrainedError
 
-# What each does; commands/NAME.py, with _ for -, has `add_arguments(parser)` and `run(args)`.
+# What each does; commands/NAME.py has `add_arguments(parser)` and `run(args)`. A dash in
+# the name is an underscore there.
 COMMANDS = {
     "predict": "tell which actions videos show, as a whole or through time",
     "reconstruct": "show what a masked autoencoder makes of hidden parts of a video",
@@ -47,6 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not argv:
         parser.print_help()
         return 0
+    # Orbax tells on opening a run only to read it that it will not write.
+    logging.getLogger("absl").setLevel(logging.ERROR)
     try:
         args.run(args)
     except _EXPLAINED_ERRORS as error:
