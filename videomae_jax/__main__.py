@@ -10,8 +10,8 @@ from videomae_jax.data.decoding import VideoError
 from videomae_jax.data.records import RecordError
 from videomae_jax.interop.pretrained import PretrainedError
 
-# What each does; commands/NAME.py has `add_arguments(parser)` and `run(args)`. A dash in
-# the name is an underscore there.
+# What each does. commands/NAME.py, where _ stands for a dash, has
+# `add_arguments(parser)` and `run(args)`.
 COMMANDS = {
     "predict": "tell which actions videos show, as a whole or through time",
     "reconstruct": "show what a masked autoencoder makes of hidden parts of a video",
