@@ -454,3 +454,23 @@ def test_resolution_changes_are_refused():
         assert video.read([1, 9]).shape == (2, *_SIZE, 3)
         with pytest.raises(VideoError, match="resolution: frame 12 is 96x64, .* 64x48"):
             video.read([1, 12])
+
+
+def test_a_title_that_is_not_utf8_is_no_crash(tmp_path):
+    """PyAV 18 gives up on these, newer ones do not: frames, or a plain refusal."""
+    path = tmp_path / "a.mp4"
+    with av.open(str(path), "w") as out:
+        out.metadata["title"] = "CAFECAFE"
+        stream = out.add_stream("libx264", rate=10)
+        stream.width = stream.height = 32
+        for image in moving_noise(4, 32, 32):
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        out.mux(stream.encode(None))
+    content = path.read_bytes()
+    assert content.count(b"CAFECAFE") == 1
+    path.write_bytes(content.replace(b"CAFECAFE", b"CAF\xe9CAF\xe9"))
+    try:
+        with Video(path) as video:
+            assert len(video.read([0, 3])) == 2
+    except VideoError as error:
+        assert "not UTF-8" in str(error)

@@ -183,6 +183,8 @@ class Video:
             container = av.open(target)
         except PermissionError as error:
             raise self._error("no permission to read the file") from error
+        except UnicodeDecodeError as error:  # PyAV 18, of titles that are not UTF-8
+            raise self._error(f"its metadata is not UTF-8: {error}") from error
         except av.FFmpegError as error:
             raise self._error(
                 f"not a video, or one that is cut off: {error.strerror}"
@@ -204,9 +206,12 @@ class Video:
 
     def _list_packets(self) -> None:
         """Reads all packets of the video stream, in decoding order."""
-        self._packets = [
-            packet for packet in self._container.demux(self._stream) if packet.size
-        ]
+        try:
+            self._packets = [
+                packet for packet in self._container.demux(self._stream) if packet.size
+            ]
+        except IndexError as error:  # PyAV 18, of streams that a damaged file adds
+            raise self._error(f"its packets cannot be listed: {error}") from error
         if not self._packets:
             raise self._error("the video stream holds no packets")
         # Only this container lists every packet ahead of the data.
