@@ -19,6 +19,7 @@ COMMANDS = {
     "inspect": "tell what a checkpoint is: model, sizes, classes",
     "convert": "write a model for transformers, the official scripts, or ourselves",
     "check-data": "read all videos of a list, tell what is wrong, write a clean list",
+    "prepare": "encode the videos of a list anew, for fast access, into TFDS",
     "lists": "make the list files of a data set: Kinetics, UCF101, your own videos...",
 }
 # What a user can mend is told without a trace through our code.

@@ -382,7 +382,7 @@ class Video:
                 raise self._error(
                     f"frame {index} cannot be converted to RGB: {error.strerror}"
                 ) from error
-            image = _upright(rgb.to_ndarray(), frame)
+            image = upright(rgb.to_ndarray(), frame)
             if self._size is None:
                 self._size = image.shape[:2]
             if image.shape[:2] != self._size:
@@ -398,7 +398,7 @@ class Video:
         return clip
 
 
-def _upright(image: np.ndarray, frame: av.VideoFrame) -> np.ndarray:
+def upright(image: np.ndarray, frame: av.VideoFrame) -> np.ndarray:
     """Rotates and mirrors an image as the frame's display matrix says.
 
     Args:

@@ -7,9 +7,7 @@ them gives the same global batches, and resuming at a step is a slice.
 
 import contextlib
 import dataclasses
-import multiprocessing
 import os
-import threading
 from collections.abc import Callable, Iterator, Sequence
 
 import grain
@@ -17,7 +15,9 @@ import numpy as np
 from absl import flags
 
 from videomae_jax.data.decoding import Video, VideoError
+from videomae_jax.data.isolated import exit_with_parent
 from videomae_jax.data.records import Record
+from videomae_jax.data.sources import open_video
 
 # Reads one opened video with the given randomness: uint8 [samples, T, H, W, 3].
 ReadClips = Callable[[Video, np.random.Generator], np.ndarray]
@@ -191,7 +191,7 @@ def read_all(
     for record in records:
         if len(ids) == count:
             break
-        with contextlib.suppress(VideoError), Video(record.path) as video:
+        with contextlib.suppress(VideoError), open_video(record) as video:
             clips.append(read_clips(video, np.random.default_rng(0))[0])
             ids.append(record.id)
     return np.stack(clips) if clips else np.empty(0, np.uint8), ids
@@ -208,7 +208,7 @@ class _ReadRecord(grain.transforms.RandomMap):
         bad = []
         for _ in range(MAX_DRAWS):
             try:
-                with Video(self.records[index].path) as video:
+                with open_video(self.records[index]) as video:
                     clips = self.read_clips(video, rng)
                 return {"video": clips, "record": index, "bad": bad}
             except VideoError as error:
@@ -238,7 +238,7 @@ class _ReadViews(grain.transforms.Map):
         }
         if index < len(self.records):
             try:
-                with Video(self.records[index].path) as video:
+                with open_video(self.records[index]) as video:
                     clips = self.read_clips(video, np.random.default_rng(0))
                 element |= {"video": clips, "readable": True}
             except VideoError as error:
@@ -315,9 +315,4 @@ def _start_worker(worker: int, count: int) -> None:
     # Ctrl-C and a cluster's warning are for the parent, which needs its data until it
     # has saved.
     os.setpgrp()
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
-
-
-def _exit_with_parent() -> None:
-    multiprocessing.parent_process().join()
-    os._exit(1)
+    exit_with_parent()

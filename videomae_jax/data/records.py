@@ -1,4 +1,12 @@
-"""Where videos come from: a list file, a folder, or the embedded digits.
+"""Where videos come from: a list file, a folder, a prepared data set, the digits.
+
+A source is one of
+
+    data/train.txt              a list file, told below
+    /data/videos                a folder, for all videos in it, without labels
+    tfds:/data/tfds/k400/train  what `python -m videomae_jax prepare` has made of a
+                                list: tfds:, the OUT folder it was given, the split
+    digits:train                the embedded data set, made on first use
 
 A list file is UTF-8 text with one video a line, its path and, unless the list is for
 pretraining, its label (0, 1, 2, ...):
@@ -21,6 +29,7 @@ pretraining, its label (0, 1, 2, ...):
   after a space or a tab. The first line may be a header such as `path,label`.
 - A relative path starts at the list file's folder, or at `root`. A path without an
   extension gets `.mp4`, which published Kinetics lists leave out.
+- List and videos may be URLs (gs://...), for `prepare` on a cluster.
 """
 
 import dataclasses
@@ -35,7 +44,8 @@ A list file has a line for each video, its path and, for labelled videos, the la
     abseiling/a1.mp4 0
     "juggling balls/b 2.mp4" 1
 To make one without labels: find /videos -name '*.mp4' > train.txt
-A folder of videos (without labels) or digits:train (made on first use) do as well."""
+A folder of videos (without labels), tfds:FOLDER/SPLIT (made by the command prepare) or
+digits:train (made on first use) do as well."""
 
 _BLANK = " \t\r"
 _COMMENT = re.compile(r"(?:^|[ \t])#")
@@ -66,11 +76,14 @@ class Record:
         label: its class, or None; a tuple of classes in a multi-label list.
         id: its name in messages and predictions: the path as the list wrote it, or
             relative to the source folder. Unique: repeats become `name#2`, `name#3`.
+        position: which one of the videos in the file `path`, an ArrayRecord shard;
+            None if the file is the video. `sources.open_video` opens either.
     """
 
     path: str
     label: int | tuple[int, ...] | None
     id: str
+    position: int | None = None
 
 
 def load(
@@ -84,7 +97,7 @@ def load(
     Args:
         source: a list file; a folder, for all videos in and below it, sorted by path,
             without hidden files and folders and without following links to folders;
-            or `digits:SPLIT`.
+            `tfds:FOLDER/SPLIT`; or `digits:SPLIT`.
         root: the folder that relative paths of a list file start at; by default the
             list file's own.
         require_labels: whether a video without a label is an error.
@@ -102,14 +115,29 @@ def load(
         raise RecordError(f"no videos are given. {_HOW}")
     if source.startswith("digits:"):
         return _load_digits(source, require_labels, several_labels)
-    place = os.path.abspath(os.path.expanduser(source))
+    if source.startswith("tfds:"):
+        # Here, for it needs packages that lists can do without.
+        from videomae_jax.data import prepared
+
+        return prepared.load(source, require_labels, several_labels)
+    place = absolute(source)
     if os.path.isdir(place):
         return _load_folder(source, place, require_labels)
-    if not os.path.exists(place):
+    if not os.path.exists(place) and not is_url(place):
         raise RecordError(f"there is no file or folder {source!r}. {_HOW}")
-    base = os.path.abspath(os.path.expanduser(root)) if root else os.path.dirname(place)
+    base = absolute(root) if root else os.path.dirname(place)
     text = _read_text(source, place)
     return _load_list(source, text, base, require_labels, several_labels)
+
+
+def is_url(path: str) -> bool:
+    """Whether a path is one of a store such as gs://, and not of a file system."""
+    return "://" in path
+
+
+def absolute(path: str) -> str:
+    """The path from the root on, with ~ replaced; a URL is left as it is."""
+    return path if is_url(path) else os.path.abspath(os.path.expanduser(path))
 
 
 def write_list(target: str | os.PathLike, rows: Iterable[tuple[str, int | None]]):
@@ -183,10 +211,13 @@ def _load_folder(source: str, place: str, require_labels: bool) -> list[Record]:
 
 def _read_text(source: str, place: str) -> str:
     advice = f"is not a UTF-8 text file; a list of videos is wanted here. {_HOW}"
-    with open(place, "rb") as file:
-        data = file.read(4096)  # enough to tell a video, which may be very large
-        if b"\0" not in data:
-            data += file.read()
+    try:
+        with _open(place) as file:
+            data = file.read(4096)  # enough to tell a video, which may be very large
+            if b"\0" not in data:
+                data += file.read()
+    except FileNotFoundError:
+        raise RecordError(f"there is no file {source!r}. {_HOW}") from None
     try:
         error_at = data.index(b"\0") if b"\0" in data else None
         if error_at is None:
@@ -195,6 +226,14 @@ def _read_text(source: str, place: str) -> str:
         error_at = error.start
     line = data.count(b"\n", 0, error_at) + 1
     raise RecordError(f"{source}:{line}: {source} {advice}")
+
+
+def _open(place: str):
+    if not is_url(place):
+        return open(place, "rb")
+    from etils import epath
+
+    return epath.Path(place).open("rb")
 
 
 def _load_list(
@@ -218,7 +257,7 @@ def _load_list(
         except RecordError as error:
             shown = line if len(line) <= 80 else f"{line[:60]}...{line[-17:]}"
             raise RecordError(f"{source}:{number}: {error}\n    {shown}") from None
-        path = os.path.join(base, name)
+        path = name if is_url(name) else os.path.join(base, name)
         if not os.path.splitext(path)[1]:
             path += ".mp4"
         records.append(Record(path, label, _unique(name, times)))

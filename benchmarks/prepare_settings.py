@@ -1,0 +1,108 @@
+"""What the settings of `prepare` cost and bring: size, quality, time to read a clip.
+
+    python benchmarks/prepare_settings.py VIDEO [VIDEO ...] [--short-side=256]
+
+Each video is encoded with each of the settings; then clips of 16 frames, 4 apart, are
+read from random places, as training does, by one thread. Times are the processor's,
+which other processes disturb less, and the best of a few passes over the same clips.
+Encoding is in seconds of video a second. The quality is that of frames as they are
+read, against those of the original, scaled likewise.
+"""
+
+import argparse
+import dataclasses
+import pathlib
+import statistics
+import sys
+import time
+
+import numpy as np
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+
+from videomae_jax.data import sampling  # noqa: E402
+from videomae_jax.data.decoding import Video  # noqa: E402
+from videomae_jax.data.encoding import Encoded, Settings, encode  # noqa: E402
+
+FRAMES, STRIDE, CLIPS, PASSES = 16, 4, 40, 3
+
+DEFAULT = Settings()
+VARIANTS = [
+    DEFAULT,
+    *(dataclasses.replace(DEFAULT, keyframes=n) for n in (8, 16, 24, 64, 250)),
+    *(dataclasses.replace(DEFAULT, tune="", keyframes=n) for n in (16, 32, 64, 250)),
+    *(dataclasses.replace(DEFAULT, crf=n) for n in (18, 23, 26)),
+    *(
+        dataclasses.replace(DEFAULT, preset=name)
+        for name in ("superfast", "veryfast", "faster", "slow")
+    ),
+]
+
+
+def read_clips(content: bytes) -> float:
+    """Milliseconds of a processor that a clip takes, opening included."""
+    passes = []
+    for _ in range(PASSES):
+        rng = np.random.default_rng(0)
+        start = time.thread_time()
+        for _ in range(CLIPS):
+            with Video(content) as video:
+                video.read(
+                    sampling.sample_pretrain(rng, video.num_frames, FRAMES, STRIDE)
+                )
+        passes.append(time.thread_time() - start)
+    return 1000 * min(passes) / CLIPS
+
+
+def frames(encoded: Encoded) -> np.ndarray:
+    """A sample of the frames."""
+    with Video(encoded.video) as video:
+        return video.read(range(0, video.num_frames, 10)).astype(np.float32)
+
+
+def psnr(frames: np.ndarray, truth: np.ndarray) -> float:
+    """Decibels."""
+    return float(10 * np.log10(255**2 / np.mean(np.square(frames - truth))))
+
+
+def main() -> None:
+    """Prints a row for each of the settings."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("videos", nargs="+", metavar="VIDEO")
+    parser.add_argument("--short-side", type=int, default=DEFAULT.short_side)
+    args = parser.parse_args()
+    contents = [pathlib.Path(path).read_bytes() for path in args.videos]
+    exact = Settings(args.short_side, crf=0, preset="ultrafast")
+    truths = [frames(encode(content, exact)) for content in contents]
+
+    print("| keyframes | tune | crf | preset | kB/s | PSNR | ms/clip | encoding |")
+    print("|---|---|---|---|---|---|---|---|")
+    whole = [encode(content, None) for content in contents]
+    row("| as they are | | | ", whole, [0.0] * len(whole), None)
+    for settings in VARIANTS:
+        settings = dataclasses.replace(settings, short_side=args.short_side)
+        encoded, times, quality = [], [], []
+        for content, truth in zip(contents, truths, strict=True):
+            start = time.thread_time()
+            encoded.append(encode(content, settings))
+            times.append(time.thread_time() - start)
+            quality.append(psnr(frames(encoded[-1]), truth))
+        name = f"| {settings.keyframes} | {settings.tune} | {settings.crf} "
+        row(f"{name}| {settings.preset} ", encoded, times, statistics.mean(quality))
+
+
+def row(
+    name: str, videos: list[Encoded], times: list[float], quality: float | None
+) -> None:
+    """Prints a row."""
+    seconds = [video.num_frames / video.fps for video in videos]
+    size = sum(len(video.video) for video in videos) / sum(seconds) / 1000
+    reading = statistics.mean(read_clips(video.video) for video in videos)
+    decibels = "" if quality is None else f"{quality:.1f}"
+    speed = sum(seconds) / sum(times) if sum(times) else None
+    speed = f"{speed:.1f}x" if speed else ""
+    print(f"{name}| {size:.0f} | {decibels} | {reading:.1f} | {speed} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,482 @@
+"""Prepared data sets: the same frames, the same bytes, and no damage unseen."""
+
+import argparse
+import hashlib
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from tests.videos import moving_noise, video_bytes, write_video
+from videomae_jax.commands import prepare as command
+from videomae_jax.data import pipeline, records, sources
+from videomae_jax.data.clips import PretrainingClips
+from videomae_jax.data.decoding import Video, VideoError
+from videomae_jax.data.encoding import Settings, encode
+from videomae_jax.data.records import RecordError, write_list
+
+ROOT = pathlib.Path(__file__).parent.parent
+COUNT, BAD = 9, 4
+RUN = """
+import argparse, sys
+from videomae_jax.commands import prepare
+parser = argparse.ArgumentParser()
+prepare.add_arguments(parser)
+prepare.run(parser.parse_args(sys.argv[1:]))
+"""
+
+
+def start(*args, code=RUN, **kwargs):
+    """Starts the command in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-W", "error", "-c", code, *map(str, args)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        **kwargs,
+    )
+
+
+def prepare(*args):
+    """Runs the command here, but for the processes that encode."""
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    defaults = ["--split=train", "--shard-videos=2", "--max-bad-fraction=0.2"]
+    command.run(parser.parse_args([*defaults, *map(str, args)]))
+
+
+@pytest.fixture
+def serial(monkeypatch):
+    """Encodes in this process, which starts in no time."""
+    monkeypatch.setattr(
+        command, "_encode_all", lambda jobs, _: (command._encode(*job) for job in jobs)
+    )
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory):
+    """A list of labelled videos of 20 frames and more, one of them unreadable."""
+    folder = tmp_path_factory.mktemp("videos")
+    rows = []
+    for i in range(COUNT):
+        frames = moving_noise(20 + i, 48, 64 + 2 * i, seed=i)
+        write_video(folder / f"{i}.mp4", frames)
+        rows.append((f"{i}.mp4", i % 3))
+    (folder / f"{BAD}.mp4").write_bytes(b"no video " * 100)
+    write_list(folder / "list.txt", rows)
+    return folder / "list.txt"
+
+
+@pytest.fixture(scope="module")
+def made(videos, tmp_path_factory):
+    """The data set's folder, made by processes."""
+    out = tmp_path_factory.mktemp("made") / "tiny"
+    prepare(videos, out, "--workers=2")
+    return out
+
+
+def contents(out):
+    return {
+        path.name: path.read_bytes() for path in (out / "1.0.0").iterdir() if path.name
+    }
+
+
+def frames_of(content):
+    with Video(content) as video:
+        return video.read(range(video.num_frames))
+
+
+# Encoding.
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {},
+        {"pixel_format": "yuvj420p"},
+        {"pixel_format": "yuv444p"},
+        {"codec": "ffv1", "pixel_format": "gray", "container": "matroska"},
+        {"codec": "libvpx-vp9", "container": "webm"},
+        {"options": {"colorspace": "bt709"}},
+        {"audio": True},
+        {"rotation": 90},
+        {"rotation": 180},
+        {"rotation": 270, "flip": True},
+    ],
+    ids=str,
+)
+def test_frame_i_stays_frame_i(how):
+    # Smooth: colours at half the resolution must not matter.
+    rows, columns, times = np.ogrid[:48, :80, :20]
+    planes = [rows * 3 + times * 4, columns * 3 - times * 4, rows + columns + times]
+    planes = [np.broadcast_to(plane % 512, (48, 80, 20)) for plane in planes]
+    frames = np.stack([abs(plane - 255) for plane in planes], -1).transpose(2, 0, 1, 3)
+    content = video_bytes(np.clip(frames, 0, 255).astype(np.uint8), **how)
+    expected = frames_of(content)
+    encoded = encode(content, Settings(crf=4))
+    found = frames_of(encoded.video)
+    assert found.shape == expected.shape
+    assert (encoded.num_frames, encoded.height, encoded.width) == found.shape[:3]
+    assert encoded.fps == 25
+    errors = abs(found.astype(int)[:, None] - expected[None]).mean((2, 3, 4))
+    assert errors.diagonal().max() < 2
+    assert (errors.argmin(1) == np.arange(20)).all()
+
+
+@pytest.mark.parametrize(
+    ("size", "short_side", "expected"),
+    [
+        ((48, 80), 32, (32, 52)),
+        ((80, 48), 32, (52, 32)),
+        ((48, 80), 320, (48, 80)),
+        ((49, 81), 320, (48, 80)),  # odd sizes do not fit colours at half of them
+        ((49, 81), 48, (48, 78)),
+    ],
+)
+def test_sizes(size, short_side, expected):
+    options = {"codec": "ffv1", "pixel_format": "yuv444p", "container": "matroska"}
+    content = video_bytes(moving_noise(3, *size), **options)
+    encoded = encode(content, Settings(short_side))
+    assert (encoded.height, encoded.width) == expected
+    assert frames_of(encoded.video).shape == (3, *expected, 3)
+
+
+def test_varying_rates_keep_all_frames():
+    ticks = np.cumsum([1, 9, 2, 2, 30, 1, 1, 4, 4, 7, 1, 1])
+    content = video_bytes(moving_noise(12, 48, 64), ticks=ticks)
+    encoded = encode(content, Settings(crf=10))
+    expected, found = frames_of(content), frames_of(encoded.video)
+    errors = abs(found.astype(int)[:, None] - expected[None]).mean((2, 3, 4))
+    assert (errors.argmin(1) == np.arange(12)).all()
+    with Video(content) as video:
+        assert encoded.fps == pytest.approx(video.fps, rel=1e-3)
+
+
+def test_the_same_frames_give_the_same_bytes():
+    # In one process memory holds something else each time; x264's MB-tree reads it.
+    content = video_bytes(moving_noise(40, 98, 130))
+    first = encode(content, Settings())
+    for size in (64, 200):
+        encode(video_bytes(moving_noise(9, size, size)), Settings())
+        assert encode(content, Settings()) == first
+    code = (
+        "import hashlib, sys; from videomae_jax.data.encoding import Settings, encode\n"
+        "content = sys.stdin.buffer.read()\n"
+        "print(hashlib.md5(encode(content, Settings()).video).hexdigest())"
+    )
+    for filling in ("1", "200"):
+        environment = os.environ | {"MALLOC_PERTURB_": filling}
+        environment["MALLOC_MMAP_THRESHOLD_"] = "1000000000"
+        other = subprocess.run(
+            [sys.executable, "-c", code],
+            input=content,
+            capture_output=True,
+            check=True,
+            cwd=ROOT,
+            env=environment,
+        )
+        assert other.stdout.decode().strip() == hashlib.md5(first.video).hexdigest()
+
+
+def test_damage_anywhere_is_an_error():
+    content = bytearray(video_bytes(moving_noise(30, 48, 64), options={"g": "10"}))
+    middle = content.index(b"mdat") + 4000
+    content[middle : middle + 1500] = bytes(1500)
+    with pytest.raises(VideoError, match="frame .* cannot be decoded"):
+        encode(bytes(content), Settings())
+    with pytest.raises(VideoError, match="frame .* cannot be decoded"):
+        encode(bytes(content), None)
+
+
+# The data set.
+
+
+def test_reads_what_was_encoded(videos, made):
+    found = records.load(f"tfds:{made}/train", require_labels=True)
+    originals = [r for r in records.load(str(videos)) if r.id != f"{BAD}.mp4"]
+    assert [(r.id, r.label) for r in found] == [(r.id, r.label) for r in originals]
+    for record, original in zip(found, originals, strict=True):
+        encoded = encode(pathlib.Path(original.path).read_bytes(), Settings())
+        assert sources.read_bytes(record) == encoded.video
+        with sources.open_video(record) as video:
+            frames = video.read([3, 0, 11])
+            assert video.num_frames == encoded.num_frames
+        np.testing.assert_array_equal(frames, frames_of(encoded.video)[[3, 0, 11]])
+    (bad,) = (made / "1.0.0/tiny-train.bad_videos.jsonl").read_text().splitlines()
+    assert json.loads(bad)["id"] == f"{BAD}.mp4"
+    assert "not a video" in json.loads(bad)["reason"]
+
+
+def test_tfds_reads_it_without_tensorflow(made):
+    code = """
+import sys
+import tensorflow_datasets as tfds
+source = tfds.data_source("tiny", data_dir=sys.argv[1], split="train")
+builder = tfds.builder_from_directory(sys.argv[1] + "/tiny/1.0.0")
+assert len(builder.as_data_source("train")) == len(source) == 8
+for example in source:
+    print(*(example[key] for key in "id label num_frames height width fps".split()))
+assert "tensorflow" not in sys.modules
+sys.stdout.flush()
+sys.stdout.buffer.write(source[7]["video"])
+"""
+    result = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code, made.parent],
+        check=True,
+        capture_output=True,
+    )
+    *lines, content = result.stdout.split(b"\n", 8)
+    expected = [
+        f"b'{i}.mp4' {i % 3} {20 + i} 48 {64 + 2 * i} 25.0"
+        for i in range(COUNT)
+        if i != BAD
+    ]
+    assert [line.decode() for line in lines] == expected
+    found = records.load(f"tfds:{made}/train")
+    assert content == sources.read_bytes(found[7])
+
+
+def test_training_batches(made):
+    found = records.load(f"tfds:{made}/train")
+    reader = PretrainingClips(4, 2, 32, (1.0, 0.75), 0.5, 1)
+    batches = []
+    for workers in (0, 1):
+        with pipeline.batches(
+            found, reader, 4, seed=0, steps=range(3), num_workers=workers
+        ) as stream:
+            batches.append(list(stream))
+    here, there = batches
+    for one, other in zip(here, there, strict=True):
+        assert one.ids == other.ids and not one.bad
+        np.testing.assert_array_equal(one.arrays["label"], other.arrays["label"])
+        np.testing.assert_array_equal(one.arrays["video"], other.arrays["video"])
+
+
+def test_classes_several_labels_and_none(videos, tmp_path, serial):
+    import tensorflow_datasets as tfds
+
+    names = tmp_path / "labels.txt"
+    names.write_text("zero\none\ntwo\n")
+    prepare(videos, tmp_path / "named", f"--labels={names}", "--copy")
+    info = tfds.builder_from_directory(tmp_path / "named/1.0.0").info
+    assert info.features["label"].names == ["zero", "one", "two"]
+    assert info.metadata["train"]["settings"]["encoding"] is None
+    found = records.load(f"tfds:{tmp_path}/named/train")
+    original = (videos.parent / "0.mp4").read_bytes()
+    assert sources.read_bytes(found[0]) == original
+
+    names.write_text("zero\none\n")
+    with pytest.raises(RecordError, match="label 2"):
+        prepare(videos, tmp_path / "other", f"--labels={names}")
+
+    several = tmp_path / "several.txt"
+    several.write_text(f"{videos.parent}/0.mp4 2 0\n{videos.parent}/1.mp4\n")
+    prepare(several, tmp_path / "several", "--multi-label", "--copy")
+    source = f"tfds:{tmp_path}/several/train"
+    assert [r.label for r in records.load(source, several_labels=True)] == [(0, 2), ()]
+    with pytest.raises(RecordError, match="several labels: set config.loss.kind"):
+        records.load(source)
+    rows = tfds.data_source("several", data_dir=tmp_path, split="train")
+    assert [list(row["label"]) for row in rows] == [[0, 2], []]
+
+    none = tmp_path / "none.txt"
+    none.write_text(f"{videos.parent}/0.mp4\n")
+    prepare(none, tmp_path / "none", "--copy")
+    source = f"tfds:{tmp_path}/none/train"
+    assert [r.label for r in records.load(source)] == [None]
+    with pytest.raises(RecordError, match="0.mp4 has no label"):
+        records.load(source, require_labels=True)
+    rows = tfds.data_source("none", data_dir=tmp_path, split="train")
+    assert [row["label"] for row in rows] == [-1]
+
+
+def test_splits_share_a_folder(videos, made, tmp_path, serial):
+    import tensorflow_datasets as tfds
+
+    prepare(videos, tmp_path / "tiny", "--split=val", "--shard-videos=5")
+    prepare(videos, tmp_path / "tiny")
+    info = tfds.builder_from_directory(tmp_path / "tiny/1.0.0").info
+    assert {name: split.num_examples for name, split in info.splits.items()} == {
+        "train": 8,
+        "val": 8,
+    }
+    assert info.splits["val"].shard_lengths == [4, 4]
+    ids = [record.id for record in records.load(f"tfds:{tmp_path}/tiny/val")]
+    assert ids == [record.id for record in records.load(f"tfds:{made}/train")]
+    for name, content in contents(made).items():
+        if "-train." in name:
+            assert (tmp_path / "tiny/1.0.0" / name).read_bytes() == content
+    with pytest.raises(RecordError, match="no finished split 'test'. There is .*val"):
+        records.load(f"tfds:{tmp_path}/tiny/test")
+    with pytest.raises(RecordError, match="'val' has other classes|other classes"):
+        prepare(videos, tmp_path / "tiny", "--split=test", "--multi-label")
+
+
+def test_other_lists_and_settings_are_refused(videos, tmp_path, serial):
+    out = tmp_path / "tiny"
+    prepare(videos, out)
+    before = contents(out)
+    with pytest.raises(RecordError, match="encoding was .*'crf': 20.* --overwrite"):
+        prepare(videos, out, "--crf=30")
+    with pytest.raises(RecordError, match="the number of shards differs"):
+        prepare(videos, out, "--shard-videos=3")
+    other = videos.with_name("other.txt")
+    other.write_text(videos.read_text().replace("7.mp4 1", "7.mp4 2"))
+    with pytest.raises(RecordError, match="00003-of-00005.*other videos or labels"):
+        prepare(other, out)
+    assert contents(out) == before
+    prepare(videos, out, "--shard-videos=3", "--overwrite")
+    assert len(list((out / "1.0.0").glob("*-of-*[0-9]"))) == 3
+    assert len(records.load(f"tfds:{out}/train")) == 8
+    prepare(videos, out, "--overwrite")
+    assert contents(out) == before
+
+
+def test_too_many_bad_videos_make_no_data_set(videos, tmp_path, serial):
+    out = tmp_path / "tiny"
+    with pytest.raises(RecordError, match="1 of 9 videos could not be read"):
+        prepare(videos, out, "--max-bad-fraction=0.01")
+    assert not (out / "1.0.0/dataset_info.json").exists()
+    with pytest.raises(RecordError, match="no finished split"):
+        records.load(f"tfds:{out}/train")
+    prepare(videos, out)
+    assert len(records.load(f"tfds:{out}/train")) == 8
+
+
+def test_only_what_was_mended_or_lost_is_made_again(videos, tmp_path, serial):
+    copies = tmp_path / "copies"
+    copies.mkdir()
+    for path in videos.parent.glob("*.mp4"):
+        (copies / path.name).write_bytes(path.read_bytes())
+    (copies / "list.txt").write_bytes(videos.read_bytes())
+    out = tmp_path / "tiny"
+    prepare(copies / "list.txt", out)
+    before = contents(out)
+    shards = sorted((out / "1.0.0").glob("*-of-00005"))
+    times = [shard.stat().st_mtime_ns for shard in shards]
+
+    shards[0].unlink()
+    with pytest.raises(RecordError, match="00000-of-00005 is missing"):
+        records.load(f"tfds:{out}/train")
+    prepare(copies / "list.txt", out)
+    assert contents(out) == before
+
+    (copies / f"{BAD}.mp4").write_bytes((copies / "0.mp4").read_bytes())
+    prepare(copies / "list.txt", out)
+    assert len(records.load(f"tfds:{out}/train")) == COUNT
+    assert not list((out / "1.0.0").glob("*bad*"))
+    changed = [
+        shard.stat().st_mtime_ns != then
+        for shard, then in zip(shards, times, strict=True)
+    ]
+    assert changed == [True, False, True, False, False]
+
+
+# What goes wrong.
+
+
+def test_killed_and_started_again_gives_the_same_bytes(tmp_path):
+    for i in range(12):
+        write_video(tmp_path / f"{i}.mp4", moving_noise(40, 96, 130, seed=i))
+    write_list(tmp_path / "list.txt", [(f"{i}.mp4", None) for i in range(12)])
+    options = ("--split=train", "--shard-videos=2", "--workers=2")
+
+    def begin(name):
+        return start(tmp_path / "list.txt", tmp_path / name / "tiny", *options)
+
+    def finish(process):
+        output, _ = process.communicate(timeout=100)
+        assert process.returncode == 0, output
+
+    finish(begin("whole"))
+    folder = tmp_path / "killed/tiny/1.0.0"
+    for notes in (1, 3):
+        with begin("killed") as process:
+            while len(list(folder.glob("*-of-00006.json"))) < notes:
+                assert process.poll() is None, process.stdout.read()
+                time.sleep(0.005)
+            process.kill()
+        assert not (folder / "dataset_info.json").exists()
+        with pytest.raises(RecordError, match="no finished split"):
+            records.load(f"tfds:{tmp_path}/killed/tiny/train")
+    kept = min(folder.glob("*-of-00006"))
+    then = kept.stat().st_mtime_ns
+    finish(begin("killed"))
+    assert kept.stat().st_mtime_ns == then
+    assert contents(tmp_path / "killed/tiny") == contents(tmp_path / "whole/tiny")
+
+
+def test_no_room_is_told_and_leaves_no_data_set(videos, tmp_path):
+    limited = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (50000,) * 2)"
+    args = (videos, tmp_path / "tiny", "--split=train", "--max-bad-fraction=0.2")
+    process = start(*args, "--copy", code=limited + RUN)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode
+    assert "File too large" in output and "tiny-train.array_record-00000" in output
+    assert not list((tmp_path / "tiny/1.0.0").iterdir())
+    process = start(*args, "--copy")
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, output
+    assert len(records.load(f"tfds:{tmp_path}/tiny/train")) == 8
+
+
+def test_changed_bytes_are_found_and_named(videos, tmp_path, serial):
+    out = tmp_path / "tiny"
+    prepare(videos, out)
+    found = records.load(f"tfds:{out}/train")
+    shard = pathlib.Path(found[2].path)
+    content = shard.read_bytes()
+    begin = content.index(b"ftyp")
+    for place in range(begin, begin + 4000, 97):
+        changed = bytearray(content)
+        changed[place] ^= 16
+        other = tmp_path / f"{shard.name}.{place}"
+        other.write_bytes(changed)
+        with pytest.raises(VideoError, match=rf"{other.name}: video 0 \(2.mp4\).*hash"):
+            sources.read_bytes(records.Record(str(other), None, "2.mp4", 0))
+    shard.write_bytes(changed)
+
+    reader = PretrainingClips(4, 2, 32, (1.0,), 0.0, 1)
+    with pipeline.batches(found, reader, 8, seed=0, steps=range(1)) as stream:
+        (batch,) = stream
+    assert "2.mp4" not in batch.ids
+    assert {record.id for record, _ in batch.bad} == {"2.mp4"}
+    shard.write_bytes(content[:-1])
+    with pytest.raises(RecordError, match="has not its"):
+        records.load(f"tfds:{out}/train")
+
+
+def test_shards_of_another_data_set_are_noticed(made):
+    first, second = records.load(f"tfds:{made}/train")[:2]
+    swapped = records.Record(first.path, None, second.id, first.position)
+    with pytest.raises(VideoError, match="video 0 is 0.mp4, not 1.mp4"):
+        sources.open_video(swapped)
+
+
+def test_names_are_those_that_tfds_takes(videos, tmp_path):
+    with pytest.raises(RecordError, match="'My-Set' cannot be the name"):
+        prepare(videos, tmp_path / "My-Set")
+    with pytest.raises(RecordError, match="'a-b' cannot be the name"):
+        prepare(videos, tmp_path / "tiny", "--split=a-b")
+    assert not list(tmp_path.iterdir())
+
+
+def test_beam_makes_the_same(videos, made, tmp_path):
+    pytest.importorskip("apache_beam")
+    code = "import warnings; warnings.simplefilter('ignore')" + RUN
+    process = start(
+        videos,
+        tmp_path / "tiny",
+        *("--split=train", "--shard-videos=2", "--max-bad-fraction=0.2"),
+        "--beam-options=--runner=DirectRunner",
+        code=code,
+    )
+    output, _ = process.communicate(timeout=100)
+    assert process.returncode == 0, output
+    assert contents(tmp_path / "tiny") == contents(made)

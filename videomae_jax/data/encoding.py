@@ -1,0 +1,220 @@
+"""One video, encoded anew so that training reads it fast.
+
+Frame `i` of what comes out is frame `i` of what went in, as `Video` gives it: upright,
+not larger than asked for, and as H.264 with settings chosen for reading few frames from
+anywhere. Which settings, and what they bring, is measured by
+benchmarks/prepare_settings.py and told in docs/data.md.
+"""
+
+import dataclasses
+import io
+from collections.abc import Iterator
+from fractions import Fraction
+
+import av
+import numpy as np
+from av.video.frame import PictureType
+from av.video.reformatter import ColorRange, Interpolation, VideoReformatter
+
+from videomae_jax.data.decoding import Video, VideoError, upright
+
+# Bit-exact: without shortcuts that differ from one kind of processor to another.
+_SCALING = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
+PRESETS = tuple(
+    "ultrafast superfast veryfast faster fast medium slow slower veryslow".split()
+)
+_UNKNOWN_RATE = 30  # frames per second
+_FULL_RANGE = ("yuvj", "gray")  # pixel formats that use all of 0 to 255
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How videos are encoded.
+
+    Attributes:
+        short_side: the shorter side becomes at most so many pixels, an even number.
+            320 is what VideoMAE's authors used: crops down to 0.7 of it fill 224.
+        keyframes: frames from one keyframe to the next, at most.
+        crf: x264's constant rate factor; lower is better and larger.
+        preset: x264's, one of PRESETS.
+        tune: x264's; "" for none.
+    """
+
+    short_side: int = 320
+    keyframes: int = 32
+    crf: int = 20
+    preset: str = "medium"
+    tune: str = "fastdecode"
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoded:
+    """A video as it is stored.
+
+    Attributes:
+        video: content of the file.
+        num_frames: how many frames it has.
+        fps: average frames per second; 0 if the file does not tell.
+        height: of its frames as `Video` gives them, in pixels; width: likewise.
+    """
+
+    video: bytes
+    num_frames: int
+    fps: float
+    height: int
+    width: int
+
+
+def encode(data: bytes, settings: Settings | None) -> Encoded:
+    """Encodes a video anew, or looks whether it can be kept as it is.
+
+    Where frames come at varying intervals, all are kept, in order, at the average rate.
+    Sound is left out.
+
+    Args:
+        data: content of a video file.
+        settings: how to encode; None keeps the bytes.
+
+    Raises:
+        VideoError: if not every frame can be decoded and encoded.
+    """
+    with Video(data) as video:
+        promised, fps = video.num_frames, video.fps
+    frames = _decode(data)
+    if settings is None:
+        count = sum(1 for _ in frames)
+    else:
+        try:
+            data, count = _encode(frames, fps, settings)
+        except av.FFmpegError as error:
+            raise VideoError(f"cannot be encoded: {error.strerror}") from error
+    if count != promised:
+        raise VideoError(
+            f"the packets hold {promised} frames, but {count} come out of the decoder"
+        )
+    with Video(data) as video:
+        if video.num_frames != count:
+            raise VideoError(f"encoded, {count} frames became {video.num_frames}")
+        # Rounded: the division leaves 24.999999999999996.
+        fps = round(video.fps or 0.0, 6)
+        return Encoded(data, count, fps, video.height, video.width)
+
+
+def _decode(data: bytes) -> Iterator[av.VideoFrame]:
+    """Yields all frames, and fails where one is damaged or has another size."""
+    count, size = 0, None
+    with av.open(io.BytesIO(data)) as container:
+        container.streams.video[0].thread_type = "NONE"
+        container.streams.video[0].codec_context.thread_count = 1
+        try:
+            for frame in container.decode(video=0):
+                if frame.is_corrupt:
+                    raise VideoError(f"frame {count} cannot be decoded: damaged data")
+                size = size or (frame.width, frame.height)
+                if size != (frame.width, frame.height):
+                    raise VideoError(f"changes its resolution at frame {count}")
+                yield frame
+                count += 1
+        except av.FFmpegError as error:
+            raise VideoError(
+                f"frame {count} cannot be decoded: {error.strerror}"
+            ) from error
+
+
+def _encode(
+    frames: Iterator[av.VideoFrame], fps: float | None, settings: Settings
+) -> tuple[bytes, int]:
+    """Returns the file's content and the number of frames in it."""
+    # Like 30000/1001: the denominators of broadcasting, or close enough.
+    rate = Fraction(fps or _UNKNOWN_RATE).limit_denominator(1001)
+    rate = max(rate, Fraction(1, 1001))
+    count, stream, reformatter = 0, None, VideoReformatter()
+    target = io.BytesIO()
+    # Bit-exact: without the versions of the libraries, which change with no pixel.
+    with av.open(target, "w", format="mp4", options={"fflags": "+bitexact"}) as out:
+        for frame in frames:
+            frame = _prepare(frame, reformatter, settings.short_side)
+            if stream is None:
+                stream = _add_stream(out, frame, rate, settings)
+            frame.pts, frame.time_base = count, 1 / rate
+            out.mux(stream.encode(frame))
+            count += 1
+        if stream is not None:
+            out.mux(stream.encode(None))
+    return target.getvalue(), count
+
+
+def _add_stream(out, frame: av.VideoFrame, rate: Fraction, settings: Settings):
+    stream = out.add_stream("libx264", rate=rate)
+    stream.width, stream.height = frame.width, frame.height
+    stream.pix_fmt = frame.format.name
+    codec = stream.codec_context
+    codec.time_base = 1 / rate
+    # Without these a reader would have to guess how to get back to RGB.
+    codec.color_range, codec.colorspace = frame.color_range, frame.colorspace
+    # One thread: bytes do not depend on the machine, and others have their own videos.
+    stream.options = {
+        "preset": settings.preset,
+        "crf": str(settings.crf),
+        "g": str(settings.keyframes),
+        # No B-frame refers to another: a reader may skip all of them.
+        "b-pyramid": "none",
+        "threads": "1",
+        # MB-tree reads memory that was never written, unless the width is a multiple of
+        # 128: the same frames would give other bytes every time.
+        "mbtree": "0",
+        "a53cc": "0",  # subtitles
+        "flags": "+bitexact",
+    }
+    if settings.tune:
+        stream.options = {**stream.options, "tune": settings.tune}
+    return stream
+
+
+def _prepare(
+    frame: av.VideoFrame, reformatter: VideoReformatter, short_side: int
+) -> av.VideoFrame:
+    """Scales a frame and turns it upright, without a detour over RGB."""
+    shortest = min(frame.width, frame.height)
+    limit = min(short_side, shortest)
+    # Rounded down: sizes have to be even for 4:2:0, and nothing grows.
+    width, height = (
+        max(side * limit // shortest // 2 * 2, 2)
+        for side in (frame.width, frame.height)
+    )
+    format_name = frame.format.name
+    full = frame.color_range == ColorRange.JPEG or format_name.startswith(_FULL_RANGE)
+    colors = ColorRange.JPEG if full else ColorRange.MPEG
+    scaled = reformatter.reformat(
+        frame,
+        width,
+        height,
+        "yuv420p",
+        interpolation=_SCALING,
+        dst_color_range=colors,
+        threads=1,
+    )
+    turned = _turn(scaled, frame)
+    turned.color_range, turned.colorspace = colors, frame.colorspace
+    # Else the encoder would take keyframes and B-frames where the original has them.
+    turned.pict_type = PictureType.NONE
+    return turned
+
+
+def _turn(frame: av.VideoFrame, original: av.VideoFrame) -> av.VideoFrame:
+    """Rotates and mirrors the planes of a 4:2:0 frame as the original's matrix says."""
+    if original.side_data.get("DISPLAYMATRIX") is None:
+        return frame
+    height, width = frame.height, frame.width
+    sizes = [(height, width), (height // 2, width // 2), (height // 2, width // 2)]
+    ends = np.cumsum([rows * columns for rows, columns in sizes])[:-1]
+    planes = [
+        upright(plane.reshape(size), original)
+        for plane, size in zip(
+            np.split(frame.to_ndarray().ravel(), ends), sizes, strict=True
+        )
+    ]
+    packed = np.concatenate([plane.ravel() for plane in planes])
+    return av.VideoFrame.from_ndarray(
+        packed.reshape(-1, planes[0].shape[1]), format="yuv420p"
+    )

@@ -1,0 +1,58 @@
+"""What a record's video is read from: a file, a shard of a prepared data set.
+
+All that is read from is a `Video`, or has what readers use of one: `num_frames`, `fps`,
+`height`, `width`, `read(indices)`, and an end with `close` or `with`.
+"""
+
+import os
+
+from videomae_jax.data.decoding import Video, VideoError
+from videomae_jax.data.records import Record, is_url
+
+
+def open_video(record: Record) -> Video:
+    """Opens the video of a record, whatever holds it.
+
+    Raises:
+        VideoError: if it is missing, damaged, or no video.
+    """
+    if record.position is None and not is_url(record.path):
+        return Video(record.path)
+    return _NamedVideo(read_bytes(record), record)
+
+
+def read_bytes(record: Record) -> bytes:
+    """The content of a record's video file.
+
+    Raises:
+        VideoError: if it cannot be read.
+    """
+    if record.position is not None:
+        # Here, for it needs packages that files can do without.
+        from videomae_jax.data import prepared
+
+        return prepared.read(record)
+    try:
+        if not is_url(record.path):
+            with open(record.path, "rb") as file:
+                return file.read()
+        from etils import epath
+
+        return epath.Path(record.path).read_bytes()
+    except FileNotFoundError:
+        raise VideoError(f"{record.path}: no such file") from None
+    except OSError as error:
+        reason = error.strerror or error
+        raise VideoError(f"{record.path}: cannot be read: {reason}") from error
+
+
+class _NamedVideo(Video):
+    """A video in memory whose errors tell where it came from."""
+
+    def __init__(self, content: bytes, record: Record):
+        self._record = record
+        super().__init__(content)
+
+    def _error(self, reason: str) -> VideoError:
+        name = f"{os.path.basename(self._record.path)}: {self._record.id}"
+        return VideoError(f"{name}: {reason}")
