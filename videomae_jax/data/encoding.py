@@ -16,7 +16,8 @@ import numpy as np
 from av.video.frame import PictureType
 from av.video.reformatter import ColorRange, Interpolation, VideoReformatter
 
-from videomae_jax.data.decoding import Video, VideoError, upright
+from videomae_jax.data.decoding import Video, VideoError
+from videomae_jax.data.frames import upright
 
 # Bit-exact: without shortcuts that differ from one kind of processor to another.
 _SCALING = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
