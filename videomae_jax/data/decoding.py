@@ -57,23 +57,27 @@ class Video:
     num_frames: int
     fps: float | None
 
-    def __init__(self, source: str | os.PathLike | bytes):
+    def __init__(self, source: str | os.PathLike | bytes, name: str | None = None):
         """Opens a video and lists its packets.
 
         Args:
             source: Path of a local file, or the file's content.
+            name: What messages call it; by default its path.
 
         Raises:
             VideoError: The file is missing, empty, cut off, not a video, or has no
                 video stream.
         """
         self._source = source
-        self._name = "<bytes>" if isinstance(source, bytes) else os.fsdecode(source)
+        if name is None:
+            name = "<bytes>" if isinstance(source, bytes) else os.fsdecode(source)
+        self._name = name
         self._size: tuple[int, int] | None = None  # Height and width once upright.
-        self._container = None
+        self._container = self._decoder = None
         try:
             self._container = self._open()
             self._stream = self._container.streams.video[0]
+            self._decoder = self._stream.codec_context
             self._list_packets()
             # `None` if frames can only be told apart by decoding from the beginning.
             self._table = packet_table(self._stream, self._packets)
@@ -98,7 +102,7 @@ class Video:
 
     def close(self) -> None:
         """Releases the file and the packets; may be called more than once."""
-        self._packets = []
+        self._packets, self._decoder = [], None
         if self._container is not None:
             self._container.close()
             self._container = None
@@ -174,7 +178,7 @@ class Video:
         return VideoError(f"{self._name}: {reason}")
 
     def _assert_open(self) -> None:
-        if self._container is None:
+        if self._decoder is None:
             raise self._error("the video is closed")
 
     def _open(self):
@@ -183,7 +187,7 @@ class Video:
             size, target = len(self._source), io.BytesIO(self._source)
         else:
             # Checked first: FFmpeg would take some names for URLs or patterns.
-            path = os.path.abspath(self._name)
+            path = os.path.abspath(os.fsdecode(self._source))
             if not os.path.exists(path):
                 raise self._error("no such file")
             if os.path.isdir(path):
@@ -286,9 +290,8 @@ class Video:
             VideoError: The decoder reports damage that a wanted frame may depend on.
             _TableError: Other frames came out than the packets announced.
         """
-        decoder = self._stream.codec_context
-        if decoder.is_open:
-            decoder.flush_buffers()  # Of whatever an earlier run left, or its failure.
+        if self._decoder.is_open:
+            self._decoder.flush_buffers()  # Of whatever an earlier run left, or its failure.
         table = self._table
         index_at = {table.positions[index]: index for index in wanted}
         end = min(end + table.lookahead, len(self._packets) - 1)
@@ -322,7 +325,7 @@ class Video:
         self, positions: Iterable[int], wanted: list[int]
     ) -> Iterator[av.VideoFrame]:
         """Sends packets to the decoder and yields all frames that come out."""
-        decoder = self._stream.codec_context
+        decoder = self._decoder
         for position in positions:
             try:
                 if self._packets[position].is_corrupt:
