@@ -111,7 +111,12 @@ def write_shard(shard: Shard, videos: Iterable[Encoded | str]) -> int:
 
 
 class Split:
-    """The shards of a split, and what becomes of them."""
+    """The shards of a split, and what becomes of them.
+
+    Attributes:
+        shards: all of them, in order.
+        settings: of each.
+    """
 
     def __init__(
         self,
@@ -145,7 +150,7 @@ class Split:
                 )
         self.folder, self.name, self.split = place / prepared.VERSION, place.name, split
         self._index = self.folder / f"{self.name}-{split}.index.json"
-        self._settings = dict(settings)
+        self.settings = dict(settings)
         for other, index in prepared.indices(self.folder).items():
             for key in ("multi_label", "classes"):
                 if other != split and index["settings"][key] != settings[key]:
@@ -158,7 +163,7 @@ class Split:
             Shard(
                 os.fspath(self.folder / f"{self._file(i)}-of-{count:05d}"),
                 tuple(found[i * shard_videos : (i + 1) * shard_videos]),
-                self._settings,
+                self.settings,
             )
             for i in range(count)
         ]
@@ -239,7 +244,7 @@ class Split:
             }
             for shard, note in zip(self.shards, notes, strict=True)
         ]
-        head = {"settings": self._settings, **provenance, "unreadable": bad}
+        head = {"settings": self.settings, **provenance, "unreadable": bad}
         _write(self._index, _lines(head, {"shards": shards, "videos": videos}))
         self._write_info()
         return len(videos)
@@ -261,7 +266,7 @@ class Split:
                     module_name="",
                 ),
                 description="Videos prepared by `python -m videomae_jax prepare`.",
-                features=_features(self._settings),
+                features=_features(self.settings),
                 metadata=tfds.core.MetadataDict(metadata),
             )
             info.set_file_format("array_record")
