@@ -1,6 +1,7 @@
 """How many cores of a host feed an accelerator, on paper.
 
-    python benchmarks/host_cores.py --pretrain=30 --prepared=9 --prepared-4=3 --finetune=60
+    python benchmarks/host_cores.py --pretrain=30 --prepared=9 --prepared-4=3 \\
+        --finetune=60
 
 What goes in are milliseconds of a core for a clip, as benchmarks/input_pipeline.py
 measures them. What a chip takes in is reckoned, not measured: its peak (bfloat16, as
@@ -58,9 +59,7 @@ def main():
         for name, text in kinds.items():
             rate = args["utilization"] * peak / operations[text.partition(",")[0]]
             milliseconds = args[name.replace("-", "_")]
-            print(
-                f"| {chip}, {text} | {rate:.0f} | {rate * milliseconds / 1000:.1f} |"
-            )
+            print(f"| {chip}, {text} | {rate:.0f} | {rate * milliseconds / 1000:.1f} |")
 
 
 if __name__ == "__main__":

@@ -105,7 +105,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     work.add_argument(
         "--timeout",
-        type=_seconds,
+        type=common.seconds,
         default=600.0,
         metavar="SECONDS",
         help="that a video may take before it counts as hanging (default 600); give "
@@ -388,10 +388,3 @@ def _tell_labels(covered: dict[str, Any], names: Sequence[str] | None) -> list[s
     if covered["unlabelled"]:
         lines.append(f"  {covered['unlabelled']} videos have no label")
     return lines
-
-
-def _seconds(text: str) -> float:
-    seconds = float(text)
-    if not 0 < seconds < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not above 0")
-    return seconds

@@ -291,7 +291,8 @@ class Video:
             _TableError: Other frames came out than the packets announced.
         """
         if self._decoder.is_open:
-            self._decoder.flush_buffers()  # Of whatever an earlier run left, or its failure.
+            # Of whatever an earlier run left, or its failure.
+            self._decoder.flush_buffers()
         table = self._table
         index_at = {table.positions[index]: index for index in wanted}
         end = min(end + table.lookahead, len(self._packets) - 1)

@@ -9,7 +9,6 @@ import dataclasses
 from collections.abc import Sequence
 
 import av
-import numpy as np
 
 from videomae_jax.data.decoding import Video
 from videomae_jax.data.packets import PacketTable
@@ -23,13 +22,13 @@ class PacketIndex:
 
     Attributes:
         header: what the decoder has to know first, the stream's extradata.
-        packets: int64 [packets, 4], in decoding order: offset and size in bytes; when
-            the frame is shown, in any unit; 1 if decoding may begin there, plus 2 if no
-            other frame needs this one.
+        packets: of each, in decoding order: offset and size in bytes; when the frame is
+            shown, in any unit; 1 if decoding may begin there, plus 2 if no other frame
+            needs this one.
     """
 
     header: bytes
-    packets: np.ndarray
+    packets: Sequence[tuple[int, int, int, int]]
 
     @classmethod
     def of(cls, video: Video, content: bytes) -> "PacketIndex":
@@ -45,13 +44,13 @@ class PacketIndex:
         decoder, table = video._decoder, video._table
         if table is None or decoder.name != "h264" or None in table.times:
             raise ValueError("not a video of which every packet is an H.264 frame")
-        rows = [
+        rows = tuple(
             (packet.pos, packet.size, time, start * _START + skippable * _SKIPPABLE)
             for packet, time, start, skippable in zip(
                 video._packets, table.times, table.starts, table.skippable, strict=True
             )
-        ]
-        index = cls(decoder.extradata, np.array(rows, np.int64))
+        )
+        index = cls(decoder.extradata, rows)
         there = _Packets(content, index)
         if any(
             bytes(a) != bytes(b) for a, b in zip(there, video._packets, strict=True)
@@ -83,12 +82,12 @@ class IndexedVideo(Video):
         self._source, self._name, self._size = content, name, size
         self._container = None
         self._packets = _Packets(content, index)
-        _, _, times, flags = index.packets.T
+        _, _, times, flags = zip(*index.packets, strict=True)
         self._table = PacketTable(
-            times=times.tolist(),
-            positions=np.argsort(times).tolist(),
-            starts=(flags & _START).astype(bool).tolist(),
-            skippable=(flags & _SKIPPABLE).astype(bool).tolist(),
+            times=list(times),
+            positions=sorted(range(len(times)), key=times.__getitem__),
+            starts=[bool(flag & _START) for flag in flags],
+            skippable=[bool(flag & _SKIPPABLE) for flag in flags],
             lookahead=0,
         )
         self.num_frames, self.fps = len(times), fps
@@ -102,7 +101,7 @@ class _Packets(Sequence):
     """The packets of a file, each made when it is asked for."""
 
     def __init__(self, content: bytes, index: PacketIndex):
-        self._content, self._rows = memoryview(content), index.packets.tolist()
+        self._content, self._rows = memoryview(content), index.packets
 
     def __len__(self) -> int:
         return len(self._rows)

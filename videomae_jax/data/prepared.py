@@ -19,7 +19,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from videomae_jax.data import records as records_lib
-from videomae_jax.data.decoding import VideoError
+from videomae_jax.data.decoding import Video, VideoError
+from videomae_jax.data.packet_index import IndexedVideo, PacketIndex
 from videomae_jax.data.records import Record, RecordError
 
 try:
@@ -93,17 +94,39 @@ def _label(source: str, row: Mapping, required: bool, several: bool):
     return labels[0] if labels else None
 
 
-def read(record: Record) -> bytes:
-    """The content of the video file of a record in a shard.
+def open_video(record: Record) -> Video:
+    """Opens the video of a record in a shard.
 
     Raises:
         VideoError: if it cannot be read as it was written; the message names the shard.
     """
+    example = _example(record)
+    content = example["video"].bytes_list.value[0]
+    name = f"{os.path.basename(record.path)}: {record.id}"
+    numbers = iter(example["packets"].int64_list.value)
+    rows = tuple(zip(numbers, numbers, numbers, numbers, strict=True))
+    if not rows:  # the file is kept as it was
+        return Video(content, name)
+    index = PacketIndex(example["header"].bytes_list.value[0], rows)
+    height, width = (example[x].int64_list.value[0] for x in ("height", "width"))
+    fps = example["fps"].float_list.value[0] or None
+    return IndexedVideo(content, index, fps, (height, width), name)
+
+
+def read(record: Record) -> bytes:
+    """The content of the video file of a record in a shard.
+
+    Raises:
+        VideoError: as in `open_video`.
+    """
+    return _example(record)["video"].bytes_list.value[0]
+
+
+def _example(record: Record) -> Mapping[str, Any]:
     try:
         data = _reader(record.path).read([record.position])[0]
         features = tf_example_pb2.Example.FromString(data).features.feature
         id = features["id"].bytes_list.value[0].decode()
-        content = features["video"].bytes_list.value[0]
     except Exception as error:  # RuntimeError, IndexError, DecodeError...
         raise VideoError(
             f"{record.path}: video {record.position} ({record.id}) cannot be read: "
@@ -114,7 +137,7 @@ def read(record: Record) -> bytes:
             f"{record.path}: video {record.position} is {id}, not {record.id}: the "
             "shard and the index are not of one data set"
         )
-    return content
+    return features
 
 
 @functools.lru_cache(_OPEN_SHARDS)

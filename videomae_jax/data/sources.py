@@ -4,8 +4,6 @@ All that is read from is a `Video`, or has what readers use of one: `num_frames`
 `height`, `width`, `read(indices)`, and an end with `close` or `with`.
 """
 
-import os
-
 from videomae_jax.data.decoding import Video, VideoError
 from videomae_jax.data.records import Record, is_url
 
@@ -16,9 +14,14 @@ def open_video(record: Record) -> Video:
     Raises:
         VideoError: if it is missing, damaged, or no video.
     """
-    if record.position is None and not is_url(record.path):
-        return Video(record.path)
-    return _NamedVideo(read_bytes(record), record)
+    if record.position is not None:
+        # Here, for it needs packages that files can do without.
+        from videomae_jax.data import prepared
+
+        return prepared.open_video(record)
+    if is_url(record.path):
+        return Video(read_bytes(record), record.path)
+    return Video(record.path)
 
 
 def read_bytes(record: Record) -> bytes:
@@ -28,7 +31,6 @@ def read_bytes(record: Record) -> bytes:
         VideoError: if it cannot be read.
     """
     if record.position is not None:
-        # Here, for it needs packages that files can do without.
         from videomae_jax.data import prepared
 
         return prepared.read(record)
@@ -44,15 +46,3 @@ def read_bytes(record: Record) -> bytes:
     except OSError as error:
         reason = error.strerror or error
         raise VideoError(f"{record.path}: cannot be read: {reason}") from error
-
-
-class _NamedVideo(Video):
-    """A video in memory whose errors tell where it came from."""
-
-    def __init__(self, content: bytes, record: Record):
-        self._record = record
-        super().__init__(content)
-
-    def _error(self, reason: str) -> VideoError:
-        name = f"{os.path.basename(self._record.path)}: {self._record.id}"
-        return VideoError(f"{name}: {reason}")
