@@ -99,15 +99,14 @@ def read(record: Record) -> bytes:
     Raises:
         VideoError: if it cannot be read as it was written; the message names the shard.
     """
+    features = read_example(record)
     try:
-        data = _reader(record.path).read([record.position])[0]
-        features = tf_example_pb2.Example.FromString(data).features.feature
         id = features["id"].bytes_list.value[0].decode()
         content = features["video"].bytes_list.value[0]
-    except Exception as error:  # RuntimeError, IndexError, DecodeError...
+    except (IndexError, UnicodeDecodeError) as error:
         raise VideoError(
-            f"{record.path}: video {record.position} ({record.id}) cannot be read: "
-            f"{error}"
+            f"{record.path}: video {record.position} ({record.id}) is not one that "
+            "`prepare` has written"
         ) from error
     if id != record.id:
         raise VideoError(
@@ -117,8 +116,26 @@ def read(record: Record) -> bytes:
     return content
 
 
+def read_example(record: Record) -> Mapping[str, Any]:
+    """The features of a record in a shard, `tf.train.Feature` messages by name.
+
+    A feature that is not there looks as one without values.
+
+    Raises:
+        VideoError: if it cannot be read; the message names the shard.
+    """
+    try:
+        data = reader(record.path).read([record.position])[0]
+        return tf_example_pb2.Example.FromString(data).features.feature
+    except Exception as error:  # RuntimeError, IndexError, DecodeError...
+        raise VideoError(
+            f"{record.path}: video {record.position} ({record.id}) cannot be read: "
+            f"{error}"
+        ) from error
+
+
 @functools.lru_cache(_OPEN_SHARDS)
-def _reader(path: str):
+def reader(path: str):
     """Opens a shard once in each process; any number of threads may read."""
     # Records are far apart: reading ahead would be for nothing.
     return array_record_module.ArrayRecordReader(
