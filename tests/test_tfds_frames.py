@@ -108,9 +108,7 @@ def test_bad_videos(tmp_path):
             assert video.read([0, 1, 3]).shape == (3, 32, 48, 3)
             video.read([2, 0])
         reasons[record.label] = str(raised.value)
-        assert reasons[record.label].startswith(
-            f"{record.path}: video {record.position}: "
-        )
+        assert reasons[record.label].startswith(f"{record.path}: {record.id}: ")
     assert "frame 2 is damaged: image file is truncated" in reasons[0]
     assert "resolution: frame 2 is 48x16, others 48x32" in reasons[1]
     assert "holds no frames in its feature 'clip'" in reasons[2]

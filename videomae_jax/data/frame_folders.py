@@ -57,6 +57,22 @@ class FrameFolder(ImageVideo):
                 f"{self.image_name(index)} cannot be read: {reason}"
             ) from error
 
+    def size(self, index: int) -> int:
+        """Bytes of a frame's image.
+
+        Raises:
+            VideoError: if it is missing.
+        """
+        place = self._place(index)
+        try:
+            if not records.is_url(place):
+                return os.path.getsize(place)
+            from etils import epath
+
+            return epath.Path(place).stat().length
+        except OSError:
+            raise self._missing(index) from None
+
     def image_name(self, index: int) -> str:
         """The file name of a frame's image."""
         return self._frame_name.format(self._start + index)

@@ -55,6 +55,12 @@ def decode(content: bytes) -> np.ndarray:
         raise ImageError(f"is damaged: {error}") from error
 
 
+def kind(content: bytes) -> str:
+    """What an image that can be decoded is encoded as: jpeg, png or webp."""
+    with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
+        return image.format.lower()
+
+
 class ImageVideo(abc.ABC):
     """What readers use of `decoding.Video`, for frames that are images.
 
@@ -78,6 +84,14 @@ class ImageVideo(abc.ABC):
 
         Raises:
             VideoError: if it cannot be read.
+        """
+
+    @abc.abstractmethod
+    def size(self, index: int) -> int:
+        """Bytes of the encoded image of a frame.
+
+        Raises:
+            VideoError: if it is missing.
         """
 
     @abc.abstractmethod

@@ -94,6 +94,11 @@ class Record:
     frames: tuple[int, int] | None = None
     feature: str = ""
 
+    @property
+    def place(self) -> str:
+        """What messages about the video begin with: where it is."""
+        return self.path if self.position is None else f"{self.path}: {self.id}"
+
 
 def load(
     source: str,

@@ -157,5 +157,4 @@ class _NamedVideo(Video):
         super().__init__(content)
 
     def _error(self, reason: str) -> VideoError:
-        place = f"{os.path.basename(self._record.path)}: {self._record.id}"
-        return VideoError(f"{place}: {reason}")
+        return VideoError(f"{self._record.place}: {reason}")

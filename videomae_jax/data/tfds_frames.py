@@ -204,8 +204,7 @@ class ExampleFrames(ImageVideo):
         """
         values = prepared.read_example(record)[record.feature].bytes_list.value
         self._images = list(values)
-        name = f"{record.path}: video {record.position}"
-        super().__init__(name, len(self._images))
+        super().__init__(record.place, len(self._images))
         if not self._images:
             raise self.error(f"holds no frames in its feature {record.feature!r}")
 
@@ -217,6 +216,10 @@ class ExampleFrames(ImageVideo):
     def content(self, index: int) -> bytes:
         """The encoded image of a frame."""
         return self._images[index]
+
+    def size(self, index: int) -> int:
+        """Bytes of the encoded image of a frame."""
+        return len(self._images[index])
 
     def image_name(self, index: int) -> str:
         """A frame's number, from 0."""
