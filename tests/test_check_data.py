@@ -304,8 +304,8 @@ _SHORT = ("--num-frames=2", "--stride=1")
     "text, clean",
     [
         (
-            "good 1 20\ncopy 1 20\ngap 1 20\ncut 1 20\nother 2 10\na.mp4 5 9\nno 1 2\n"
-            "cut 1 8\na.mp4 25 6\na.mp4 0 -1\n",
+            "path,start,total\ngood 1 20\ncopy 1 20\ngap 1 20\ncut 1 20\nother 2 10\n"
+            "a.mp4 5 9\nno 1 2\ncut 1 8\na.mp4 25 6\na.mp4 0 -1\n",
             ["good 1 20", "other 2 10", "a.mp4 5 9", "cut 1 8", "a.mp4 0 -1"],
         ),
         (

@@ -180,9 +180,13 @@ def test_lists(tmp_path):
                 assert frames.shape[1:] == (video.height, video.width, 3)
             yield frames
 
-    unlabelled = "a 2 5\nb 0 3\nb/\nc.mp4 1 4\nc.mp4 0 -1\n"
-    wanted = [FRAMES[1:6], FRAMES[:3:-1], FRAMES[::-1], decoded[1:5], decoded]
+    unlabelled = "a 2 5\nb 0 3\nb/\nc.mp4 0 -1\n"
+    wanted = [FRAMES[1:6], FRAMES[:3:-1], FRAMES[::-1], decoded]
     for got, expected in zip(load(unlabelled), wanted, strict=True):
+        np.testing.assert_array_equal(got, expected)
+    parts = "path,start,total\nc.mp4 1 4\nc.mp4 0 -1\nb/ 0 -1\n"
+    wanted = [decoded[1:5], decoded, FRAMES[::-1]]
+    for got, expected in zip(load(parts), wanted, strict=True):
         np.testing.assert_array_equal(got, expected)
     labelled = load("a 5 0\nc.mp4 3\na/ 7\n", require_labels=True)
     for got, expected in zip(labelled, [FRAMES[:5], decoded, FRAMES], strict=True):
@@ -190,7 +194,7 @@ def test_lists(tmp_path):
     with pytest.raises(
         VideoError, match=r"c\.mp4: too short: .* 4 frames from frame 4"
     ):
-        list(load("c.mp4 4 4\n"))
+        list(load("path,start,total\nc.mp4 4 4\n"))
 
 
 def test_part_of_a_video(tmp_path):

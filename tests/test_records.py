@@ -93,6 +93,7 @@ def test_lines(load, line, path, label):
         ("a.mp4 b.mp4", "'b.mp4' is not a label.*quotes"),
         ("a.mp4,,3", "is not a label"),
         ("folder 9601 0", "total from 1 up"),
+        ("a.mp4,0,300", "3 columns.*sigmoid.*path,start,total"),
         ("folder -1 300", "start from 0"),
         ("folder 3 -1", "`path 0 -1` for a whole video"),
         ('"folder" 3 cat', "'cat' is not a whole number"),
@@ -136,8 +137,6 @@ def test_wrong_lines(load, line, message):
         ("a/ 3", ("a", True, None, 3), ("a", True, None, 3)),
         ("a b/", ("a b", True, None, None), None),
         ("a.mp4/ 3", ("a.mp4", True, None, 3), ("a.mp4", True, None, 3)),
-        ("a.mp4 25 300", ("a.mp4", False, (25, 300), None), None),
-        ("my a.mp4,0,1", ("my a.mp4", False, (0, 1), None), None),
         ("a 0 -1", ("a.mp4", False, None, None), None),
     ],
 )
@@ -170,6 +169,7 @@ def test_folders_and_parts(tmp_path, line, unlabelled, labelled):
         ("path,start,total,label", "a 0 117 3", (0, 117), 3),
         ("path,start,total,label", "a.mp4 25 300 3", (25, 300), 3),
         ("path,start,total", "a 117 3", (117, 3), None),
+        ("path,start,total", "my a.mp4,0,1", (0, 1), None),
         ("path,start_idx,total_frames", "a.mp4 0 -1", None, None),
     ],
 )

@@ -104,8 +104,8 @@ def parse(
         start = total = None
         labels = [] if columns == ["0", "-1"] and not several else columns
     else:
-        certain = certain or is_folder or is_video(path)
-        if len(columns) > 2 or not certain or labelled and is_video(path):
+        # Of a video file the numbers may be labels: only a header makes them a part.
+        if len(columns) > 2 or is_video(path) or not (certain or is_folder):
             raise _too_many(columns)
         layout = ("total", "label") if labelled else ("start", "total")
         start, total, labels = _read_columns(columns, layout, several)
@@ -157,7 +157,8 @@ def _too_many(columns: Sequence[str]) -> LineError:
         f"{1 + len(columns)} columns, but `path label` is wanted, or, for folders of "
         "images, `folder start total` or `folder total label`. If the numbers are "
         "several labels, set config.loss.kind=sigmoid; if they belong to the path, put "
-        "it in quotes"
+        "it in quotes; if they are a part of a video file, begin the list with a line "
+        "path,start,total"
     )
 
 

@@ -31,12 +31,11 @@ pretraining, its label (0, 1, 2, ...):
 - Two numbers (VideoMAE V2) name some of the images. In a list that is read for its
   labels, `folder total label` has the images 1 to `total`; otherwise
   `folder start total` has `total` images from number `start` on.
-- `a.mp4 start total`, without label, is a part of a video file: `total` frames from
-  frame `start` on, counted from 0.
 - The first line may be a header such as `path,label`. One with `total`, which is
   `path,start,total` or `path,total,label` or `path,start,total,label`, tells what the
-  columns are, whatever the list is read for; a negative `total` then means a whole
-  video file, or all images of `folder/`.
+  columns are, whatever the list is read for. A negative `total` then means a whole
+  video file, or all images of `folder/`; and with a `start`, a video file may have a
+  part taken: `total` frames from frame `start` on, counted from 0.
 - Blank lines do not count, nor does what follows a `#` that begins a line or comes
   after a space or a tab.
 - A relative path starts at the list file's folder, or at `root`. A path without an
