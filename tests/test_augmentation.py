@@ -150,9 +150,7 @@ def test_refuses_a_box_beyond_the_frame(box):
 @pytest.mark.parametrize("scales", [(), (0,), (1, -0.5), (1.2, 1), (float("nan"),)])
 def test_refuses_scales_that_leave_the_frame(scales):
     with pytest.raises(ValueError, match="scales must be above 0 and at most 1, not"):
-        augmentation.multi_scale_crop(
-            np.random.default_rng(0), noise(20, 30), 16, scales
-        )
+        augmentation.multi_scale_box(np.random.default_rng(0), 20, 30, 16, scales)
 
 
 def test_crop_and_resize_reads_a_view():
@@ -165,19 +163,18 @@ def test_crop_and_resize_reads_a_view():
     )
 
 
-@pytest.mark.parametrize("seed", range(10))
-def test_multi_scale_crop_is_the_same_for_every_frame(seed):
-    clip = noise(40, 60, num_frames=4)
-    box = augmentation.multi_scale_box(np.random.default_rng(seed), 40, 60, 32)
-    result = augmentation.multi_scale_crop(np.random.default_rng(seed), clip, 32)
-    wanted = np.stack([cut_out(frame, box, 32, 32) for frame in clip])
-    assert_alike(result, wanted)
+@pytest.mark.parametrize("box", [(2, 3, 10, 12), (2, 3, 8, 8), (0, 0, 20, 30)])
+def test_crop_and_resize_into_an_array(box):
+    clip = noise(20, 30)
+    out = np.zeros((2, 8, 8, 3), np.uint8)
+    assert augmentation.crop_and_resize(clip, box, 8, 8, out=out) is out
+    np.testing.assert_array_equal(out, augmentation.crop_and_resize(clip, box, 8, 8))
 
 
-def test_only_scale_one_keeps_a_square_clip_of_the_output_size():
-    clip = noise(32, 32)
-    result = augmentation.multi_scale_crop(np.random.default_rng(0), clip, 32, (1,))
-    np.testing.assert_array_equal(result, clip)
+def test_hull_holds_all_boxes():
+    boxes = [(3, 4, 10, 20), (5, 2, 30, 6), (4, 9, 1, 1)]
+    assert augmentation.hull(boxes) == (3, 2, 32, 22)
+    assert augmentation.hull(boxes[:1]) == boxes[0]
 
 
 @pytest.mark.parametrize(
@@ -444,7 +441,6 @@ def test_refuses_impossible_probabilities(probability):
 
 DRAWS = {
     "box": lambda rng, clip: augmentation.multi_scale_box(rng, 40, 60, 32),
-    "crop": lambda rng, clip: augmentation.multi_scale_crop(rng, clip, 32),
     "flip": augmentation.horizontal_flip,
     "resized box": lambda rng, clip: augmentation.random_resized_box(rng, 40, 60),
     "resized crop": lambda rng, clip: augmentation.random_resized_crop(rng, clip, 32),
@@ -468,7 +464,6 @@ def test_depends_on_the_rng_alone(draw):
 RNG = np.random.default_rng(0)
 CALLS = {
     "crop_and_resize": lambda c: augmentation.crop_and_resize(c, (0, 0, 4, 4), 4, 4),
-    "multi_scale_crop": lambda c: augmentation.multi_scale_crop(RNG, c, 4),
     "spatial_crops": lambda c: augmentation.spatial_crops(c, 4, 1),
     "horizontal_flip": lambda c: augmentation.horizontal_flip(RNG, c),
     "random_resized_crop": lambda c: augmentation.random_resized_crop(RNG, c, 4),

@@ -12,7 +12,14 @@ from PIL import Image
 
 from tests.frames import encode, write_frames, write_tfds
 from tests.test_decoding import _with_packets
-from tests.videos import moving_noise, video_bytes, write_folder, write_video
+from tests.videos import (
+    CORRUPTIONS,
+    corrupted,
+    moving_noise,
+    video_bytes,
+    write_folder,
+    write_video,
+)
 from videomae_jax.__main__ import main
 from videomae_jax.commands import check_data
 from videomae_jax.data import checking, records
@@ -417,20 +424,6 @@ def test_workers_that_crash_hang_or_have_no_memory(monkeypatch, check, tmp_path)
         assert f"unreadable: {rows[name]['reason']}" in errors
 
 
-def _corrupt(content: bytes, rng: np.random.Generator, kind: str) -> bytes:
-    data = bytearray(content)
-    start = int(rng.integers(len(data)))
-    if kind == "truncated":
-        return bytes(data[:start])
-    if kind == "flipped":
-        for at in rng.integers(len(data), size=rng.choice([1, 5, 50])):
-            data[at] ^= 1 << int(rng.integers(8))
-    elif kind == "zeroed":
-        stop = min(start + int(rng.choice([4, 100, 3000])), len(data))
-        data[start:stop] = bytes(stop - start)
-    return bytes(data)
-
-
 def test_corrupted_videos_are_each_accounted_for(check, tmp_path):
     rng = np.random.default_rng(0)
     frames = moving_noise(20, *_SIZE)
@@ -440,10 +433,10 @@ def test_corrupted_videos_are_each_accounted_for(check, tmp_path):
         "ts": video_bytes(frames, container="mpegts", options={"g": "8"}),
     }
     for i in range(15):
-        kind = ("truncated", "flipped", "zeroed")[i % 3]
+        kind = CORRUPTIONS[i % len(CORRUPTIONS)]
         for extension, content in contents.items():
             path = tmp_path / f"{i}.{extension}"
-            path.write_bytes(_corrupt(content, rng, kind))
+            path.write_bytes(corrupted(content, rng, kind))
     (tmp_path / "whole.mp4").write_bytes(contents["mp4"])
     status, _, _ = check(
         tmp_path, f"--out={tmp_path}/out", "--workers=2", "--timeout=60"

@@ -126,7 +126,20 @@ def test_reads_the_frames_of_a_full_decode(kind):
         assert clip.dtype == np.uint8
         np.testing.assert_array_equal(clip, full[indices])
 
+    @settings(max_examples=20, deadline=None, derandomize=True, database=None)
+    @given(st.data())
+    def check_part(data):
+        index = data.draw(st.integers(0, len(full) - 1))
+        top = data.draw(st.integers(0, video.height - 1))
+        left = data.draw(st.integers(0, video.width - 1))
+        height = data.draw(st.integers(1, video.height - top))
+        width = data.draw(st.integers(1, video.width - left))
+        box = (top, left, height, width)
+        wanted = full[[index, 0]][:, top : top + height, left : left + width]
+        np.testing.assert_array_equal(video.decode([index, 0]).rgb(box), wanted)
+
     check()
+    check_part()
     for index in {*range(0, len(full), 5), len(full) - 1}:
         np.testing.assert_array_equal(video.read([index])[0], full[index])
     np.testing.assert_array_equal(video.read(range(len(full))), full)
@@ -190,21 +203,6 @@ def test_decoding_starts_at_keyframes_and_stops_early(sent, container):
     with Video(content) as video:
         video.read([42, 3, 42])
     assert sent == [0, 1, 2, 3, 40, 41, 42]
-
-
-def test_repeated_frames_are_converted_once():
-    with Video(_content("pyramid")) as video:
-        converted = []
-        original = video._reformatter
-
-        class Spy:
-            def reformat(self, frame, **settings):
-                converted.append(frame.pts)
-                return original.reformat(frame, **settings)
-
-        video._reformatter = Spy()
-        video.read([7, 3, 7, 7])
-    assert len(converted) == 2
 
 
 @pytest.mark.parametrize("flip", [False, True])

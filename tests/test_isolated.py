@@ -79,6 +79,31 @@ def test_a_bystander_is_tried_again(tmp_path):
 
 def test_nothing_to_do_needs_no_process():
     assert list(isolated_map(_act, [], 4, 60)) == []
+    assert list(isolated_map(_act, [], 4, 60, ahead=1)) == []
+
+
+def _note_begin(folder: pathlib.Path, item: int) -> bytes:
+    (folder / str(item)).touch()
+    if item == 0:
+        while len(list(folder.iterdir())) < 4:  # as many as may be begun
+            time.sleep(0.02)
+        time.sleep(0.5)
+    if item == 5:
+        os.kill(os.getpid(), signal.SIGSEGV)
+    return bytes([item]) * 2_000_000  # more than a pipe holds
+
+
+def test_in_order_and_not_too_far_ahead(tmp_path):
+    function = functools.partial(_note_begin, tmp_path)
+    found = isolated_map(function, range(16), 2, 60, ahead=4)
+    outcomes = []
+    for index, outcome in found:
+        begun = max(int(path.name) for path in tmp_path.iterdir())
+        if index == 0:  # Meanwhile each of the two workers has begun another one.
+            assert begun < 4 + 2
+        outcomes.append(outcome)
+    assert outcomes.pop(5).kind == "crash"
+    assert outcomes == [bytes([i]) * 2_000_000 for i in range(16) if i != 5]
 
 
 class _EndsItsReader:

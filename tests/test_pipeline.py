@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.videos import moving_noise, write_folder, write_video
-from videomae_jax.data import augmentation, bad_videos, pipeline, records
+from videomae_jax.data import augmentation, bad_videos, pipeline, records, sampling
 from videomae_jax.data.clips import (
     FRAME_RULES,
     CenterClips,
@@ -86,9 +86,9 @@ def test_seed_changes_order_and_clips(videos, reference):
 
 def test_samples_of_a_video_are_adjacent_and_cost_one_decode(videos, monkeypatch):
     reads = []
-    read_frames = Video.read
+    decode = Video.decode
     monkeypatch.setattr(
-        Video, "read", lambda self, i: reads.append(1) or read_frames(self, i)
+        Video, "decode", lambda self, i: reads.append(1) or decode(self, i)
     )
     clips = PretrainingClips(4, 2, 32, (1, 0.5), 0.0, num_samples=3)
     (batch,) = read(videos, range(1), clips)
@@ -97,6 +97,22 @@ def test_samples_of_a_video_are_adjacent_and_cost_one_decode(videos, monkeypatch
     assert batch.ids[0] == batch.ids[1] == batch.ids[2] != batch.ids[3]
     crops = {clip.tobytes() for clip in batch.arrays["video"]}
     assert len(crops) > 4  # the samples of a video are different crops
+
+
+def test_pretraining_crops_are_those_of_whole_frames(videos):
+    size, scales = 24, (1, 0.75, 0.5)
+    clips = PretrainingClips(4, 2, size, scales, 0.0, num_samples=3)
+    with Video(videos[0].path) as video:
+        for seed in range(20):
+            found = clips(video, np.random.default_rng(seed))
+            rng = np.random.default_rng(seed)
+            frames = video.read(sampling.sample_pretrain(rng, video.num_frames, 4, 2))
+            for clip in found:
+                box = augmentation.multi_scale_box(
+                    rng, *frames.shape[1:3], size, scales
+                )
+                wanted = augmentation.crop_and_resize(frames, box, size, size)
+                np.testing.assert_array_equal(clip, wanted)
 
 
 def test_batch_must_divide_over_hosts(videos):

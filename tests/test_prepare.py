@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 import time
@@ -12,12 +13,19 @@ import time
 import numpy as np
 import pytest
 
-from tests.videos import moving_noise, video_bytes, write_video
+from tests.videos import (
+    CORRUPTIONS,
+    corrupted,
+    moving_noise,
+    video_bytes,
+    write_folder,
+    write_video,
+)
 from videomae_jax.commands import prepare as command
-from videomae_jax.data import pipeline, records, sources
+from videomae_jax.data import encoding, pipeline, records, sources
 from videomae_jax.data.clips import PretrainingClips
 from videomae_jax.data.decoding import Video, VideoError
-from videomae_jax.data.encoding import Settings, encode
+from videomae_jax.data.encoding import Settings, Trim, encode, encode_record
 from videomae_jax.data.records import RecordError, write_list
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -54,9 +62,12 @@ def prepare(*args):
 @pytest.fixture
 def serial(monkeypatch):
     """Encodes in this process, which starts in no time."""
-    monkeypatch.setattr(
-        command, "_encode_all", lambda jobs, _: (command._encode(*job) for job in jobs)
-    )
+
+    def plain_map(function, items, num_workers, timeout, ahead):
+        for index, item in enumerate(items):
+            yield index, function(item)
+
+    monkeypatch.setattr(command, "isolated_map", plain_map)
 
 
 @pytest.fixture(scope="module")
@@ -194,7 +205,87 @@ def test_damage_anywhere_is_an_error():
         encode(bytes(content), None)
 
 
+@pytest.mark.parametrize(
+    ("trim", "kept"),
+    [
+        ((0.4, 0.8), range(10, 20)),
+        ((0.0, 0.41), range(0, 11)),
+        ((0.41, None), range(11, 30)),
+        ((1.13, 99.0), range(29, 30)),  # AVI tells no better than to 0.03 s
+        ((0.0, None), range(30)),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("container", ["mp4", "matroska", "mpegts", "avi", "h264"])
+def test_trimming_keeps_exactly_the_frames_of_its_time(container, trim, kept):
+    # In a transport stream the first time is not 0; a raw stream has no times.
+    frames = moving_noise(30, 48, 64)
+    content = video_bytes(frames, container=container, options={"crf": "4"})
+    expected = frames_of(content)
+    assert len(expected) == 30
+    encoded = encode(content, Settings(crf=4), Trim(*trim))
+    found = frames_of(encoded.video)
+    assert encoded.num_frames == len(found) == len(kept)
+    errors = abs(found.astype(int)[:, None] - expected[None]).mean((2, 3, 4))
+    assert (errors.argmin(1) == kept).all()
+
+
+def test_trimming_where_the_rate_varies():
+    ticks = np.cumsum([50, 10, 3, 3, 30, 4, 4, 4, 8, 20, 1, 1])  # hundredths of seconds
+    content = video_bytes(moving_noise(12, 48, 64), ticks=ticks)
+    expected = frames_of(content)
+    # After the first frame: 0, .1, .13, .16, .46, .5, .54, .58, .66, .86, .87, .88 s.
+    encoded = encode(content, Settings(crf=4), Trim(0.13, 0.66))
+    found = frames_of(encoded.video)
+    errors = abs(found.astype(int)[:, None] - expected[None]).mean((2, 3, 4))
+    assert errors.argmin(1).tolist() == [2, 3, 4, 5, 6, 7]
+    with Video(content) as video:
+        assert encoded.fps == pytest.approx(video.fps, rel=1e-3)
+    with pytest.raises(VideoError, match=r"none of its 12 frames is within 0\.9: s; "):
+        encode(content, Settings(), Trim(0.9, None))
+    with pytest.raises(VideoError, match=r"within 0\.2:0\.4 s"):
+        encode(content, Settings(), Trim(0.2, 0.4))
+
+
 # The data set.
+
+
+def test_trimmed_data_sets(tmp_path, serial, capsys):
+    (tmp_path / "videos").mkdir()
+    write_folder(tmp_path / "videos", 3)  # of 12, 13, 14 frames, 25 a second
+    out = tmp_path / "tiny"
+    prepare(tmp_path / "videos", out, "--trim=0.48:", "--max-bad-fraction=0.5")
+    found = records.load(f"tfds:{out}/train")
+    assert [record.id for record in found] == ["1.mp4", "2.mp4"]
+    lengths = []
+    for record in found:
+        with sources.open_video(record) as video:
+            lengths.append(video.num_frames)
+    assert lengths == [1, 2]
+    (bad,) = (out / "1.0.0/tiny-train.bad_videos.jsonl").read_text().splitlines()
+    assert json.loads(bad)["reason"] == (
+        "none of its 12 frames is within 0.48: s; the last is at 0.44 s"
+    )
+    for other in ((), ("--trim=0.48:2",), ("--trim=0.4:",)):
+        with pytest.raises(RecordError, match="trim was .*0.48.* --overwrite"):
+            prepare(tmp_path / "videos", out, *other)
+    prepare(tmp_path / "videos", out, "--trim=:0.2", "--overwrite")
+    assert len(records.load(f"tfds:{out}/train")) == 3
+    with pytest.raises(RecordError, match="--trim=0:0.2 and --copy exclude each other"):
+        prepare(tmp_path / "videos", tmp_path / "copied", "--copy", "--trim=:0.2")
+    for trim, told in {
+        "3:2": "START is not below END",
+        "2:2": "START is not below END",
+        ":0": "START is not below END",
+        "-1:2": "START:END is wanted",
+        ":": "START:END is wanted",
+        "5": "START:END is wanted",
+        "1:2:3": "START:END is wanted",
+        "nan:": "START:END is wanted",
+    }.items():
+        with pytest.raises(SystemExit):
+            prepare(tmp_path / "videos", out, f"--trim={trim}")
+        assert told in capsys.readouterr().err
 
 
 def test_reads_what_was_encoded(videos, made):
@@ -322,7 +413,7 @@ def test_other_lists_and_settings_are_refused(videos, tmp_path, serial):
     out = tmp_path / "tiny"
     prepare(videos, out)
     before = contents(out)
-    with pytest.raises(RecordError, match="encoding was .*'crf': 20.* --overwrite"):
+    with pytest.raises(RecordError, match="encoding was .*'crf': 18.* --overwrite"):
         prepare(videos, out, "--crf=30")
     with pytest.raises(RecordError, match="the number of shards differs"):
         prepare(videos, out, "--shard-videos=3")
@@ -410,6 +501,67 @@ def test_killed_and_started_again_gives_the_same_bytes(tmp_path):
     finish(begin("killed"))
     assert kept.stat().st_mtime_ns == then
     assert contents(tmp_path / "killed/tiny") == contents(tmp_path / "whole/tiny")
+
+
+def encode_or_misbehave(record, settings, trim):
+    """Runs in the workers, in place of a decoder with such faults."""
+    match record.id:
+        case "1.mp4":
+            os.kill(os.getpid(), signal.SIGSEGV)
+        case "3.mp4":
+            time.sleep(1000)
+        case "4.mp4":
+            raise MemoryError
+    return encode_record(record, settings, trim)
+
+
+def test_videos_that_crash_hang_or_take_all_memory(monkeypatch, tmp_path, capfd):
+    (tmp_path / "videos").mkdir()
+    write_folder(tmp_path / "videos", 6)
+    monkeypatch.setattr(encoding, "encode_record", encode_or_misbehave)
+    options = ("--workers=2", "--timeout=3", "--max-bad-fraction=0.5")
+    prepare(tmp_path / "videos", tmp_path / "tiny", *options)
+    found = records.load(f"tfds:{tmp_path}/tiny/train")
+    assert [record.id for record in found] == ["0.mp4", "2.mp4", "5.mp4"]
+    path = tmp_path / "tiny/1.0.0/tiny-train.bad_videos.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    # Nothing that depends on chance, or on how long was waited.
+    assert {row["id"]: row["reason"] for row in rows} == {
+        "1.mp4": "crashes the process that encodes it",
+        "3.mp4": "hangs, or takes longer to encode than --timeout allows",
+        "4.mp4": "MemoryError",
+    }
+    errors = capfd.readouterr().err
+    assert "1.mp4: crashes: the process that had it was ended by SIGSEGV" in errors
+    assert "3.mp4: hangs: no result within 3 s" in errors
+
+
+def test_corrupted_videos_are_each_accounted_for(tmp_path):
+    rng = np.random.default_rng(1)
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    frames = moving_noise(20, 48, 64)
+    for container in ("mp4", "matroska", "mpegts"):
+        options = {"options": {"g": "8"}, "audio": container == "mp4"}
+        content = video_bytes(frames, container=container, **options)
+        for kind in CORRUPTIONS * 2:
+            path = folder / f"{len(list(folder.iterdir()))}.{kind}.mp4"
+            path.write_bytes(corrupted(content, rng, kind))
+    options = ("--workers=2", "--timeout=60", "--max-bad-fraction=1")
+    prepare(folder, tmp_path / "one/tiny", *options)
+    found = records.load(f"tfds:{tmp_path}/one/tiny/train")
+    for record in found:
+        with sources.open_video(record) as video:
+            assert len(video.read(range(video.num_frames))) == video.num_frames
+    path = tmp_path / "one/tiny/1.0.0/tiny-train.bad_videos.jsonl"
+    bad = [json.loads(line) for line in path.read_text().splitlines()]
+    assert all(row["reason"] for row in bad)
+    assert len(bad) > 10 and len(found) > 5
+    ids = [record.id for record in records.load(str(folder))]
+    assert sorted([record.id for record in found] + [row["id"] for row in bad]) == ids
+    # What a decoder makes of damage is no matter of chance.
+    prepare(folder, tmp_path / "other/tiny", "--workers=1", *options[1:])
+    assert contents(tmp_path / "one/tiny") == contents(tmp_path / "other/tiny")
 
 
 def test_no_room_is_told_and_leaves_no_data_set(videos, tmp_path):

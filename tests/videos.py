@@ -116,3 +116,38 @@ def video_bytes(frames: np.ndarray, *, container: str = "mp4", **settings) -> by
         path = Path(folder, "video")
         write_video(str(path), frames, container=container, **settings)
         return path.read_bytes()
+
+
+CORRUPTIONS = ("truncated", "flipped", "zeroed", "removed", "repeated", "replaced")
+
+
+def corrupted(content: bytes, rng: np.random.Generator, kind: str) -> bytes:
+    """Damages a file, as disks, downloads and copies do.
+
+    Args:
+        content: Of the file.
+        rng: Draws where, and how much.
+        kind: One of CORRUPTIONS: cut off somewhere, single bits flipped, or a range of
+            bytes zeroed, left out, written twice or replaced by noise.
+    """
+    start = int(rng.integers(len(content)))
+    length = int(rng.choice([4, 100, 3000]))
+    before, there = content[:start], content[start : start + length]
+    after = content[start + length :]
+    match kind:
+        case "truncated":
+            return before
+        case "flipped":
+            data = bytearray(content)
+            for at in rng.integers(len(data), size=rng.choice([1, 5, 50])):
+                data[at] ^= 1 << int(rng.integers(8))
+            return bytes(data)
+        case "zeroed":
+            return before + bytes(len(there)) + after
+        case "removed":
+            return before + after
+        case "repeated":
+            return before + there + there + after
+        case "replaced":
+            return before + rng.bytes(len(there)) + after
+    raise ValueError(kind)

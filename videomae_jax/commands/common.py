@@ -144,8 +144,8 @@ def count(text: str) -> int:
 
 
 def seconds(text: str) -> float:
-    """Reads an argument that is a duration above 0."""
-    duration = float(text)
-    if not 0 < duration < float("inf"):
+    """Reads an argument that is a time above 0, and finite."""
+    number = float(text)
+    if not 0 < number < float("inf"):
         raise argparse.ArgumentTypeError(f"{text} is not above 0")
-    return duration
+    return number

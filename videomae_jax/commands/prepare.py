@@ -11,40 +11,46 @@ data_dir="/data/tfds", split="train"), without TensorFlow.
 Run the same command again after an interruption, and what is there is kept: the data
 set becomes the same, byte by byte. Run it again after some bad videos were mended, or a
 shard was deleted, and only the shards concerned are made again. Videos that cannot be
-read are left out and named in OUT/1.0.0/NAME-SPLIT.bad_videos.jsonl.
+read, or that crash the process that decodes them or make it hang, are left out and
+named in OUT/1.0.0/NAME-SPLIT.bad_videos.jsonl.
 
 With --beam-options the work is done by Apache Beam, on a cluster if it has one; LIST,
 videos and OUT then have to be where all workers find them, such as gs://.
 """
 
 import argparse
-import collections
-import concurrent.futures
 import contextlib
 import dataclasses
+import functools
 import itertools
-import multiprocessing
 import os
+import re
 import shlex
-import signal
-from collections.abc import Iterable, Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import av
 import tqdm
 
 import videomae_jax
 from videomae_jax.commands import common
-from videomae_jax.data import encoding, labels, preparing, records, sources
+from videomae_jax.data import encoding, labels, preparing, records
 from videomae_jax.data.bad_videos import JUDGED_AGAINST
-from videomae_jax.data.decoding import VideoError
-from videomae_jax.data.encoding import Encoded, Settings
-from videomae_jax.data.isolated import exit_with_parent
+from videomae_jax.data.encoding import Encoded, Settings, Trim
+from videomae_jax.data.isolated import Failure, isolated_map
 from videomae_jax.data.preparing import Shard, Split
 from videomae_jax.data.records import Record, RecordError
 
 _SHOWN = 5  # videos in a message
 # How many videos each worker may be ahead of the one that is to be written next.
 _AHEAD = 4
+# What is written down of videos that have no other reason. Which signal ended a process
+# may be chance, and how long it was waited for is no part of the data set.
+_REASONS = {
+    "crash": "crashes the process that encodes it",
+    "timeout": "hangs, or takes longer to encode than --timeout allows",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -114,6 +120,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="frames from one keyframe to the next (default %(default)s)",
     )
+    videos.add_argument(
+        "--trim",
+        type=_trim,
+        metavar="START:END",
+        help="keep of each video only the frames from START seconds after its first "
+        "one to before END seconds; either may be left out, as in :10",
+    )
     work = parser.add_argument_group("work")
     work.add_argument(
         "--shard-videos",
@@ -129,6 +142,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="processes, each with a video of its own (default: one for each core)",
     )
     work.add_argument(
+        "--timeout",
+        type=common.seconds,
+        default=600.0,
+        metavar="SECONDS",
+        help="that a video may take before it counts as hanging (default 600); give "
+        "more for films of hours and slow presets",
+    )
+    work.add_argument(
         "--beam-options",
         metavar="OPTIONS",
         help="run on Apache Beam, with such options as "
@@ -141,9 +162,15 @@ def run(args: argparse.Namespace) -> None:
 
     Raises:
         RecordError: if the list cannot be read, OUT holds a split of another list or
-            other settings, or too many videos cannot be read.
+            other settings, arguments exclude each other, or too many videos cannot be
+            read.
         OSError: if OUT cannot be written.
     """
+    if args.copy and args.trim:
+        raise RecordError(
+            f"--trim={args.trim} and --copy exclude each other: what is cut out of a "
+            "video has to be encoded anew"
+        )
     found = records.load(args.list, args.root, several_labels=args.multi_label)
     classes = labels.read(args.labels) if args.labels else None
     if classes:
@@ -151,6 +178,7 @@ def run(args: argparse.Namespace) -> None:
         labels.check(labelled, args.list, len(classes))
     settings = {
         "encoding": None if args.copy else dataclasses.asdict(_settings(args)),
+        "trim": args.trim and dataclasses.asdict(args.trim),
         "shard_videos": args.shard_videos,
         "multi_label": args.multi_label,
         "classes": classes,
@@ -158,7 +186,7 @@ def run(args: argparse.Namespace) -> None:
     split = Split(
         args.out, args.split, found, args.shard_videos, settings, args.overwrite
     )
-    again = _changed(split, args.workers)
+    again = _changed(split, args)
     todo = [
         shard
         for shard in split.shards
@@ -182,18 +210,24 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _settings(args: argparse.Namespace) -> Settings:
-    return Settings(args.short_side, args.keyframes, args.crf, args.preset)
+    return Settings(
+        short_side=args.short_side,
+        keyframes=args.keyframes,
+        crf=args.crf,
+        preset=args.preset,
+    )
 
 
-def _changed(split: Split, workers: int | None) -> list[Shard]:
+def _changed(split: Split, args: argparse.Namespace) -> list[Shard]:
     """Finished shards of which a bad video is so no longer, or for another reason."""
     bad = split.bad()
-    videos = _encode_all([(record, shard) for shard, record, _ in bad], workers)
-    return [
-        shard
-        for (shard, _, reason), video in zip(bad, videos, strict=True)
-        if video != reason
-    ]
+    found = [record for _, record, _ in bad]
+    with contextlib.closing(_encode_all(found, split.settings, args)) as videos:
+        return [
+            shard
+            for (shard, _, reason), video in zip(bad, videos, strict=True)
+            if video != reason
+        ]
 
 
 def _run_here(split: Split, todo: Sequence[Shard], args: argparse.Namespace) -> None:
@@ -201,10 +235,10 @@ def _run_here(split: Split, todo: Sequence[Shard], args: argparse.Namespace) -> 
     total = sum(len(shard.records) for shard in split.shards)
     seen = total - sum(len(shard.records) for shard in todo)
     bad = sum(shard not in todo for shard, _, _ in split.bad())
-    jobs = [(record, shard) for shard in todo for record in shard.records]
+    found = [record for shard in todo for record in shard.records]
     with (
         tqdm.tqdm(total=total, initial=seen, unit="video", disable=None) as bar,
-        contextlib.closing(_encode_all(jobs, args.workers)) as videos,
+        contextlib.closing(_encode_all(found, split.settings, args)) as videos,
     ):
         for shard in todo:
             its_videos = itertools.islice(videos, len(shard.records))
@@ -235,7 +269,10 @@ def _check_bad(split: Split, judged: int, most: float) -> None:
 
 
 def _run_beam(todo: Sequence[Shard], options: str) -> None:
-    """Makes shards on Apache Beam, each as one piece of work."""
+    """Makes shards on Apache Beam, each as one piece of work.
+
+    Its workers decode by themselves: Beam is left to start processes, and to end them.
+    """
     try:
         import apache_beam as beam
         from apache_beam.options.pipeline_options import PipelineOptions
@@ -253,62 +290,50 @@ def _run_beam(todo: Sequence[Shard], options: str) -> None:
 
 
 def _make_shard(shard: Shard) -> None:
-    preparing.write_shard(shard, (_encode(record, shard) for record in shard.records))
+    encode = _encoder(shard.settings)
+    preparing.write_shard(shard, map(encode, shard.records))
 
 
-def _encode(record: Record, shard: Shard) -> Encoded | str:
-    """The video of a record as it is stored, or why there is none."""
-    given = shard.settings["encoding"]
-    try:
-        content = sources.read_bytes(record)
-        return encoding.encode(content, Settings(**given) if given else None)
-    except VideoError as error:
-        return str(error).removeprefix("<bytes>: ").removeprefix(f"{record.path}: ")
+def _encoder(settings: Mapping[str, Any]) -> Callable[[Record], Encoded | str]:
+    """What makes of a record its video as it is stored, or tells why there is none."""
+    given, trim = settings["encoding"], settings["trim"]
+    return functools.partial(
+        encoding.encode_record,
+        settings=Settings(**given) if given else None,
+        trim=Trim(**trim) if trim else None,
+    )
 
 
 def _encode_all(
-    jobs: Sequence[tuple[Record, Shard]], workers: int | None
+    found: Sequence[Record], settings: Mapping[str, Any], args: argparse.Namespace
 ) -> Iterator[Encoded | str]:
-    """Encodes videos in processes of their own and gives them in order.
-
-    Raises:
-        RecordError: if one of the processes was killed; the message names videos.
-    """
-    if not jobs:
-        return
-    workers = min(workers or os.cpu_count() or 1, len(jobs))
-    waiting = collections.deque()
-    # A fork would take over locks and threads of JAX.
-    context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(
-        workers, context, initializer=_start_worker
-    ) as pool:
-        try:
-            for record, shard in jobs:
-                job = pool.submit(_encode, record, Shard("", (), shard.settings))
-                waiting.append((record, job))
-                if len(waiting) > _AHEAD * workers:
-                    yield waiting[0][1].result()
-                    waiting.popleft()
-            while waiting:
-                yield waiting[0][1].result()
-                waiting.popleft()
-        except concurrent.futures.process.BrokenProcessPool as error:
-            names = "".join(f"\n  {record.path}" for record, _ in waiting)
-            raise RecordError(
-                "a process was killed (out of memory?) or crashed over one of these "
-                "videos. The command check-data tells which; or try fewer --workers."
-                f"{names}"
-            ) from error
-        finally:
-            # Else those that wait would be encoded, though nobody takes them.
-            pool.shutdown(wait=False, cancel_futures=True)
+    """Encodes videos in processes of their own and gives them in order."""
+    workers = args.workers or os.cpu_count() or 1
+    outcomes = isolated_map(
+        _encoder(settings), found, workers, args.timeout, ahead=_AHEAD * workers
+    )
+    with contextlib.closing(outcomes):
+        for index, outcome in outcomes:
+            if isinstance(outcome, Failure):
+                what = f"{found[index].path}: {outcome.reason}"
+                tqdm.tqdm.write(common.printable(what), file=sys.stderr)
+                outcome = _REASONS.get(outcome.kind, outcome.reason)
+            yield outcome
 
 
-def _start_worker() -> None:
-    # Ctrl-C is for the parent, which then ends its workers.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    exit_with_parent()
+def _trim(text: str) -> Trim:
+    match = re.fullmatch(r"([0-9.]*):([0-9.]*)", text)
+    try:
+        start, end = (float(part) if part else None for part in match.groups())
+    except (AttributeError, ValueError):
+        start = end = None
+    if start is None and end is None:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: START:END is wanted, in seconds, such as 1.5:10 or :10 or 2:"
+        )
+    if end is not None and (start or 0) >= end:
+        raise argparse.ArgumentTypeError(f"{text!r}: START is not below END")
+    return Trim(start or 0.0, end)
 
 
 def _even(text: str) -> int:

@@ -38,12 +38,22 @@ class PretrainingClips:
         indices = sampling.sample_pretrain(
             rng, video.num_frames, self.num_frames, self.stride
         )
-        frames = video.read(indices)
+        frames = video.decode(indices)
+        boxes = [
+            augmentation.multi_scale_box(
+                rng, frames.height, frames.width, self.size, self.scales
+            )
+            for _ in range(self.num_samples)
+        ]
+        part = augmentation.hull(boxes)
+        images = frames.rgb(part)
         shape = (self.num_samples, self.num_frames, self.size, self.size, 3)
         clips = np.empty(shape, np.uint8)
-        for clip in clips:
-            crop = augmentation.multi_scale_crop(rng, frames, self.size, self.scales)
-            clip[:] = augmentation.horizontal_flip(rng, crop, self.flip)
+        for clip, (top, left, height, width) in zip(clips, boxes, strict=True):
+            box = (top - part[0], left - part[1], height, width)
+            augmentation.crop_and_resize(images, box, self.size, self.size, out=clip)
+            if self.flip:
+                clip[:] = augmentation.horizontal_flip(rng, clip, self.flip)
         return clips
 
 

@@ -20,8 +20,8 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import av
 import numpy as np
-from av.video.reformatter import VideoReformatter
 
+from videomae_jax.data.frames import Frames, upright_size
 from videomae_jax.data.packets import packet_table
 
 # Frames with their indices.
@@ -57,25 +57,27 @@ class Video:
     num_frames: int
     fps: float | None
 
-    def __init__(self, source: str | os.PathLike | bytes):
+    def __init__(self, source: str | os.PathLike | bytes, name: str | None = None):
         """Opens a video and lists its packets.
 
         Args:
             source: Path of a local file, or the file's content.
+            name: What messages call it; by default its path.
 
         Raises:
             VideoError: The file is missing, empty, cut off, not a video, or has no
                 video stream.
         """
         self._source = source
-        self._name = "<bytes>" if isinstance(source, bytes) else os.fsdecode(source)
+        if name is None:
+            name = "<bytes>" if isinstance(source, bytes) else os.fsdecode(source)
+        self._name = name
         self._size: tuple[int, int] | None = None  # Height and width once upright.
-        self._container = None
-        # One reformatter keeps its scaler between frames; threads would only contend.
-        self._reformatter = VideoReformatter()
+        self._container = self._decoder = None
         try:
             self._container = self._open()
             self._stream = self._container.streams.video[0]
+            self._decoder = self._stream.codec_context
             self._list_packets()
             # `None` if frames can only be told apart by decoding from the beginning.
             self._table = packet_table(self._stream, self._packets)
@@ -100,7 +102,7 @@ class Video:
 
     def close(self) -> None:
         """Releases the file and the packets; may be called more than once."""
-        self._packets = []
+        self._packets, self._decoder = [], None
         if self._container is not None:
             self._container.close()
             self._container = None
@@ -129,22 +131,36 @@ class Video:
             VideoError: A wanted frame cannot be decoded exactly, the video changes its
                 resolution between the frames decoded, or it is closed.
         """
+        if not len(indices):
+            self._assert_open()
+            return np.empty((0, *self._frame_size(), 3), np.uint8)
+        return self.decode(indices).rgb()
+
+    def decode(self, indices: Sequence[int]) -> Frames:
+        """Decodes frames without converting them to RGB, of which parts may do.
+
+        Args:
+            indices: At least one frame wanted, in any order; an index may repeat.
+
+        Raises:
+            IndexError: An index is negative or not below `num_frames`.
+            VideoError: As in `read`.
+        """
         self._assert_open()
-        places: dict[int, list[int]] = {}
-        for place, index in enumerate(map(operator.index, indices)):
+        for index in map(operator.index, indices):
             if not 0 <= index < self.num_frames:
                 raise IndexError(
                     f"{self._name}: no frame {index}: the video has "
                     f"{self.num_frames} frames, 0 to {self.num_frames - 1}"
                 )
-            places.setdefault(index, []).append(place)
-        if not places:
-            return np.empty((0, *self._frame_size(), 3), np.uint8)
+        wanted, places = np.unique(np.asarray(indices), return_inverse=True)
+        return Frames(self._decode(wanted.tolist()), places, self._error)
 
-        wanted = sorted(places)
+    def _decode(self, wanted: list[int]) -> list[av.VideoFrame]:
+        """Decodes frames, given in increasing order."""
         if self._table is not None:
             try:
-                return self._collect(self._decode_indexed(wanted), places)
+                return [self._checked(*x) for x in self._decode_indexed(wanted)]
             except _TableError:
                 # Either the timestamps lie, and only a full decode is to be trusted
                 # from here on, or the decoder drops frames, and no index is certain.
@@ -156,13 +172,13 @@ class Video:
                         "them come out of the decoder"
                     ) from None
                 self._table = None
-        return self._collect(self._decode_all(wanted), places)
+        return [self._checked(*x) for x in self._decode_all(wanted)]
 
     def _error(self, reason: str) -> VideoError:
         return VideoError(f"{self._name}: {reason}")
 
     def _assert_open(self) -> None:
-        if self._container is None:
+        if self._decoder is None:
             raise self._error("the video is closed")
 
     def _open(self):
@@ -171,7 +187,7 @@ class Video:
             size, target = len(self._source), io.BytesIO(self._source)
         else:
             # Checked first: FFmpeg would take some names for URLs or patterns.
-            path = os.path.abspath(self._name)
+            path = os.path.abspath(os.fsdecode(self._source))
             if not os.path.exists(path):
                 raise self._error("no such file")
             if os.path.isdir(path):
@@ -274,9 +290,9 @@ class Video:
             VideoError: The decoder reports damage that a wanted frame may depend on.
             _TableError: Other frames came out than the packets announced.
         """
-        decoder = self._stream.codec_context
-        if decoder.is_open:
-            decoder.flush_buffers()  # Of whatever an earlier run left, or its failure.
+        if self._decoder.is_open:
+            # Of whatever an earlier run left, or its failure.
+            self._decoder.flush_buffers()
         table = self._table
         index_at = {table.positions[index]: index for index in wanted}
         end = min(end + table.lookahead, len(self._packets) - 1)
@@ -310,7 +326,7 @@ class Video:
         self, positions: Iterable[int], wanted: list[int]
     ) -> Iterator[av.VideoFrame]:
         """Sends packets to the decoder and yields all frames that come out."""
-        decoder = self._stream.codec_context
+        decoder = self._decoder
         for position in positions:
             try:
                 if self._packets[position].is_corrupt:
@@ -371,52 +387,18 @@ class Video:
                     f"frame {count} cannot be decoded: {error.strerror}"
                 ) from error
 
-    def _collect(self, frames: _Frames, places: dict[int, list[int]]) -> np.ndarray:
-        """Converts frames to RGB and puts each in all its places."""
-        clip = None
-        count = sum(map(len, places.values()))
-        for index, frame in frames:
-            try:
-                rgb = self._reformatter.reformat(frame, format="rgb24", threads=1)
-            except av.FFmpegError as error:
-                raise self._error(
-                    f"frame {index} cannot be converted to RGB: {error.strerror}"
-                ) from error
-            image = upright(rgb.to_ndarray(), frame)
-            if self._size is None:
-                self._size = image.shape[:2]
-            if image.shape[:2] != self._size:
-                raise self._error(
-                    "changes its resolution: frame {} is {}x{}, others {}x{}".format(
-                        index, *image.shape[1::-1], *self._size[::-1]
-                    )
+    def _checked(self, index: int, frame: av.VideoFrame) -> av.VideoFrame:
+        """Returns a frame of the size that others have had."""
+        size = upright_size(frame)
+        if self._size is None:
+            self._size = size
+        if size != self._size:
+            raise self._error(
+                "changes its resolution: frame {} is {}x{}, others {}x{}".format(
+                    index, *size[::-1], *self._size[::-1]
                 )
-            if clip is None:
-                clip = np.empty((count, *image.shape), np.uint8)
-            for place in places[index]:
-                clip[place] = image
-        return clip
-
-
-def upright(image: np.ndarray, frame: av.VideoFrame) -> np.ndarray:
-    """Rotates and mirrors an image as the frame's display matrix says.
-
-    Args:
-        image: [height, width, channels].
-        frame: The frame it was made from.
-
-    Returns:
-        A view, [height, width, channels] or [width, height, channels].
-    """
-    matrix = frame.side_data.get("DISPLAYMATRIX")
-    if matrix is None:
-        return image
-    # Row vectors: x' = a x + c y and y' = b x + d y. Other angles than quarter turns
-    # have no exact pixels and are taken for the nearest.
-    a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32)[:5].tolist()
-    if abs(b) > abs(a):
-        image, a, d = image.swapaxes(0, 1), c, b
-    return image[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
+            )
+        return frame
 
 
 def read_clip(

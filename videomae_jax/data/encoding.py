@@ -6,9 +6,11 @@ anywhere. Which settings, and what they bring, is measured by
 benchmarks/prepare_settings.py and told in docs/data.md.
 """
 
+import bisect
 import dataclasses
 import io
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 
 import av
@@ -16,7 +18,11 @@ import numpy as np
 from av.video.frame import PictureType
 from av.video.reformatter import ColorRange, Interpolation, VideoReformatter
 
-from videomae_jax.data.decoding import Video, VideoError, upright
+from videomae_jax.data import sources
+from videomae_jax.data.decoding import Video, VideoError
+from videomae_jax.data.frames import upright
+from videomae_jax.data.packet_index import PacketIndex
+from videomae_jax.data.records import Record
 
 # Bit-exact: without shortcuts that differ from one kind of processor to another.
 _SCALING = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
@@ -35,6 +41,8 @@ class Settings:
         short_side: the shorter side becomes at most so many pixels, an even number.
             320 is what VideoMAE's authors used: crops down to 0.7 of it fill 224.
         keyframes: frames from one keyframe to the next, at most.
+        b_frames: how many of them are between two that other frames need; a reader
+            skips those that it does not want.
         crf: x264's constant rate factor; lower is better and larger.
         preset: x264's, one of PRESETS.
         tune: x264's; "" for none.
@@ -42,9 +50,31 @@ class Settings:
 
     short_side: int = 320
     keyframes: int = 32
-    crf: int = 20
+    b_frames: int = 7
+    crf: int = 18
     preset: str = "medium"
     tune: str = "fastdecode"
+
+
+@dataclasses.dataclass(frozen=True)
+class Trim:
+    """Which part of a video is kept: the frames with start <= time < end.
+
+    Times are seconds after the first frame, and are compared exactly: at 25 frames per
+    second, frame 10 is the first one from 0.4 on.
+
+    Attributes:
+        start: 0 for the beginning.
+        end: None for the end of the video.
+    """
+
+    start: float
+    end: float | None
+
+    def __str__(self) -> str:
+        """As `prepare --trim` takes it."""
+        end = "" if self.end is None else f"{self.end:.15g}"
+        return f"{self.start:.15g}:{end}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +86,7 @@ class Encoded:
         num_frames: how many frames it has.
         fps: average frames per second; 0 if the file does not tell.
         height: of its frames as `Video` gives them, in pixels; width: likewise.
+        index: its packets; None if the file is kept as it was.
     """
 
     video: bytes
@@ -63,24 +94,44 @@ class Encoded:
     fps: float
     height: int
     width: int
+    index: PacketIndex | None
 
 
-def encode(data: bytes, settings: Settings | None) -> Encoded:
+def encode_record(
+    record: Record, settings: Settings | None, trim: Trim | None = None
+) -> Encoded | str:
+    """Encodes the video of a record, as `encode` does; returns why if that fails."""
+    try:
+        return encode(sources.read_bytes(record), settings, trim)
+    except VideoError as error:
+        return str(error).removeprefix("<bytes>: ").removeprefix(f"{record.path}: ")
+
+
+def encode(data: bytes, settings: Settings | None, trim: Trim | None = None) -> Encoded:
     """Encodes a video anew, or looks whether it can be kept as it is.
 
-    Where frames come at varying intervals, all are kept, in order, at the average rate.
-    Sound is left out.
+    Where frames come at varying intervals, all are kept, in order, at the average rate
+    of the whole video. Sound is left out.
 
     Args:
         data: content of a video file.
         settings: how to encode; None keeps the bytes.
+        trim: the part to keep, None for all; the rest has to be without damage, too.
 
     Raises:
-        VideoError: if not every frame can be decoded and encoded.
+        VideoError: if not every frame can be decoded and encoded, or no frame is in the
+            part to keep.
+        ValueError: if a part of bytes that are to be kept is asked for.
     """
+    if trim and not settings:
+        raise ValueError("to keep a part, a video has to be encoded anew")
     with Video(data) as video:
         promised, fps = video.num_frames, video.fps
     frames = _decode(data)
+    if trim:
+        times = _times(data, fps)
+        found, kept = len(times), _within(times, trim)
+        frames = itertools.islice(frames, kept.start, kept.stop)
     if settings is None:
         count = sum(1 for _ in frames)
     else:
@@ -88,16 +139,19 @@ def encode(data: bytes, settings: Settings | None) -> Encoded:
             data, count = _encode(frames, fps, settings)
         except av.FFmpegError as error:
             raise VideoError(f"cannot be encoded: {error.strerror}") from error
-    if count != promised:
+    if not trim:
+        found = count
+    if found != promised:
         raise VideoError(
-            f"the packets hold {promised} frames, but {count} come out of the decoder"
+            f"the packets hold {promised} frames, but {found} come out of the decoder"
         )
     with Video(data) as video:
         if video.num_frames != count:
             raise VideoError(f"encoded, {count} frames became {video.num_frames}")
         # Rounded: the division leaves 24.999999999999996.
         fps = round(video.fps or 0.0, 6)
-        return Encoded(data, count, fps, video.height, video.width)
+        index = PacketIndex.of(video, data) if settings else None
+        return Encoded(data, count, fps, video.height, video.width, index)
 
 
 def _decode(data: bytes) -> Iterator[av.VideoFrame]:
@@ -121,8 +175,38 @@ def _decode(data: bytes) -> Iterator[av.VideoFrame]:
             ) from error
 
 
+def _times(data: bytes, fps: float | None) -> list[Fraction]:
+    """The time of each frame in seconds, from a decode of all of them."""
+    times = [
+        None if frame.pts is None else frame.pts * frame.time_base
+        for frame in _decode(data)
+    ]
+    if None not in times:
+        return sorted(times)  # AVI files may have them in decoding order
+    if not fps:
+        raise VideoError("its frames have no times: it cannot be trimmed")
+    rate = Fraction(fps).limit_denominator(1001)
+    return [index / rate for index in range(len(times))]
+
+
+def _within(times: Sequence[Fraction], trim: Trim) -> range:
+    """The frames of a part, which has to hold one at least."""
+    seconds = [time - times[0] for time in times]
+    # As a user wrote them: the nearest double to 0.4 is above 2/5.
+    begin = bisect.bisect_left(seconds, Fraction(repr(trim.start)))
+    end = len(seconds)
+    if trim.end is not None:
+        end = bisect.bisect_left(seconds, Fraction(repr(trim.end)))
+    if begin >= end:
+        raise VideoError(
+            f"none of its {len(times)} frames is within {trim} s; the last is at "
+            f"{float(seconds[-1]):.6g} s"
+        )
+    return range(begin, end)
+
+
 def _encode(
-    frames: Iterator[av.VideoFrame], fps: float | None, settings: Settings
+    frames: Iterable[av.VideoFrame], fps: float | None, settings: Settings
 ) -> tuple[bytes, int]:
     """Returns the file's content and the number of frames in it."""
     # Like 30000/1001: the denominators of broadcasting, or close enough.
@@ -157,6 +241,8 @@ def _add_stream(out, frame: av.VideoFrame, rate: Fraction, settings: Settings):
         "preset": settings.preset,
         "crf": str(settings.crf),
         "g": str(settings.keyframes),
+        "bf": str(settings.b_frames),
+        "b_strategy": "0",  # always so many
         # No B-frame refers to another: a reader may skip all of them.
         "b-pyramid": "none",
         "threads": "1",

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from videomae_jax.data.decoding import VideoError
+from videomae_jax.data.frames import Box
 
 _FORMATS = ("JPEG", "PNG", "WEBP")
 # 8 bits or fewer of each pixel and colour; others would be cut off, not converted.
@@ -59,6 +60,33 @@ def kind(content: bytes) -> str:
     """What an image that can be decoded is encoded as: jpeg, png or webp."""
     with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
         return image.format.lower()
+
+
+class ImageFrames:
+    """What readers use of `frames.Frames`, for images, which are RGB already.
+
+    Attributes:
+        height, width: of the frames, in pixels.
+    """
+
+    def __init__(self, images: Sequence[np.ndarray], places: Sequence[int]):
+        """Takes images of one size, and which of them to give, in this order."""
+        self._images, self._places = images, places
+        self.height, self.width = images[0].shape[:2]
+
+    def __len__(self) -> int:
+        """Number of frames."""
+        return len(self._places)
+
+    def rgb(self, box: Box | None = None) -> np.ndarray:
+        """The frames, or the part (top, left, height, width) of each, in pixels.
+
+        Returns:
+            uint8 [len(self), height, width, 3].
+        """
+        top, left, height, width = box or (0, 0, self.height, self.width)
+        part = slice(top, top + height), slice(left, left + width)
+        return np.stack([self._images[place][part] for place in self._places])
 
 
 class ImageVideo(abc.ABC):
@@ -134,29 +162,30 @@ class ImageVideo(abc.ABC):
             VideoError: an image of a wanted frame is missing or damaged, or has another
                 size than those before, or the video is closed.
         """
-        if self._closed:
-            raise self.error("the video is closed")
-        places: dict[int, list[int]] = {}
-        for place, index in enumerate(map(operator.index, indices)):
+        if not len(indices):
+            self._assert_open()
+            return np.empty((0, *self._frame_size(), 3), np.uint8)
+        return self.decode(indices).rgb()
+
+    def decode(self, indices: Sequence[int]) -> ImageFrames:
+        """Decodes at least one frame, for a part of each; otherwise as `read`."""
+        self._assert_open()
+        for index in map(operator.index, indices):
             if not 0 <= index < self.num_frames:
                 raise IndexError(
                     f"{self._name}: no frame {index}: the video has "
                     f"{self.num_frames} frames, 0 to {self.num_frames - 1}"
                 )
-            places.setdefault(index, []).append(place)
-        if not places:
-            return np.empty((0, *self._frame_size(), 3), np.uint8)
-        clip = None
-        for index in sorted(places):
-            image = self._decode(index)
-            if clip is None:
-                clip = np.empty((len(indices), *image.shape), np.uint8)
-            clip[places[index]] = image
-        return clip
+        wanted, places = np.unique(np.asarray(indices), return_inverse=True)
+        return ImageFrames([self._decode(index) for index in wanted.tolist()], places)
 
     def error(self, reason: str) -> VideoError:
         """An error that names the video."""
         return VideoError(f"{self._name}: {reason}")
+
+    def _assert_open(self) -> None:
+        if self._closed:
+            raise self.error("the video is closed")
 
     def _decode(self, index: int) -> np.ndarray:
         try:

@@ -9,6 +9,7 @@ gives up all work when one of its processes dies, and cannot end one that hangs.
 import collections
 import contextlib
 import dataclasses
+import itertools
 import multiprocessing
 import os
 import pathlib
@@ -46,6 +47,7 @@ def isolated_map(
     items: Sequence[Any],
     num_workers: int,
     timeout: float,
+    ahead: int | None = None,
 ) -> Iterator[tuple[int, Any | Failure]]:
     """Applies a function to each item, in worker processes.
 
@@ -60,13 +62,17 @@ def isolated_map(
 
     Args:
         function: at the top level of a module, or a `functools.partial` of such a one.
-            It, the items and the (small) results are pickled.
+            It, the items and the results are pickled.
         items: what to apply it to, begun in this order.
         num_workers: processes, at least 1.
         timeout: seconds that an item may take, finite; starting a process not included.
+        ahead: None gives results as they come, for small ones. A number gives them in
+            the order of the items, and holds few in memory: an item is begun only when
+            it is less than so many places, at least 1, after the first one that has no
+            result yet.
 
     Yields:
-        (index of the item, result or Failure), as they come.
+        (index of the item, result or Failure).
 
     Raises:
         RuntimeError: if processes do not even start, three times in a row.
@@ -74,13 +80,15 @@ def isolated_map(
     todo = collections.deque(range(len(items)))
     died_once = set()
     failed_starts = 0
-    workers: list[_Worker] = []
+    results: dict[int, Any | Failure] = {}  # that are not given yet
+    first = 0  # index of the next result to give, if they are given in order
+    busy: list[_Worker] = []  # starting, or with an item
+    idle: list[_Worker] = []
     try:
         for _ in range(min(num_workers, len(items))):
-            workers.append(_Worker(function))
-        while workers:
-            outcomes = []
-            for worker in _wait(workers):
+            busy.append(_Worker(function))
+        while busy:
+            for worker in _wait(busy):
                 index, outcome = worker.index, worker.receive()
                 lost = isinstance(outcome, Failure) and outcome.kind != "error"
                 if index is None:
@@ -94,18 +102,31 @@ def isolated_map(
                     died_once.add(index)
                     todo.appendleft(index)
                 else:
-                    outcomes.append((index, outcome))
-                if lost or not todo:
-                    workers.remove(worker)
+                    results[index] = outcome
+                busy.remove(worker)
+                if not lost:
+                    idle.append(worker)
+                else:
                     worker.kill()
                     if todo:
-                        workers.append(_Worker(function))
-                else:
-                    worker.give(todo[0], items[todo.popleft()], timeout)
-            # Only now: all workers are busy while the caller is.
-            yield from outcomes
+                        busy.append(_Worker(function))
+            if ahead is None:
+                given = list(results)
+            else:
+                following = itertools.count(first)
+                given = list(itertools.takewhile(results.__contains__, following))
+            first += len(given)
+            # Before they are given: all workers are busy while the caller is.
+            while idle and todo and (ahead is None or todo[0] < first + ahead):
+                worker = idle.pop()
+                busy.append(worker)
+                worker.give(todo[0], items[todo.popleft()], timeout)
+            while idle and not todo:
+                idle.pop().kill()
+            for index in given:
+                yield index, results.pop(index)
     finally:
-        for worker in workers:
+        for worker in busy + idle:
             worker.kill()
 
 

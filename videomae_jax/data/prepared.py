@@ -19,7 +19,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from videomae_jax.data import records as records_lib
-from videomae_jax.data.decoding import VideoError
+from videomae_jax.data.decoding import Video, VideoError
+from videomae_jax.data.packet_index import IndexedVideo, PacketIndex
 from videomae_jax.data.records import Record, RecordError
 
 try:
@@ -93,16 +94,37 @@ def _label(source: str, row: Mapping, required: bool, several: bool):
     return labels[0] if labels else None
 
 
-def read(record: Record) -> bytes:
-    """The content of the video file of a record in a shard.
+def open_video(record: Record) -> Video:
+    """Opens the video of a record in a shard.
 
     Raises:
         VideoError: if it cannot be read as it was written; the message names the shard.
     """
+    example = _own_example(record)
+    content = example["video"].bytes_list.value[0]
+    numbers = iter(example["packets"].int64_list.value)
+    rows = tuple(zip(numbers, numbers, numbers, numbers, strict=True))
+    if not rows:  # the file is kept as it was
+        return Video(content, record.place)
+    index = PacketIndex(example["header"].bytes_list.value[0], rows)
+    height, width = (example[x].int64_list.value[0] for x in ("height", "width"))
+    fps = example["fps"].float_list.value[0] or None
+    return IndexedVideo(content, index, fps, (height, width), record.place)
+
+
+def read(record: Record) -> bytes:
+    """The content of the video file of a record in a shard.
+
+    Raises:
+        VideoError: as in `open_video`.
+    """
+    return _own_example(record)["video"].bytes_list.value[0]
+
+
+def _own_example(record: Record) -> Mapping[str, Any]:
     features = read_example(record)
     try:
         id = features["id"].bytes_list.value[0].decode()
-        content = features["video"].bytes_list.value[0]
     except (IndexError, UnicodeDecodeError) as error:
         raise VideoError(
             f"{record.path}: video {record.position} ({record.id}) is not one that "
@@ -113,7 +135,7 @@ def read(record: Record) -> bytes:
             f"{record.path}: video {record.position} is {id}, not {record.id}: the "
             "shard and the index are not of one data set"
         )
-    return content
+    return features
 
 
 def read_example(record: Record) -> Mapping[str, Any]:
@@ -125,7 +147,7 @@ def read_example(record: Record) -> Mapping[str, Any]:
         VideoError: if it cannot be read; the message names the shard.
     """
     try:
-        data = reader(record.path).read([record.position])[0]
+        data = _reader(record.path).read([record.position])[0]
         return tf_example_pb2.Example.FromString(data).features.feature
     except Exception as error:  # RuntimeError, IndexError, DecodeError...
         raise VideoError(
@@ -135,7 +157,7 @@ def read_example(record: Record) -> Mapping[str, Any]:
 
 
 @functools.lru_cache(_OPEN_SHARDS)
-def reader(path: str):
+def _reader(path: str):
     """Opens a shard once in each process; any number of threads may read."""
     # Records are far apart: reading ahead would be for nothing.
     return array_record_module.ArrayRecordReader(

@@ -27,10 +27,13 @@ from etils import epath
 from videomae_jax.data import prepared
 from videomae_jax.data import records as records_lib
 from videomae_jax.data.encoding import Encoded
+from videomae_jax.data.packet_index import PacketIndex
 from videomae_jax.data.records import Record, RecordError
 
 # One video is one chunk, for random access. Compressing them again would gain nothing.
 _WRITER_OPTIONS = "group_size:1,uncompressed"
+# What notes and indices tell of a video.
+_FACTS = ("num_frames", "fps", "height", "width")
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 # What writing fails with when there is no more room.
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -92,12 +95,19 @@ def write_shard(shard: Shard, videos: Iterable[Encoded | str]) -> int:
                     row = {"id": record.id, "path": record.path, "reason": video}
                     bad.append(row)
                     continue
-                facts = dataclasses.asdict(video)
-                content = facts.pop("video")
+                facts = {name: getattr(video, name) for name in _FACTS}
                 rows.append({"id": record.id, "label": record.label, **facts})
                 none = [] if shard.settings["multi_label"] else -1
                 label = none if record.label is None else record.label
-                example = {"id": record.id, "label": label, **facts, "video": content}
+                index = video.index or PacketIndex(b"", ())
+                example = {
+                    "id": record.id,
+                    "label": label,
+                    **facts,
+                    "video": video.video,
+                    "header": index.header,
+                    "packets": np.array(index.packets, np.int64).reshape(-1, 4),
+                }
                 message = serializer.get_tf_example(features.encode_example(example))
                 with _explaining(path):
                     # A plain serialisation orders its fields by chance.
@@ -111,7 +121,12 @@ def write_shard(shard: Shard, videos: Iterable[Encoded | str]) -> int:
 
 
 class Split:
-    """The shards of a split, and what becomes of them."""
+    """The shards of a split, and what becomes of them.
+
+    Attributes:
+        shards: all of them, in order.
+        settings: of each.
+    """
 
     def __init__(
         self,
@@ -145,7 +160,7 @@ class Split:
                 )
         self.folder, self.name, self.split = place / prepared.VERSION, place.name, split
         self._index = self.folder / f"{self.name}-{split}.index.json"
-        self._settings = dict(settings)
+        self.settings = dict(settings)
         for other, index in prepared.indices(self.folder).items():
             for key in ("multi_label", "classes"):
                 if other != split and index["settings"][key] != settings[key]:
@@ -158,7 +173,7 @@ class Split:
             Shard(
                 os.fspath(self.folder / f"{self._file(i)}-of-{count:05d}"),
                 tuple(found[i * shard_videos : (i + 1) * shard_videos]),
-                self._settings,
+                self.settings,
             )
             for i in range(count)
         ]
@@ -239,7 +254,7 @@ class Split:
             }
             for shard, note in zip(self.shards, notes, strict=True)
         ]
-        head = {"settings": self._settings, **provenance, "unreadable": bad}
+        head = {"settings": self.settings, **provenance, "unreadable": bad}
         _write(self._index, _lines(head, {"shards": shards, "videos": videos}))
         self._write_info()
         return len(videos)
@@ -261,7 +276,7 @@ class Split:
                     module_name="",
                 ),
                 description="Videos prepared by `python -m videomae_jax prepare`.",
-                features=_features(self._settings),
+                features=_features(self.settings),
                 metadata=tfds.core.MetadataDict(metadata),
             )
             info.set_file_format("array_record")
@@ -306,7 +321,10 @@ def _features(settings: Mapping[str, Any]) -> tfds.features.FeaturesDict:
             "fps": np.float32,
             "height": np.int32,
             "width": np.int32,
-            "video": tfds.features.Tensor(shape=(), dtype=np.str_),  # holds any bytes
+            # Strings hold any bytes.
+            "video": tfds.features.Tensor(shape=(), dtype=np.str_),
+            "header": tfds.features.Tensor(shape=(), dtype=np.str_),
+            "packets": tfds.features.Tensor(shape=(None, 4), dtype=np.int64),
         }
     )
 

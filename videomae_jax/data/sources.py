@@ -1,7 +1,8 @@
 """What a record's video is read from: a file, a folder of images, a shard.
 
 All that is read from is a `Video`, or has what readers use of one: `num_frames`, `fps`,
-`height`, `width`, `read(indices)`, and an end with `close` or `with`.
+`height`, `width`, `read(indices)` and `decode(indices)`, and an end with `close` or
+`with`.
 """
 
 import operator
@@ -13,6 +14,7 @@ import numpy as np
 from videomae_jax.data import records
 from videomae_jax.data.decoding import Video, VideoError
 from videomae_jax.data.frame_folders import FrameFolder
+from videomae_jax.data.frames import Frames
 from videomae_jax.data.images import ImageVideo
 from videomae_jax.data.records import Record
 
@@ -35,10 +37,14 @@ def open_video(source: Source) -> "Video | ImageVideo | VideoPart":
         from videomae_jax.data import tfds_frames
 
         return tfds_frames.ExampleFrames(source)
-    if source.position is None and not records.is_url(source.path):
-        video = Video(source.path)
+    if source.position is not None:
+        from videomae_jax.data import prepared
+
+        return prepared.open_video(source)
+    if records.is_url(source.path):
+        video = Video(read_bytes(source), source.path)
     else:
-        video = _NamedVideo(read_bytes(source), source)
+        video = Video(source.path)
     return VideoPart(video, source) if source.frames else video
 
 
@@ -134,27 +140,18 @@ class VideoPart:
         return self._video.width
 
     def read(self, indices: Sequence[int]) -> np.ndarray:
-        """Decodes frames, as `Video.read` does; frame 0 is the first of the part.
+        """Decodes frames, as `Video.read` does; frame 0 is the first of the part."""
+        return self._video.read(self._of_video(indices))
 
-        Raises:
-            IndexError: an index is negative or not below `num_frames`.
-            VideoError: a wanted frame cannot be decoded.
-        """
+    def decode(self, indices: Sequence[int]) -> Frames:
+        """Decodes frames, as `Video.decode` does; frame 0 is the first of the part."""
+        return self._video.decode(self._of_video(indices))
+
+    def _of_video(self, indices: Sequence[int]) -> list[int]:
         indices = [operator.index(index) for index in indices]
         for index in indices:
             if not 0 <= index < self.num_frames:
                 raise IndexError(
                     f"no frame {index}: the part has frames 0 to {self.num_frames - 1}"
                 )
-        return self._video.read([self._start + index for index in indices])
-
-
-class _NamedVideo(Video):
-    """A video in memory whose errors tell where it came from."""
-
-    def __init__(self, content: bytes, record: Record):
-        self._record = record
-        super().__init__(content)
-
-    def _error(self, reason: str) -> VideoError:
-        return VideoError(f"{self._record.place}: {reason}")
+        return [self._start + index for index in indices]
