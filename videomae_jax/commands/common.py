@@ -113,7 +113,7 @@ def _find(names: Iterable[str], frame_name: str) -> Iterator[Record]:
                 id = name if is_name else os.path.join(name, record.id)
                 yield dataclasses.replace(record, id=id)
         elif name.startswith(("tfds:", "digits:")) or name.endswith((".txt", ".csv")):
-            yield from records.load(name, frame_name=frame_name)
+            yield from records.load(name, frame_name=frame_name, want_labels=False)
         elif glob.has_magic(name) and not os.path.exists(name):
             found = sorted(glob.glob(name, recursive=True))
             if not found:

@@ -97,7 +97,7 @@ def examine(job: Job) -> Examination | str:
     """
     record = job.record
     try:
-        if record.frame_name or record.feature:
+        if record.is_images:
             return _examine_images(job)
         found = _examine_file(job)
         if record.frames is None or found.miscounted:

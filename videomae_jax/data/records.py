@@ -94,6 +94,11 @@ class Record:
     feature: str = ""
 
     @property
+    def is_images(self) -> bool:
+        """Whether the frames are images, each encoded by itself."""
+        return bool(self.frame_name or self.feature)
+
+    @property
     def place(self) -> str:
         """What messages about the video begin with: where it is."""
         return self.path if self.position is None else f"{self.path}: {self.id}"
@@ -105,6 +110,7 @@ def load(
     require_labels: bool = False,
     several_labels: bool = False,
     frame_name: str = frame_names.DEFAULT,
+    want_labels: bool = True,
 ) -> list[Record]:
     """Reads all records of a source; whether the videos exist is not looked at.
 
@@ -118,6 +124,8 @@ def load(
         several_labels: whether a video may have several, or none: `label` is then a
             tuple.
         frame_name: template of the names of images in frame folders.
+        want_labels: if False, labels are left out where they cost reading all videos,
+            as of a data set of frames that TFDS has made.
 
     Returns:
         The records in the order of the list.
@@ -134,9 +142,9 @@ def load(
         # Here, for it needs packages that lists can do without.
         from videomae_jax.data import prepared, tfds_frames
 
-        is_foreign = tfds_frames.find(source) is not None
-        load_split = tfds_frames.load if is_foreign else prepared.load
-        return load_split(source, require_labels, several_labels)
+        if tfds_frames.find(source) is None:
+            return prepared.load(source, require_labels, several_labels)
+        return tfds_frames.load(source, require_labels, several_labels, want_labels)
     try:
         frame_names.check(frame_name)
     except ValueError as error:

@@ -54,7 +54,7 @@ def read_bytes(record: Record) -> bytes:
     Raises:
         VideoError: if it cannot be read, or is no file but images or a part of one.
     """
-    if record.frame_name or record.feature or record.frames:
+    if record.is_images or record.frames:
         raise VideoError(f"{record.path}: is not a whole video file")
     if record.position is not None:
         from videomae_jax.data import prepared

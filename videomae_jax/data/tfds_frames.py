@@ -56,11 +56,14 @@ def find(source: str) -> epath.Path | None:
 
 
 def load(
-    source: str, require_labels: bool = False, several_labels: bool = False
+    source: str,
+    require_labels: bool = False,
+    several_labels: bool = False,
+    want_labels: bool = True,
 ) -> list[Record]:
     """Lists the videos of a split, as `records.load` does; decodes none of them.
 
-    Labels are inside the examples. Where they are asked for, the whole split has to be
+    Labels are inside the examples. Where they are wanted, the whole split has to be
     read once, by as many threads as there are cores; a process reads them once only.
     Where they are not, nothing is read, and records have none.
 
@@ -68,6 +71,7 @@ def load(
         source: `tfds:FOLDER/SPLIT`, of which `find` finds a folder.
         require_labels: whether a video without a label is an error.
         several_labels: whether labels are tuples.
+        want_labels: whether to read them.
 
     Raises:
         RecordError: if there is no such split, the data set is not stored as
@@ -98,7 +102,7 @@ def load(
         found += [  # Ids as TFDS gives them (tfds_id).
             Record(path, None, f"{base}__{i}", i, feature=frames) for i in range(count)
         ]
-    if not require_labels and not several_labels:
+    if not want_labels:
         return found
     label = _only(source, features, lambda kind: "classLabel" in kind, "ClassLabel")
     if label is None and require_labels:

@@ -40,7 +40,10 @@ class Pretraining:
         """
         self._config, data = config, config.data
         load = functools.partial(
-            records.load, root=data.root, frame_name=data.frame_name
+            records.load,
+            root=data.root,
+            frame_name=data.frame_name,
+            want_labels=False,
         )
         self.training_videos = load(data.train)
         self._pictured_videos = self.training_videos
