@@ -388,8 +388,9 @@ def test_frames_that_are_images(tmp_path, serial):
     given = (tmp_path / "list.txt", tmp_path / "folders", "--frame-name={:03}.png")
     with pytest.raises(RecordError, match="other videos or labels"):
         prepare(*given, "--fps=12")
-    prepare(*given, "--overwrite", "--trim=0.25:0.5", "--fps=12")
-    found = records.load(f"tfds:{tmp_path}/folders/train")
+    trimmed = (given[0], tmp_path / "trimmed", *given[2:])
+    prepare(*trimmed, "--trim=0.25:0.5", "--fps=12")
+    found = records.load(f"tfds:{tmp_path}/trimmed/train")
     with sources.open_video(found[0]) as video:
         assert video.num_frames == 3
         got = video.read(range(3)).astype(int)
