@@ -64,7 +64,8 @@ def load(
     """Lists the videos of a split, as `records.load` does; decodes none of them.
 
     Labels are inside the examples. Where they are wanted, the whole split has to be
-    read once, by as many threads as there are cores; a process reads them once only.
+    read once, by as many threads as there are cores (some 0.1 to 0.2 GB a second with
+    each); a process reads them once only.
     Where they are not, nothing is read, and records have none.
 
     Args:
@@ -206,8 +207,8 @@ class ExampleFrames(ImageVideo):
         Raises:
             VideoError: if it cannot be read, or holds no frames.
         """
-        values = prepared.read_example(record)[record.feature].bytes_list.value
-        self._images = list(values)
+        # Not a list of them: each is copied only when it is asked for.
+        self._images = prepared.read_example(record)[record.feature].bytes_list.value
         super().__init__(record.place, len(self._images))
         if not self._images:
             raise self.error(f"holds no frames in its feature {record.feature!r}")
