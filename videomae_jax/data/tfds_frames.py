@@ -43,8 +43,11 @@ def find(source: str) -> epath.Path | None:
     out = source.removeprefix("tfds:").rpartition("/")[0]
     place = epath.Path(records_lib.absolute(out))
     for pattern in (_INFO, f"*/{_INFO}", f"*/*/{_INFO}"):
-        folders = sorted(os.fspath(path.parent) for path in place.glob(pattern))
-        folders = [name for name in folders if not prepared.indices(epath.Path(name))]
+        folders = sorted(
+            os.fspath(path.parent)
+            for path in place.glob(pattern)
+            if not any(path.parent.glob("*.index.json"))  # which `prepare` writes
+        )
         if len(folders) > 1:
             raise RecordError(
                 f"{source}: there are several data sets; give one of "
