@@ -48,14 +48,17 @@ def _training() -> ConfigDict:
     config.model.remat = "none"
 
     config.data = ConfigDict()
-    # A list file (a video and its label a line), or digits:train, the embedded data
-    # set; for pretraining also a list without labels, or a folder of videos.
+    # A list file (a video, or a folder of its frames, and its label a line),
+    # tfds:FOLDER/SPLIT, or digits:train, the embedded data set; for pretraining also a
+    # list without labels, or a folder of videos.
     config.data.train = ""
     # Held-out videos: pretraining's pictures (of training videos if this is empty),
     # fine-tuning's accuracy while it trains (none if empty).
     config.data.validation = ""
     # Where relative paths of a list start; beside the list file if empty.
     config.data.root = ""
+    # How images of frame folders are named, with a place for the number.
+    config.data.frame_name = "img_{:05}.jpg"
     config.data.num_frames = 16
     # Frames of the video between two frames of the clip.
     config.data.stride = 4

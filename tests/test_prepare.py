@@ -13,6 +13,7 @@ import time
 import numpy as np
 import pytest
 
+from tests.frames import write_frames, write_tfds
 from tests.videos import (
     CORRUPTIONS,
     corrupted,
@@ -347,6 +348,59 @@ def test_training_batches(made):
         assert one.ids == other.ids and not one.bad
         np.testing.assert_array_equal(one.arrays["label"], other.arrays["label"])
         np.testing.assert_array_equal(one.arrays["video"], other.arrays["video"])
+
+
+def test_frames_that_are_images(tmp_path, serial):
+    # Without details that 4:2:0 would lose.
+    frames = [
+        moving_noise(20 + i, 16, 24, seed=i).repeat(4, 1).repeat(4, 2) for i in range(3)
+    ]
+    lines = []
+    for i, one in enumerate(frames):
+        write_frames(tmp_path / str(i), one, "{:03}.png")
+        lines.append(f"{i},{10 + i},{i}\n")
+    text = "".join(["path,total,label\n", *lines])
+    (tmp_path / "list.txt").write_text(text)
+    classes = ["a", "b", "c"]
+    made = write_tfds(
+        tmp_path / "tfds", list(zip(frames, range(3), strict=True)), classes
+    )
+    for out, source, kept in [
+        ("folders", tmp_path / "list.txt", 10),
+        ("frames", f"tfds:{made}/train", 20),
+    ]:
+        out = tmp_path / out
+        prepare(source, out, "--frame-name={:03}.png", "--fps=12")
+        found = records.load(f"tfds:{out}/train", require_labels=True)
+        assert sorted(record.label for record in found) == [0, 1, 2]
+        for record in found:
+            with sources.open_video(record) as video:
+                assert video.num_frames == kept + record.label
+                assert video.fps == pytest.approx(12)
+                got = video.read(range(video.num_frames)).astype(int)
+            wanted = frames[record.label][: kept + record.label]
+            assert (
+                np.abs(got - wanted).mean() < np.abs(got[1:] - wanted[:-1]).mean() / 4
+            )
+            assert np.abs(got.mean((0, 1, 2)) - wanted.mean((0, 1, 2))).max() < 2
+    # Other images of the same folders are other videos.
+    (tmp_path / "list.txt").write_text(text.replace(",10,", ",9,"))
+    given = (tmp_path / "list.txt", tmp_path / "folders", "--frame-name={:03}.png")
+    with pytest.raises(RecordError, match="other videos or labels"):
+        prepare(*given, "--fps=12")
+    trimmed = (given[0], tmp_path / "trimmed", *given[2:])
+    prepare(*trimmed, "--trim=0.25:0.5", "--fps=12")
+    found = records.load(f"tfds:{tmp_path}/trimmed/train")
+    with sources.open_video(found[0]) as video:
+        assert video.num_frames == 3
+        got = video.read(range(3)).astype(int)
+    errors = [np.abs(got - frames[0][i : i + 3]).mean() for i in range(7)]
+    assert np.argmin(errors) == 3
+    with pytest.raises(RecordError, match="without --copy"):
+        prepare(*given, "--copy", "--overwrite")
+    (tmp_path / "parts.txt").write_text("path,start,total\na.mp4 2 3\n")
+    with pytest.raises(RecordError, match="parts of video files"):
+        prepare(tmp_path / "parts.txt", tmp_path / "parts")
 
 
 def test_classes_several_labels_and_none(videos, tmp_path, serial):

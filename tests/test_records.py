@@ -1,5 +1,6 @@
 """Lists, folders, and what a user reads when a line is wrong."""
 
+import dataclasses
 import os
 import re
 
@@ -91,8 +92,11 @@ def test_lines(load, line, path, label):
         ("a.mp4 cat 3", "'cat' is not a label.*quotes"),
         ("a.mp4 b.mp4", "'b.mp4' is not a label.*quotes"),
         ("a.mp4,,3", "is not a label"),
-        ("folder 9601 300", "3 columns.*path start total.*path 0 -1"),
-        ("a.mp4,0,300", "3 columns"),
+        ("folder 9601 0", "total from 1 up"),
+        ("a.mp4,0,300", "3 columns.*sigmoid.*path,start,total"),
+        ("folder -1 300", "start from 0"),
+        ("folder 3 -1", "`path 0 -1` for a whole video"),
+        ('"folder" 3 cat', "'cat' is not a whole number"),
         ("my video 12 3", "3 columns.*quotes"),
         ("a.mp4\t1\t2\t3", "4 columns"),
         ('"a.mp4 3', "closing"),
@@ -100,7 +104,7 @@ def test_lines(load, line, path, label):
         ('"a"b.mp4 3', "wanted after the closing"),
         ('"" 3', "one video file"),
         (", 3", "one video file"),
-        ("frames/ 3", "one video file"),
+        ("/ 3", "one video file"),
         ("path,label", "'label' is not a label"),  # a header is the first line
     ],
 )
@@ -113,6 +117,137 @@ def test_wrong_lines(load, line, message):
         load(text)
     assert re.search(message, str(raised.value))
     assert line[:60] in str(raised.value) and len(str(raised.value)) < 600
+
+
+# What a line without a header means, in a list without and with required labels: path,
+# whether it is a frame folder, first frame and number of them, label.
+@pytest.mark.parametrize(
+    "line, unlabelled, labelled",
+    [
+        (
+            "a/b 9601 300",
+            ("a/b", True, (9601, 300), None),
+            ("a/b", True, (1, 9601), 300),
+        ),
+        ("a/b\t0\t58", ("a/b", True, (0, 58), None), None),
+        ("a/b 117 3", ("a/b", True, (117, 3), None), ("a/b", True, (1, 117), 3)),
+        ('"a b" 117 3', ("a b", True, (117, 3), None), ("a b", True, (1, 117), 3)),
+        ("a b/ 117 3", ("a b", True, (117, 3), None), ("a b", True, (1, 117), 3)),
+        ("v1.5 117 3", ("v1.5", True, (117, 3), None), ("v1.5", True, (1, 117), 3)),
+        ("a/ 3", ("a", True, None, 3), ("a", True, None, 3)),
+        ("a b/", ("a b", True, None, None), None),
+        ("a.mp4/ 3", ("a.mp4", True, None, 3), ("a.mp4", True, None, 3)),
+        ("a 0 -1", ("a.mp4", False, None, None), None),
+    ],
+)
+def test_folders_and_parts(tmp_path, line, unlabelled, labelled):
+    path = tmp_path / "train.txt"
+    path.write_text(line)
+    for required, wanted in ((False, unlabelled), (True, labelled)):
+        if wanted is None:
+            with pytest.raises(records.RecordError, match=":1: "):
+                records.load(str(path), require_labels=required)
+            continue
+        [record] = records.load(
+            str(path), require_labels=required, frame_name="{:06}.png"
+        )
+        name, is_folder, frames, label = wanted
+        assert record.path == str(tmp_path / name)
+        assert record.frame_name == ("{:06}.png" if is_folder else "")
+        assert (record.frames, record.label) == (frames, label)
+        assert record.id in (name, name.removesuffix(".mp4"))
+
+
+@pytest.mark.parametrize("required", [False, True])
+@pytest.mark.parametrize(
+    "header, line, frames, label",
+    [
+        ("path,total,label", "a 117 3", (1, 117), 3),
+        ("path total label", "a/,117,3", (1, 117), 3),
+        ("path\tnum_frames\tclass", "a.mp4 -1 3", None, 3),
+        ("path,total,label", "a/ -1 3", None, 3),
+        ("path,start,total,label", "a 0 117 3", (0, 117), 3),
+        ("path,start,total,label", "a.mp4 25 300 3", (25, 300), 3),
+        ("path,start,total", "a 117 3", (117, 3), None),
+        ("path,start,total", "my a.mp4,0,1", (0, 1), None),
+        ("path,start_idx,total_frames", "a.mp4 0 -1", None, None),
+    ],
+)
+def test_a_header_decides(tmp_path, header, line, frames, label, required):
+    path = tmp_path / "train.txt"
+    path.write_text(f"{header}\n{line}\n")
+    if required and label is None:
+        with pytest.raises(records.RecordError, match=":2: the label is missing"):
+            records.load(str(path), require_labels=True)
+        return
+    [record] = records.load(str(path), require_labels=required)
+    assert (record.frames, record.label) == (frames, label)
+    if label is not None:
+        [record] = records.load(str(path), several_labels=True)
+        assert (record.frames, record.label) == (frames, (label,))
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("path,start,total\na.mp4 3\n", "2 columns.*`path start total`"),
+        ("path,total,label\na 1 117 3\n", "4 columns.*`path total label`"),
+        ("path,total,label\na.mp4 117 3\n", "needs to begin.*path,start,total,label"),
+        ("path,total,label\na\tx\t3\n", "'x' is not a whole number"),
+    ],
+)
+def test_lines_that_do_not_fit_the_header(load, text, message):
+    with pytest.raises(records.RecordError, match=rf":2: .*({message})"):
+        load(text)
+
+
+def test_several_labels_of_frame_folders(tmp_path):
+    path = tmp_path / "train.txt"
+    path.write_text("a/ 3 17 3\nb/\n")
+    found = records.load(str(path), several_labels=True)
+    assert [(record.id, record.label) for record in found] == [
+        ("a", (3, 17)),
+        ("b", ()),
+    ]
+    assert all(record.frame_name for record in found)
+
+
+@pytest.mark.parametrize("name", ["img.jpg", "{}{}.jpg", "{:05", "{x}.jpg", "a/{}.jpg"])
+def test_a_frame_name_that_is_no_template(tmp_path, name):
+    (tmp_path / "train.txt").write_text("a/")
+    with pytest.raises(records.RecordError, match="frame_name.*template.*img_{:05}"):
+        records.load(str(tmp_path / "train.txt"), frame_name=name)
+
+
+labels = st.integers(0, 10**6)
+
+
+@settings(deadline=None, max_examples=200)
+@given(data=st.data())
+def test_written_records_load_as_they_were(list_path, data):
+    parts = st.none() | st.tuples(st.integers(0, 10**6), st.integers(1, 10**6))
+    label = data.draw(st.sampled_from([st.none(), labels, labels | st.none()]))
+    stems = st.text(
+        st.characters(codec="utf-8", exclude_characters="\0\n/"), min_size=1
+    ).filter(lambda name: name not in (".", ".."))
+    rows = data.draw(
+        st.lists(st.tuples(stems, st.booleans(), parts, label), min_size=1, max_size=4)
+    )
+    wanted = []
+    for name, is_folder, frames, own in rows:
+        path = f"{list_path.parent}/{name}{'' if is_folder else '.mp4'}"
+        wanted.append(
+            records.Record(
+                path,
+                own,
+                "",
+                frame_name="img_{:05}.jpg" if is_folder else "",
+                frames=frames,
+            )
+        )
+    records.write_records(list_path, wanted)
+    found = records.load(str(list_path))
+    assert [dataclasses.replace(record, id="") for record in found] == wanted
 
 
 @pytest.mark.parametrize(
@@ -251,7 +386,7 @@ def test_any_text_loads_or_says_which_line(list_path, text, required):
     assert len({r.id for r in loaded}) == len(loaded) <= text.count("\n") + 1
     for record in loaded:
         assert os.path.isabs(record.path)
-        assert "." in os.path.basename(record.path)
+        assert record.frame_name or "." in os.path.basename(record.path)
         assert record.label is None or record.label >= 0
         assert record.label is not None or not required
 

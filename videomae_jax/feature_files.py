@@ -11,7 +11,6 @@ number of processes may share the work, and stop and start again, without a word
 them: whoever finds all notes there writes the index, and all would write the same.
 """
 
-import contextlib
 import dataclasses
 import glob
 import json
@@ -23,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from videomae_jax.data import records
+from videomae_jax.data import records, sources
 from videomae_jax.data.records import Record, RecordError
 from videomae_jax.features import Part, Unreadable
 
@@ -174,8 +173,10 @@ class FeatureFolder:
                         "dtype": part.values.dtype.name,
                         "fps": part.video.fps,
                         "video_frames": part.video.num_frames,
-                        "bytes": os.path.getsize(result.record.path),
                     }
+                    size = sources.file_size(result.record)
+                    if size is not None:
+                        facts["bytes"] = size
                     self._write_note(result, facts)
                     yield None
         finally:
@@ -225,12 +226,11 @@ class FeatureFolder:
         if note["id"] != result.record.id:
             return f"they are of {note['id']}, not of {result.record.id}"
         if "bytes" in note:
+            size = sources.file_size(result.record)
             # A video that is gone since then may be missed, not told apart.
-            with contextlib.suppress(OSError):
-                size = os.path.getsize(result.record.path)
-                if size != note["bytes"]:
-                    was = f"the video had {note['bytes']} bytes"
-                    return f"{was}, and {result.record.path} has {size}"
+            if size not in (None, note["bytes"]):
+                was = f"the video had {note['bytes']} bytes"
+                return f"{was}, and {result.record.path} has {size}"
         return self._difference(note["settings"])
 
     def _difference(self, settings: Mapping[str, Any]) -> str | None:

@@ -9,7 +9,6 @@ import collections
 import contextlib
 import dataclasses
 import functools
-import os
 import queue
 import threading
 from collections.abc import Iterable, Iterator
@@ -21,6 +20,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from videomae_jax.data import augmentation
 from videomae_jax.data.decoding import Video, VideoError
+from videomae_jax.data.sources import Source, open_video
 from videomae_jax.data.windows import read_windows
 from videomae_jax.interop.pretrained import Pretrained, PretrainedError
 from videomae_jax.models import vit
@@ -131,7 +131,7 @@ class Windows:
 
 def extract(
     pretrained: Pretrained,
-    video: str | os.PathLike | bytes,
+    video: Source,
     windows: Windows | None = None,
     tokens: bool = False,
 ) -> np.ndarray:
@@ -139,7 +139,7 @@ def extract(
 
     Args:
         pretrained: a model with its weights; a head is not used.
-        video: path of a video file, or its content.
+        video: path of a video file, its content, or a record of a list.
         windows: what to cut out of it, `Windows.of(pretrained)` by default.
         tokens: the tokens, before pooling, in place of pooled features.
 
@@ -284,12 +284,12 @@ class Extractor:
         )
 
     def __call__(
-        self, videos: Iterable[str | os.PathLike | bytes], num_threads: int = 2
+        self, videos: Iterable[Source], num_threads: int = 2
     ) -> Iterator[Part | Unreadable]:
         """Extracts the features of videos.
 
         Args:
-            videos: paths of video files, or their content.
+            videos: paths of video files, their content, or records of a list.
             num_threads: threads that read, each a video of its own. Memory grows with
                 them (256 MiB of frames each) and the sizes of their files.
 
@@ -434,9 +434,9 @@ def _reading(
                 ready.get(timeout=0.05)
 
 
-def _read(index: int, source, windows: Windows) -> Iterator[_Row | Unreadable]:
+def _read(index: int, source: Source, windows: Windows) -> Iterator[_Row | Unreadable]:
     try:
-        with Video(source) as video:
+        with open_video(source) as video:
             count = len(windows.indices(video.num_frames))
             opened = Opened(index, video.num_frames, video.fps, count)
             for number, clip in enumerate(windows.read(video)):

@@ -6,14 +6,13 @@ ones are decoded while it computes.
 
 import functools
 import itertools
-import os
 from collections.abc import Iterable
 
 import jax
 import numpy as np
 
 from videomae_jax.data import clips
-from videomae_jax.data.decoding import Video
+from videomae_jax.data.sources import Source, open_video
 from videomae_jax.interop.pretrained import Pretrained, PretrainedError
 from videomae_jax.models.classifier import VideoClassifier
 
@@ -24,7 +23,7 @@ _ACCELERATOR_BATCH = 4
 
 def predict(
     pretrained: Pretrained,
-    video: str | os.PathLike | bytes,
+    video: Source,
     segments: int = 5,
     crops: int = 3,
     top_k: int = 5,
@@ -36,7 +35,7 @@ def predict(
 
     Args:
         pretrained: a classifier with its weights.
-        video: path of a video file, or its content.
+        video: path of a video file, its content, or a record of a list.
         segments: clips in time; with crops: crops of each, along the longer side. One
             of each is the fast mode: the central crop of the clip in the middle.
         top_k: classes wanted; all, if there are fewer.
@@ -68,9 +67,7 @@ def predict(
     classifier(pretrained)  # before anything is read
     feeding = pretrained.preprocessing
     if (segments, crops) == (1, 1):
-        read_clips = clips.CenterClips(
-            feeding.num_frames, feeding.stride, feeding.image_size, feeding.frames
-        )
+        read_clips = center_clips(pretrained)
     else:
         read_clips = clips.MultiViewClips(
             feeding.num_frames,
@@ -80,10 +77,18 @@ def predict(
             segments,
             crops,
         )
-    with Video(video) as opened:
+    with open_video(video) as opened:
         views = read_clips(opened, np.random.default_rng())  # draws nothing
     probabilities = classify(pretrained, views)
     return top_classes(probabilities.mean(axis=0), labels(pretrained), top_k)
+
+
+def center_clips(pretrained: Pretrained) -> clips.CenterClips:
+    """What reads the clip in the middle of a video, as the model was trained."""
+    feeding = pretrained.preprocessing
+    return clips.CenterClips(
+        feeding.num_frames, feeding.stride, feeding.image_size, feeding.frames
+    )
 
 
 def top_classes(

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from videomae_jax import masking
+from videomae_jax.data.records import Record
 from videomae_jax.interop.pretrained import Preprocessing, Pretrained, PretrainedError
 from videomae_jax.models import vit
 from videomae_jax.models.mae import (
@@ -42,7 +43,7 @@ class Reconstruction:
 
 def reconstruct(
     pretrained: Pretrained,
-    video: str | os.PathLike | bytes | np.ndarray,
+    video: str | os.PathLike | bytes | Record | np.ndarray,
     mask_ratio: float = 0.9,
     mask: str = "tube",
     seed: int = 0,
@@ -57,8 +58,8 @@ def reconstruct(
 
     Args:
         pretrained: a VideoMAE with its weights.
-        video: path of a video file, its content, or a clip, uint8 [T, H, W, 3], all of
-            whose frames are taken.
+        video: path of a video file, its content, a record of a list, or a clip, uint8
+            [T, H, W, 3], all of whose frames are taken.
         mask_ratio: share of the patches that is hidden.
         mask: a key of `masking.KINDS`: "tube" or "random".
         seed: of the mask.
@@ -127,7 +128,7 @@ def _read(
     """The clip, uint8 [T, image size, image size, 3], and its frames per second."""
     # Here, because training and `import videomae_jax` do without PyAV and Pillow.
     from videomae_jax.data import augmentation, sampling
-    from videomae_jax.data.decoding import Video
+    from videomae_jax.data.sources import open_video
 
     if isinstance(video, np.ndarray):
         if start is not None or stride is not None:
@@ -136,7 +137,7 @@ def _read(
             )
         return augmentation.spatial_crops(video, preprocessing.image_size, 1)[0], None
     stride = preprocessing.stride if stride is None else stride
-    with Video(video) as opened:
+    with open_video(video) as opened:
         lengths = opened.num_frames, preprocessing.num_frames, stride
         if start is None:
             indices = sampling.exact_center_indices(*lengths)

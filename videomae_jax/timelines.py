@@ -8,8 +8,9 @@ import textwrap
 import numpy as np
 
 from videomae_jax import recognition
-from videomae_jax.data import augmentation
-from videomae_jax.data.decoding import Video, VideoError
+from videomae_jax.data import augmentation, sources
+from videomae_jax.data.decoding import VideoError
+from videomae_jax.data.sources import Source
 from videomae_jax.data.windows import read_windows
 from videomae_jax.interop.pretrained import Pretrained
 
@@ -91,7 +92,7 @@ class Timeline:
 
 def timeline(
     pretrained: Pretrained,
-    video: str | os.PathLike | bytes,
+    video: Source,
     hop: float = 1.0,
     window: float | None = None,
 ) -> Timeline:
@@ -104,7 +105,7 @@ def timeline(
 
     Args:
         pretrained: a classifier with its weights.
-        video: path of a video file, or its content.
+        video: path of a video file, its content, or a record of a list.
         hop: seconds from the start of one window to that of the next, on average:
             windows start at whole strides. The last ends with the video.
         window: seconds that a window spans; by default num_frames * stride frames of
@@ -142,10 +143,10 @@ def timeline(
             f"hop and window are seconds above 0, not hop={hop}, window={window}"
         )
     feeding = pretrained.preprocessing
-    with Video(video) as opened:
+    with sources.open_video(video) as opened:
         fps = opened.fps
         if not fps:
-            name = "<bytes>" if isinstance(video, bytes) else os.fsdecode(video)
+            name = sources.name(video)
             raise VideoError(f"{name}: does not tell its frame rate: there is no time")
         stride = feeding.stride
         if window is not None:

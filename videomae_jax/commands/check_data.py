@@ -3,6 +3,7 @@
     python -m videomae_jax check-data data/kinetics400/train.txt --workers=16
     python -m videomae_jax check-data videos/ --fast --out=videos_check
     python -m videomae_jax check-data val.txt --labels=labels.txt --strict --json
+    python -m videomae_jax check-data tfds:/data/tfds/kinetics400/train
 
 Each video is decoded from beginning to end, as training would and in a process of its
 own: a video that crashes the decoder or hangs is reported like any other. Each gets one
@@ -11,7 +12,8 @@ status, the last of these that applies:
     good        nothing is wrong
     unindexed   its timestamps do not tell which frame is where; reading it is slow
     short       fewer frames than a clip spans: training repeats frames
-    duplicate   same bytes as a readable video before it in the list
+    duplicate   same bytes as a readable video before it in the list; where frames are
+                images, same pixels (not with --fast)
     miscounted  the decoder gives other frames than the file announces; some reads fail
     unreadable  it cannot be opened or decoded to its end, or crashes or hangs
 
@@ -19,15 +21,16 @@ Into the folder --out, by default LIST without its extension and with _check, go
 
     clean.txt         the good, unindexed and short ones, in the order of LIST, with
                       absolute paths; short ones not with --drop-short, duplicates also
-                      with --keep-duplicates
+                      with --keep-duplicates. Not of a tfds: source, since a list cannot
+                      name a video in a shard
     bad_videos.jsonl  those that training cannot read, and why, as they are found
     report.json       the summary that --json prints, and all about every video
     check.png         histograms
 
-The exit status is 0 when clean.txt was written, whatever was found, and 1 if no video
-is left or something else went wrong. With --strict it is 1, too, if a video is short,
-duplicate (unless these are kept), miscounted or unreadable, a class has no videos, or a
-label is missing or no class; all files are written nevertheless.
+The exit status is 0 when all videos were looked at, whatever was found, and 1 if none
+is left for clean.txt or something else went wrong. With --strict it is 1, too, if a
+video is short, duplicate (unless these are kept), miscounted or unreadable, a class has
+no videos, or a label is missing or no class; all files are written nevertheless.
 """
 
 import argparse
@@ -55,11 +58,14 @@ _SHOWN = 5  # names, reasons, classes in a line
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments; `run` takes what they parse to."""
     parser.add_argument(
-        "list", metavar="LIST", help="a list file with or without labels, or a folder"
+        "list",
+        metavar="LIST",
+        help="a list file with or without labels, a folder, or tfds:FOLDER/SPLIT",
     )
     parser.add_argument(
         "--root", default="", help="folder that relative paths of a list start at"
     )
+    common.add_frame_name(parser)
     parser.add_argument(
         "--multi-label", action="store_true", help="a line may have several labels"
     )
@@ -130,7 +136,13 @@ def run(args: argparse.Namespace) -> None:
     """
     if importlib.util.find_spec("matplotlib") is None:  # not after hours of decoding
         raise RecordError("check.png needs matplotlib: pip install matplotlib")
-    found = records.load(args.list, args.root, several_labels=args.multi_label)
+    found = records.load(
+        args.list,
+        args.root,
+        several_labels=args.multi_label,
+        frame_name=args.frame_name,
+    )
+    listable = all(record.position is None for record in found)
     names = labels.read(args.labels) if args.labels else None
     out = _prepare_folder(args)
     span = (args.num_frames - 1) * args.stride + 1
@@ -145,15 +157,16 @@ def run(args: argparse.Namespace) -> None:
     summary = {
         "list": args.list,
         "out": str(out),
+        "clean_list": listable and any(kept),
         "decoded": not args.fast,
         "clip_span": span,
         **checking.summarize(videos, kept, span),
         "labels": covered and dataclasses.asdict(covered),
     }
     _write_report(out / "report.json", summary, videos, kept)
-    if any(kept):
+    if summary["clean_list"]:
         clean = [video.record for video, keep in zip(videos, kept, strict=True) if keep]
-        _write_clean(out / "clean.txt", clean)
+        records.write_records(out / "clean.txt", clean)
     check_picture.draw(out / "check.png", summary, videos, covered)
     told = json.dumps(summary) if args.json else _tell(summary, names)
     print(common.printable(told))
@@ -174,6 +187,9 @@ def _prepare_folder(args: argparse.Namespace) -> pathlib.Path:
         out = pathlib.Path(args.out).expanduser()
     elif args.list.startswith("digits:"):
         out = pathlib.Path(args.list.replace(":", "_") + "_check")
+    elif args.list.startswith("tfds:"):
+        *_, name, split = args.list.removeprefix("tfds:").split("/")
+        out = pathlib.Path(f"{name}_{split}_check")
     else:
         source = pathlib.Path(args.list).expanduser().resolve()
         stem = source.name if source.is_dir() else source.stem
@@ -218,7 +234,7 @@ def _examine_all(
         for place, outcome in finished:
             record = found[places[place]]
             if isinstance(outcome, Failure):
-                outcome = f"{record.path}: {outcome.reason}"
+                outcome = f"{record.place}: {outcome.reason}"
             outcomes[places[place]] = outcome
             reason = checking.reason(record, outcome)
             if reason:
@@ -229,8 +245,10 @@ def _examine_all(
 
 def _unlistable(record: Record) -> str | None:
     """Why a list cannot name a video that was found in a folder, if so."""
+    if record.position is not None:
+        return None  # no list is written
     try:
-        records.write_list(os.devnull, [(record.path, None)])
+        records.write_records(os.devnull, [record])
     except RecordError as error:
         return str(error)
     return None
@@ -244,19 +262,6 @@ def _left_out(args: argparse.Namespace) -> set[str]:
     if not args.drop_short:
         statuses.remove("short")
     return statuses
-
-
-def _write_clean(target: pathlib.Path, clean: Sequence[Record]) -> None:
-    several = any(isinstance(record.label, tuple) for record in clean)
-    if not several:
-        records.write_list(target, [(record.path, record.label) for record in clean])
-        return
-    records.write_list(target, [(record.path, None) for record in clean])
-    lines = target.read_bytes().split(b"\n")
-    with target.open("wb") as file:
-        for line, record in zip(lines, clean, strict=False):
-            file.write(b" ".join([line, *(b"%d" % label for label in record.label)]))
-            file.write(b"\n")
 
 
 def _findings(summary: dict[str, Any], args: argparse.Namespace) -> list[str]:
@@ -293,6 +298,7 @@ def _write_report(
         for number, (video, keep) in enumerate(zip(videos, kept, strict=True)):
             found = video.found
             facts = dataclasses.asdict(found) if isinstance(found, Examination) else {}
+            facts.pop("size", None)
             row = {
                 "id": video.record.id,
                 "path": video.record.path,
@@ -314,7 +320,7 @@ def _tell(summary: dict[str, Any], names: Sequence[str] | None) -> str:
     """The summary for people."""
     lines = [
         f"{summary['list']}: {summary['videos']} videos, {summary['hours']:.2f} hours, "
-        f"{summary['bytes'] / 1e9:.2f} GB"
+        f"{_bytes(summary['bytes'])}"
     ]
     for status, count in summary["statuses"].items():
         if count:
@@ -339,18 +345,33 @@ def _tell(summary: dict[str, Any], names: Sequence[str] | None) -> str:
         for name, title in _RANGES.items():
             if name in summary["ranges"]:
                 values = summary["ranges"][name].values()
-                cells = "".join(f"{value:>12,.5g}" for value in values)
+                show = _bytes if name == "bytes" else "{:,.5g}".format
+                cells = "".join(f"{show(value):>12}" for value in values)
                 lines.append(f"  {title:22}{cells}")
     if summary["labels"]:
         lines += _tell_labels(summary["labels"], names)
     lines += [f"advice: {line}" for line in summary["advice"]]
-    if summary["clean"]:
+    others = "bad_videos.jsonl, report.json, check.png"
+    if summary["clean_list"]:
         lines.append(
             f"written to {summary['out']}: clean.txt ({summary['clean']} videos, "
-            f"{summary['clean_hours']:.2f} hours), bad_videos.jsonl, report.json, "
-            "check.png"
+            f"{summary['clean_hours']:.2f} hours), {others}"
+        )
+    elif summary["clean"]:
+        lines.append(
+            f"written to {summary['out']}: {others}; no clean.txt, since a list cannot "
+            "name videos in shards"
         )
     return "\n".join(lines)
+
+
+def _bytes(number: float) -> str:
+    """A number of bytes with three digits and a unit."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if number < 999.5:
+            return f"{number:.3g} {unit}"
+        number /= 1000
+    return f"{number:,.3g} TB"
 
 
 _RANGES = {
@@ -359,7 +380,7 @@ _RANGES = {
     "fps": "frames per second",
     "short_side": "short side (pixels)",
     "keyframe_interval": "frames per keyframe",
-    "bytes": "bytes",
+    "bytes": "size",
 }
 
 

@@ -2,8 +2,12 @@
 
 import argparse
 import dataclasses
+import glob
+import os
+from collections.abc import Iterable, Iterator
 
-from videomae_jax.data import labels
+from videomae_jax.data import frame_names, labels, records
+from videomae_jax.data.records import Record, RecordError
 from videomae_jax.interop.loading import load_pretrained
 from videomae_jax.interop.pretrained import Pretrained, PretrainedError
 
@@ -68,6 +72,62 @@ def load(
             )
         loaded = dataclasses.replace(loaded, labels=names)
     return loaded
+
+
+def add_frame_name(parser: argparse._ActionsContainer) -> None:
+    """Adds how images of frame folders are named."""
+    parser.add_argument(
+        "--frame-name",
+        default=frame_names.DEFAULT,
+        metavar="TEMPLATE",
+        help="names of the images in frame folders (default %(default)s)",
+    )
+
+
+def add_videos(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments that name videos, for `find_videos`."""
+    parser.add_argument(
+        "videos",
+        nargs="+",
+        metavar="VIDEO",
+        help="a video file, a folder of them, a folder of images (one for each frame), "
+        "a pattern such as 'clips/*.mp4', a list (.txt, .csv), or tfds:FOLDER/SPLIT",
+    )
+    add_frame_name(parser)
+
+
+def find_videos(args: argparse.Namespace) -> list[Record]:
+    """The videos that arguments name; a missing file is one, to be told later.
+
+    Raises:
+        RecordError: if a list, folder or pattern names none.
+    """
+    return list(_find(args.videos, args.frame_name))
+
+
+def _find(names: Iterable[str], frame_name: str) -> Iterator[Record]:
+    for name in names:
+        if os.path.isdir(name):
+            for record in records.load(name, frame_name=frame_name):
+                is_name = record.path == records.absolute(name)
+                id = name if is_name else os.path.join(name, record.id)
+                yield dataclasses.replace(record, id=id)
+        elif name.startswith(("tfds:", "digits:")) or name.endswith((".txt", ".csv")):
+            yield from records.load(name, frame_name=frame_name, want_labels=False)
+        elif glob.has_magic(name) and not os.path.exists(name):
+            found = sorted(glob.glob(name, recursive=True))
+            if not found:
+                raise RecordError(f"there is no video {name!r}")
+            yield from _find(found, frame_name)
+        else:
+            yield Record(records.absolute(name), None, name)
+
+
+def stem(record: Record) -> str:
+    """The last part of a video's name, without its extension if it is a file."""
+    name = os.path.basename(record.id.rstrip("/"))
+    is_file = record.position is None and not record.frame_name
+    return os.path.splitext(name)[0] if is_file else name
 
 
 def printable(text: str) -> str:

@@ -44,11 +44,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "videos",
         nargs="+",
         metavar="LIST",
-        help="a list file with or without labels, a folder, or video files",
+        help="a list file with or without labels, a folder, tfds:FOLDER/SPLIT, or "
+        "video files",
     )
     parser.add_argument(
         "--root", default="", help="folder that relative paths of a list start at"
     )
+    common.add_frame_name(parser)
     common.add_source(parser)
     parser.add_argument("--out", required=True, metavar="FOLDER")
     parser.add_argument(
@@ -141,7 +143,7 @@ def run(args: argparse.Namespace) -> None:
             or, at the end, videos that could not be read.
         PretrainedError: if the model cannot be loaded or does not fit the windows.
     """
-    found = _find(args.videos, args.root)
+    found = _find(args.videos, args.root, args.frame_name)
     pretrained = common.load(args, args.model, dtype=args.dtype)
     normalization = args.normalization or ("none" if args.like else "model")
     if normalization == "none":
@@ -174,7 +176,7 @@ def run(args: argparse.Namespace) -> None:
     videos = len(range(first, len(found), step))
     reasons = []
     threads = args.threads or min(os.cpu_count() or 1, 16)
-    parts = extractor([found[i].path for i in todo], threads)
+    parts = extractor([found[i] for i in todo], threads)
     with tqdm.tqdm(
         total=videos, initial=videos - len(todo), unit="video", disable=None
     ) as bar:
@@ -208,7 +210,7 @@ def _told(summary: dict[str, Any]) -> str:
     return text
 
 
-def _find(videos: Sequence[str], root: str) -> list[Record]:
+def _find(videos: Sequence[str], root: str, frame_name: str) -> list[Record]:
     """The videos that the arguments name."""
     are_files = [
         name.lower().endswith(records.EXTENSIONS) and not os.path.isdir(name)
@@ -221,7 +223,7 @@ def _find(videos: Sequence[str], root: str) -> list[Record]:
             "give one list or folder, or any number of video files "
             f"({' '.join(records.EXTENSIONS)}), not {' '.join(videos[:_SHOWN])}"
         )
-    return records.load(videos[0], root)
+    return records.load(videos[0], root, frame_name=frame_name)
 
 
 def _fingerprint(pretrained: Pretrained) -> str:

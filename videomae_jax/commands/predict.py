@@ -9,33 +9,27 @@ A video gets the mean of 5 clips in time x 3 crops, as in tests; --fast looks at
 """  # noqa: E501
 
 import argparse
-import glob
 import importlib.util
 import json
 import os
 import pathlib
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
 from videomae_jax import explanations, recognition, timelines
 from videomae_jax.commands import common
-from videomae_jax.data import clips, records
-from videomae_jax.data.decoding import Video, VideoError
-from videomae_jax.data.records import RecordError
+from videomae_jax.data.decoding import VideoError
+from videomae_jax.data.records import Record, RecordError
+from videomae_jax.data.sources import open_video
 from videomae_jax.interop.pretrained import Pretrained
 from videomae_jax.timelines import Timeline
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments; `run` takes what they parse to."""
-    parser.add_argument(
-        "videos",
-        nargs="+",
-        metavar="VIDEO",
-        help="a video file, a folder of them, or a pattern such as 'clips/*.mp4'",
-    )
+    common.add_videos(parser)
     common.add_source(parser)
     common.add_dtype(parser)
     parser.add_argument(
@@ -78,13 +72,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     windows.add_argument(
         "--hop",
-        type=_seconds,
+        type=common.seconds,
         metavar="SECONDS",
         help="from one window to the next (default 1)",
     )
     windows.add_argument(
         "--window",
-        type=_seconds,
+        type=common.seconds,
         metavar="SECONDS",
         help="that a window spans (default: as many frames as in training)",
     )
@@ -106,25 +100,25 @@ def run(args: argparse.Namespace) -> None:
         VideoError: at the end, if some videos could not be read.
     """
     answer = _answer(args)
-    paths = list(_find(args.videos))
-    if args.plot and len(paths) > 1:
-        raise RecordError(f"--plot draws one video, and there are {len(paths)}")
+    videos = common.find_videos(args)
+    if args.plot and len(videos) > 1:
+        raise RecordError(f"--plot draws one video, and there are {len(videos)}")
     pretrained = common.load(args, args.model, dtype=args.dtype)
     unreadable = 0
-    for path in paths:
+    for video in videos:
         try:
-            text = answer(pretrained, path)
+            text = answer(pretrained, video)
         except VideoError as error:
             unreadable += 1
             print(common.printable(str(error)), file=sys.stderr)
         else:
             print(common.printable(text), flush=True)
     if unreadable:
-        raise VideoError(f"{unreadable} of {len(paths)} videos could not be read")
+        raise VideoError(f"{unreadable} of {len(videos)} videos could not be read")
 
 
-def _answer(args: argparse.Namespace) -> Callable[[Pretrained, str], str]:
-    """What is printed of a video, as a function of the model and its path."""
+def _answer(args: argparse.Namespace) -> Callable[[Pretrained, Record], str]:
+    """What is printed of a video, as a function of the model and the video."""
     views = (args.fast, args.segments, args.crops, args.overlays)
     windows = (args.timeline, args.hop, args.window, args.plot)
     if any(views) and any(windows):
@@ -135,32 +129,31 @@ def _answer(args: argparse.Namespace) -> Callable[[Pretrained, str], str]:
     if args.fast and (args.segments or args.crops):
         raise RecordError("--fast is --segments=1 --crops=1: give the one or the other")
     if any(windows):
-        return lambda pretrained, path: _tell_timeline(args, pretrained, path)
-    return lambda pretrained, path: _tell_classes(args, pretrained, path)
+        return lambda pretrained, video: _tell_timeline(args, pretrained, video)
+    return lambda pretrained, video: _tell_classes(args, pretrained, video)
 
 
-def _tell_classes(args: argparse.Namespace, pretrained: Pretrained, path: str) -> str:
+def _tell_classes(
+    args: argparse.Namespace, pretrained: Pretrained, video: Record
+) -> str:
     segments = 1 if args.fast else args.segments or 5
     crops = 1 if args.fast else args.crops or 3
-    top = recognition.predict(pretrained, path, segments, crops, args.top_k)
+    top = recognition.predict(pretrained, video, segments, crops, args.top_k)
     if args.overlays:
-        _save_overlay(args.overlays, pretrained, path, top[0][0])
+        _save_overlay(args.overlays, pretrained, video, top[0][0])
     if args.json:
-        return json.dumps({"video": path, "predictions": _as_json(top)})
-    return "\n".join([path, *(f"  {p:6.1%}  {label}" for label, p in top)])
+        return json.dumps({"video": video.id, "predictions": _as_json(top)})
+    return "\n".join([video.id, *(f"  {p:6.1%}  {label}" for label, p in top)])
 
 
 def _save_overlay(
-    folder: pathlib.Path, pretrained: Pretrained, path: str, label: str
+    folder: pathlib.Path, pretrained: Pretrained, video: Record, label: str
 ) -> None:
     """Shows where in the clip in the middle the evidence for a class is."""
-    feeding = pretrained.preprocessing
-    read_clip = clips.CenterClips(
-        feeding.num_frames, feeding.stride, feeding.image_size, feeding.frames
-    )
-    with Video(path) as video:
-        clip = read_clip(video, np.random.default_rng())  # draws nothing
-        fps = (video.fps or 25) / feeding.stride
+    read_clip = recognition.center_clips(pretrained)
+    with open_video(video) as opened:
+        clip = read_clip(opened, np.random.default_rng())  # draws nothing
+        fps = (opened.fps or 25) / read_clip.stride
     if pretrained.model.pooling == "first_token":
         kind, maps = "attention", explanations.attention_rollout(pretrained, clip)
     else:
@@ -168,19 +161,23 @@ def _save_overlay(
         kind = "activation"
         maps = explanations.class_activation(pretrained, clip, index)
     folder.mkdir(parents=True, exist_ok=True)
-    stem = folder / f"{pathlib.Path(path).stem}_{kind}"
+    stem = folder / f"{common.stem(video)}_{kind}"
     explanations.save_overlays(stem, clip, maps, fps)
 
 
-def _tell_timeline(args: argparse.Namespace, pretrained: Pretrained, path: str) -> str:
+def _tell_timeline(
+    args: argparse.Namespace, pretrained: Pretrained, video: Record
+) -> str:
     hop = args.hop or 1.0
-    found = timelines.timeline(pretrained, path, hop=hop, window=args.window)
+    found = timelines.timeline(pretrained, video, hop=hop, window=args.window)
     if args.plot:
         timelines.plot_timeline(args.plot, found, args.top_k)
-    return _timeline_json(path, found, args.top_k) if args.json else _table(path, found)
+    if args.json:
+        return _timeline_json(video.id, found, args.top_k)
+    return _table(video.id, found)
 
 
-def _timeline_json(path: str, found: Timeline, top_k: int) -> str:
+def _timeline_json(name: str, found: Timeline, top_k: int) -> str:
     windows = [
         {
             "start": round(start, 3),
@@ -202,10 +199,10 @@ def _timeline_json(path: str, found: Timeline, top_k: int) -> str:
         }
         for segment in found.segments()
     ]
-    return json.dumps({"video": path, "windows": windows, "segments": segments})
+    return json.dumps({"video": name, "windows": windows, "segments": segments})
 
 
-def _table(path: str, found: Timeline) -> str:
+def _table(name: str, found: Timeline) -> str:
     rows = [
         (
             timelines.format_time(segment.start, 1),
@@ -217,33 +214,11 @@ def _table(path: str, found: Timeline) -> str:
     ]
     width = max(len(row[1]) for row in rows)
     lines = [f"  {a:>{width}} - {b:>{width}}  {p:>6}  {c}" for a, b, p, c in rows]
-    return "\n".join([path, *lines])
+    return "\n".join([name, *lines])
 
 
 def _as_json(top: Iterable[tuple[str, float]]) -> list[dict]:
     return [{"label": label, "probability": round(p, 6)} for label, p in top]
-
-
-def _find(videos: Iterable[str]) -> Iterator[str]:
-    """Paths of the videos that arguments name; a missing file is one, to be told."""
-    for name in videos:
-        if os.path.isdir(name):
-            for record in records.load(name):
-                yield os.path.join(name, record.id)
-        elif glob.has_magic(name) and not os.path.exists(name):
-            found = sorted(glob.glob(name, recursive=True))
-            if not found:
-                raise RecordError(f"there is no video {name!r}")
-            yield from found
-        else:
-            yield name
-
-
-def _seconds(text: str) -> float:
-    seconds = float(text)
-    if not 0 < seconds < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not above 0")
-    return seconds
 
 
 def _picture(text: str) -> str:

@@ -68,6 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--root", default="", help="folder that relative paths of a list start at"
     )
+    common.add_frame_name(parser)
     parser.add_argument(
         "--labels",
         metavar="FILE",
@@ -127,6 +128,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="keep of each video only the frames from START seconds after its first "
         "one to before END seconds; either may be left out, as in :10",
     )
+    videos.add_argument(
+        "--fps",
+        type=common.count,
+        default=encoding.UNKNOWN_RATE,
+        help="frames per second of frame folders, which do not tell (default "
+        "%(default)s); nothing but times depends on it",
+    )
     work = parser.add_argument_group("work")
     work.add_argument(
         "--shard-videos",
@@ -171,7 +179,13 @@ def run(args: argparse.Namespace) -> None:
             f"--trim={args.trim} and --copy exclude each other: what is cut out of a "
             "video has to be encoded anew"
         )
-    found = records.load(args.list, args.root, several_labels=args.multi_label)
+    found = records.load(
+        args.list,
+        args.root,
+        several_labels=args.multi_label,
+        frame_name=args.frame_name,
+    )
+    images = _check_kinds(found, args)
     classes = labels.read(args.labels) if args.labels else None
     if classes:
         labelled = [record for record in found if record.label is not None]
@@ -183,6 +197,8 @@ def run(args: argparse.Namespace) -> None:
         "multi_label": args.multi_label,
         "classes": classes,
     }
+    if images:
+        settings["fps"] = args.fps
     split = Split(
         args.out, args.split, found, args.shard_videos, settings, args.overwrite
     )
@@ -207,6 +223,22 @@ def run(args: argparse.Namespace) -> None:
         f"{len(found) - count} videos could not be read\n"
         f"train with --config.data.train=tfds:{args.out}/{args.split}"
     )
+
+
+def _check_kinds(found: Sequence[Record], args: argparse.Namespace) -> bool:
+    """Whether there are videos whose frames are images; refuses what cannot be done."""
+    for record in found:
+        if record.is_images and args.copy:
+            raise RecordError(
+                f"{record.id}: its frames are images: without --copy they become a "
+                "video file"
+            )
+        if record.frames and not record.is_images:
+            raise RecordError(
+                f"{record.id}: parts of video files cannot be prepared; list whole "
+                "files, or train on the list as it is"
+            )
+    return any(record.is_images for record in found)
 
 
 def _settings(args: argparse.Namespace) -> Settings:
@@ -301,6 +333,7 @@ def _encoder(settings: Mapping[str, Any]) -> Callable[[Record], Encoded | str]:
         encoding.encode_record,
         settings=Settings(**given) if given else None,
         trim=Trim(**trim) if trim else None,
+        image_fps=settings.get("fps", encoding.UNKNOWN_RATE),
     )
 
 

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from videomae_jax import explanations, masking, pictures
 from videomae_jax.commands import common
 from videomae_jax.data.decoding import VideoError
+from videomae_jax.data.records import Record
 from videomae_jax.interop.pretrained import Pretrained, PretrainedError
 from videomae_jax.reconstruction import Reconstruction, reconstruct
 
@@ -25,7 +26,7 @@ _UNKNOWN_FPS = 8.0  # of videos that do not tell
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments; `run` takes what they parse to."""
-    parser.add_argument("videos", nargs="+", metavar="VIDEO", help="a video file")
+    common.add_videos(parser)
     common.add_source(parser)
     parser.add_argument(
         "--out",
@@ -96,14 +97,16 @@ def run(args: argparse.Namespace) -> None:
     """Runs the command.
 
     Raises:
+        RecordError: if there are no videos.
         PretrainedError: if the model cannot be loaded, or has no decoder.
         VideoError: at the end, if some videos could not be reconstructed.
         OSError: if the pictures cannot be written.
     """
+    videos = common.find_videos(args)
     pretrained = common.load(args, args.model)
     args.out.mkdir(parents=True, exist_ok=True)
     failed = 0
-    for video, name in zip(args.videos, _names(args.videos), strict=True):
+    for video, name in zip(videos, _names(videos), strict=True):
         try:
             result = _reconstruct(pretrained, video, args)
         except VideoError as error:
@@ -113,23 +116,21 @@ def run(args: argparse.Namespace) -> None:
         files = _write(pretrained, result, args.out / name, args)
         if args.json:
             told = {
-                "video": video,
+                "video": video.id,
                 "loss": round(result.loss, 6),
                 "files": [str(file) for file in files],
             }
             text = json.dumps(told)
         else:
-            text = f"{video}: loss {result.loss:.4f}, written to {args.out}:"
+            text = f"{video.id}: loss {result.loss:.4f}, written to {args.out}:"
             text = "\n  ".join([text, *(file.name for file in files)])
         print(common.printable(text), flush=True)
     if failed:
-        raise VideoError(
-            f"{failed} of {len(args.videos)} videos could not be reconstructed"
-        )
+        raise VideoError(f"{failed} of {len(videos)} videos could not be reconstructed")
 
 
 def _reconstruct(
-    pretrained: Pretrained, video: str, args: argparse.Namespace
+    pretrained: Pretrained, video: Record, args: argparse.Namespace
 ) -> Reconstruction:
     try:
         return reconstruct(
@@ -145,7 +146,7 @@ def _reconstruct(
     except (PretrainedError, VideoError):
         raise
     except ValueError as error:  # a start beyond the end, a ratio that hides nothing
-        raise VideoError(f"{video}: {error}") from error
+        raise VideoError(f"{video.id}: {error}") from error
 
 
 def _write(
@@ -169,11 +170,11 @@ def _write(
     return files
 
 
-def _names(videos: Sequence[str]) -> list[str]:
+def _names(videos: Sequence[Record]) -> list[str]:
     """A name for each video's files: the video's own, with a number if it is taken."""
     names: list[str] = []
     for video in videos:
-        name = stem = pathlib.Path(video).stem
+        name = stem = common.stem(video)
         number = 1
         while name in names:
             number += 1

@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import hashlib
+import io
 import itertools
 import math
 import os
@@ -13,9 +14,11 @@ from typing import Any, NamedTuple
 
 import av
 
-from videomae_jax.data.decoding import Video, VideoError
+from videomae_jax.data import images, sources
+from videomae_jax.data.decoding import VideoError
 from videomae_jax.data.packets import packet_table
-from videomae_jax.data.records import Record
+from videomae_jax.data.records import Record, is_url
+from videomae_jax.data.sources import open_video, read_bytes
 
 # Each video has one status: the last of these that applies.
 STATUSES = {
@@ -36,13 +39,14 @@ FEW_VIDEOS = 5  # of a class; fewer are reported
 # of 224 pixels and smaller. VideoMAE's authors stored this short side.
 _STORED_SIDE = 320  # pixels
 _WORTH_IT = 2  # times the pixels, or the frames, that have to be decoded
+_RUN = 16  # images decoded at a time
 _LISTED = 1000  # empty classes at most: a label may be anything below a billion
 
 
 class Job(NamedTuple):
     """What to find out of a video."""
 
-    path: str
+    record: Record
     decode: bool  # all frames; otherwise only headers and packets are read
     digest: bool  # of its content
 
@@ -62,7 +66,9 @@ class Examination:
         keyframe_interval: average number of frames from one that decoding may begin
             with to the next.
         codec, container: FFmpeg's names, such as h264 and mp4.
-        digest: hash of the content, if asked for.
+        digest: hash of the content, if asked for: of a file's bytes, or of the pixels
+            where the frames are images.
+        size: bytes, of what is no file by itself.
     """
 
     num_frames: int
@@ -76,6 +82,7 @@ class Examination:
     codec: str
     container: str
     digest: str | None
+    size: int | None = None
 
     @property
     def miscounted(self) -> bool:
@@ -88,46 +95,99 @@ def examine(job: Job) -> Examination | str:
 
     Uses one thread. Memory is the size of the compressed file and a few frames.
     """
+    record = job.record
     try:
-        with Video(job.path) as video:
-            num_frames, fps = video.num_frames, video.fps
-            if job.decode:
-                video.read([0])  # converts it to RGB, too
-        # Video has looked at what the path is.
-        with av.open(os.path.abspath(job.path)) as container:
-            stream = container.streams.video[0]
-            codec = stream.codec_context
-            codec.thread_count, codec.thread_type = 1, "NONE"
-            packets = [packet for packet in container.demux(stream) if packet.size]
-            table = packet_table(stream, packets)
-            starts = table.starts if table else [p.is_keyframe for p in packets]
-            decoded = None
-            if job.decode:
-                times = list(_decode(job.path, codec, packets))
-                decoded = len(times)
-                if table and times != [table.times[i] for i in table.positions]:
-                    table = None
-            return Examination(
-                num_frames=num_frames,
-                decoded_frames=decoded,
-                indexed=table is not None,
-                fps=fps,
-                seconds=num_frames / fps if fps else None,
-                width=codec.width,
-                height=codec.height,
-                keyframe_interval=len(packets) / max(sum(starts), 1),
-                codec=codec.codec.canonical_name,
-                container=_container_name(job.path, container.format.name),
-                digest=_digest(job.path) if job.digest else None,
+        if record.is_images:
+            return _examine_images(job)
+        found = _examine_file(job)
+        if record.frames is None or found.miscounted:
+            return found
+        # All of the file was read, for what precedes a part may be needed to decode it.
+        with open_video(record) as part:
+            return dataclasses.replace(
+                found,
+                num_frames=part.num_frames,
+                decoded_frames=found.decoded_frames and part.num_frames,
+                seconds=part.num_frames / part.fps if part.fps else None,
+                digest=None,  # other parts of the file are other videos
             )
     except VideoError as error:
         return str(error)
     except av.FFmpegError as error:
-        return f"{job.path}: cannot be read: {error.strerror}"
+        return f"{record.place}: cannot be read: {error.strerror}"
+
+
+def _examine_file(job: Job) -> Examination:
+    """Examines a video file, or one that a shard holds."""
+    record = dataclasses.replace(job.record, frames=None)
+    is_file = record.position is None and not is_url(record.path)
+    with open_video(record) as video:
+        num_frames, fps = video.num_frames, video.fps
+        if job.decode:
+            video.read([0])  # converts it to RGB, too
+    # Video has looked at what the path is.
+    path = os.path.abspath(record.path)
+    content = None if is_file else read_bytes(record)
+    with av.open(path if is_file else io.BytesIO(content)) as container:
+        stream = container.streams.video[0]
+        codec = stream.codec_context
+        codec.thread_count, codec.thread_type = 1, "NONE"
+        packets = [packet for packet in container.demux(stream) if packet.size]
+        table = packet_table(stream, packets)
+        starts = table.starts if table else [p.is_keyframe for p in packets]
+        decoded = None
+        if job.decode:
+            times = list(_decode(record.place, codec, packets))
+            decoded = len(times)
+            if table and times != [table.times[i] for i in table.positions]:
+                table = None
+        digest = None
+        if job.digest:
+            digest = _digest(path) if is_file else hashlib.blake2b(content).hexdigest()
+        return Examination(
+            num_frames=num_frames,
+            decoded_frames=decoded,
+            indexed=table is not None,
+            fps=fps,
+            seconds=num_frames / fps if fps else None,
+            width=codec.width,
+            height=codec.height,
+            keyframe_interval=len(packets) / max(sum(starts), 1),
+            codec=codec.codec.canonical_name,
+            container=_container_name(record.path, container.format.name),
+            digest=digest,
+            size=None if is_file else len(content),
+        )
+
+
+def _examine_images(job: Job) -> Examination:
+    """Examines a video whose frames are images."""
+    with open_video(job.record) as video:
+        count = video.num_frames
+        size = sum(video.size(index) for index in range(count))
+        digest = hashlib.blake2b()
+        wanted = count if job.decode else 1
+        for start in range(0, wanted, _RUN):
+            frames = video.read(range(start, min(start + _RUN, wanted)))
+            digest.update(frames)
+        return Examination(
+            num_frames=count,
+            decoded_frames=count if job.decode else None,
+            indexed=True,
+            fps=None,
+            seconds=None,
+            width=video.width,
+            height=video.height,
+            keyframe_interval=1.0,
+            codec=images.kind(video.content(0)),
+            container="frame folder" if job.record.frame_name else "tfds",
+            digest=digest.hexdigest() if job.digest else None,
+            size=size,
+        )
 
 
 def _decode(
-    path: str, codec: av.VideoCodecContext, packets: Sequence[av.Packet]
+    place: str, codec: av.VideoCodecContext, packets: Sequence[av.Packet]
 ) -> Iterator[int | None]:
     """Decodes all packets; yields the time of each frame.
 
@@ -140,16 +200,16 @@ def _decode(
             frames = codec.decode(packet)
         except av.FFmpegError as error:
             raise VideoError(
-                f"{path}: damaged near frame {count}: {error.strerror}"
+                f"{place}: damaged near frame {count}: {error.strerror}"
             ) from error
         corrupt = packet is not None and packet.is_corrupt
         if corrupt or any(frame.is_corrupt for frame in frames):
-            raise VideoError(f"{path}: damaged near frame {count}")
+            raise VideoError(f"{place}: damaged near frame {count}")
         for frame in frames:
             size = size or (frame.width, frame.height)
             if (frame.width, frame.height) != size:
                 raise VideoError(
-                    f"{path}: changes its resolution: frame {count} is "
+                    f"{place}: changes its resolution: frame {count} is "
                     f"{frame.width}x{frame.height}, before it was {size[0]}x{size[1]}"
                 )
             yield frame.pts
@@ -173,7 +233,7 @@ class Checked:
     """A video of the list, and what is to be thought of it.
 
     Attributes:
-        size: bytes; None if there is no file.
+        size: bytes; None if there is no file, or it is not known.
         found: what is known, or why it cannot be read.
         status: one of STATUSES.
         original: position in the list of the video that this one duplicates.
@@ -192,30 +252,27 @@ def reason(record: Record, found: Examination | str) -> str | None:
         return found
     if found.miscounted:
         return (
-            f"{record.path}: its packets announce {found.num_frames} frames, but "
+            f"{record.place}: its packets announce {found.num_frames} frames, but "
             f"{found.decoded_frames} come out of the decoder"
         )
     return None
 
 
 def file_sizes(records: Iterable[Record]) -> list[int | None]:
-    """The bytes of each file; None if there is none."""
-    sizes = []
-    for record in records:
-        try:
-            sizes.append(os.path.getsize(record.path))
-        except (OSError, ValueError):  # ValueError: a NUL in the path
-            sizes.append(None)
-    return sizes
+    """The bytes of each file; None if there is none, or it holds more than a video."""
+    return [sources.file_size(record) for record in records]
 
 
 def jobs(
     records: Sequence[Record], sizes: Sequence[int | None], decode: bool
 ) -> list[Job]:
-    """What to examine: content is hashed only where two files have the same size."""
+    """What to examine: content is hashed only where two files have the same size.
+
+    Where there is no file of its own, it is hashed if it is decoded anyway.
+    """
     times = collections.Counter(sizes)
     return [
-        Job(record.path, decode, times[size] > 1)
+        Job(record, decode, decode if size is None else times[size] > 1)
         for record, size in zip(records, sizes, strict=True)
     ]
 
@@ -250,6 +307,7 @@ def judge(
                 status = "short"
             else:
                 status = "good" if one.indexed else "unindexed"
+            size = one.size if size is None else size
         videos.append(Checked(record, size, one, status, original))
     return videos
 
@@ -262,7 +320,7 @@ def summarize(
     statuses = collections.Counter(video.status for video in videos)
     reasons = collections.Counter(
         # Without the path, and alike for all numbers.
-        re.sub(r"\d+", "N", why.removeprefix(f"{video.record.path}: "))
+        re.sub(r"\d+", "N", why.removeprefix(f"{video.record.place}: "))
         for video in videos
         if (why := reason(video.record, video.found))
     )

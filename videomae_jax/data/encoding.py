@@ -21,6 +21,7 @@ from av.video.reformatter import ColorRange, Interpolation, VideoReformatter
 from videomae_jax.data import sources
 from videomae_jax.data.decoding import Video, VideoError
 from videomae_jax.data.frames import upright
+from videomae_jax.data.images import ImageVideo
 from videomae_jax.data.packet_index import PacketIndex
 from videomae_jax.data.records import Record
 
@@ -29,7 +30,7 @@ _SCALING = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.BI
 PRESETS = tuple(
     "ultrafast superfast veryfast faster fast medium slow slower veryslow".split()
 )
-_UNKNOWN_RATE = 30  # frames per second
+UNKNOWN_RATE = 30  # frames per second
 _FULL_RANGE = ("yuvj", "gray")  # pixel formats that use all of 0 to 255
 
 
@@ -98,13 +99,26 @@ class Encoded:
 
 
 def encode_record(
-    record: Record, settings: Settings | None, trim: Trim | None = None
+    record: Record,
+    settings: Settings | None,
+    trim: Trim | None = None,
+    image_fps: float = UNKNOWN_RATE,
 ) -> Encoded | str:
-    """Encodes the video of a record, as `encode` does; returns why if that fails."""
+    """Encodes the video of a record, as `encode` does; returns why if that fails.
+
+    Args:
+        record: a video file, or one whose frames are images.
+        settings: how to encode; None keeps the bytes of a file.
+        trim: the part to keep, None for all.
+        image_fps: frames per second, where frames are images, which do not tell.
+    """
     try:
-        return encode(sources.read_bytes(record), settings, trim)
+        if not record.is_images:
+            return encode(sources.read_bytes(record), settings, trim)
+        with sources.open_video(record) as video:
+            return _encode_images(video, settings, trim, image_fps)
     except VideoError as error:
-        return str(error).removeprefix("<bytes>: ").removeprefix(f"{record.path}: ")
+        return str(error).removeprefix("<bytes>: ").removeprefix(f"{record.place}: ")
 
 
 def encode(data: bytes, settings: Settings | None, trim: Trim | None = None) -> Encoded:
@@ -135,16 +149,32 @@ def encode(data: bytes, settings: Settings | None, trim: Trim | None = None) -> 
     if settings is None:
         count = sum(1 for _ in frames)
     else:
-        try:
-            data, count = _encode(frames, fps, settings)
-        except av.FFmpegError as error:
-            raise VideoError(f"cannot be encoded: {error.strerror}") from error
+        data, count = _encode(frames, fps, settings)
     if not trim:
         found = count
     if found != promised:
         raise VideoError(
             f"the packets hold {promised} frames, but {found} come out of the decoder"
         )
+    return _described(data, count, settings)
+
+
+def _encode_images(
+    video: ImageVideo, settings: Settings, trim: Trim | None, fps: float
+) -> Encoded:
+    """Encodes a video whose frames are images; reads those that are kept."""
+    kept = range(video.num_frames)
+    if trim:
+        kept = _within([index / Fraction(fps) for index in kept], trim)
+    frames = (
+        av.VideoFrame.from_ndarray(video.read([index])[0], format="rgb24")
+        for index in kept
+    )
+    return _described(*_encode(frames, fps, settings), settings)
+
+
+def _described(data: bytes, count: int, settings: Settings | None) -> Encoded:
+    """What is known of a file that has to have so many frames."""
     with Video(data) as video:
         if video.num_frames != count:
             raise VideoError(f"encoded, {count} frames became {video.num_frames}")
@@ -208,23 +238,30 @@ def _within(times: Sequence[Fraction], trim: Trim) -> range:
 def _encode(
     frames: Iterable[av.VideoFrame], fps: float | None, settings: Settings
 ) -> tuple[bytes, int]:
-    """Returns the file's content and the number of frames in it."""
+    """Returns the file's content and the number of frames in it.
+
+    Raises:
+        VideoError: if the encoder fails, or the frames do.
+    """
     # Like 30000/1001: the denominators of broadcasting, or close enough.
-    rate = Fraction(fps or _UNKNOWN_RATE).limit_denominator(1001)
+    rate = Fraction(fps or UNKNOWN_RATE).limit_denominator(1001)
     rate = max(rate, Fraction(1, 1001))
     count, stream, reformatter = 0, None, VideoReformatter()
     target = io.BytesIO()
-    # Bit-exact: without the versions of the libraries, which change with no pixel.
-    with av.open(target, "w", format="mp4", options={"fflags": "+bitexact"}) as out:
-        for frame in frames:
-            frame = _prepare(frame, reformatter, settings.short_side)
-            if stream is None:
-                stream = _add_stream(out, frame, rate, settings)
-            frame.pts, frame.time_base = count, 1 / rate
-            out.mux(stream.encode(frame))
-            count += 1
-        if stream is not None:
-            out.mux(stream.encode(None))
+    try:
+        # Bit-exact: without the versions of the libraries, which change with no pixel.
+        with av.open(target, "w", format="mp4", options={"fflags": "+bitexact"}) as out:
+            for frame in frames:
+                frame = _prepare(frame, reformatter, settings.short_side)
+                if stream is None:
+                    stream = _add_stream(out, frame, rate, settings)
+                frame.pts, frame.time_base = count, 1 / rate
+                out.mux(stream.encode(frame))
+                count += 1
+            if stream is not None:
+                out.mux(stream.encode(None))
+    except av.FFmpegError as error:
+        raise VideoError(f"cannot be encoded: {error.strerror}") from error
     return target.getvalue(), count
 
 

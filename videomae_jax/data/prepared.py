@@ -100,17 +100,16 @@ def open_video(record: Record) -> Video:
     Raises:
         VideoError: if it cannot be read as it was written; the message names the shard.
     """
-    example = _example(record)
+    example = _own_example(record)
     content = example["video"].bytes_list.value[0]
-    name = f"{os.path.basename(record.path)}: {record.id}"
     numbers = iter(example["packets"].int64_list.value)
     rows = tuple(zip(numbers, numbers, numbers, numbers, strict=True))
     if not rows:  # the file is kept as it was
-        return Video(content, name)
+        return Video(content, record.place)
     index = PacketIndex(example["header"].bytes_list.value[0], rows)
     height, width = (example[x].int64_list.value[0] for x in ("height", "width"))
     fps = example["fps"].float_list.value[0] or None
-    return IndexedVideo(content, index, fps, (height, width), name)
+    return IndexedVideo(content, index, fps, (height, width), record.place)
 
 
 def read(record: Record) -> bytes:
@@ -119,18 +118,17 @@ def read(record: Record) -> bytes:
     Raises:
         VideoError: as in `open_video`.
     """
-    return _example(record)["video"].bytes_list.value[0]
+    return _own_example(record)["video"].bytes_list.value[0]
 
 
-def _example(record: Record) -> Mapping[str, Any]:
+def _own_example(record: Record) -> Mapping[str, Any]:
+    features = read_example(record)
     try:
-        data = _reader(record.path).read([record.position])[0]
-        features = tf_example_pb2.Example.FromString(data).features.feature
         id = features["id"].bytes_list.value[0].decode()
-    except Exception as error:  # RuntimeError, IndexError, DecodeError...
+    except (IndexError, UnicodeDecodeError) as error:
         raise VideoError(
-            f"{record.path}: video {record.position} ({record.id}) cannot be read: "
-            f"{error}"
+            f"{record.path}: video {record.position} ({record.id}) is not one that "
+            "`prepare` has written"
         ) from error
     if id != record.id:
         raise VideoError(
@@ -138,6 +136,24 @@ def _example(record: Record) -> Mapping[str, Any]:
             "shard and the index are not of one data set"
         )
     return features
+
+
+def read_example(record: Record) -> Mapping[str, Any]:
+    """The features of a record in a shard, `tf.train.Feature` messages by name.
+
+    A feature that is not there looks as one without values.
+
+    Raises:
+        VideoError: if it cannot be read; the message names the shard.
+    """
+    try:
+        data = _reader(record.path).read([record.position])[0]
+        return tf_example_pb2.Example.FromString(data).features.feature
+    except Exception as error:  # RuntimeError, IndexError, DecodeError...
+        raise VideoError(
+            f"{record.path}: video {record.position} ({record.id}) cannot be read: "
+            f"{error}"
+        ) from error
 
 
 @functools.lru_cache(_OPEN_SHARDS)

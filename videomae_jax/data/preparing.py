@@ -62,9 +62,17 @@ class Shard:
     @property
     def contents(self) -> dict[str, Any]:
         """What tells the shard from others of its name."""
-        rows = json.dumps([[record.id, record.label] for record in self.records])
+        rows = json.dumps([_row(record) for record in self.records])
         digest = hashlib.sha256(rows.encode()).hexdigest()
         return {"settings": dict(self.settings), "list": digest}
+
+
+def _row(record: Record) -> list:
+    """What a record asks for."""
+    row = [record.id, record.label]
+    if record.is_images:
+        row += [record.frame_name, record.frames]
+    return row
 
 
 def write_shard(shard: Shard, videos: Iterable[Encoded | str]) -> int:

@@ -5,7 +5,9 @@ A source is one of
     data/train.txt              a list file, told below
     /data/videos                a folder, for all videos in it, without labels
     tfds:/data/tfds/k400/train  what `python -m videomae_jax prepare` has made of a
-                                list: tfds:, the OUT folder it was given, the split
+                                list: tfds:, the OUT folder it was given, the split;
+                                or a data set of decoded frames that TFDS has made,
+                                such as tfds:/data/ucf101/train (`tfds_frames`)
     digits:train                the embedded data set, made on first use
 
 A list file is UTF-8 text with one video a line, its path and, unless the list is for
@@ -23,10 +25,19 @@ pretraining, its label (0, 1, 2, ...):
   at its end is one path only if it ends like a video (`my video.mp4`). Whatever else
   could be read in two ways is an error that asks for quotes.
 - In a list for multi-label classification any number of labels may follow the path.
-- `path 0 -1` (VideoMAE V2: a whole video) is a path without a label. V2's other
-  `path start total` lines, frame folders and parts of videos, are errors.
+- `path 0 -1` (VideoMAE V2: a whole video) is a path without a label.
+- `folder/`, with its slash, is a frame folder, a video as a folder of images: all that
+  are named as `frame_name` says, which have to be numbered without gaps.
+- Two numbers (VideoMAE V2) name some of the images. In a list that is read for its
+  labels, `folder total label` has the images 1 to `total`; otherwise
+  `folder start total` has `total` images from number `start` on.
+- The first line may be a header such as `path,label`. One with `total`, which is
+  `path,start,total` or `path,total,label` or `path,start,total,label`, tells what the
+  columns are, whatever the list is read for. A negative `total` then means a whole
+  video file, or all images of `folder/`; and with a `start`, a video file may have a
+  part taken: `total` frames from frame `start` on, counted from 0.
 - Blank lines do not count, nor does what follows a `#` that begins a line or comes
-  after a space or a tab. The first line may be a header such as `path,label`.
+  after a space or a tab.
 - A relative path starts at the list file's folder, or at `root`. A path without an
   extension gets `.mp4`, which published Kinetics lists leave out.
 - List and videos may be URLs (gs://...), for `prepare` on a cluster.
@@ -34,33 +45,22 @@ pretraining, its label (0, 1, 2, ...):
 
 import dataclasses
 import os
-import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import BinaryIO
 
-EXTENSIONS = tuple(".mp4 .mkv .webm .avi .mov .m4v .mpg .mpeg .ts .wmv .flv".split())
+from videomae_jax.data import frame_names, list_lines
+from videomae_jax.data.list_lines import EXTENSIONS, LineError
+
+_IMAGES = (".jpg", ".jpeg", ".png", ".webp")
 
 _HOW = """\
 A list file has a line for each video, its path and, for labelled videos, the label:
     abseiling/a1.mp4 0
     "juggling balls/b 2.mp4" 1
 To make one without labels: find /videos -name '*.mp4' > train.txt
-A folder of videos (without labels), tfds:FOLDER/SPLIT (made by the command prepare) or
-digits:train (made on first use) do as well."""
-
-_BLANK = " \t\r"
-_COMMENT = re.compile(r"(?:^|[ \t])#")
-_QUOTED = re.compile(r'"((?:[^"]|"")*)"|' + r"'((?:[^']|'')*)'")
-_SEPARATOR = re.compile(r"[ \t]*[,\t][ \t]*| +")
-_TAB = re.compile(r" *\t[ \t]*")
-# Needs no quotes: nothing in it separates, quotes, comments, or is stripped when read.
-_PLAIN = re.compile(r"[^\s,\"'#\ufeff]+")
-# Nine digits: no data set has more classes, and longer numbers are something else.
-_NUMBER = re.compile(r"[+-]?[0-9]{1,9}")
-_VIDEO_THEN_MORE = re.compile(rf"(?:{'|'.join(map(re.escape, EXTENSIONS))})[ ,]", re.I)
-_PATH_NAMES = (
-    "path paths file files filename filepath file_path video video_path".split()
-)
-_LABEL_NAMES = "label labels class class_id label_id target".split()
+A folder of images, one for each frame, is a video too: `folder/ 0`, with its slash.
+A folder of videos (without labels), tfds:FOLDER/SPLIT (made by the command prepare, or
+by TFDS) or digits:train (made on first use) do as well."""
 
 
 class RecordError(ValueError):
@@ -72,18 +72,36 @@ class Record:
     """One video.
 
     Attributes:
-        path: the file, absolute.
+        path: the file or frame folder, absolute.
         label: its class, or None; a tuple of classes in a multi-label list.
         id: its name in messages and predictions: the path as the list wrote it, or
             relative to the source folder. Unique: repeats become `name#2`, `name#3`.
         position: which one of the videos in the file `path`, an ArrayRecord shard;
-            None if the file is the video. `sources.open_video` opens either.
+            None if the file is the video. `sources.open_video` opens whatever it is.
+        frame_name: if `path` is a frame folder, the template of its images' names.
+        frames: first and number of the frames, if the record is a part of what is
+            there: numbers of images in a folder, or frames of a file, from 0.
+        feature: which feature of a TFDS data set's example the frames are, if not
+            `prepare` has made the shard.
     """
 
     path: str
     label: int | tuple[int, ...] | None
     id: str
     position: int | None = None
+    frame_name: str = ""
+    frames: tuple[int, int] | None = None
+    feature: str = ""
+
+    @property
+    def is_images(self) -> bool:
+        """Whether the frames are images, each encoded by itself."""
+        return bool(self.frame_name or self.feature)
+
+    @property
+    def place(self) -> str:
+        """What messages about the video begin with: where it is."""
+        return self.path if self.position is None else f"{self.path}: {self.id}"
 
 
 def load(
@@ -91,18 +109,23 @@ def load(
     root: str = "",
     require_labels: bool = False,
     several_labels: bool = False,
+    frame_name: str = frame_names.DEFAULT,
+    want_labels: bool = True,
 ) -> list[Record]:
     """Reads all records of a source; whether the videos exist is not looked at.
 
     Args:
-        source: a list file; a folder, for all videos in and below it, sorted by path,
-            without hidden files and folders and without following links to folders;
-            `tfds:FOLDER/SPLIT`; or `digits:SPLIT`.
+        source: a list file; a folder, for all videos and frame folders in and below it,
+            sorted by path, without hidden files and folders and without following
+            links to folders; `tfds:FOLDER/SPLIT`; or `digits:SPLIT`.
         root: the folder that relative paths of a list file start at; by default the
             list file's own.
         require_labels: whether a video without a label is an error.
         several_labels: whether a video may have several, or none: `label` is then a
             tuple.
+        frame_name: template of the names of images in frame folders.
+        want_labels: if False, labels are left out where they cost reading all videos,
+            as of a data set of frames that TFDS has made.
 
     Returns:
         The records in the order of the list.
@@ -117,17 +140,23 @@ def load(
         return _load_digits(source, require_labels, several_labels)
     if source.startswith("tfds:"):
         # Here, for it needs packages that lists can do without.
-        from videomae_jax.data import prepared
+        from videomae_jax.data import prepared, tfds_frames
 
-        return prepared.load(source, require_labels, several_labels)
+        if tfds_frames.find(source) is None:
+            return prepared.load(source, require_labels, several_labels)
+        return tfds_frames.load(source, require_labels, several_labels, want_labels)
+    try:
+        frame_names.check(frame_name)
+    except ValueError as error:
+        raise RecordError(f"config.data.frame_name or --frame-name: {error}") from None
     place = absolute(source)
     if os.path.isdir(place):
-        return _load_folder(source, place, require_labels)
+        return _load_folder(source, place, require_labels, frame_name)
     if not os.path.exists(place) and not is_url(place):
         raise RecordError(f"there is no file or folder {source!r}. {_HOW}")
     base = absolute(root) if root else os.path.dirname(place)
     text = _read_text(source, place)
-    return _load_list(source, text, base, require_labels, several_labels)
+    return _load_list(source, text, base, require_labels, several_labels, frame_name)
 
 
 def is_url(path: str) -> bool:
@@ -140,6 +169,19 @@ def absolute(path: str) -> str:
     return path if is_url(path) else os.path.abspath(os.path.expanduser(path))
 
 
+def open_binary(path: str) -> BinaryIO:
+    """Opens a file, or what a URL names, to be read.
+
+    Raises:
+        OSError: if that fails.
+    """
+    if not is_url(path):
+        return open(path, "rb")
+    from etils import epath
+
+    return epath.Path(path).open("rb")
+
+
 def write_list(target: str | os.PathLike, rows: Iterable[tuple[str, int | None]]):
     """Writes a list file that `load` reads back as it was.
 
@@ -150,27 +192,62 @@ def write_list(target: str | os.PathLike, rows: Iterable[tuple[str, int | None]]
     Raises:
         RecordError: if a list file cannot hold a path or label; nothing is written.
     """
-    lines = [f"{_line(path, label)}\n".encode() for path, label in rows]
-    with open(target, "wb") as file:
-        file.writelines(lines)
+    _write(
+        target, [_line(path, () if label is None else (label,)) for path, label in rows]
+    )
 
 
-def _line(path: str, label: int | None) -> str:
+def write_records(target: str | os.PathLike, found: Sequence[Record]) -> None:
+    """Writes a list file that `load` reads back as these records, with absolute paths.
+
+    If some are parts of videos or folders, it gets a header and the columns that they
+    need. Frame folders are read back with the `frame_name` that is then given.
+
+    Raises:
+        RecordError: if a list file cannot hold a record, as none that is one of many in
+            a shard; nothing is written.
+    """
+    layout = _layout(found)
+    lines = [",".join(["path", *layout])] if "total" in layout else []
+    for record in found:
+        if record.position is not None:
+            raise RecordError(f"{record.id}: a list cannot name a video in a shard")
+        start, total = record.frames or (0, -1)
+        numbers = [start] if "start" in layout else []
+        numbers += [total] if "total" in layout else []
+        label = record.label
+        labels = label if isinstance(label, tuple) else [] if label is None else [label]
+        # Without numbers, or like a video, only a slash tells a folder.
+        needs_slash = not record.frames or list_lines.is_video(record.path)
+        is_folder = bool(record.frame_name) and needs_slash
+        lines.append(_line(record.path, labels, numbers, is_folder))
+    _write(target, lines)
+
+
+def _layout(found: Sequence[Record]) -> tuple[str, ...]:
+    """The columns after the path that can hold the records."""
+    labels = any(record.label is not None for record in found)
+    parts = [record for record in found if record.frames]
+    if not parts:
+        return ("label",) if labels else ()
+    if not labels:
+        return ("start", "total")
+    if all(record.frame_name and record.frames[0] == 1 for record in parts):
+        return ("total", "label")
+    return ("start", "total", "label")
+
+
+def _line(*parts) -> str:
     try:
-        path.encode()
-    except UnicodeEncodeError:
-        raise RecordError(f"{path!r} is not UTF-8: rename the file or folder") from None
-    if "\n" in path or "\0" in path:
-        raise RecordError(f"{path!r} holds a line break or a NUL: rename it")
-    if not os.path.splitext(path)[1]:
-        raise RecordError(f"{path!r} has no extension, and would be read with .mp4")
-    if not _PLAIN.fullmatch(path):
-        path = '"' + path.replace('"', '""') + '"'
-    if label is None:
-        return path
-    if not 0 <= label < 10**9:
-        raise RecordError(f"{path}: label {label} is not a whole number from 0 up")
-    return f"{path} {label}"
+        return list_lines.write(*parts)
+    except LineError as error:
+        raise RecordError(str(error)) from None
+
+
+def _write(target: str | os.PathLike, lines: Sequence[str]) -> None:
+    text = "".join(f"{line}\n" for line in lines).encode()
+    with open(target, "wb") as file:
+        file.write(text)
 
 
 def _load_digits(source: str, *labels: bool) -> list[Record]:
@@ -184,35 +261,52 @@ def _load_digits(source: str, *labels: bool) -> list[Record]:
     return load(str(digits.ensure() / f"{split}.txt"), "", *labels)
 
 
-def _load_folder(source: str, place: str, require_labels: bool) -> list[Record]:
+def _load_folder(
+    source: str, place: str, require_labels: bool, frame_name: str
+) -> list[Record]:
     if require_labels:
         raise RecordError(f"the videos of a folder ({source}) have no labels. {_HOW}")
 
     def fail(error: OSError):
         raise RecordError(f"cannot list {error.filename}: {error.strerror}") from error
 
-    names = []
+    found: list[Record] = []
+    others: list[str] = []
     # By default os.walk passes over folders it may not read: videos would go missing.
     for folder, folders, files in os.walk(place, onerror=fail):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in files:
-            if name.lower().endswith(EXTENSIONS) and not name.startswith("."):
-                names.append(os.path.relpath(os.path.join(folder, name), place))
-    if not names:
+        files = [name for name in files if not name.startswith(".")]
+        videos = [
+            os.path.join(folder, name) for name in files if list_lines.is_video(name)
+        ]
+        name = os.path.relpath(folder, place)
+        for path in videos:
+            id = os.path.relpath(path, place).replace(os.sep, "/")
+            found.append(Record(path, None, id))
+        if not videos and any(
+            frame_names.number(frame_name, name) is not None for name in files
+        ):
+            id = os.path.basename(folder) if folder == place else name
+            found.append(
+                Record(folder, None, id.replace(os.sep, "/"), frame_name=frame_name)
+            )
+        others += [name for name in files if name.lower().endswith(_IMAGES)][:3]
+    if not found:
         raise RecordError(
             f"the folder {source!r} holds no videos ({' '.join(EXTENSIONS)})"
+            + (f"; {frame_names.advice(frame_name, others)}" if others else "")
         )
-    names.sort()
+    times: dict[str, int] = {}
     return [
-        Record(os.path.join(place, name), None, name.replace(os.sep, "/"))
-        for name in names
+        dataclasses.replace(record, id=_unique(record.id, times))
+        for record in sorted(found, key=lambda record: record.path)
     ]
 
 
 def _read_text(source: str, place: str) -> str:
     advice = f"is not a UTF-8 text file; a list of videos is wanted here. {_HOW}"
     try:
-        with _open(place) as file:
+        with open_binary(place) as file:
             data = file.read(4096)  # enough to tell a video, which may be very large
             if b"\0" not in data:
                 data += file.read()
@@ -228,131 +322,52 @@ def _read_text(source: str, place: str) -> str:
     raise RecordError(f"{source}:{line}: {source} {advice}")
 
 
-def _open(place: str):
-    if not is_url(place):
-        return open(place, "rb")
-    from etils import epath
-
-    return epath.Path(place).open("rb")
-
-
 def _load_list(
-    source: str, text: str, base: str, require_labels: bool, several_labels: bool
+    source: str,
+    text: str,
+    base: str,
+    require_labels: bool,
+    several_labels: bool,
+    frame_name: str,
 ) -> list[Record]:
     records = []
     times = {}
+    layout = None
     first = True
     # Not splitlines(), which also breaks at characters that a path may hold.
     for number, line in enumerate(text.split("\n"), start=1):
-        line = line.strip(_BLANK)
+        line = line.strip(list_lines.BLANK)
         if not line or line[0] == "#":
             continue
-        header, first = first and _is_header(line), False
-        if header:
-            continue
+        if first:
+            first = False
+            header = list_lines.header(line)
+            if header is not None:
+                layout = header if "total" in header else None
+                continue
         try:
-            name, label = _parse(line, several_labels)
-            if label is None and require_labels:
-                raise RecordError("the label is missing: `path label` is wanted")
-        except RecordError as error:
+            row = list_lines.parse(line, layout, require_labels, several_labels)
+            if row.label is None and require_labels:
+                raise LineError("the label is missing: `path label` is wanted")
+        except LineError as error:
             shown = line if len(line) <= 80 else f"{line[:60]}...{line[-17:]}"
             raise RecordError(f"{source}:{number}: {error}\n    {shown}") from None
+        name = row.name
         path = name if is_url(name) else os.path.join(base, name)
-        if not os.path.splitext(path)[1]:
+        if not row.is_folder and not os.path.splitext(path)[1]:
             path += ".mp4"
-        records.append(Record(path, label, _unique(name, times)))
+        records.append(
+            Record(
+                path,
+                row.label,
+                _unique(name, times),
+                frame_name=frame_name if row.is_folder else "",
+                frames=row.frames,
+            )
+        )
     if not records:
         raise RecordError(f"the list {source!r} names no videos. {_HOW}")
     return records
-
-
-def _is_header(line: str) -> bool:
-    names = re.split(r"[ \t,]+", line.lower())
-    if len(names) == 1:
-        return names[0] in _PATH_NAMES  # in quotes it would be a path
-    path, label = (name.strip("\"'") for name in names[:2])
-    return len(names) == 2 and path in _PATH_NAMES and label in _LABEL_NAMES
-
-
-def _parse(line: str, several: bool) -> tuple[str, int | tuple[int, ...] | None]:
-    """Splits a stripped line that is neither blank nor a comment."""
-    if line[0] in "\"'":
-        path, columns = _split_quoted(line)
-    else:
-        if "#" in line:
-            line = _COMMENT.split(line, maxsplit=1)[0].rstrip(_BLANK)
-        if "\t" in line:
-            path, *columns = _TAB.split(line)
-        else:
-            path, columns = _split_numbers(line)
-            if " " in path or "," in path:
-                _check_unquoted(path, columns)
-    if not path or path.endswith("/"):
-        raise RecordError("the path is empty or a folder; a line names one video file")
-    if several:
-        return path, tuple(sorted({_label(column) for column in columns}))
-    if not columns or columns == ["0", "-1"]:
-        return path, None
-    if len(columns) > 1:
-        raise RecordError(
-            f"{1 + len(columns)} columns, but `path label` is wanted. Of VideoMAE V2's "
-            "`path start total` lines only `path 0 -1`, a whole video, can be read, "
-            "not frame folders or parts of videos. If they are several labels, set "
-            "config.loss.kind=sigmoid; if they belong to the path, put it in quotes"
-        )
-    return path, _label(columns[0])
-
-
-def _label(text: str) -> int:
-    if not _NUMBER.fullmatch(text) or int(text) < 0:
-        raise _wrong_label(text)
-    return int(text)
-
-
-def _split_quoted(line: str) -> tuple[str, list[str]]:
-    quote = line[0]
-    match = _QUOTED.match(line)
-    if not match:
-        raise RecordError(
-            f"the path begins with {quote} and has no closing {quote}: if the quote "
-            "belongs to the path, put the path in quotes of the other kind"
-        )
-    path = line[1 : match.end() - 1].replace(quote * 2, quote)
-    rest = line[match.end() :]
-    if rest and rest[0] not in " \t,":
-        raise RecordError(
-            f"a space, comma or tab is wanted after the closing {quote}; a {quote} "
-            "inside the path is written twice"
-        )
-    rest = _COMMENT.split(rest, maxsplit=1)[0].rstrip(_BLANK)
-    return path, _SEPARATOR.split(rest)[1:]
-
-
-def _split_numbers(line: str) -> tuple[str, list[str]]:
-    """Takes whole numbers off the end, each with the separator before it."""
-    path, columns = line, []
-    while True:
-        rest = path.rstrip("+-0123456789")
-        number = path[len(rest) :]
-        if rest[-1:] not in (" ", ",") or not _NUMBER.fullmatch(number):
-            return path, columns
-        columns.insert(0, number)
-        path = rest.rstrip(" ").removesuffix(",").rstrip(" ")
-
-
-def _check_unquoted(path: str, columns: list[str]) -> None:
-    more = _VIDEO_THEN_MORE.search(path)
-    if more:
-        raise _wrong_label(path[more.end() :].strip(" ,"))
-    if not columns and not path.lower().endswith(EXTENSIONS):
-        raise _wrong_label(re.split("[ ,]", path)[-1])
-
-
-def _wrong_label(text: str) -> RecordError:
-    return RecordError(
-        f"{text[:40]!r} is not a label: a whole number from 0 up is wanted after the "
-        "path. If it belongs to the path, put the path in quotes"
-    )
 
 
 def _unique(name: str, times: dict[str, int]) -> str:

@@ -131,6 +131,7 @@ class Finetuning:
             self._config.data.root,
             require_labels=True,
             several_labels=self._config.loss.kind == "sigmoid",
+            frame_name=self._config.data.frame_name,
         )
 
     def _check_that_this_is_a_probe(self) -> None:

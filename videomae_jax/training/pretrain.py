@@ -39,10 +39,16 @@ class Pretraining:
             RecordError: if a list of videos is missing or malformed.
         """
         self._config, data = config, config.data
-        self.training_videos = records.load(data.train, data.root)
+        load = functools.partial(
+            records.load,
+            root=data.root,
+            frame_name=data.frame_name,
+            want_labels=False,
+        )
+        self.training_videos = load(data.train)
         self._pictured_videos = self.training_videos
         if data.validation:
-            self._pictured_videos = records.load(data.validation, data.root)
+            self._pictured_videos = load(data.validation)
         self.model = make_model(config.model)
         if config.mask.kind not in masking.KINDS:
             raise ValueError(

@@ -1,0 +1,208 @@
+"""Videos whose frames are images, each encoded by itself: JPEG, PNG or WebP."""
+
+import abc
+import io
+import operator
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+
+from videomae_jax.data.decoding import VideoError
+from videomae_jax.data.frames import Box
+
+_FORMATS = ("JPEG", "PNG", "WEBP")
+# 8 bits or fewer of each pixel and colour; others would be cut off, not converted.
+_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
+_JPEG_END = b"\xff\xd9"
+
+
+class ImageError(ValueError):
+    """An image that cannot be decoded whole; the message says why."""
+
+
+def decode(content: bytes) -> np.ndarray:
+    """Decodes an image; one that is cut off is refused, not filled up with grey.
+
+    Args:
+        content: of a JPEG, PNG or WebP file.
+
+    Returns:
+        uint8 [height, width, 3], RGB: grey is repeated, transparency left out.
+
+    Raises:
+        ImageError: if it is empty, damaged, no such image, or of 16 bits. Damage in the
+            middle of a JPEG or WebP image, which have no checksums, may go unseen.
+    """
+    if not content:
+        raise ImageError("is empty (0 bytes)")
+    # What a file system makes of the end of a file that it lost. Decoders go on.
+    if content.endswith(bytes(16)) and not content.rstrip(b"\0").endswith(_JPEG_END):
+        raise ImageError("is damaged: it ends in zeros")
+    try:
+        with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
+            if image.format == "PNG":
+                # Of the checksums, which decoding passes over; it uses the image up.
+                with Image.open(io.BytesIO(content), formats=_FORMATS) as checked:
+                    checked.verify()
+            if image.mode not in _MODES:
+                raise ImageError(f"has pixels of kind {image.mode}, not of 8 bits")
+            return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+    except ImageError:
+        raise
+    except Image.UnidentifiedImageError:
+        raise ImageError("is no JPEG, PNG or WebP image") from None
+    except Exception as error:  # OSError, SyntaxError, struct.error, ...
+        raise ImageError(f"is damaged: {error}") from error
+
+
+def kind(content: bytes) -> str:
+    """What an image that can be decoded is encoded as: jpeg, png or webp."""
+    with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
+        return image.format.lower()
+
+
+class ImageFrames:
+    """What readers use of `frames.Frames`, for images, which are RGB already.
+
+    Attributes:
+        height, width: of the frames, in pixels.
+    """
+
+    def __init__(self, images: Sequence[np.ndarray], places: Sequence[int]):
+        """Takes images of one size, and which of them to give, in this order."""
+        self._images, self._places = images, places
+        self.height, self.width = images[0].shape[:2]
+
+    def __len__(self) -> int:
+        """Number of frames."""
+        return len(self._places)
+
+    def rgb(self, box: Box | None = None) -> np.ndarray:
+        """The frames, or the part (top, left, height, width) of each, in pixels.
+
+        Returns:
+            uint8 [len(self), height, width, 3].
+        """
+        top, left, height, width = box or (0, 0, self.height, self.width)
+        part = slice(top, top + height), slice(left, left + width)
+        return np.stack([self._images[place][part] for place in self._places])
+
+
+class ImageVideo(abc.ABC):
+    """What readers use of `decoding.Video`, for frames that are images.
+
+    Attributes:
+        num_frames: how many there are.
+        fps: None, for images do not tell.
+    """
+
+    fps: float | None = None
+
+    def __init__(self, name: str, num_frames: int):
+        """Notes what the video is called in errors, and how long it is."""
+        self._name = name
+        self.num_frames = num_frames
+        self._size: tuple[int, int] | None = None  # height and width
+        self._closed = False
+
+    @abc.abstractmethod
+    def content(self, index: int) -> bytes:
+        """The encoded image of a frame.
+
+        Raises:
+            VideoError: if it cannot be read.
+        """
+
+    @abc.abstractmethod
+    def size(self, index: int) -> int:
+        """Bytes of the encoded image of a frame.
+
+        Raises:
+            VideoError: if it is missing.
+        """
+
+    @abc.abstractmethod
+    def image_name(self, index: int) -> str:
+        """What the image of a frame is called in errors."""
+
+    def __enter__(self) -> "ImageVideo":
+        """Returns the video itself."""
+        return self
+
+    def __exit__(self, *unused) -> None:
+        """Closes the video."""
+        self.close()
+
+    def close(self) -> None:
+        """Ends reading; may be called more than once."""
+        self._closed = True
+
+    @property
+    def height(self) -> int:
+        """Height of the frames in pixels; decodes one if none was yet."""
+        return self._frame_size()[0]
+
+    @property
+    def width(self) -> int:
+        """Width of the frames in pixels; decodes one if none was yet."""
+        return self._frame_size()[1]
+
+    def read(self, indices: Sequence[int]) -> np.ndarray:
+        """Decodes frames, each once.
+
+        Args:
+            indices: frames wanted, in any order; an index may repeat.
+
+        Returns:
+            uint8 [len(indices), height, width, 3], RGB, in the order of `indices`.
+
+        Raises:
+            IndexError: an index is negative or not below `num_frames`.
+            VideoError: an image of a wanted frame is missing or damaged, or has another
+                size than those before, or the video is closed.
+        """
+        if not len(indices):
+            self._assert_open()
+            return np.empty((0, *self._frame_size(), 3), np.uint8)
+        return self.decode(indices).rgb()
+
+    def decode(self, indices: Sequence[int]) -> ImageFrames:
+        """Decodes at least one frame, for a part of each; otherwise as `read`."""
+        self._assert_open()
+        for index in map(operator.index, indices):
+            if not 0 <= index < self.num_frames:
+                raise IndexError(
+                    f"{self._name}: no frame {index}: the video has "
+                    f"{self.num_frames} frames, 0 to {self.num_frames - 1}"
+                )
+        wanted, places = np.unique(np.asarray(indices), return_inverse=True)
+        return ImageFrames([self._decode(index) for index in wanted.tolist()], places)
+
+    def error(self, reason: str) -> VideoError:
+        """An error that names the video."""
+        return VideoError(f"{self._name}: {reason}")
+
+    def _assert_open(self) -> None:
+        if self._closed:
+            raise self.error("the video is closed")
+
+    def _decode(self, index: int) -> np.ndarray:
+        try:
+            image = decode(self.content(index))
+        except ImageError as error:
+            raise self.error(f"{self.image_name(index)} {error}") from error
+        size = image.shape[:2]
+        self._size = self._size or size
+        if size != self._size:
+            raise self.error(
+                "changes its resolution: {} is {}x{}, others {}x{}".format(
+                    self.image_name(index), *size[::-1], *self._size[::-1]
+                )
+            )
+        return image
+
+    def _frame_size(self) -> tuple[int, int]:
+        if self._size is None:
+            self.read([0])
+        return self._size
