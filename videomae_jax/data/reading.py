@@ -11,6 +11,7 @@ This file and pipeline.py are what knows Grain.
 import contextlib
 import os
 import queue
+import resource
 import threading
 import time
 from collections.abc import Iterator
@@ -22,13 +23,16 @@ from absl import flags
 from videomae_jax.data.isolated import exit_with_parent
 
 # What is kept in memory at the same time, which data/readers.py counts with.
-# Parts of each worker, besides one for each of its threads: one that waits for room in
-# the pipe to this process, one in the pipe, and on this side two that wait their turn.
-PARTS_UNDER_WAY = 4
-# Of them, and all but the first thread's, in shared memory.
+# Parts of each worker, besides one for each of its threads: one that it copies into
+# shared memory, its copy, one in the pipe to this process, and here two in line.
+PARTS_UNDER_WAY = 5
+# Those of them in shared memory: all but the first.
 PARTS_SHARED = 4
 # A batch that is put together while the caller has the one before.
 BATCHES_AHEAD = 1
+
+# Open files of this process for each worker (pipes, parts; 14 were counted) and else.
+_FILES_PER_WORKER, _OTHER_FILES = 20, 512
 
 # How long to wait for a reader before it is ended by force; Grain's own patience.
 _PATIENCE_SECONDS = 25
@@ -68,6 +72,7 @@ def read_ahead(
         # Grain reads an absl flag here, and absl refuses before main() has run.
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()
+        _allow_files(_OTHER_FILES + num_workers * _FILES_PER_WORKER)
         stream = stream.mp_prefetch(
             grain.MultiprocessingOptions(num_workers=num_workers),
             worker_init_fn=_start_worker,
@@ -168,6 +173,15 @@ def _one_ahead(batches: Iterator) -> Iterator[Iterator]:
         stopped.set()
         wanted.release()
         thread.join(_PATIENCE_SECONDS)
+
+
+def _allow_files(count: int) -> None:
+    """Lets this process have so many open files; 1,024 is a common default."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    unlimited = resource.RLIM_INFINITY
+    if soft != unlimited and soft < count:
+        most = count if hard == unlimited else min(count, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, most), hard))
 
 
 def _start_worker(worker: int, count: int) -> None:
