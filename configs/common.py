@@ -69,8 +69,8 @@ def _training() -> ConfigDict:
     config.data.num_workers = placeholder(int)
     # Threads that decode, in each of them; None: likewise.
     config.data.num_threads = placeholder(int)
-    # Memory that decoding may take on each host, for training and evaluation together,
-    # in GB; None: half of what there is.
+    # Memory in GB that decoding may take on each host: half of it for training, half
+    # for an evaluation meanwhile; None: half of what there is.
     config.data.memory_gb = placeholder(float)
     # The run stops when a larger share of the videos cannot be read.
     config.data.max_bad_fraction = 0.01

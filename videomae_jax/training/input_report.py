@@ -130,9 +130,9 @@ class InputReport:
                     f"cores for {possible}; without it they are used"
                 )
             return (
-                f"memory limits the readers to {readers.describe()}, but there are cores for "
-                f"{possible} workers: raise config.data.memory_gb, or the memory or "
-                "/dev/shm of this process"
+                f"memory limits the readers to {readers.describe()}, but there are "
+                f"cores for {possible} workers: raise config.data.memory_gb, or the "
+                "memory or /dev/shm of this process"
             )
         if not self._prepared:
             return (
