@@ -120,11 +120,14 @@ def test_open_files_are_allowed(monkeypatch):
 
 SCRIPT = """
 import os, signal, sys, time
+from multiprocessing import shared_memory
 from videomae_jax.data import pipeline, records
 from videomae_jax.data.clips import PretrainingClips
 
+shared_memory._SHM_NAME_PREFIX = sys.argv[3]  # also in the workers
+
 if __name__ == "__main__":
-    how, folder = sys.argv[1:]
+    how, folder = sys.argv[1:3]
     if how == "terminated":
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(15))
     clips = PretrainingClips(4, 2, 32, (1, 0.5), 0.5, 1)
@@ -162,9 +165,11 @@ def test_nothing_is_left_behind(tmp_path, how, send, status):
     (tmp_path / "videos").mkdir()
     write_folder(tmp_path / "videos", 4)
     (tmp_path / "script.py").write_text(SCRIPT)
-    before = set(os.listdir(SHARED))
+    # Unlike that of other tests at the same time.
+    prefix = f"v{os.getpid() % 10**4}{how[:1]}"
+    script = [str(tmp_path / "script.py"), how, str(tmp_path / "videos"), f"/{prefix}"]
     with subprocess.Popen(
-        [sys.executable, str(tmp_path / "script.py"), how, str(tmp_path / "videos")],
+        [sys.executable, *script],
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -175,13 +180,13 @@ def test_nothing_is_left_behind(tmp_path, how, send, status):
             children = children_of(process.pid)
             if send:
                 assert len(children) >= 3  # two workers, and what keeps count of memory
-                assert set(os.listdir(SHARED)) - before
+                assert list(SHARED.glob(f"{prefix}*"))
                 process.send_signal(send)
             assert process.wait(timeout=60) == status
         finally:
             process.kill()
         deadline = time.monotonic() + 30
-        while set(os.listdir(SHARED)) - before or any(map(is_alive, children)):
+        while list(SHARED.glob(f"{prefix}*")) or any(map(is_alive, children)):
             assert time.monotonic() < deadline
             time.sleep(0.05)
         if how == "ends":
