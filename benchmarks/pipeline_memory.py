@@ -6,7 +6,8 @@ Reads clips of the videos with worker processes, as training does, and prints ev
 1,000 clips what this process and the workers hold: proportional set sizes, in which
 memory that several processes share counts once, of /proc/*/smaps_rollup. Parts in
 shared memory are in them where they are mapped; what is in /dev/shm is shown, too. The
-last three batches are kept, as by a training loop whose devices are behind.
+last three batches are kept, and before each line the readers get some seconds in which
+nobody takes their clips, as with a training loop whose devices are behind.
 
 Beside it the estimate by which the numbers of readers and rows are chosen
 (videomae_jax/data/readers.py). Linux only.
@@ -70,6 +71,7 @@ def main():
     parser.add_argument("--threads", type=int)
     parser.add_argument("--rows", type=int, help="clips of a part")
     parser.add_argument("--memory-gb", type=float)
+    parser.add_argument("--pause", type=float, default=5, help="seconds")
     arguments = parser.parse_args()
     decode.print_hardware()
     videos = [Record(path, None, path) for path in arguments.videos]
@@ -97,7 +99,8 @@ def main():
     steps = -(-arguments.clips // arguments.batch)
     read_clips = PretrainingClips(FRAMES, STRIDE, arguments.size, SCALES, 0.5, 1)
     kept = collections.deque(maxlen=readers.BATCHES_IN_USE)
-    count, next_line, start = 0, arguments.every, time.perf_counter()
+    count, next_line, paused = 0, arguments.every, 0.0
+    start = time.perf_counter()
     with pipeline.batches(
         videos, read_clips, arguments.batch, 0, range(steps + 10**6), **how
     ) as batches:
@@ -105,12 +108,14 @@ def main():
             kept.append(next(batches))
             count += len(kept[-1].ids)
             if count >= next_line:
+                time.sleep(arguments.pause)
+                paused += arguments.pause
                 mine = held(os.getpid())
                 others = sum(map(held, descendants()))
                 print(
                     f"| {count} | {mine / MB:.0f} | {others / MB:.0f} | "
                     f"{(mine + others) / MB:.0f} | {(shared() - before) / MB:.0f} | "
-                    f"{count / (time.perf_counter() - start):.0f} |",
+                    f"{count / (time.perf_counter() - start - paused):.0f} |",
                     flush=True,
                 )
                 next_line += arguments.every

@@ -44,11 +44,7 @@ class InputReport:
         self._prepared = all(video.position is not None for video in videos)
         self._steps = self._intervals = 0
         self._advised = False
-        self._clips, self._seconds = 0, 0.0
-        self._restart()
-
-    def _restart(self) -> None:
-        self._interval_seconds, self._interval_start = 0.0, time.perf_counter()
+        self._clips, self._seconds, self._interval_seconds = 0, 0.0, 0.0
 
     def add(self, batch: Batch) -> None:
         """Counts what reading a batch took."""
@@ -81,31 +77,30 @@ class InputReport:
             return  # so small that the clock does not see it
         here = " of this host" if jax.process_count() > 1 else ""
         # Where the model runs on the same cores, the readers get what it leaves.
-        can = "can give at most" if self._on_cores else "can give about"
+        alone = " on cores of their own" if self._on_cores else ""
         log.info(
-            "input: %s%s %s %s clips/s (%s ms of CPU a clip); the model takes about "
-            "%s clips/s%s",
+            "input: %s%s can give about %s clips/s (%s ms of CPU a clip)%s; the model "
+            "takes about %s clips/s%s",
             self._readers.describe(),
             here,
-            can,
             _shown(self._readers.parallel / each),
             _shown(1000 * each),
+            alone,
             _shown(self._clips / self._steps / step_seconds),
             here,
         )
 
-    def advise(self, wait_fraction: float) -> None:
+    def advise(self, seconds: float, wait_fraction: float) -> None:
         """Logs what would help, once, if the steps since the last call waited for data.
 
         The first call is passed over: starting takes time.
 
         Args:
-            wait_fraction: share of the time in which the devices had nothing to do.
+            seconds: since the last call, without evaluations.
+            wait_fraction: share of them in which the devices had nothing to do.
         """
-        elapsed = time.perf_counter() - self._interval_start
-        busy = self._interval_seconds / max(elapsed, 1e-9) / self._readers.parallel
-        self._intervals += 1
-        self._restart()
+        busy = self._interval_seconds / max(seconds, 1e-9) / self._readers.parallel
+        self._intervals, self._interval_seconds = self._intervals + 1, 0.0
         if self._intervals == 1 or self._advised or wait_fraction <= TOO_MUCH_WAITING:
             return
         self._advised = True

@@ -242,8 +242,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> Train
             last = step == total_steps
             if last or step % config.log_every == 0:
                 history.fetch(checkpoints.latest_step())
-                row = reporter.metrics(step, history.mean())
-                inputs.advise(row["data_wait_fraction"])
+                inputs.advise(*reporter.metrics(step, history.mean()))
             if task.check_every and (last or step % task.check_every == 0):
                 task.check(step, state, mesh, reporter)
             if last or step % config.checkpoint.every == 0:

@@ -89,11 +89,12 @@ class Reporter:
         yield
         self._paused += time.perf_counter() - start
 
-    def metrics(self, step: int, values: dict[str, float]) -> dict[str, float]:
+    def metrics(self, step: int, values: dict[str, float]) -> tuple[float, float]:
         """Reports values after `step` steps, with speed since the last report.
 
         Returns:
-            What it reports.
+            The seconds since then, without pauses, and the share of them spent waiting
+            for data.
         """
         now = time.perf_counter()
         elapsed = max(now - self._last_time - self._paused, 1e-9)
@@ -104,7 +105,7 @@ class Reporter:
         self._last_step, self._last_time = step, now
         self._waited = self._paused = 0.0
         if not self._active:
-            return row
+            return elapsed, row["data_wait_fraction"]
         self._write(row)
         line = (
             f"loss {row['loss']:.4f} | lr {row['learning_rate']:.2e} | "
@@ -115,10 +116,10 @@ class Reporter:
         if not self._bar.disable:
             self._bar.update(step - self._bar.n)
             self._bar.set_postfix_str(line)
-            return row
+            return elapsed, row["data_wait_fraction"]
         left = (self._total - step) * elapsed / steps
         log.info("step %d/%d | %s | %s left", step, self._total, line, _clock(left))
-        return row
+        return elapsed, row["data_wait_fraction"]
 
     def values(self, step: int, values: dict[str, float]) -> None:
         """Writes values other than training's after `step` steps."""
