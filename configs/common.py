@@ -68,9 +68,13 @@ def _training() -> ConfigDict:
     # Clips per decoded video, each with its own crop, augmentation and mask.
     config.data.num_samples = 1
     # Processes that decode on each host; 0 decodes in threads of the training process.
-    config.data.num_workers = 8
-    # Threads that decode, in each of them.
-    config.data.num_threads = 2
+    # None: by the cores and the memory that there are (videomae_jax/data/readers.py).
+    config.data.num_workers = placeholder(int)
+    # Threads that decode, in each of them; None: likewise.
+    config.data.num_threads = placeholder(int)
+    # Memory in GB that decoding may take on each host: half of it for training, half
+    # for an evaluation meanwhile; None: half of what there is.
+    config.data.memory_gb = placeholder(float)
     # The run stops when a larger share of the videos cannot be read.
     config.data.max_bad_fraction = 0.01
 

@@ -171,13 +171,13 @@ def explosive(monkeypatch):
     batches = loop.pipeline.batches
 
     @contextlib.contextmanager
-    def watched(*args):
+    def watched(*args, **kwargs):
         def watch(stream):
             for batch in stream:
                 poisoned.now = "3.mp4" in batch.ids
                 yield batch
 
-        with batches(*args) as stream:
+        with batches(*args, **kwargs) as stream:
             yield watch(stream)
 
     monkeypatch.setattr(loop.pipeline, "batches", watched)

@@ -46,6 +46,7 @@ class Evaluator:
         videos_per_device: int,
         num_workers: int = 0,
         num_threads: int = 2,
+        rows_per_part: int = 4,
     ):
         """Prepares the pass.
 
@@ -61,6 +62,7 @@ class Evaluator:
                 one after the other; so memory holds this many clips' activations.
             num_workers: processes that read; 0 reads in threads of this process.
             num_threads: threads that read, in each worker.
+            rows_per_part: videos that a thread reads at a time.
         """
         self._records, self._class_names = records, list(class_names)
         self._mesh = mesh
@@ -72,6 +74,7 @@ class Evaluator:
             videos_per_device * mesh.size,
             num_workers,
             num_threads,
+            rows_per_part,
             (jax.process_index(), jax.process_count()),
         )
         # Every process gets every result: each can then count the whole set.

@@ -1,4 +1,4 @@
-"""From records to batches of uint8 clips; nothing else knows Grain.
+"""From records to batches of uint8 clips; with reading.py, all that knows Grain.
 
 Randomness and order are functions of (seed, position in the stream) alone: everything
 random happens before the stream is split over hosts and workers, so that any number of
@@ -7,15 +7,13 @@ them gives the same global batches, and resuming at a step is a slice.
 
 import contextlib
 import dataclasses
-import os
 from collections.abc import Callable, Iterator, Sequence
 
 import grain
 import numpy as np
-from absl import flags
 
 from videomae_jax.data.decoding import Video, VideoError
-from videomae_jax.data.isolated import exit_with_parent
+from videomae_jax.data.reading import read_ahead
 from videomae_jax.data.records import Record
 from videomae_jax.data.sources import open_video
 
@@ -40,11 +38,13 @@ class Batch:
             -1, if records have up to K labels.
         ids: the records' ids, one for each clip.
         bad: the records that could not be read and were replaced, with the reason.
+        cpu_seconds: what reading it took of the readers' time on a core.
     """
 
     arrays: dict[str, np.ndarray]
     ids: list[str]
     bad: list[tuple[Record, str]]
+    cpu_seconds: float
 
 
 @contextlib.contextmanager
@@ -56,6 +56,7 @@ def batches(
     steps: range,
     num_workers: int = 0,
     num_threads: int = 2,
+    rows_per_part: int = 4,
     process: tuple[int, int] = (0, 1),
 ) -> Iterator[Iterator[Batch]]:
     """Opens the stream of training batches, reshuffled every epoch.
@@ -68,6 +69,7 @@ def batches(
         steps: which batches of the endless stream to give.
         num_workers: processes that read; 0 reads in threads of this process.
         num_threads: threads that read, in each worker.
+        rows_per_part: videos that a thread reads at a time.
         process: (index, count) of this host among the hosts that share the batch;
             it gets the index-th contiguous part of every global batch.
 
@@ -84,18 +86,18 @@ def batches(
             f"config.batch_size {batch_size} does not divide over {count} hosts"
         )
     local = batch_size // count
-    stream = (
+    rows = (
         grain.MapDataset.range(len(records))
         .seed(seed)
         .shuffle()
         .repeat()
         .random_map(_ReadRecord(list(records), read_clips))
     )
-    stream = _HostRows(stream, batch_size, index * local, local).batch(
-        local, batch_fn=_collate
-    )[steps.start : steps.stop]
-    with _reading(stream, num_workers, num_threads) as elements:
-        yield _with_records(elements, records)
+    rows = _HostRows(rows, batch_size, index * local, local)
+    with read_ahead(
+        rows, local, steps, num_workers, num_threads, rows_per_part
+    ) as stream:
+        yield _with_records(stream, records)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,6 +125,7 @@ def each_once(
     batch_size: int,
     num_workers: int = 0,
     num_threads: int = 2,
+    rows_per_part: int = 4,
     process: tuple[int, int] = (0, 1),
 ) -> Iterator[Iterator[Views]]:
     """Opens a pass over all records, each exactly once and in order.
@@ -134,6 +137,7 @@ def each_once(
         batch_size: videos of a global batch; the last one is filled up with padding.
         num_workers: processes that read; 0 reads in threads of this process.
         num_threads: threads that read, in each worker.
+        rows_per_part: videos that a thread reads at a time.
         process: (index, count) of this host; it gets the index-th contiguous part of
             every batch, and all hosts get the same number of batches.
 
@@ -148,35 +152,14 @@ def each_once(
         raise ValueError(f"{batch_size} videos do not divide over {count} hosts")
     local = batch_size // count
     padded = -(-len(records) // batch_size) * batch_size
-    stream = grain.MapDataset.range(padded).map(
+    rows = grain.MapDataset.range(padded).map(
         _ReadViews(list(records), read_clips, clips_shape)
     )
-    stream = _HostRows(stream, batch_size, index * local, local).batch(
-        local, batch_fn=_collate_views
-    )
-    with _reading(stream, num_workers, num_threads) as elements:
-        yield (Views(**element) for element in elements)
-
-
-@contextlib.contextmanager
-def _reading(stream, num_workers: int, num_threads: int) -> Iterator[Iterator]:
-    """Starts the threads or processes that read a stream ahead, and stops them."""
-    stream = stream.to_iter_dataset(
-        grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=2)
-    )
-    if num_workers:
-        # Grain reads an absl flag here, and absl refuses before main() has run.
-        if not flags.FLAGS.is_parsed():
-            flags.FLAGS.mark_as_parsed()
-        stream = stream.mp_prefetch(
-            grain.MultiprocessingOptions(num_workers=num_workers),
-            worker_init_fn=_start_worker,
-        )
-    iterator = iter(stream)
-    try:
-        yield iterator
-    finally:
-        iterator.close()
+    rows = _HostRows(rows, batch_size, index * local, local)
+    with read_ahead(
+        rows, local, None, num_workers, num_threads, rows_per_part
+    ) as stream:
+        yield map(_views, stream)
 
 
 def read_all(
@@ -265,38 +248,30 @@ class _HostRows(grain.MapDataset):
         return self._parent[step * batch_size + first + row]
 
 
-def _collate(elements: Sequence[dict]) -> dict:
-    samples = len(elements[0]["video"])
-    return {
-        "video": np.concatenate([element["video"] for element in elements]),
-        "record": np.repeat([element["record"] for element in elements], samples),
-        "bad": [bad for element in elements for bad in element["bad"]],
-    }
-
-
-def _collate_views(elements: Sequence[dict]) -> dict:
-    return {
-        "video": np.stack([element["video"] for element in elements]),
-        "index": np.array([element["index"] for element in elements], np.int32),
-        "readable": np.array([element["readable"] for element in elements]),
-        "bad": [bad for element in elements for bad in element["bad"]],
-    }
+def _views(read: tuple[np.ndarray, list[dict], float]) -> Views:
+    video, rows, _ = read
+    return Views(
+        video=video,
+        index=np.array([row["index"] for row in rows], np.int32),
+        readable=np.array([row["readable"] for row in rows]),
+        bad=[bad for row in rows for bad in row["bad"]],
+    )
 
 
 def _with_records(
-    elements: Iterator[dict], records: Sequence[Record]
+    stream: Iterator[tuple[np.ndarray, list[dict], float]], records: Sequence[Record]
 ) -> Iterator[Batch]:
     labels = _label_array(records)
-    for element in elements:
-        index = element.pop("record")
-        # Popped: arrays from workers lie in shared memory until nobody holds them.
-        arrays = {"video": element.pop("video")}
+    for video, rows, seconds in stream:
+        index = np.repeat([row["record"] for row in rows], video.shape[1])
+        arrays = {"video": video.reshape(-1, *video.shape[2:])}
         if labels is not None:
             arrays["label"] = labels[index]
         yield Batch(
             ids=[records[i].id for i in index],
-            bad=[(records[index], reason) for index, reason in element.pop("bad")],
+            bad=[(records[i], reason) for row in rows for i, reason in row["bad"]],
             arrays=arrays,
+            cpu_seconds=seconds,
         )
 
 
@@ -308,11 +283,3 @@ def _label_array(records: Sequence[Record]) -> np.ndarray | None:
         most = max(map(len, labels))
         labels = [label + (-1,) * (most - len(label)) for label in labels]
     return np.array(labels, np.int32)
-
-
-def _start_worker(worker: int, count: int) -> None:
-    del worker, count
-    # Ctrl-C and a cluster's warning are for the parent, which needs its data until it
-    # has saved.
-    os.setpgrp()
-    exit_with_parent()

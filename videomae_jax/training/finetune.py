@@ -21,6 +21,7 @@ from videomae_jax.evaluation import Evaluator
 from videomae_jax.models import vit
 from videomae_jax.models.classifier import HEAD_NORMS, POOLINGS, VideoClassifier
 from videomae_jax.training import initialization, losses, mixing, optimizer
+from videomae_jax.training.readers import choose_readers
 
 log = logging.getLogger(__name__)
 
@@ -114,7 +115,7 @@ class Finetuning:
             num_samples=data.num_samples,
             **clip,
         )
-        self._readers = {
+        self._read_clips = {
             "validation": CenterClips(**clip),
             "test": MultiViewClips(
                 segments=config.evaluation.segments,
@@ -251,18 +252,27 @@ class Finetuning:
 
     def _evaluate(self, split: str, state, mesh):
         if split not in self._evaluators:
-            data = self._config.data
+            videos, read_clips = self._held_out[split], self._read_clips[split]
+            per_device = self._config.evaluation.videos_per_device
+            batch_size = per_device * mesh.size
+            readers = choose_readers(
+                self._config.data,
+                read_clips.views,
+                batch_size,
+                -(-len(videos) // batch_size),
+                len(videos),
+                mesh,
+            )
             self._evaluators[split] = Evaluator(
                 self.model,
                 self._probabilities,
-                self._held_out[split],
+                videos,
                 self.class_names,
-                self._readers[split],
+                read_clips,
                 self._image_shape,
                 mesh,
-                self._config.evaluation.videos_per_device,
-                data.num_workers,
-                data.num_threads,
+                per_device,
+                **readers.arguments,
             )
         # The averaged parameters are what is evaluated, where there are any.
         params = state.params if state.ema is None else state.ema

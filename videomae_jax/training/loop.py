@@ -9,8 +9,6 @@ import contextlib
 import json
 import logging
 import pathlib
-import signal
-import threading
 from collections.abc import Collection
 from typing import Any
 
@@ -18,7 +16,6 @@ import flax
 import jax
 import jax.numpy as jnp
 import ml_collections
-import numpy as np
 from clu import parameter_overview
 
 from videomae_jax.data import pipeline
@@ -28,22 +25,17 @@ from videomae_jax.data.records import RecordError
 from videomae_jax.training import optimizer, sharding
 from videomae_jax.training.checkpointing import CheckpointError, Checkpoints
 from videomae_jax.training.finetune import Finetuning
+from videomae_jax.training.history import History, NonFiniteLossError
+from videomae_jax.training.input_report import InputReport
+from videomae_jax.training.preemption import Preemption
 from videomae_jax.training.pretrain import Pretraining
+from videomae_jax.training.readers import choose_readers
 from videomae_jax.training.reporting import Reporter
 from videomae_jax.training.step import TrainState, make_train_step
 
 log = logging.getLogger(__name__)
 
 TASKS = {"pretrain": Pretraining, "finetune": Finetuning}
-
-# How many steps the host may be ahead of the devices: enough that they never wait for
-# the host, few enough that waiting batches do not fill their memory.
-STEPS_AHEAD = 2
-
-
-class NonFiniteLossError(RuntimeError):
-    """The loss or its gradient is not finite; the message says where to look."""
-
 
 # Fields that may differ between training and a test, with a warning; and fields of the
 # model that change nothing in a test.
@@ -69,86 +61,6 @@ EXPLAINED_ERRORS = (
     RecordError,
     TooManyBadVideosError,
 )
-
-
-class History:
-    """The metrics of the steps since the last report, still on the devices.
-
-    Fetching them is the only place where the host waits for the devices' results.
-    """
-
-    def __init__(self, rows: list[dict], nonfinite: int, allowed: int):
-        """Continues with the rows and the count of skipped steps of a checkpoint."""
-        self.rows, self.nonfinite, self._allowed = rows, nonfinite, allowed
-        self._pending: list[tuple[int, dict, list[str]]] = []
-
-    def add(self, step: int, metrics: dict, ids: list[str]) -> None:
-        """Takes the metrics of a step without waiting for them."""
-        self._pending.append((step, metrics, ids))
-        if len(self._pending) > STEPS_AHEAD:
-            jax.block_until_ready(self._pending[-1 - STEPS_AHEAD][1])
-
-    def fetch(self, last_checkpoint: int | None) -> None:
-        """Waits for all metrics, and looks for steps that were not finite.
-
-        Raises:
-            NonFiniteLossError: if there were more such steps than allowed.
-        """
-        pending, self._pending = self._pending, []
-        for step, metrics, ids in pending:
-            row = {
-                name: float(value) for name, value in jax.device_get(metrics).items()
-            }
-            if np.isfinite([row["loss"], row["grad_norm"]]).all():
-                self.rows.append(row)
-                continue
-            self.nonfinite += 1
-            what = (
-                f"step {step}: loss {row['loss']}, gradient norm {row['grad_norm']}; "
-                f"its clips: {', '.join(dict.fromkeys(ids))}"
-            )
-            if self.nonfinite > self._allowed:
-                saved = "none" if last_checkpoint is None else f"step {last_checkpoint}"
-                raise NonFiniteLossError(
-                    f"{what}.\nThe parameters were not touched. Last good checkpoint: "
-                    f"{saved}. Look at these videos, lower config.optimizer.base_lr, "
-                    "set config.optimizer.clip_norm, or allow more such steps with "
-                    f"config.max_nonfinite_steps (now {self._allowed})."
-                )
-            log.warning("%s; skipped", what)
-
-    def mean(self) -> dict[str, float]:
-        """The means since the last call, but the last learning rate."""
-        rows, self.rows = self.rows, []
-        if not rows:
-            return {"loss": float("nan"), "grad_norm": float("nan"), "learning_rate": 0}
-        means = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
-        return means | {"learning_rate": rows[-1]["learning_rate"]}
-
-
-class Preemption:
-    """Whether this run has been asked to stop (SIGTERM, or the cluster's notice)."""
-
-    def __init__(self, checkpoints: Checkpoints):
-        """Starts listening."""
-        self._checkpoints, self._asked = checkpoints, False
-        self._previous = None
-        # With several hosts JAX agrees on a step at which all of them stop.
-        self._lone = jax.process_count() == 1
-        if self._lone and threading.current_thread() is threading.main_thread():
-            self._previous = signal.signal(signal.SIGTERM, self._ask)
-
-    def _ask(self, *_):
-        self._asked = True
-
-    def asked(self, step: int) -> bool:
-        """Whether to save after this many steps, and stop."""
-        return self._asked or self._checkpoints.reached_preemption(step)
-
-    def close(self) -> None:
-        """Gives the signal back."""
-        if self._previous is not None:
-            signal.signal(signal.SIGTERM, self._previous)
 
 
 def run(config: ml_collections.ConfigDict, workdir: str) -> TrainState:
@@ -295,6 +207,16 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> Train
             }
             checkpoints.save(step, state.items(), meta | task.meta)
 
+        readers = choose_readers(
+            config.data,
+            config.data.num_samples,
+            config.batch_size,
+            total_steps - start,
+            len(videos),
+            mesh,
+        )
+        on_cores = mesh.devices.flat[0].platform == "cpu"
+        inputs = InputReport(config.data, readers, videos, on_cores)
         batches = stack.enter_context(
             pipeline.batches(
                 videos,
@@ -302,9 +224,8 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> Train
                 config.batch_size,
                 config.seed,
                 range(start, total_steps),
-                config.data.num_workers,
-                config.data.num_threads,
-                (jax.process_index(), jax.process_count()),
+                **readers.arguments,
+                process=(jax.process_index(), jax.process_count()),
             )
         )
         stack.enter_context(jax.set_mesh(mesh))
@@ -313,14 +234,15 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> Train
             with reporter.waiting_for_data():
                 batch = next(batches)
             bad_videos.add(batch.bad, step * config.batch_size)
+            inputs.add(batch)
             arrays = sharding.to_devices(batch.arrays, mesh)
-            state, metrics = train_step(state, arrays, step_key)
+            state, metrics = inputs.step(train_step, state, arrays, step_key)
             history.add(step, metrics, batch.ids)
 
             last = step == total_steps
             if last or step % config.log_every == 0:
                 history.fetch(checkpoints.latest_step())
-                reporter.metrics(step, history.mean())
+                inputs.advise(*reporter.metrics(step, history.mean()))
             if task.check_every and (last or step % task.check_every == 0):
                 task.check(step, state, mesh, reporter)
             if last or step % config.checkpoint.every == 0:
@@ -329,9 +251,6 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> Train
                 save(step)
                 log.info("asked to stop: saved step %d; run again to continue", step)
                 break
-        # A batch may lie in memory shared with a worker, which is to be given back
-        # while there is somebody to do it.
-        del batch, arrays
     if step == total_steps:
         task.finish(state, mesh, workdir)
     return state

@@ -89,8 +89,13 @@ class Reporter:
         yield
         self._paused += time.perf_counter() - start
 
-    def metrics(self, step: int, values: dict[str, float]) -> None:
-        """Reports values after `step` steps, with speed since the last report."""
+    def metrics(self, step: int, values: dict[str, float]) -> tuple[float, float]:
+        """Reports values after `step` steps, with speed since the last report.
+
+        Returns:
+            The seconds since then, without pauses, and the share of them spent waiting
+            for data.
+        """
         now = time.perf_counter()
         elapsed = max(now - self._last_time - self._paused, 1e-9)
         steps = step - self._last_step
@@ -100,7 +105,7 @@ class Reporter:
         self._last_step, self._last_time = step, now
         self._waited = self._paused = 0.0
         if not self._active:
-            return
+            return elapsed, row["data_wait_fraction"]
         self._write(row)
         line = (
             f"loss {row['loss']:.4f} | lr {row['learning_rate']:.2e} | "
@@ -111,9 +116,10 @@ class Reporter:
         if not self._bar.disable:
             self._bar.update(step - self._bar.n)
             self._bar.set_postfix_str(line)
-            return
+            return elapsed, row["data_wait_fraction"]
         left = (self._total - step) * elapsed / steps
         log.info("step %d/%d | %s | %s left", step, self._total, line, _clock(left))
+        return elapsed, row["data_wait_fraction"]
 
     def values(self, step: int, values: dict[str, float]) -> None:
         """Writes values other than training's after `step` steps."""

@@ -1,0 +1,33 @@
+"""Being asked to stop: by SIGTERM, or by a cluster that needs the machines."""
+
+import signal
+import threading
+
+import jax
+
+from videomae_jax.training.checkpointing import Checkpoints
+
+
+class Preemption:
+    """Whether this run has been asked to stop (SIGTERM, or the cluster's notice)."""
+
+    def __init__(self, checkpoints: Checkpoints):
+        """Starts listening."""
+        self._checkpoints, self._asked = checkpoints, False
+        self._previous = None
+        # With several hosts JAX agrees on a step at which all of them stop.
+        self._lone = jax.process_count() == 1
+        if self._lone and threading.current_thread() is threading.main_thread():
+            self._previous = signal.signal(signal.SIGTERM, self._ask)
+
+    def _ask(self, *_):
+        self._asked = True
+
+    def asked(self, step: int) -> bool:
+        """Whether to save after this many steps, and stop."""
+        return self._asked or self._checkpoints.reached_preemption(step)
+
+    def close(self) -> None:
+        """Gives the signal back."""
+        if self._previous is not None:
+            signal.signal(signal.SIGTERM, self._previous)
