@@ -1,6 +1,7 @@
 """Prepared data sets: the same frames, the same bytes, and no damage unseen."""
 
 import argparse
+import dataclasses
 import hashlib
 import json
 import os
@@ -199,9 +200,9 @@ def test_damage_anywhere_is_an_error():
     content = bytearray(video_bytes(moving_noise(30, 48, 64), options={"g": "10"}))
     middle = content.index(b"mdat") + 4000
     content[middle : middle + 1500] = bytes(1500)
-    with pytest.raises(VideoError, match="frame .* cannot be decoded"):
+    with pytest.raises(VideoError, match="^damaged near frame"):
         encode(bytes(content), Settings())
-    with pytest.raises(VideoError, match="frame .* cannot be decoded"):
+    with pytest.raises(VideoError, match="^damaged near frame"):
         encode(bytes(content), None)
 
 
@@ -333,20 +334,27 @@ sys.stdout.buffer.write(source[7]["video"])
     assert content == sources.read_bytes(found[7])
 
 
-def test_training_batches(made):
+def test_training_sees_the_frames_of_what_was_encoded(videos, made, tmp_path):
     found = records.load(f"tfds:{made}/train")
+    paths = {record.id: record.path for record in records.load(str(videos))}
+    files = []  # the same as files, without a data set
+    for record in found:
+        path = tmp_path / record.id
+        content = pathlib.Path(paths[record.id]).read_bytes()
+        path.write_bytes(encode(content, Settings()).video)
+        files.append(dataclasses.replace(record, path=str(path), position=None))
     reader = PretrainingClips(4, 2, 32, (1.0, 0.75), 0.5, 1)
     batches = []
-    for workers in (0, 1):
+    for source, workers in ((files, 0), (found, 0), (found, 1)):
         with pipeline.batches(
-            found, reader, 4, seed=0, steps=range(3), num_workers=workers
+            source, reader, 4, seed=0, steps=range(3), num_workers=workers
         ) as stream:
             batches.append(list(stream))
-    here, there = batches
-    for one, other in zip(here, there, strict=True):
-        assert one.ids == other.ids and not one.bad
-        np.testing.assert_array_equal(one.arrays["label"], other.arrays["label"])
-        np.testing.assert_array_equal(one.arrays["video"], other.arrays["video"])
+    for expected, one, other in zip(*batches, strict=True):
+        for batch in (one, other):
+            assert batch.ids == expected.ids and not batch.bad
+            for key in ("label", "video"):
+                np.testing.assert_array_equal(batch.arrays[key], expected.arrays[key])
 
 
 def test_classes_several_labels_and_none(videos, tmp_path, serial):
@@ -602,6 +610,37 @@ def test_changed_bytes_are_found_and_named(videos, tmp_path, serial):
     shard.write_bytes(content[:-1])
     with pytest.raises(RecordError, match="has not its"):
         records.load(f"tfds:{out}/train")
+
+
+def test_a_damaged_shard_never_gives_other_bytes(made, tmp_path):
+    records_of = {}
+    for record in records.load(f"tfds:{made}/train"):
+        records_of.setdefault(record.path, []).append(record)
+    (path, found), *_ = records_of.items()
+    content = pathlib.Path(path).read_bytes()
+    originals = [sources.read_bytes(record) for record in found]
+    rng = np.random.default_rng(0)
+    # The index and where to find it are at the end; blocks are filled up with zeros.
+    filled = np.flatnonzero(np.frombuffer(content, np.uint8))
+    places = [*rng.choice(filled, 100), *rng.choice(filled[-500:], 100), *range(32)]
+    damaged = []
+    for place in [*places, len(content) - 1]:
+        damaged.append(bytearray(content))
+        damaged[-1][place] ^= int(rng.integers(1, 256))
+    damaged += [corrupted(content, rng, kind) for kind in CORRUPTIONS * 8]
+    refused = 0
+    for i, data in enumerate(damaged):
+        shard = tmp_path / f"{i}.array_record"  # not one that is open already
+        shard.write_bytes(data)
+        for record, original in zip(found, originals, strict=True):
+            record = dataclasses.replace(record, path=str(shard))
+            try:
+                assert sources.read_bytes(record) == original
+            except VideoError as error:
+                assert str(error).startswith(f"{shard}: video {record.position} (")
+                refused += 1
+        shard.unlink()
+    assert refused > len(damaged)  # more than half of the reads
 
 
 def test_shards_of_another_data_set_are_noticed(made):
