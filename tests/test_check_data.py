@@ -409,7 +409,7 @@ def test_workers_that_crash_hang_or_have_no_memory(monkeypatch, check, tmp_path)
     write_folder(tmp_path, 6)
     monkeypatch.setattr(checking, "examine", _examine_or_misbehave)
     status, _, errors = check(
-        *(tmp_path, f"--out={tmp_path}/out", "--timeout=5", "--workers=2"),
+        *(tmp_path, f"--out={tmp_path}/out", "--timeout=3", "--workers=2"),
         *("--num-frames=2", "--stride=1"),
     )
     assert status == 0
@@ -417,7 +417,7 @@ def test_workers_that_crash_hang_or_have_no_memory(monkeypatch, check, tmp_path)
     assert summary["statuses"]["good"] == 3
     for name, reason in {
         "1.mp4": "crashes: the process that had it was ended by SIGSEGV",
-        "3.mp4": "hangs: no result within 5 s",
+        "3.mp4": "hangs: no result within 3 s",
         "4.mp4": "MemoryError",
     }.items():
         assert rows[name]["reason"] == f"{tmp_path / name}: {reason}"

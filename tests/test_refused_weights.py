@@ -312,10 +312,13 @@ def test_pickles_cannot_ask_for_absurd_memory_or_time(tmp_path):
 
     put = pickle.LONG_BINPUT + (2**31 - 1).to_bytes(4, "little")
     torch_files.read(pickled(tmp_path, b"\x80\x02}" + put + b"."))
-    nested = b"]" + b"".join(b"(" + b"2" * 7 + b"l" for _ in range(30))
-    with pytest.raises(vmae.PretrainedError, match="no storage"):
-        torch_files.read(pickled(tmp_path, b"\x80\x02" + b"]Q."))
-    del nested
+    # What should name a storage: 30 lists, of which each holds the next one 8 times. To
+    # copy, compare or print it takes for ever.
+    nested = b"(" * 30 + b"]" + (b"2" * 7 + b"l") * 30
+    storage = b"(X\x07\x00\x00\x00storage" + nested + b"X\x01\x00\x00\x000t"
+    for reference in (b"]", nested, storage):
+        with pytest.raises(vmae.PretrainedError, match="no storage"):
+            torch_files.read(pickled(tmp_path, b"\x80\x02" + reference + b"Q."))
     huge = (
         b"\x80\x02}(X\x01\x00\x00\x00tctorch._utils\n_rebuild_tensor_v2\n(("
         b"X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000"

@@ -1,13 +1,23 @@
 """Video masked autoencoders in JAX and Flax."""
 
 import importlib
+from typing import TYPE_CHECKING
 
-from videomae_jax import masking
-from videomae_jax.models.classifier import VideoClassifier
-from videomae_jax.models.mae import VideoMAE, pixel_targets, reconstruction_loss
+if TYPE_CHECKING:
+    from videomae_jax import masking as masking
+    from videomae_jax.models.classifier import VideoClassifier as VideoClassifier
+    from videomae_jax.models.mae import VideoMAE as VideoMAE
+    from videomae_jax.models.mae import pixel_targets as pixel_targets
+    from videomae_jax.models.mae import reconstruction_loss as reconstruction_loss
 
-# Imported when first used: they need packages that the models alone do without.
+# Imported when first used. Some need packages that the models alone do without. And
+# processes that decode videos start many times faster without JAX.
 _LAZY = {
+    "VideoClassifier": "videomae_jax.models.classifier",
+    "VideoMAE": "videomae_jax.models.mae",
+    "masking": "videomae_jax.masking",
+    "pixel_targets": "videomae_jax.models.mae",
+    "reconstruction_loss": "videomae_jax.models.mae",
     "attention_rollout": "videomae_jax.explanations",
     "class_activation": "videomae_jax.explanations",
     "Preprocessing": "videomae_jax.interop.pretrained",
@@ -20,14 +30,7 @@ _LAZY = {
     "save_pretrained": "videomae_jax.interop.saving",
 }
 
-__all__ = [
-    "VideoClassifier",
-    "VideoMAE",
-    "masking",
-    "pixel_targets",
-    "reconstruction_loss",
-    *_LAZY,
-]
+__all__ = [*_LAZY]
 __version__ = "0.1.0"
 
 
@@ -40,7 +43,7 @@ def __getattr__(name: str):
         raise ImportError(
             f"videomae_jax.{name} needs {error.name}: pip install 'videomae_jax[train]'"
         ) from error
-    globals()[name] = value = getattr(module, name)
+    globals()[name] = value = getattr(module, name, module)  # masking is the module
     return value
 
 

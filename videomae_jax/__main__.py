@@ -8,7 +8,6 @@ from collections.abc import Sequence
 
 from videomae_jax.data.decoding import VideoError
 from videomae_jax.data.records import RecordError
-from videomae_jax.interop.pretrained import PretrainedError
 
 # What each does. commands/NAME.py, where _ stands for a dash, has
 # `add_arguments(parser)` and `run(args)`.
@@ -22,8 +21,6 @@ COMMANDS = {
     "prepare": "encode the videos of a list anew, for fast access, into TFDS",
     "lists": "make the list files of a data set: Kinetics, UCF101, your own videos...",
 }
-# What a user can mend is told without a trace through our code.
-_EXPLAINED_ERRORS = (RecordError, VideoError, PretrainedError, OSError)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -47,6 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             command.description = module.__doc__
             module.add_arguments(command)
             command.set_defaults(run=module.run)
+    # Not above: the processes that a command starts import this module, not JAX.
+    from videomae_jax.interop.pretrained import PretrainedError
+
     args = parser.parse_args(argv)
     if not argv:
         parser.print_help()
@@ -55,7 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.getLogger("absl").setLevel(logging.ERROR)
     try:
         args.run(args)
-    except _EXPLAINED_ERRORS as error:
+    except (RecordError, VideoError, PretrainedError, OSError) as error:
+        # What a user can mend is told without a trace through our code.
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

@@ -191,18 +191,18 @@ def _decode(data: bytes) -> Iterator[av.VideoFrame]:
         container.streams.video[0].thread_type = "NONE"
         container.streams.video[0].codec_context.thread_count = 1
         try:
-            for frame in container.decode(video=0):
-                if frame.is_corrupt:
-                    raise VideoError(f"frame {count} cannot be decoded: damaged data")
-                size = size or (frame.width, frame.height)
-                if size != (frame.width, frame.height):
-                    raise VideoError(f"changes its resolution at frame {count}")
-                yield frame
-                count += 1
+            for packet in container.demux(video=0):
+                frames = packet.decode()
+                if packet.is_corrupt or any(frame.is_corrupt for frame in frames):
+                    raise VideoError(f"damaged near frame {count}")
+                for frame in frames:
+                    size = size or (frame.width, frame.height)
+                    if size != (frame.width, frame.height):
+                        raise VideoError(f"changes its resolution at frame {count}")
+                    yield frame
+                    count += 1
         except av.FFmpegError as error:
-            raise VideoError(
-                f"frame {count} cannot be decoded: {error.strerror}"
-            ) from error
+            raise VideoError(f"damaged near frame {count}: {error.strerror}") from error
 
 
 def _times(data: bytes, fps: float | None) -> list[Fraction]:
