@@ -20,6 +20,7 @@ import grain
 import numpy as np
 from absl import flags
 
+from videomae_jax.data.allocation import keep_freed_memory
 from videomae_jax.data.isolated import exit_with_parent
 
 # What is kept in memory at the same time, which data/readers.py counts with.
@@ -190,3 +191,4 @@ def _start_worker(worker: int, count: int) -> None:
     # has saved.
     os.setpgrp()
     exit_with_parent()
+    keep_freed_memory()
