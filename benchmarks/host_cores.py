@@ -58,7 +58,9 @@ def main():
         for name, text in kinds.items():
             rate = args["utilization"] * peak / operations[text.partition(",")[0]]
             milliseconds = args[name.replace("-", "_")]
-            print(f"| {chip}, {text} | {rate:.0f} | {rate * milliseconds / 1000:.1f} |")
+            print(
+                f"| {chip}, {text} | {rate:.0f} | {rate * milliseconds / 1000:.1f} |"
+            )
 
 
 if __name__ == "__main__":

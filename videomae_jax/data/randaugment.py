@@ -2,8 +2,8 @@
 
 The operations and their ranges are those of the reference's `rand-m7-n4-mstd0.5-inc1`,
 which are Pillow's, on each frame by itself. Here they are written with OpenCV, at a
-small part of the cost, and give the same bytes as Pillow; Color, Sharpness, shears and
-translations in more than 99 of 100 values, and 1 more or less in the others. Rotate
+small part of the cost, and give the same bytes as Pillow; Color, Contrast, Sharpness,
+shears and translations in 99 of 100 values, and 1 more or less in the others. Rotate
 alone differs by more: places are rounded to 1/32 pixel, values are rounded instead of
 cut off, and the cubic between pixels is OpenCV's, which sharpens a little less.
 """
@@ -139,8 +139,7 @@ def _tables_away_from(starts: np.ndarray, factor: float) -> np.ndarray:
 def _rotate(clip: np.ndarray, degrees: float, out: np.ndarray) -> None:
     height, width = clip.shape[1:3]
     angle = math.radians(degrees)
-    # Rounded, so that 30 degrees have a sine of 0.5.
-    cos, sin = round(math.cos(angle), 15), round(math.sin(angle), 15)
+    cos, sin = math.cos(angle), math.sin(angle)
     # Places in the frame, of the centres of the result's pixels, from its corner.
     x, y = np.arange(width) + 0.5, np.arange(height)[:, None] + 0.5
     middle_x, middle_y = width / 2, height / 2
