@@ -92,8 +92,8 @@ def choose(batch, cores, gigabytes, clips=1, **kwargs):
         (choose(16, 2, 12), (1, 2, 6)),
         (choose(16, 2, 12, num_workers=0), (0, 2, 6)),
         # What memory does to 16 cores.
-        (choose(256, 16, 60, memory_gb=8), (4, 2, 4)),
-        (choose(32, 16, 4), (2, 2, 2)),
+        (choose(256, 16, 60, memory_gb=8), (4, 2, 3)),
+        (choose(32, 16, 4), (2, 2, 1)),
         (choose(32, 16, 0.1), (0, 1, 1)),
     ],
 )
@@ -105,7 +105,7 @@ def test_little_shared_memory_is_enough_for_threads():
     """Docker's containers have 64 MB of it."""
     task = Task(CLIP, 32, 10**6, 1000)
     chosen = readers.choose(task, Resources(16, 60 * GB, 64 << 20))
-    assert tuple(chosen.arguments.values()) == (6, 2, 1)
+    assert tuple(chosen.arguments.values()) == (5, 2, 1)
     chosen = readers.choose(task, Resources(16, 60 * GB, 0))
     assert tuple(chosen.arguments.values()) == (0, 8, 4)
 

@@ -16,7 +16,12 @@ processes, and at last this process reads by itself.
 
 import dataclasses
 
-from videomae_jax.data.reading import BATCHES_AHEAD, PARTS_SHARED, PARTS_UNDER_WAY
+from videomae_jax.data.reading import (
+    BATCHES_AHEAD,
+    COPYING_THREADS,
+    PARTS_SHARED,
+    PARTS_UNDER_WAY,
+)
 from videomae_jax.data.resources import Resources
 
 THREADS = 2
@@ -169,16 +174,15 @@ def bytes_needed(task: Task, workers: int, threads: int, rows: int) -> int:
     in_work = threads * ROWS_IN_WORK * task.row_bytes
     part = rows * task.row_bytes
     if not workers:
-        # A part for each thread, and the one that is copied into the batch.
-        return batches + in_work + (threads + 1) * part
+        return batches + in_work + (threads + COPYING_THREADS) * part
     parts = (threads + PARTS_UNDER_WAY) * part
     process = PROCESS_BYTES + RECORD_BYTES * task.records
-    return batches + workers * (process + in_work + parts)
+    return batches + COPYING_THREADS * part + workers * (process + in_work + parts)
 
 
 def shared_bytes(task: Task, workers: int, rows: int) -> int:
     """What of it is in shared memory."""
-    parts = PARTS_SHARED * workers + bool(workers)
+    parts = PARTS_SHARED * workers + COPYING_THREADS if workers else 0
     return parts * rows * task.row_bytes
 
 
