@@ -557,7 +557,7 @@ def test_killed_and_started_again_gives_the_same_bytes(tmp_path):
     assert contents(tmp_path / "killed/tiny") == contents(tmp_path / "whole/tiny")
 
 
-def encode_or_misbehave(record, settings, trim):
+def encode_or_misbehave(record, **kwargs):
     """Runs in the workers, in place of a decoder with such faults."""
     match record.id:
         case "1.mp4":
@@ -566,7 +566,7 @@ def encode_or_misbehave(record, settings, trim):
             time.sleep(1000)
         case "4.mp4":
             raise MemoryError
-    return encode_record(record, settings, trim)
+    return encode_record(record, **kwargs)
 
 
 def test_videos_that_crash_hang_or_take_all_memory(monkeypatch, tmp_path, capfd):
