@@ -33,8 +33,12 @@ from PIL import Image
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from videomae_jax import __main__  # noqa: E402
-from videomae_jax.data import augmentation, records, sampling  # noqa: E402
-from videomae_jax.data.allocation import keep_freed_memory  # noqa: E402
+from videomae_jax.data import (  # noqa: E402
+    augmentation,
+    reader_process,
+    records,
+    sampling,
+)
 from videomae_jax.data.clips import (  # noqa: E402
     FinetuningClips,
     MultiViewClips,
@@ -194,7 +198,7 @@ def main():
     arguments = parser.parse_args()
     decode.print_hardware()
     # As the processes that read do; here, all ways gain from it.
-    keep_freed_memory()
+    reader_process.set_up()
     try:
         to_float = _Torch()
     except ImportError:

@@ -22,7 +22,7 @@ import numpy as np
 from absl import flags
 from grain.multiprocessing import SharedMemoryArray
 
-from videomae_jax.data.allocation import keep_freed_memory
+from videomae_jax.data import reader_process
 from videomae_jax.data.isolated import exit_with_parent
 
 # What is kept in memory at the same time, which data/readers.py counts with.
@@ -212,4 +212,4 @@ def _start_worker(worker: int, count: int) -> None:
     # has saved.
     os.setpgrp()
     exit_with_parent()
-    keep_freed_memory()
+    reader_process.set_up()

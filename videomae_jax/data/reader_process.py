@@ -1,6 +1,8 @@
-"""How the C library of a reading process keeps memory."""
+"""What a process that only reads videos sets for itself."""
 
 import ctypes
+
+import cv2
 
 # More than the frames and clips of a video take at usual sizes.
 KEPT_BYTES = 2**27
@@ -11,13 +13,19 @@ _LARGEST_PIECE = 2**25
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 
-def keep_freed_memory() -> None:
+def set_up() -> None:
+    """Makes this process read fast, at the expense of what else it might do."""
+    # There are as many such processes as cores: threads would only contend.
+    cv2.setNumThreads(0)
+    _keep_freed_memory()
+
+
+def _keep_freed_memory() -> None:
     """Lets this process use freed memory again, KEPT_BYTES of it, and not give it back.
 
     Frames and clips are megabytes that come and go. The GNU C library returns such to
     the system as soon as they are freed, and the system then has to map and clear every
-    page anew: a tenth to a fifth of the time of reading a clip. Other C libraries are
-    left as they are.
+    page anew. Other C libraries are left as they are.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt:
