@@ -67,13 +67,14 @@ def _training() -> ConfigDict:
     config.data.flip = 0.0
     # Clips per decoded video, each with its own crop, augmentation and mask.
     config.data.num_samples = 1
-    # Processes that decode on each host; 0 decodes in threads of the training process.
+    # Processes that decode for each training process, of which there is one on a host
+    # unless it was started otherwise; 0 decodes in threads of the training process.
     # None: by the cores and the memory that there are (videomae_jax/data/readers.py).
     config.data.num_workers = placeholder(int)
     # Threads that decode, in each of them; None: likewise.
     config.data.num_threads = placeholder(int)
-    # Memory in GB that decoding may take on each host: half of it for training, half
-    # for an evaluation meanwhile; None: half of what there is.
+    # Memory in GB that decoding may take for each training process: half of it for
+    # training, half for an evaluation meanwhile; None: half of what there is.
     config.data.memory_gb = placeholder(float)
     # The run stops when a larger share of the videos cannot be read.
     config.data.max_bad_fraction = 0.01

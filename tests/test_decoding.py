@@ -3,12 +3,14 @@
 import functools
 import io
 import struct
+from fractions import Fraction
 
 import av
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from tests.videos import moving_noise, video_bytes, write_video
 from videomae_jax.data.decoding import Video, VideoError, read_clip
@@ -216,6 +218,31 @@ def test_frames_are_upright(rotation, flip):
     with Video(turned) as video:
         assert (video.height, video.width) == expected.shape[1:3]
         np.testing.assert_array_equal(video.read([11, 2]), expected[[11, 2]])
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_frames_with_exif(orientation):
+    """PyAV 18 cannot list what such frames carry, so not every turn is known."""
+    target, exif = io.BytesIO(), Image.Exif()
+    exif[0x0112] = orientation
+    with av.open(target, "w", format="mov") as out:
+        stream = out.add_stream("mjpeg", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuvj420p"
+        for i, image in enumerate(moving_noise(4, *_SIZE)):
+            file = io.BytesIO()
+            Image.fromarray(image).save(file, "JPEG", exif=exif)
+            packet = av.Packet(file.getvalue())
+            packet.stream, packet.pts, packet.dts = stream, i, i
+            packet.time_base, packet.is_keyframe = Fraction(1, 25), True
+            out.mux(packet)
+    with Video(target.getvalue()) as video:
+        assert video.num_frames == 4
+        if orientation == 1:
+            expected = _plain_decode(target.getvalue())
+            np.testing.assert_array_equal(video.read([2, 0]), expected[[2, 0]])
+        else:
+            with pytest.raises(VideoError, match="frame 2 cannot be turned upright"):
+                video.read([2])
 
 
 @pytest.mark.parametrize("first", [3, 10, 17])

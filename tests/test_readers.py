@@ -1,6 +1,7 @@
 """How many readers there are: within what a machine has, whatever it has."""
 
 import dataclasses
+import os
 
 import pytest
 from hypothesis import given
@@ -119,9 +120,9 @@ def test_numbers_that_are_too_small_are_refused(wrong):
 
 
 def test_readers_describe_themselves():
-    assert Readers(15, 2, 6, 16, 0, 0).describe() == "15 workers with 2 threads"
-    assert Readers(1, 1, 6, 16, 0, 0).describe() == "1 worker with 1 thread"
-    assert Readers(0, 2, 6, 16, 0, 0).describe() == "2 threads of this process"
+    assert Readers(15, 2, 6, 15, 16, 0, 0).describe() == "15 workers with 2 threads"
+    assert Readers(1, 1, 6, 15, 16, 0, 0).describe() == "1 worker with 1 thread"
+    assert Readers(0, 2, 6, 15, 16, 0, 0).describe() == "2 threads of this process"
 
 
 @pytest.fixture
@@ -148,6 +149,14 @@ def machine(tmp_path, monkeypatch):
 
 def test_without_limits_the_whole_machine_counts(machine):
     assert machine().cores == 16 and machine().memory == 60_000_000 * 1024
+
+
+def test_other_systems_tell_less(tmp_path, monkeypatch):
+    """macOS has no /proc, and does not say what memory is free."""
+    monkeypatch.delitem(os.sysconf_names, "SC_AVPHYS_PAGES", raising=False)
+    found = resources.measure(str(tmp_path))
+    assert found.memory == os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert found.cores >= 1 and found.shared_memory == found.memory
 
 
 def test_limits_of_cgroup_version_2(machine):

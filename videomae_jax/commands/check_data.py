@@ -47,7 +47,7 @@ from typing import Any
 import tqdm
 
 from videomae_jax.commands import common
-from videomae_jax.data import check_picture, checking, labels, records
+from videomae_jax.data import check_picture, checking, labels, records, resources
 from videomae_jax.data.checking import Checked, Examination
 from videomae_jax.data.isolated import Failure, isolated_map
 from videomae_jax.data.records import Record, RecordError
@@ -120,7 +120,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     work.add_argument(
         "--workers",
         type=common.count,
-        default=os.cpu_count() or 1,
+        default=resources.measure().cores,
         metavar="N",
         help="processes that read, each a video (default: one for each core)",
     )

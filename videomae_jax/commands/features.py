@@ -29,7 +29,7 @@ import numpy as np
 import tqdm
 
 from videomae_jax.commands import common
-from videomae_jax.data import records
+from videomae_jax.data import records, resources
 from videomae_jax.data.records import Record, RecordError
 from videomae_jax.feature_files import FeatureFolder
 from videomae_jax.features import Extractor, Windows, without_normalization
@@ -175,7 +175,7 @@ def run(args: argparse.Namespace) -> None:
     todo = folder.incomplete(first, step)
     videos = len(range(first, len(found), step))
     reasons = []
-    threads = args.threads or min(os.cpu_count() or 1, 16)
+    threads = args.threads or min(resources.measure().cores, 16)
     parts = extractor([found[i] for i in todo], threads)
     with tqdm.tqdm(
         total=videos, initial=videos - len(todo), unit="video", disable=None

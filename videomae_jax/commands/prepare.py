@@ -23,7 +23,6 @@ import contextlib
 import dataclasses
 import functools
 import itertools
-import os
 import re
 import shlex
 import sys
@@ -35,7 +34,7 @@ import tqdm
 
 import videomae_jax
 from videomae_jax.commands import common
-from videomae_jax.data import encoding, labels, preparing, records
+from videomae_jax.data import encoding, labels, preparing, records, resources
 from videomae_jax.data.bad_videos import JUDGED_AGAINST
 from videomae_jax.data.encoding import Encoded, Settings, Trim
 from videomae_jax.data.isolated import Failure, isolated_map
@@ -341,7 +340,7 @@ def _encode_all(
     found: Sequence[Record], settings: Mapping[str, Any], args: argparse.Namespace
 ) -> Iterator[Encoded | str]:
     """Encodes videos in processes of their own and gives them in order."""
-    workers = args.workers or os.cpu_count() or 1
+    workers = args.workers or resources.measure().cores
     outcomes = isolated_map(
         _encoder(settings), found, workers, args.timeout, ahead=_AHEAD * workers
     )

@@ -21,7 +21,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import av
 import numpy as np
 
-from videomae_jax.data.frames import Frames, upright_size
+from videomae_jax.data.frames import Frames, TurnedError, upright_size
 from videomae_jax.data.packets import packet_table
 
 # Frames with their indices.
@@ -389,7 +389,10 @@ class Video:
 
     def _checked(self, index: int, frame: av.VideoFrame) -> av.VideoFrame:
         """Returns a frame of the size that others have had."""
-        size = upright_size(frame)
+        try:
+            size = upright_size(frame)
+        except TurnedError as error:
+            raise self._error(f"frame {index} {error}") from error
         if self._size is None:
             self._size = size
         if size != self._size:

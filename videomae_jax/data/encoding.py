@@ -20,7 +20,7 @@ from av.video.reformatter import ColorRange, Interpolation, VideoReformatter
 
 from videomae_jax.data import sources
 from videomae_jax.data.decoding import Video, VideoError
-from videomae_jax.data.frames import upright
+from videomae_jax.data.frames import TurnedError, display_matrix, upright
 from videomae_jax.data.images import ImageVideo
 from videomae_jax.data.packet_index import PacketIndex
 from videomae_jax.data.records import Record
@@ -262,6 +262,8 @@ def _encode(
                 out.mux(stream.encode(None))
     except av.FFmpegError as error:
         raise VideoError(f"cannot be encoded: {error.strerror}") from error
+    except TurnedError as error:
+        raise VideoError(f"frame {count} {error}") from error
     return target.getvalue(), count
 
 
@@ -326,7 +328,7 @@ def _prepare(
 
 def _turn(frame: av.VideoFrame, original: av.VideoFrame) -> av.VideoFrame:
     """Rotates and mirrors the planes of a 4:2:0 frame as the original's matrix says."""
-    if original.side_data.get("DISPLAYMATRIX") is None:
+    if display_matrix(original) is None:
         return frame
     height, width = frame.height, frame.width
     sizes = [(height, width), (height // 2, width // 2), (height // 2, width // 2)]

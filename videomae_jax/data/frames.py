@@ -15,6 +15,10 @@ _BLOCKWISE = ("yuv420p", "yuvj420p")
 _PIXELS_AT_ONCE = 2**19
 
 
+class TurnedError(ValueError):
+    """A frame that is to be turned in a way that cannot be found out."""
+
+
 class Frames:
     """Frames of a video as the decoder gave them, not yet RGB.
 
@@ -130,7 +134,7 @@ def _kind(frame: av.VideoFrame) -> tuple | None:
     # Interlaced frames are converted field by field.
     if not blocks or frame.width % 2 or frame.height % 2 or frame.interlaced_frame:
         return None
-    if "DISPLAYMATRIX" in frame.side_data:
+    if display_matrix(frame) is not None:
         return None
     return frame.format.name, frame.colorspace, frame.color_range
 
@@ -150,8 +154,11 @@ def upright(image: np.ndarray, frame: av.VideoFrame) -> np.ndarray:
 
     Returns:
         A view, [height, width, channels] or [width, height, channels].
+
+    Raises:
+        TurnedError: The frame is to be turned, but it cannot be told how.
     """
-    matrix = frame.side_data.get("DISPLAYMATRIX")
+    matrix = display_matrix(frame)
     if matrix is None:
         return image
     # Row vectors: x' = a x + c y and y' = b x + d y. Other angles than quarter turns
@@ -160,6 +167,21 @@ def upright(image: np.ndarray, frame: av.VideoFrame) -> np.ndarray:
     if abs(b) > abs(a):
         image, a, d = image.swapaxes(0, 1), c, b
     return image[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
+
+
+def display_matrix(frame: av.VideoFrame):
+    """What tells how a frame is to be turned, None for not at all.
+
+    Raises:
+        TurnedError: It is to be turned, but it cannot be told how.
+    """
+    try:
+        return frame.side_data.get("DISPLAYMATRIX")
+    except ValueError as error:
+        # PyAV 18 fails over kinds that it has no name for, such as EXIF.
+        if frame.rotation:  # 180 degrees may be a mirror image
+            raise TurnedError(f"cannot be turned upright: {error}") from error
+        return None
 
 
 def upright_size(frame: av.VideoFrame) -> tuple[int, int]:

@@ -69,12 +69,13 @@ class Task:
 
 @dataclasses.dataclass(frozen=True)
 class Readers:
-    """A choice of readers; the fields but the last three are what pipeline.py takes.
+    """A choice of readers; the first three fields are what pipeline.py takes.
 
     Attributes:
         num_workers: processes; 0: the threads are this process's.
         num_threads: threads of each.
         rows_per_part: videos that a thread reads at a time.
+        best: how many processes would read if memory did not matter.
         cores: how many cores there are to read with.
         needs: bytes that they take at most, estimated.
         budget: bytes that they may take.
@@ -83,6 +84,7 @@ class Readers:
     num_workers: int
     num_threads: int
     rows_per_part: int
+    best: int
     cores: int
     needs: int
     budget: int
@@ -165,7 +167,8 @@ def choose(
     most = _rows(task, workers, threads)
     rows = next((n for n in range(most, 1, -1) if fits(workers, threads, n)), 1)
     needs = bytes_needed(task, workers, threads, rows)
-    return Readers(workers, threads, rows, resources.cores, needs, budget)
+    best = _processes(task, resources)
+    return Readers(workers, threads, rows, best, resources.cores, needs, budget)
 
 
 def bytes_needed(task: Task, workers: int, threads: int, rows: int) -> int:

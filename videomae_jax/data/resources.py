@@ -111,7 +111,10 @@ def _available(root: pathlib.Path) -> int:
     for line in _text(root / "proc/meminfo").splitlines():
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) * 1024
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+    # No Linux: macOS does not tell what is free.
+    name = "SC_AVPHYS_PAGES"
+    pages = os.sysconf(name if name in os.sysconf_names else "SC_PHYS_PAGES")
+    return os.sysconf("SC_PAGE_SIZE") * pages
 
 
 def _text(path: pathlib.Path) -> str:

@@ -68,6 +68,8 @@ def read_bytes(record: Record) -> bytes:
     except OSError as error:
         reason = error.strerror or error
         raise VideoError(f"{record.path}: cannot be read: {reason}") from error
+    except (ImportError, KeyError) as error:  # of a URL of an unknown or missing kind
+        raise VideoError(f"{record.path}: cannot be read: {error}") from error
 
 
 def file_size(record: Record) -> int | None:

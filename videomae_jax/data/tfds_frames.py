@@ -18,7 +18,7 @@ from typing import Any
 
 from etils import epath
 
-from videomae_jax.data import prepared
+from videomae_jax.data import prepared, resources
 from videomae_jax.data import records as records_lib
 from videomae_jax.data.decoding import VideoError
 from videomae_jax.data.images import ImageVideo
@@ -178,7 +178,7 @@ def _labelled(
     """The records with the labels that their examples hold."""
     labels: list[int | None] = [None] * len(found)
     if feature is not None:
-        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        with concurrent.futures.ThreadPoolExecutor(resources.measure().cores) as pool:
             read = functools.partial(_label, feature=feature)
             try:
                 labels = list(pool.map(read, found))

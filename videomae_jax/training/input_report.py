@@ -8,7 +8,7 @@ import jax
 import ml_collections
 
 from videomae_jax.data.pipeline import Batch
-from videomae_jax.data.readers import Readers, cores_to_read_with
+from videomae_jax.data.readers import Readers
 from videomae_jax.data.records import Record
 
 log = logging.getLogger(__name__)
@@ -41,7 +41,9 @@ class InputReport:
             on_cores: whether the model runs on the cores that read.
         """
         self._data, self._readers, self._on_cores = data, readers, on_cores
-        self._prepared = all(video.position is not None for video in videos)
+        self._prepared = all(
+            video.position is not None and not video.is_images for video in videos
+        )
         self._steps = self._intervals = 0
         self._advised = False
         self._clips, self._seconds, self._interval_seconds = 0, 0.0, 0.0
@@ -117,17 +119,16 @@ class InputReport:
             busy: share of the time in which the readers were computing.
         """
         data, readers = self._data, self._readers
-        possible = cores_to_read_with(readers.cores)
-        if not self._on_cores and readers.parallel < possible:
+        if not self._on_cores and readers.parallel < readers.best:
             if data.num_workers is not None:
                 return (
                     f"config.data.num_workers is {data.num_workers}, but there are "
-                    f"cores for {possible}; without it they are used"
+                    f"cores for {readers.best}; without it they are used"
                 )
             return (
                 f"memory limits the readers to {readers.describe()}, but there are "
-                f"cores for {possible} workers: raise config.data.memory_gb, or the "
-                "memory or /dev/shm of this process"
+                f"cores for {readers.best} workers: raise config.data.memory_gb, or "
+                "the memory or /dev/shm of this process"
             )
         if not self._prepared:
             return (

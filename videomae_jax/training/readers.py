@@ -13,7 +13,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from videomae_jax.data import resources
-from videomae_jax.data.readers import Readers, Task, choose
+from videomae_jax.data.readers import Readers, Task, choose, shared_bytes
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +63,14 @@ def choose_readers(
             "config.data.memory_gb",
             gigabytes,
             readers.budget / 1e9,
+        )
+    shared = shared_bytes(task, readers.num_workers, readers.rows_per_part)
+    if shared > mine.shared_memory:
+        log.warning(
+            "reading may take %.2g GB of shared memory, but /dev/shm has %.2g GB: set "
+            "fewer config.data.num_workers, or enlarge it (docker run --shm-size)",
+            shared / 1e9,
+            mine.shared_memory / 1e9,
         )
     return readers
 
