@@ -4,10 +4,12 @@
 
 Reads clips of the videos with worker processes, as training does, and prints every
 1,000 clips what this process and the workers hold: proportional set sizes, in which
-memory that several processes share counts once, of /proc/*/smaps_rollup. Parts in
-shared memory are in them where they are mapped; what is in /dev/shm is shown, too. The
-last three batches are kept, and before each line the readers get some seconds in which
-nobody takes their clips, as with a training loop whose devices are behind.
+memory that several processes share counts once, of /proc/*/smaps_rollup. Pages of
+files, such as programs, are left out of all columns but one: how much of them counts
+here depends on what else runs. Parts in shared memory are counted where they are
+mapped; what is in /dev/shm is shown, too. The last three batches are kept, and before
+each line the readers get some seconds in which nobody takes their clips, as with a
+training loop whose devices are behind.
 
 Beside it the estimate by which the numbers of readers and rows are chosen
 (videomae_jax/data/readers.py). Linux only.
@@ -43,14 +45,14 @@ def descendants():
     return found
 
 
-def held(pid):
+def held(pid, kinds=("Pss_Anon:", "Pss_Shmem:")):
     """Bytes that a process holds; 0 if it has ended."""
     try:
         text = pathlib.Path(f"/proc/{pid}/smaps_rollup").read_text()
     except OSError:
         return 0
     lines = [line.split() for line in text.splitlines()]
-    return 1024 * next((int(words[1]) for words in lines if words[0] == "Pss:"), 0)
+    return 1024 * sum(int(words[1]) for words in lines if words[0] in kinds)
 
 
 def shared():
@@ -91,10 +93,11 @@ def main():
     print(
         f"{chosen.describe()}, parts of {how['rows_per_part']}, batches of "
         f"{arguments.batch} clips of {clip_bytes / MB:.2f} MB; estimated: at most "
-        f"{needs / MB:.0f} MB more than {held(os.getpid()) / MB:.0f} MB before\n"
+        f"{needs / MB:.0f} MB more than the {held(os.getpid(), ['Pss:']) / MB:.0f} MB "
+        "before\n"
     )
-    print("| clips | this process, MB | workers, MB | sum | /dev/shm | clips/s |")
-    print("|---|---|---|---|---|---|")
+    print("| clips | this process, MB | workers | sum | with files | shm | clips/s |")
+    print("|---|---|---|---|---|---|---|")
     before = shared()
     steps = -(-arguments.clips // arguments.batch)
     read_clips = PretrainingClips(FRAMES, STRIDE, arguments.size, SCALES, 0.5, 1)
@@ -110,11 +113,13 @@ def main():
             if count >= next_line:
                 time.sleep(arguments.pause)
                 paused += arguments.pause
-                mine = held(os.getpid())
-                others = sum(map(held, descendants()))
+                mine, children = held(os.getpid()), descendants()
+                others = sum(map(held, children))
+                everything = sum(held(p, ["Pss:"]) for p in [os.getpid(), *children])
                 print(
                     f"| {count} | {mine / MB:.0f} | {others / MB:.0f} | "
-                    f"{(mine + others) / MB:.0f} | {(shared() - before) / MB:.0f} | "
+                    f"{(mine + others) / MB:.0f} | {everything / MB:.0f} | "
+                    f"{(shared() - before) / MB:.0f} | "
                     f"{count / (time.perf_counter() - start - paused):.0f} |",
                     flush=True,
                 )
