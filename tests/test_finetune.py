@@ -150,6 +150,7 @@ def test_the_average_is_what_is_evaluated(folder, undisturbed, tmp_path):
     assert average != (tmp_path / "plain" / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_devices_workers_and_accumulation_train_alike(folder, tmp_path, monkeypatch):
     config = tiny(folder, **{"data.num_samples": 2, "steps": 4})
     loop.train_and_evaluate(config, str(tmp_path / "one"))
@@ -242,6 +243,7 @@ def test_head_of_a_finetuned_run_on_request(folder, undisturbed):
     np.testing.assert_array_equal(loaded["head"]["kernel"], state.ema["head"]["kernel"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "overrides",
     [

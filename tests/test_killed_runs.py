@@ -14,6 +14,8 @@ import pytest
 from tests.test_loop import metrics
 from tests.videos import write_folder
 
+pytestmark = pytest.mark.slow
+
 ROOT = pathlib.Path(__file__).parent.parent
 
 

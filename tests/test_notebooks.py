@@ -23,6 +23,8 @@ from configs import custom_finetune
 from tests.videos import write_folder
 from videomae_jax import masking
 
+pytestmark = pytest.mark.slow
+
 ROOT = pathlib.Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 TINY = {"width": 24, "depth": 1, "heads": 2, "patch_size": 8}

@@ -534,6 +534,7 @@ def test_only_what_was_mended_or_lost_is_made_again(videos, tmp_path, serial):
 # What goes wrong.
 
 
+@pytest.mark.slow
 def test_killed_and_started_again_gives_the_same_bytes(tmp_path):
     for i in range(12):
         write_video(tmp_path / f"{i}.mp4", moving_noise(40, 96, 130, seed=i))
@@ -569,6 +570,7 @@ def encode_or_misbehave(record, **kwargs):
     return encode_record(record, **kwargs)
 
 
+@pytest.mark.slow
 def test_videos_that_crash_hang_or_take_all_memory(monkeypatch, tmp_path, capfd):
     (tmp_path / "videos").mkdir()
     write_folder(tmp_path / "videos", 6)

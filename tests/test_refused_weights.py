@@ -277,6 +277,7 @@ def test_saving_that_is_killed_never_mixes_models(tmp_path, monkeypatch, format)
         assert vmae.load_pretrained(folder).labels == second.labels
 
 
+@pytest.mark.slow
 def test_broken_files_are_refused_whatever_is_broken(tmp_path):
     """Bytes flipped anywhere, in every kind of file: a model or a plain refusal."""
     rng = np.random.default_rng(0)

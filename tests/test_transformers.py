@@ -13,6 +13,8 @@ import videomae_jax as vmae
 torch = pytest.importorskip("torch", reason="the extra `parity` is not installed")
 transformers = pytest.importorskip("transformers", minversion="5.18")
 
+pytestmark = pytest.mark.slow
+
 # Full widths and depths, few tokens: 4 frames of 32x32 pixels.
 CLIP = {"num_frames": 4, "image_size": 32}
 SIZES = {
