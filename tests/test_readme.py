@@ -1,14 +1,16 @@
-"""The README's first lines of Python do what they say."""
+"""The README's first lines of Python do what they say, and links lead somewhere."""
 
 import pathlib
 import re
 
 import numpy as np
+import pytest
 
 from tests.test_interop import CHECKPOINTS
 from tests.videos import moving_noise, write_video
 
-README = pathlib.Path(__file__).parent.parent / "README.md"
+ROOT = pathlib.Path(__file__).parent.parent
+README = ROOT / "README.md"
 
 
 def test_the_first_example(tmp_path, monkeypatch, capsys):
@@ -26,3 +28,21 @@ def test_the_first_example(tmp_path, monkeypatch, capsys):
     assert len(lines) == 5 and all(re.match(r" *\d+\.\d%  class \d$", x) for x in lines)
     assert names["clip"].shape == (16, 64, 80, 3) and names["clip"].dtype == np.uint8
     assert (tmp_path / "out/model.safetensors").exists()
+
+
+def anchors(page):
+    """What GitHub calls the headings of a page."""
+    titles = re.findall(r"^#+ (.*)$", page.read_text(), re.M)
+    return {re.sub(r"[^\w\- ]", "", x).lower().replace(" ", "-") for x in titles}
+
+
+@pytest.mark.parametrize(
+    "page", [README, *ROOT.glob("docs/*.md")], ids=lambda x: x.name
+)
+def test_links_lead_somewhere(page):
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        path, _, anchor = link.partition("#")
+        if not re.match("https?:", path):
+            target = page.parent / path if path else page
+            assert target.exists(), link
+            assert not anchor or anchor in anchors(target), link
