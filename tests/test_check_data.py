@@ -24,7 +24,8 @@ from videomae_jax.__main__ import main
 from videomae_jax.commands import check_data
 from videomae_jax.data import checking, records
 from videomae_jax.data.checking import Examination, Job, examine
-from videomae_jax.data.decoding import Video, VideoError
+from videomae_jax.data.decoding import Video
+from videomae_jax.data.frame_source import VideoError
 from videomae_jax.data.records import Record
 
 _SIZE = (48, 64)

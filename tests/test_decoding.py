@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.videos import moving_noise, video_bytes, write_video
-from videomae_jax.data.decoding import Video, VideoError, read_clip
+from videomae_jax.data.decoding import Video, read_clip
+from videomae_jax.data.frame_source import VideoError
 
 _NUM_FRAMES = 50
 _SIZE = (48, 64)

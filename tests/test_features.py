@@ -18,7 +18,8 @@ from tests.videos import moving_noise, write_video
 from videomae_jax.commands import common
 from videomae_jax.commands import features as command
 from videomae_jax.data import augmentation
-from videomae_jax.data.decoding import Video, VideoError
+from videomae_jax.data.decoding import Video
+from videomae_jax.data.frame_source import VideoError
 from videomae_jax.data.records import RecordError
 from videomae_jax.feature_files import names
 from videomae_jax.features import (

@@ -12,8 +12,9 @@ from PIL import Image
 from tests.frames import encode, write_frames
 from tests.videos import moving_noise, write_video
 from videomae_jax.data import images, records, sources
-from videomae_jax.data.decoding import Video, VideoError
+from videomae_jax.data.decoding import Video
 from videomae_jax.data.frame_folders import FrameFolder
+from videomae_jax.data.frame_source import VideoError
 
 FRAMES = moving_noise(7, 48, 64)
 

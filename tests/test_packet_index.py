@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from tests.videos import moving_noise, video_bytes
-from videomae_jax.data.decoding import Video, VideoError
+from videomae_jax.data.decoding import Video
 from videomae_jax.data.encoding import Settings, encode
+from videomae_jax.data.frame_source import VideoError
 from videomae_jax.data.packet_index import IndexedVideo, PacketIndex
 
 

@@ -26,8 +26,9 @@ from tests.videos import (
 from videomae_jax.commands import prepare as command
 from videomae_jax.data import encoding, pipeline, records, sources
 from videomae_jax.data.clips import PretrainingClips
-from videomae_jax.data.decoding import Video, VideoError
+from videomae_jax.data.decoding import Video
 from videomae_jax.data.encoding import Settings, Trim, encode, encode_record
+from videomae_jax.data.frame_source import VideoError
 from videomae_jax.data.records import RecordError, write_list
 
 ROOT = pathlib.Path(__file__).parent.parent

@@ -20,7 +20,8 @@ from videomae_jax import (
     timelines,
 )
 from videomae_jax.data import augmentation, clips, sampling, windows
-from videomae_jax.data.decoding import Video, VideoError
+from videomae_jax.data.decoding import Video
+from videomae_jax.data.frame_source import VideoError
 from videomae_jax.interop.pretrained import Preprocessing, Pretrained, PretrainedError
 from videomae_jax.recognition import predict
 from videomae_jax.timelines import Timeline, plot_timeline, timeline

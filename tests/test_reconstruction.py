@@ -17,7 +17,8 @@ from videomae_jax import masking, reconstruction
 from videomae_jax.commands import common
 from videomae_jax.commands import reconstruct as command
 from videomae_jax.data import augmentation
-from videomae_jax.data.decoding import Video, VideoError
+from videomae_jax.data.decoding import Video
+from videomae_jax.data.frame_source import VideoError
 from videomae_jax.interop.pretrained import Preprocessing, Pretrained, PretrainedError
 from videomae_jax.models import vit
 

@@ -10,7 +10,7 @@ import pytest
 from tests.frames import encode, write_tfds
 from tests.videos import moving_noise
 from videomae_jax.data import images, records, sources
-from videomae_jax.data.decoding import VideoError
+from videomae_jax.data.frame_source import VideoError
 from videomae_jax.data.records import RecordError
 
 CLASSES = ["jump", "run", "sit"]

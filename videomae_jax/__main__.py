@@ -6,7 +6,7 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from videomae_jax.data.decoding import VideoError
+from videomae_jax.data.frame_source import VideoError
 from videomae_jax.data.records import RecordError
 
 # What each does. commands/NAME.py, where _ stands for a dash, has

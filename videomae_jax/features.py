@@ -19,7 +19,8 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from videomae_jax.data import augmentation
-from videomae_jax.data.decoding import Video, VideoError
+from videomae_jax.data.decoding import Video
+from videomae_jax.data.frame_source import VideoError
 from videomae_jax.data.sources import Source, open_video
 from videomae_jax.data.windows import read_windows
 from videomae_jax.interop.pretrained import Pretrained, PretrainedError

@@ -9,7 +9,7 @@ import numpy as np
 
 from videomae_jax import recognition
 from videomae_jax.data import augmentation, sources
-from videomae_jax.data.decoding import VideoError
+from videomae_jax.data.frame_source import VideoError
 from videomae_jax.data.sources import Source
 from videomae_jax.data.windows import read_windows
 from videomae_jax.interop.pretrained import Pretrained

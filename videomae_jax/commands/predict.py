@@ -20,7 +20,7 @@ import numpy as np
 
 from videomae_jax import explanations, recognition, timelines
 from videomae_jax.commands import common
-from videomae_jax.data.decoding import VideoError
+from videomae_jax.data.frame_source import VideoError
 from videomae_jax.data.records import Record, RecordError
 from videomae_jax.data.sources import open_video
 from videomae_jax.interop.pretrained import Pretrained

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 from videomae_jax import explanations, masking, pictures
 from videomae_jax.commands import common
-from videomae_jax.data.decoding import VideoError
+from videomae_jax.data.frame_source import VideoError
 from videomae_jax.data.records import Record
 from videomae_jax.interop.pretrained import Pretrained, PretrainedError
 from videomae_jax.reconstruction import Reconstruction, reconstruct

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import av
 
 from videomae_jax.data import images, sources
-from videomae_jax.data.decoding import VideoError
+from videomae_jax.data.frame_source import VideoError
 from videomae_jax.data.packets import packet_table
 from videomae_jax.data.records import Record, is_url
 from videomae_jax.data.sources import open_video, read_bytes

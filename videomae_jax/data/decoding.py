@@ -14,13 +14,13 @@ slow and always right.
 """
 
 import io
-import operator
 import os
 from collections.abc import Iterable, Iterator, Sequence
 
 import av
 import numpy as np
 
+from videomae_jax.data.frame_source import FrameSource
 from videomae_jax.data.frames import Frames, TurnedError, upright_size
 from videomae_jax.data.packets import packet_table
 
@@ -28,15 +28,11 @@ from videomae_jax.data.packets import packet_table
 _Frames = Iterator[tuple[int, av.VideoFrame]]
 
 
-class VideoError(ValueError):
-    """A video that cannot be read; the message says which file and why."""
-
-
 class _TableError(Exception):
     """The decoder's frames are not those that the packets announced."""
 
 
-class Video:
+class Video(FrameSource):
     """Random access to the frames of one video, bit-exact with decoding all of it.
 
     Frames are upright: rotated and mirrored by the display matrix that the file
@@ -72,7 +68,6 @@ class Video:
         if name is None:
             name = "<bytes>" if isinstance(source, bytes) else os.fsdecode(source)
         self._name = name
-        self._size: tuple[int, int] | None = None  # Height and width once upright.
         self._container = self._decoder = None
         try:
             self._container = self._open()
@@ -89,16 +84,8 @@ class Video:
         except BaseException as error:
             self.close()
             if isinstance(error, av.FFmpegError):
-                raise self._error(f"cannot be read: {error.strerror}") from error
+                raise self.error(f"cannot be read: {error.strerror}") from error
             raise
-
-    def __enter__(self) -> "Video":
-        """Returns the video itself."""
-        return self
-
-    def __exit__(self, *unused) -> None:
-        """Closes the video."""
-        self.close()
 
     def close(self) -> None:
         """Releases the file and the packets; may be called more than once."""
@@ -106,35 +93,6 @@ class Video:
         if self._container is not None:
             self._container.close()
             self._container = None
-
-    @property
-    def height(self) -> int:
-        """Height of the frames as `read` returns them; decodes one frame if needed."""
-        return self._frame_size()[0]
-
-    @property
-    def width(self) -> int:
-        """Width of the frames as `read` returns them; decodes one frame if needed."""
-        return self._frame_size()[1]
-
-    def read(self, indices: Sequence[int]) -> np.ndarray:
-        """Decodes frames.
-
-        Args:
-            indices: Frames wanted, in any order; an index may repeat.
-
-        Returns:
-            uint8 [len(indices), height, width, 3], RGB, in the order of `indices`.
-
-        Raises:
-            IndexError: An index is negative or not below `num_frames`.
-            VideoError: A wanted frame cannot be decoded exactly, the video changes its
-                resolution between the frames decoded, or it is closed.
-        """
-        if not len(indices):
-            self._assert_open()
-            return np.empty((0, *self._frame_size(), 3), np.uint8)
-        return self.decode(indices).rgb()
 
     def decode(self, indices: Sequence[int]) -> Frames:
         """Decodes frames without converting them to RGB, of which parts may do.
@@ -146,15 +104,8 @@ class Video:
             IndexError: An index is negative or not below `num_frames`.
             VideoError: As in `read`.
         """
-        self._assert_open()
-        for index in map(operator.index, indices):
-            if not 0 <= index < self.num_frames:
-                raise IndexError(
-                    f"{self._name}: no frame {index}: the video has "
-                    f"{self.num_frames} frames, 0 to {self.num_frames - 1}"
-                )
-        wanted, places = np.unique(np.asarray(indices), return_inverse=True)
-        return Frames(self._decode(wanted.tolist()), places, self._error)
+        wanted, places = self._distinct(indices)
+        return Frames(self._decode(wanted), places, self.error)
 
     def _decode(self, wanted: list[int]) -> list[av.VideoFrame]:
         """Decodes frames, given in increasing order."""
@@ -166,7 +117,7 @@ class Video:
                 # from here on, or the decoder drops frames, and no index is certain.
                 count = self._count_frames()
                 if count != self.num_frames:
-                    raise self._error(
+                    raise self.error(
                         f"frames {wanted[0]} to {wanted[-1]} cannot be read exactly: "
                         f"the packets hold {self.num_frames} frames, but {count} of "
                         "them come out of the decoder"
@@ -174,12 +125,8 @@ class Video:
                 self._table = None
         return [self._checked(*x) for x in self._decode_all(wanted)]
 
-    def _error(self, reason: str) -> VideoError:
-        return VideoError(f"{self._name}: {reason}")
-
-    def _assert_open(self) -> None:
-        if self._decoder is None:
-            raise self._error("the video is closed")
+    def _is_open(self) -> bool:
+        return self._decoder is not None
 
     def _open(self):
         """Opens the container, or says in plain words why it is no video."""
@@ -189,30 +136,30 @@ class Video:
             # Checked first: FFmpeg would take some names for URLs or patterns.
             path = os.path.abspath(os.fsdecode(self._source))
             if not os.path.exists(path):
-                raise self._error("no such file")
+                raise self.error("no such file")
             if os.path.isdir(path):
-                raise self._error("is a directory, not a video file")
+                raise self.error("is a directory, not a video file")
             size, target = os.path.getsize(path), path
         if not size:
-            raise self._error("empty file (0 bytes)")
+            raise self.error("empty file (0 bytes)")
         try:
             container = av.open(target)
         except PermissionError as error:
-            raise self._error("no permission to read the file") from error
+            raise self.error("no permission to read the file") from error
         except UnicodeDecodeError as error:  # PyAV 18, of titles that are not UTF-8
-            raise self._error(f"its metadata is not UTF-8: {error}") from error
+            raise self.error(f"its metadata is not UTF-8: {error}") from error
         except av.FFmpegError as error:
-            raise self._error(
+            raise self.error(
                 f"not a video, or one that is cut off: {error.strerror}"
             ) from error
         try:
             if not container.streams.video:
                 kinds = sorted({stream.type for stream in container.streams})
                 found = f"only {' and '.join(kinds)}" if kinds else "no stream at all"
-                raise self._error(f"no video stream: {found}")
+                raise self.error(f"no video stream: {found}")
             codec = container.streams.video[0].codec_context
             if codec is None:
-                raise self._error("no decoder for its video codec")
+                raise self.error("no decoder for its video codec")
             codec.thread_count = 1
             codec.thread_type = "NONE"
         except BaseException:
@@ -227,13 +174,13 @@ class Video:
                 packet for packet in self._container.demux(self._stream) if packet.size
             ]
         except IndexError as error:  # PyAV 18, of streams that a damaged file adds
-            raise self._error(f"its packets cannot be listed: {error}") from error
+            raise self.error(f"its packets cannot be listed: {error}") from error
         if not self._packets:
-            raise self._error("the video stream holds no packets")
+            raise self.error("the video stream holds no packets")
         # Only this container lists every packet ahead of the data.
         promised = len(self._stream.index_entries)
         if "mp4" in self._container.format.name and len(self._packets) < promised:
-            raise self._error(
+            raise self.error(
                 f"cut off: {len(self._packets)} of {promised} packets are there"
             )
 
@@ -245,11 +192,6 @@ class Video:
             return (self.num_frames - 1) / seconds
         rate = self._stream.average_rate
         return float(rate) if rate else None
-
-    def _frame_size(self) -> tuple[int, int]:
-        if self._size is None:
-            self.read([0])
-        return self._size
 
     def _decode_indexed(self, wanted: list[int]) -> _Frames:
         """Yields (index, frame) of the wanted frames, by way of the packet table."""
@@ -337,7 +279,7 @@ class Video:
         try:
             yield from decoder.decode(None)  # Decoded, but held back for reordering.
         except av.FFmpegError as error:
-            raise self._error(
+            raise self.error(
                 f"frames up to {wanted[-1]} cannot be decoded: {error.strerror}"
             ) from error
 
@@ -349,7 +291,7 @@ class Video:
         for index in wanted:
             position = self._table.positions[index]
             if position == damaged or position > damaged and not alone:
-                raise self._error(f"frame {index} cannot be decoded: {reason}")
+                raise self.error(f"frame {index} cannot be decoded: {reason}")
 
     def _decode_all(self, wanted: list[int]) -> _Frames:
         """Yields (index, frame) of the wanted frames of a decode from the beginning."""
@@ -361,17 +303,17 @@ class Video:
                 index = next(remaining, None)
                 if index is None:
                     return
-        raise self._error(f"frame {index} did not come out of the decoder")
+        raise self.error(f"frame {index} did not come out of the decoder")
 
     def _count_frames(self) -> int:
         """Counts by decoding; a file this irregular has to be without damage too."""
         count = 0
         for frame in self._plain_decode():
             if frame.is_corrupt:
-                raise self._error(f"frame {count} cannot be decoded: damaged data")
+                raise self.error(f"frame {count} cannot be decoded: damaged data")
             count += 1
         if not count:
-            raise self._error("no frame can be decoded")
+            raise self.error("no frame can be decoded")
         return count
 
     def _plain_decode(self) -> Iterator[av.VideoFrame]:
@@ -383,7 +325,7 @@ class Video:
                     yield frame
                     count += 1
             except av.FFmpegError as error:
-                raise self._error(
+                raise self.error(
                     f"frame {count} cannot be decoded: {error.strerror}"
                 ) from error
 
@@ -392,15 +334,8 @@ class Video:
         try:
             size = upright_size(frame)
         except TurnedError as error:
-            raise self._error(f"frame {index} {error}") from error
-        if self._size is None:
-            self._size = size
-        if size != self._size:
-            raise self._error(
-                "changes its resolution: frame {} is {}x{}, others {}x{}".format(
-                    index, *size[::-1], *self._size[::-1]
-                )
-            )
+            raise self.error(f"frame {index} {error}") from error
+        self._check_size(f"frame {index}", size)
         return frame
 
 
@@ -433,7 +368,7 @@ def read_clip(
     with Video(path) as video:
         last = start + (num_frames - 1) * stride
         if last >= video.num_frames:
-            raise video._error(
+            raise video.error(
                 f"too short: {num_frames} frames, {stride} apart, from frame {start} "
                 f"on need {last + 1} frames, but the video has {video.num_frames}"
             )

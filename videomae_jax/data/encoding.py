@@ -19,7 +19,8 @@ from av.video.frame import PictureType
 from av.video.reformatter import ColorRange, Interpolation, VideoReformatter
 
 from videomae_jax.data import sources
-from videomae_jax.data.decoding import Video, VideoError
+from videomae_jax.data.decoding import Video
+from videomae_jax.data.frame_source import VideoError
 from videomae_jax.data.frames import TurnedError, display_matrix, upright
 from videomae_jax.data.images import ImageVideo
 from videomae_jax.data.packet_index import PacketIndex

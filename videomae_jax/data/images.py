@@ -2,13 +2,12 @@
 
 import abc
 import io
-import operator
 from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
 
-from videomae_jax.data.decoding import VideoError
+from videomae_jax.data.frame_source import FrameSource
 from videomae_jax.data.frames import Box
 
 _FORMATS = ("JPEG", "PNG", "WEBP")
@@ -89,21 +88,18 @@ class ImageFrames:
         return np.stack([self._images[place][part] for place in self._places])
 
 
-class ImageVideo(abc.ABC):
-    """What readers use of `decoding.Video`, for frames that are images.
+class ImageVideo(FrameSource):
+    """A video of which each frame is an image.
 
     Attributes:
         num_frames: how many there are.
         fps: None, for images do not tell.
     """
 
-    fps: float | None = None
-
     def __init__(self, name: str, num_frames: int):
         """Notes what the video is called in errors, and how long it is."""
         self._name = name
         self.num_frames = num_frames
-        self._size: tuple[int, int] | None = None  # height and width
         self._closed = False
 
     @abc.abstractmethod
@@ -126,83 +122,22 @@ class ImageVideo(abc.ABC):
     def image_name(self, index: int) -> str:
         """What the image of a frame is called in errors."""
 
-    def __enter__(self) -> "ImageVideo":
-        """Returns the video itself."""
-        return self
-
-    def __exit__(self, *unused) -> None:
-        """Closes the video."""
-        self.close()
-
     def close(self) -> None:
         """Ends reading; may be called more than once."""
         self._closed = True
 
-    @property
-    def height(self) -> int:
-        """Height of the frames in pixels; decodes one if none was yet."""
-        return self._frame_size()[0]
-
-    @property
-    def width(self) -> int:
-        """Width of the frames in pixels; decodes one if none was yet."""
-        return self._frame_size()[1]
-
-    def read(self, indices: Sequence[int]) -> np.ndarray:
-        """Decodes frames, each once.
-
-        Args:
-            indices: frames wanted, in any order; an index may repeat.
-
-        Returns:
-            uint8 [len(indices), height, width, 3], RGB, in the order of `indices`.
-
-        Raises:
-            IndexError: an index is negative or not below `num_frames`.
-            VideoError: an image of a wanted frame is missing or damaged, or has another
-                size than those before, or the video is closed.
-        """
-        if not len(indices):
-            self._assert_open()
-            return np.empty((0, *self._frame_size(), 3), np.uint8)
-        return self.decode(indices).rgb()
-
     def decode(self, indices: Sequence[int]) -> ImageFrames:
         """Decodes at least one frame, for a part of each; otherwise as `read`."""
-        self._assert_open()
-        for index in map(operator.index, indices):
-            if not 0 <= index < self.num_frames:
-                raise IndexError(
-                    f"{self._name}: no frame {index}: the video has "
-                    f"{self.num_frames} frames, 0 to {self.num_frames - 1}"
-                )
-        wanted, places = np.unique(np.asarray(indices), return_inverse=True)
-        return ImageFrames([self._decode(index) for index in wanted.tolist()], places)
+        wanted, places = self._distinct(indices)
+        return ImageFrames([self._decode(index) for index in wanted], places)
 
-    def error(self, reason: str) -> VideoError:
-        """An error that names the video."""
-        return VideoError(f"{self._name}: {reason}")
-
-    def _assert_open(self) -> None:
-        if self._closed:
-            raise self.error("the video is closed")
+    def _is_open(self) -> bool:
+        return not self._closed
 
     def _decode(self, index: int) -> np.ndarray:
         try:
             image = decode(self.content(index))
         except ImageError as error:
             raise self.error(f"{self.image_name(index)} {error}") from error
-        size = image.shape[:2]
-        self._size = self._size or size
-        if size != self._size:
-            raise self.error(
-                "changes its resolution: {} is {}x{}, others {}x{}".format(
-                    self.image_name(index), *size[::-1], *self._size[::-1]
-                )
-            )
+        self._check_size(self.image_name(index), image.shape[:2])
         return image
-
-    def _frame_size(self) -> tuple[int, int]:
-        if self._size is None:
-            self.read([0])
-        return self._size

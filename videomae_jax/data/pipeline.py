@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 import grain
 import numpy as np
 
-from videomae_jax.data.decoding import Video, VideoError
+from videomae_jax.data.decoding import Video
+from videomae_jax.data.frame_source import VideoError
 from videomae_jax.data.reading import read_ahead
 from videomae_jax.data.records import Record
 from videomae_jax.data.sources import open_video

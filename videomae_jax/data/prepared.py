@@ -19,7 +19,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from videomae_jax.data import records as records_lib
-from videomae_jax.data.decoding import Video, VideoError
+from videomae_jax.data.decoding import Video
+from videomae_jax.data.frame_source import VideoError
 from videomae_jax.data.packet_index import IndexedVideo, PacketIndex
 from videomae_jax.data.records import Record, RecordError
 

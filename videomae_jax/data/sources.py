@@ -12,8 +12,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from videomae_jax.data import records
-from videomae_jax.data.decoding import Video, VideoError
+from videomae_jax.data.decoding import Video
 from videomae_jax.data.frame_folders import FrameFolder
+from videomae_jax.data.frame_source import VideoError
 from videomae_jax.data.frames import Frames
 from videomae_jax.data.images import ImageVideo
 from videomae_jax.data.records import Record

@@ -20,7 +20,7 @@ from etils import epath
 
 from videomae_jax.data import prepared, resources
 from videomae_jax.data import records as records_lib
-from videomae_jax.data.decoding import VideoError
+from videomae_jax.data.frame_source import VideoError
 from videomae_jax.data.images import ImageVideo
 from videomae_jax.data.records import Record, RecordError
 
