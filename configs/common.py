@@ -99,10 +99,12 @@ def _training() -> ConfigDict:
     config.ema.decay = 0.0
 
     config.mesh = ConfigDict()
-    # Ways to split the batch; -1: all devices that fsdp leaves.
-    config.mesh.data = -1
-    # Ways to split batch, parameters and optimizer state.
-    config.mesh.fsdp = 1
+    # Ways to split parameters and optimizer state; all devices split the batch. None:
+    # chosen by the sizes of model and memory, as the log says.
+    config.mesh.fsdp = placeholder(int)
+    # Split the optimizer's state over all devices even where the parameters are not;
+    # None: likewise.
+    config.mesh.shard_optimizer = placeholder(bool)
 
     config.checkpoint = ConfigDict()
     config.checkpoint.every = 1000

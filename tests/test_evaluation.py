@@ -19,7 +19,7 @@ from videomae_jax.data.clips import MultiViewClips
 from videomae_jax.data.decoding import Video
 from videomae_jax.data.pipeline import NoReadableVideoError
 from videomae_jax.evaluation import Evaluator
-from videomae_jax.training import checkpointing, finetune, loop, sharding
+from videomae_jax.training import checkpointing, finetune, loop, program, sharding
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -50,7 +50,6 @@ def test_devices_and_batches_change_nothing(
     everything = jax.devices()
     monkeypatch.setattr(jax, "devices", lambda: everything[:devices])
     config = test_finetune.tiny(folder)
-    config.mesh.update(data=-1, fsdp=1)
     config.evaluation.videos_per_device = per_device
     # The checkpoint says what the classes are: no training list is needed.
     config.data.update(train="", validation="nowhere.txt", labels="")
@@ -68,7 +67,6 @@ folder, workdir, address, index = sys.argv[1:]
 jax.distributed.initialize(address, 2, int(index))
 assert jax.process_count() == 2 and len(jax.devices()) == 4
 config = test_finetune.tiny(pathlib.Path(folder))
-config.mesh.update(data=-1, fsdp=1)
 loop.evaluate(config, workdir)
 """
 
@@ -106,7 +104,7 @@ def test_probabilities_are_the_mean_over_views(folder, monkeypatch):  # noqa: F8
         test_finetune.tiny(folder, **{"model.head_init_scale": 50.0})
     )
     config = test_finetune.tiny(folder)
-    params, _ = task.init(jax.random.key(0), loop.first_video(config))
+    params, _ = task.init(jax.random.key(0), program.first_video(config))
     videos = records.load(str(folder / "good.txt"))[:3]
     reads = []
     read_frames = Video.read
@@ -114,7 +112,7 @@ def test_probabilities_are_the_mean_over_views(folder, monkeypatch):  # noqa: F8
         Video, "read", lambda self, i: reads.append(1) or read_frames(self, i)
     )
     reader = MultiViewClips(4, 2, 32, "dense", segments=2, crops=3)
-    mesh = sharding.make_mesh(1, 1, jax.devices()[:1])
+    mesh = sharding.make_mesh(1, jax.devices()[:1])
     shape = (4, 32, 32, 3)
     evaluator = Evaluator(
         task.model, jax.nn.softmax, videos, task.class_names, reader, shape, mesh, 2
@@ -138,9 +136,9 @@ def test_equal_file_names_in_two_folders_stay_apart(folder, tmp_path):  # noqa: 
     (tmp_path / "list.txt").write_text("a/same.mp4 0\nb/same.mp4 1\n")
     config = test_finetune.tiny(folder, **{"data.test": str(tmp_path / "list.txt")})
     task = finetune.Finetuning(config)
-    params, _ = task.init(jax.random.key(0), loop.first_video(config))
+    params, _ = task.init(jax.random.key(0), program.first_video(config))
     state = loop.TrainState(0, params, (), {})
-    task.finish(state, sharding.make_mesh(1, 1, jax.devices()[:1]), tmp_path)
+    task.finish(state, sharding.make_mesh(1, jax.devices()[:1]), tmp_path)
     rows = [json.loads(line) for line in predictions(tmp_path).splitlines()]
     assert [row["id"] for row in rows] == ["a/same.mp4", "b/same.mp4"]
 
@@ -149,10 +147,10 @@ def test_only_unreadable_videos_are_an_error(folder, tmp_path):  # noqa: F811
     (tmp_path / "list.txt").write_text("missing.mp4 0\n")
     config = test_finetune.tiny(folder, **{"data.test": str(tmp_path / "list.txt")})
     task = finetune.Finetuning(config)
-    params, _ = task.init(jax.random.key(0), loop.first_video(config))
+    params, _ = task.init(jax.random.key(0), program.first_video(config))
     state = loop.TrainState(0, params, (), {})
     with pytest.raises(NoReadableVideoError, match="none of 1 .*\n.*missing.mp4"):
-        task.finish(state, sharding.make_mesh(1, 1, jax.devices()[:1]), tmp_path)
+        task.finish(state, sharding.make_mesh(1, jax.devices()[:1]), tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from tests.videos import write_folder
 from videomae_jax.data.records import RecordError
 from videomae_jax.interop.loading import load_pretrained
 from videomae_jax.models import positions
-from videomae_jax.training import checkpointing, finetune, loop
+from videomae_jax.training import checkpointing, finetune, loop, program, sharding
 
 one_device = test_loop.one_device
 SIZES = {"width": 24, "depth": 2, "heads": 3, "dtype": "float32"}
@@ -50,7 +50,6 @@ def tiny(folder, **overrides):
     config.ema.decay = 0.9
     config.evaluation.every = 4
     config.checkpoint.every = 4
-    config.mesh.update(data=1)
     config.update_from_flattened_dict(overrides)
     return config
 
@@ -141,7 +140,7 @@ def test_the_average_is_what_is_evaluated(folder, undisturbed, tmp_path):
     assert any(jax.tree.leaves(differing))
     # Plain parameters, tested, give other predictions than the average.
     task = finetune.Finetuning(tiny(folder))
-    mesh = loop.sharding.make_mesh(1, 1, jax.devices()[:1])
+    mesh = sharding.make_mesh(1, jax.devices()[:1])
     task.finish(state, mesh, tmp_path / "average")
     task.finish(state.replace(ema=None), mesh, tmp_path / "plain")
     name = "test/predictions.jsonl"
@@ -155,7 +154,7 @@ def test_devices_workers_and_accumulation_train_alike(folder, tmp_path, monkeypa
     config = tiny(folder, **{"data.num_samples": 2, "steps": 4})
     loop.train_and_evaluate(config, str(tmp_path / "one"))
     monkeypatch.undo()
-    config.mesh.update(data=2, fsdp=2)
+    config.mesh.fsdp = 2
     config.data.num_workers = 2
     config.max_clips_per_device = 1
     devices = jax.devices()
@@ -174,7 +173,7 @@ def start(folder, source, **overrides):
     """The task's parameters before and after loading, and the report."""
     config = tiny(folder, **{"init.source": str(source)} | overrides)
     task = finetune.Finetuning(config)
-    params, _ = task.init(jax.random.key(0), loop.first_video(config))
+    params, _ = task.init(jax.random.key(0), program.first_video(config))
     return params, task.load(params)
 
 

@@ -216,7 +216,7 @@ def test_processes_of_a_host_share_it(machine, monkeypatch):
 
 
 def test_cpu_devices_are_cores():
-    mesh = sharding.make_mesh(1, 1, jax.devices()[:1])
+    mesh = sharding.make_mesh(1, jax.devices()[:1])
     config = common.pretrain()
     chosen = readers.choose_readers(config.data, 1, 32, 1000, 1000, mesh)
     assert chosen.num_workers == 0 and chosen.num_threads == 2

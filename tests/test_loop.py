@@ -36,7 +36,6 @@ def tiny(folder, **overrides):
     config.picture.update(every=0, clips=2)
     config.update(steps=8, log_every=2)
     config.checkpoint.every = 4
-    config.mesh.update(data=1)
     config.update_from_flattened_dict(overrides)
     return config
 
@@ -121,7 +120,7 @@ def test_resumes_on_other_devices(folder, undisturbed, tmp_path, monkeypatch):
     config = tiny(folder)
     run_until(config, tmp_path, 4)
     monkeypatch.undo()
-    config.mesh.update(data=2, fsdp=4)
+    config.mesh.update(fsdp=4, shard_optimizer=True)
     loop.train_and_evaluate(config, str(tmp_path))
     for one, other in zip(metrics(tmp_path), metrics(undisturbed[0]), strict=True):
         np.testing.assert_allclose(one["loss"], other["loss"], rtol=1e-5)
@@ -129,7 +128,7 @@ def test_resumes_on_other_devices(folder, undisturbed, tmp_path, monkeypatch):
 
 def test_eight_devices_train_alike(folder, undisturbed, tmp_path, monkeypatch):
     monkeypatch.undo()
-    config = tiny(folder, **{"mesh.data": 8, "max_clips_per_device": 1})
+    config = tiny(folder, **{"max_clips_per_device": 1})
     loop.train_and_evaluate(config, str(tmp_path))
     for one, other in zip(metrics(tmp_path), metrics(undisturbed[0]), strict=True):
         np.testing.assert_allclose(one["loss"], other["loss"], rtol=1e-5)

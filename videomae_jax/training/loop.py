@@ -22,7 +22,8 @@ from videomae_jax.data import pipeline
 from videomae_jax.data.bad_videos import BadVideos, TooManyBadVideosError
 from videomae_jax.data.pipeline import NoReadableVideoError
 from videomae_jax.data.records import RecordError
-from videomae_jax.training import optimizer, sharding
+from videomae_jax.training import program as programs
+from videomae_jax.training import sharding
 from videomae_jax.training.checkpointing import CheckpointError, Checkpoints
 from videomae_jax.training.finetune import Finetuning
 from videomae_jax.training.history import History, NonFiniteLossError
@@ -31,7 +32,7 @@ from videomae_jax.training.preemption import Preemption
 from videomae_jax.training.pretrain import Pretraining
 from videomae_jax.training.readers import choose_readers
 from videomae_jax.training.reporting import Reporter
-from videomae_jax.training.step import TrainState, make_train_step
+from videomae_jax.training.step import TrainState
 
 log = logging.getLogger(__name__)
 
@@ -101,51 +102,15 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> Train
     total_steps = config.steps or int(config.epochs * steps_per_epoch)
     first_process = jax.process_index() == 0
 
-    # Model, mesh and step.
-    mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
-    accumulation = sharding.accumulation_steps(
-        num_clips, mesh.size, config.max_clips_per_device
-    )
-    schedule = optimizer.warmup_cosine(
-        config.optimizer.base_lr,
-        config.optimizer.min_lr,
-        config.batch_size,
-        min(int(config.optimizer.warmup_epochs * steps_per_epoch), total_steps),
+    # State and step, on the devices.
+    program = programs.build(
+        config,
+        task,
         total_steps,
+        int(config.optimizer.warmup_epochs * steps_per_epoch),
     )
-    tx = optimizer.adamw(
-        config.optimizer.b1,
-        config.optimizer.b2,
-        config.optimizer.eps,
-        config.optimizer.weight_decay,
-        config.optimizer.clip_norm,
-        config.optimizer.layer_decay,
-        config.freeze,
-    )
+    mesh = program.mesh
     init_key, step_key = jax.random.split(jax.random.key(config.seed))
-
-    def init(key):
-        return start_state(*task.init(key, first_video(config)))
-
-    def start_state(params, statistics):
-        ema = jax.tree.map(jnp.copy, params) if config.ema.decay else None
-        return TrainState(jnp.int32(0), params, tx.init(params), statistics, ema)
-
-    shapes = jax.eval_shape(init, init_key)
-    state_sharding = sharding.state_shardings(shapes, mesh)
-    train_step = jax.jit(
-        make_train_step(task, tx, schedule, accumulation, config.ema.decay),
-        out_shardings=(state_sharding, None),
-        donate_argnums=0,
-    )
-
-    if accumulation > 1 and shapes.statistics:
-        log.warning(
-            "batch norm sees %d clips at a time, not the batch of %d: raise "
-            "config.max_clips_per_device",
-            num_clips // accumulation,
-            num_clips,
-        )
 
     # Resume if there is something to resume.
     workdir.mkdir(parents=True, exist_ok=True)
@@ -156,25 +121,22 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> Train
     history = History([], 0, config.max_nonfinite_steps)
     if start is None:
         start = 0
-        state = jax.jit(init, out_shardings=state_sharding)(init_key)
+        state = program.init(init_key)
         params = task.load(state.params)
         if params is not state.params:
-            state = jax.jit(start_state, out_shardings=state_sharding)(
-                params, state.statistics
-            )
+            state = program.start(params, state.statistics)
     else:
         meta = checkpoints.meta(start)
         report_changes(meta["config"], config)
         history = History(meta["rows"], meta["nonfinite"], config.max_nonfinite_steps)
-        state = sharding.with_shardings(shapes, state_sharding)
-        state = state.replace(
-            step=jax.device_put(jnp.int32(start), state_sharding.step),
-            **checkpoints.restore(start, state.items()),
+        state = program.state.replace(
+            step=jax.device_put(jnp.int32(start), program.state.step.sharding),
+            **checkpoints.restore(start, program.state.items()),
         )
         log.info("continuing %s at step %d", workdir, start)
     if first_process:
         (workdir / "config.json").write_text(config.to_json(indent=2) + "\n")
-        print_overview(state.params, mesh, total_steps, num_clips, accumulation, videos)
+        print_overview(state.params, program, total_steps, num_clips, videos)
     if start >= total_steps:
         log.info("%s is complete: %d of %d steps", workdir, start, total_steps)
         checkpoints.close()
@@ -236,7 +198,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> Train
             bad_videos.add(batch.bad, step * config.batch_size)
             inputs.add(batch)
             arrays = sharding.to_devices(batch.arrays, mesh)
-            state, metrics = inputs.step(train_step, state, arrays, step_key)
+            state, metrics = inputs.step(program.train_step, state, arrays, step_key)
             history.add(step, metrics, batch.ids)
 
             last = step == total_steps
@@ -288,8 +250,11 @@ def evaluate(config: ml_collections.ConfigDict, workdir: str) -> TrainState:
     refuse_another_model(workdir, meta["config"], config)
     report_changes(meta["config"], config, _SEEN_BY_THE_MODEL)
     task = Finetuning(config, meta["class_names"])
-    mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
-    shapes = jax.eval_shape(task.init, jax.random.key(0), first_video(config))
+    video = programs.first_video(config)
+    shapes = jax.eval_shape(task.init, jax.random.key(0), video)
+    state = TrainState(jnp.int32(0), shapes[0], (), shapes[1])
+    layout = sharding.choose_layout(state, jax.devices(), config.mesh.fsdp)
+    mesh = sharding.make_mesh(layout.fsdp)
     params, statistics = sharding.with_shardings(
         shapes, sharding.state_shardings(shapes, mesh)
     )
@@ -304,12 +269,6 @@ def evaluate(config: ml_collections.ConfigDict, workdir: str) -> TrainState:
     )
     task.finish(state, mesh, pathlib.Path(workdir))
     return state
-
-
-def first_video(config: ml_collections.ConfigDict) -> jax.Array:
-    """A clip of the config's shape, to initialise with."""
-    size, frames = config.data.image_size, config.data.num_frames
-    return jnp.zeros((1, frames, size, size, 3), jnp.uint8)
 
 
 def refuse_another_model(workdir: str, saved: dict, config) -> None:
@@ -355,18 +314,24 @@ def changes(saved: dict, config) -> list[tuple[str, Any, Any]]:
     ]
 
 
-def print_overview(params, mesh, total_steps, num_clips, accumulation, videos) -> None:
+def print_overview(params, program, total_steps, num_clips, videos) -> None:
     """Logs the parameters and the plan of the run."""
     log.info("parameters:\n%s", parameter_overview.get_parameter_overview(params))
+    mesh, layout = program.mesh, program.layout
     log.info(
-        "%d videos, %d steps of %d clips, on %d %s device(s): mesh %s, "
-        "%d clips per device in %d micro-batch(es)",
+        "mesh %s, optimizer state %s (%s)",
+        dict(mesh.shape),
+        "split over all devices" if layout.shard_optimizer else "as the parameters",
+        layout.reason,
+    )
+    log.info(
+        "%d videos, %d steps of %d clips, on %d %s device(s): %d clips per device in "
+        "%d micro-batch(es)",
         len(videos),
         total_steps,
         num_clips,
         mesh.size,
         mesh.devices.flat[0].platform,
-        dict(mesh.shape),
         num_clips // mesh.size,
-        accumulation,
+        program.accumulation,
     )

@@ -1,10 +1,14 @@
 """Where arrays live: the device mesh, parameters by path, batches by row."""
 
+import collections
+import dataclasses
 import math
 import re
+from collections.abc import Sequence
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -18,37 +22,158 @@ RULES = (
 )
 
 
-def make_mesh(data: int = -1, fsdp: int = 1, devices=None) -> Mesh:
-    """A mesh with axes ("data", "fsdp") over all devices of all processes.
+# High-bandwidth memory of a device, in GiB, by what JAX calls its kind: what a program
+# may use of it, as the TPU compiler says when one does not fit.
+TPU_MEMORY = {
+    "TPU v4": 30.75,
+    "TPU v5 lite": 15.75,
+    "TPU v5": 95.74,
+    "TPU v6 lite": 31.25,
+    "TPU7x": 94.75,
+}
+
+# Share of a device's memory that the state and a gradient may take; the rest is for
+# what the backward pass keeps.
+STATE_SHARE = 0.25
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """What is split over the devices besides the batch.
+
+    Attributes:
+        fsdp: ways to split parameters and optimizer state.
+        shard_optimizer: split the optimizer's state and the averaged parameters over
+            all devices, even where the parameters are not (ZeRO, stage 1).
+        reason: why, in words.
+    """
+
+    fsdp: int
+    shard_optimizer: bool
+    reason: str
+
+
+def choose_layout(
+    state,
+    devices: Sequence[jax.Device],
+    fsdp: int | None = None,
+    shard_optimizer: bool | None = None,
+) -> Layout:
+    """The layout that moves least between devices and leaves them enough memory.
+
+    Replicas first: one sum of gradients a step. If state and gradients took more than
+    STATE_SHARE of a device so, the optimizer's state is split over all of them, which
+    moves no more; if that is not enough, the parameters over as few as suffice.
 
     Args:
-        data: ways to split the batch only; -1 takes what `fsdp` leaves.
-        fsdp: ways to split batch, parameters and optimizer state.
+        state: the (possibly abstract) TrainState.
+        devices: those that train together.
+        fsdp, shard_optimizer: as in Layout, where they are not to be chosen.
+    """
+    params = _bytes(state.params)
+    rest = _bytes((state.opt_state, state.ema))
+    memory = device_memory(devices[0])
+    count = len(devices)
+
+    def taken(ways, shard):
+        return 2 * params / ways + rest / (count if shard else ways)
+
+    def described(ways, shard, why):
+        sizes = f"{taken(ways, shard) / 2**30:.2f} GiB of state and gradients a device"
+        return Layout(ways, shard, f"{why}: {sizes}")
+
+    if fsdp is not None or shard_optimizer is not None or count == 1 or memory is None:
+        if fsdp is not None or shard_optimizer is not None:
+            why = "as the config says"
+        elif count == 1:
+            why = "there is one device"
+        else:
+            why = "a CPU has all its memory in common"
+        return described(fsdp or 1, bool(shard_optimizer), why)
+    limit = STATE_SHARE * memory
+    least = f"at most {limit / 2**30:.1f} GiB of {memory / 2**30:.1f} are for it"
+    for shard in (False, True):
+        if taken(1, shard) <= limit:
+            return described(1, shard, least)
+    together = len(_islands(devices)[0])
+    fitting = [ways for ways in range(2, together + 1) if together % ways == 0]
+    ways = next((w for w in fitting if taken(w, True) <= limit), together)
+    return described(ways, True, least)
+
+
+def device_memory(device: jax.Device) -> int | None:
+    """Bytes of memory of an accelerator; None for a CPU."""
+    if device.platform == "cpu":
+        return None
+    if device.device_kind in TPU_MEMORY:
+        return int(TPU_MEMORY[device.device_kind] * 2**30)
+    return device.memory_stats()["bytes_limit"]
+
+
+def make_mesh(fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh with axes ("data", "fsdp") over all devices of all processes.
+
+    Of several TPU slices, or hosts with GPUs, each keeps a whole number of the `fsdp`
+    groups: only sums of gradients cross the slower network between them.
+
+    Args:
+        fsdp: ways to split batch, parameters and optimizer state; the other devices
+            split the batch only.
         devices: the devices to use, all of them by default.
 
     Raises:
-        ValueError: if the axes do not multiply to the number of devices.
+        ValueError: if the devices do not divide so.
     """
     devices = jax.devices() if devices is None else devices
-    if data == -1 and fsdp > 0:
-        data = len(devices) // fsdp
-    if data < 1 or data * fsdp != len(devices):
+    islands = _islands(devices)
+    together = len(islands[0])
+    if fsdp < 1 or together % fsdp:
+        where = f" of each of {len(islands)} slices" if len(islands) > 1 else ""
         raise ValueError(
-            f"config.mesh asks for data={data} x fsdp={fsdp} devices, but there are "
-            f"{len(devices)}; set config.mesh.data to -1 and config.mesh.fsdp to a "
-            "divisor of the number of devices"
+            f"config.mesh.fsdp is {fsdp}, which does not divide the {together} "
+            f"devices{where}"
         )
-    return jax.make_mesh(
-        (data, fsdp), AXES, axis_types=(AxisType.Auto,) * 2, devices=devices
+    data = len(devices) // fsdp
+    types = (AxisType.Auto,) * 2
+    if len(islands) == 1:
+        return jax.make_mesh((data, fsdp), AXES, axis_types=types, devices=devices)
+    grid = mesh_utils.create_hybrid_device_mesh(
+        (together // fsdp, fsdp),
+        (len(islands), 1),
+        devices,
+        process_is_granule=devices[0].platform == "gpu",
     )
+    return Mesh(grid, AXES, axis_types=types)
 
 
-def state_shardings(state, mesh: Mesh):
-    """The NamedSharding of every array of a (possibly abstract) tree."""
+def _islands(devices: Sequence[jax.Device]) -> list[list[jax.Device]]:
+    """The devices by fast network: slices of TPUs, hosts of GPUs."""
+    attribute = {"tpu": "slice_index", "gpu": "process_index"}.get(devices[0].platform)
+    islands = collections.defaultdict(list)
+    for device in devices:
+        islands[getattr(device, attribute, 0) if attribute else 0].append(device)
+    return list(islands.values())
+
+
+def _bytes(tree) -> int:
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def state_shardings(state, mesh: Mesh, shard_optimizer: bool = False):
+    """The NamedSharding of every array of a (possibly abstract) tree.
+
+    Args:
+        state: a TrainState, or trees whose paths end like those of one.
+        mesh: see `make_mesh`.
+        shard_optimizer: see Layout.
+    """
 
     def sharding(path, x):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
-        return NamedSharding(mesh, _spec(name, x.shape, mesh.shape["fsdp"]))
+        split = ["fsdp"]
+        if shard_optimizer and name.startswith(("opt_state", "ema")):
+            split.insert(0, AXES)
+        return NamedSharding(mesh, _spec(name, x.shape, mesh, split))
 
     return jax.tree.map_with_path(sharding, state)
 
@@ -62,18 +187,18 @@ def with_shardings(shapes, shardings):
     )
 
 
-def _spec(name: str, shape: tuple[int, ...], ways: int) -> P:
+def _spec(name: str, shape: tuple[int, ...], mesh: Mesh, split: list) -> P:
     rule = next(rule for pattern, rule in RULES if re.search(pattern, name))
-    if rule == "replicate":
-        return P()
     # A scan takes one layer after the other: splitting the layer axis would move
     # every layer to every device.
     first = 1 if "blocks/" in name else 0
-    axes = [i for i in range(first, len(shape)) if shape[i] % ways == 0]
-    if not axes:
-        return P()
-    largest = max(axes, key=lambda i: shape[i])
-    return P(*(AXES[1] if i == largest else None for i in range(len(shape))))
+    for axes in split if rule == "shard" else []:
+        ways = math.prod(mesh.shape[axis] for axis in np.atleast_1d(axes))
+        dividing = [i for i in range(first, len(shape)) if shape[i] % ways == 0]
+        if dividing:
+            largest = max(dividing, key=lambda i: shape[i])
+            return P(*(axes if i == largest else None for i in range(len(shape))))
+    return P()
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
