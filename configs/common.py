@@ -46,6 +46,9 @@ def _training() -> ConfigDict:
     config.model.dtype = "bfloat16"
     # What the backward pass keeps: none (all is kept), dots, blocks (least memory).
     config.model.remat = "none"
+    # How attention is computed: xla, by_head (CPU), cudnn (GPU), splash (TPU); None
+    # chooses.
+    config.model.attention = placeholder(str)
 
     config.data = ConfigDict()
     # A list file (a video, or a folder of its frames, and its label a line),
@@ -124,6 +127,9 @@ def pretrain() -> ConfigDict:
     config.model.decoder_width = placeholder(int)
     config.model.decoder_depth = placeholder(int)
     config.model.decoder_heads = placeholder(int)
+    # Where they are not the encoder's; None: the same remat, its own choice.
+    config.model.decoder_remat = placeholder(str)
+    config.model.decoder_attention = placeholder(str)
 
     config.init = ConfigDict()
     # Where training goes on from: a work directory, or what load_pretrained takes, with

@@ -203,18 +203,18 @@ def fill_in(
         raise ValueError(f"statistics is {statistics!r}, not 'visible' or 'hidden'")
     grid = vit.token_grid(video.shape, patch_size, tubelet_size)
     patches = vit.patchify(video, patch_size, tubelet_size)
-    pixels = prediction.reshape(*prediction.shape[:2], -1, 3)
+    pixels = prediction
     if normalized_targets:
         source = visible if statistics == "visible" else masked
         known = vit.take_tokens(patches, source).astype(jnp.float32) / 255
-        mean, std = patch_statistics(known.reshape(*known.shape[:2], -1, 3))
+        mean, std = patch_statistics(known)
         if statistics == "visible":
             weights = _nearness(masked, visible, grid)
-            mean = jnp.einsum("bmv,bvpc->bmpc", weights, mean)
-            std = jnp.einsum("bmv,bvpc->bmpc", weights, std)
+            mean = jnp.einsum("bmv,bvp->bmp", weights, mean)
+            std = jnp.einsum("bmv,bvp->bmp", weights, std)
         pixels = pixels * (std + 1e-6) + mean
     pixels = jnp.round(pixels.clip(0, 1) * 255).astype(jnp.uint8)
-    return _fill(patches, masked, pixels.reshape(prediction.shape), grid, video.shape)
+    return _fill(patches, masked, pixels, grid, video.shape)
 
 
 def hide(

@@ -37,7 +37,10 @@ def read(folder: pathlib.Path, fields: Mapping[str, Any]) -> Pretrained:
     preprocessing = {
         name: config.data[name] for name in ("num_frames", "stride", "image_size")
     }
+    # Of training on other devices; computation is float32 unless asked for.
+    plain = {"dtype": "float32", "remat": "none", "attention": None}
     if config.task == "pretrain":
+        plain |= {"decoder_remat": None, "decoder_attention": None}
         model = pretrain.make_model(config.model)
         preprocessing["frames"] = "exact"
     else:
@@ -46,8 +49,7 @@ def read(folder: pathlib.Path, fields: Mapping[str, Any]) -> Pretrained:
         preprocessing["frames"] = config.data.frames
     item = "ema" if items["ema"] else "params"
     return Pretrained(
-        # Dropping is of training; computation is float32 unless asked for.
-        model=model.clone(**({"dtype": "float32", "remat": "none"} | dict(fields))),
+        model=model.clone(**(plain | dict(fields))),
         params=_restore(folder, step, item, items[item]),
         labels=labels,
         preprocessing=Preprocessing(**preprocessing),

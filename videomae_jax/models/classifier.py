@@ -92,6 +92,7 @@ class VideoClassifier(nn.Module):
         dtype: computation dtype; parameters are float32, and so are features and
             logits.
         remat: what the backward pass may keep of each block, as in VideoMAE.
+        attention: how the encoder computes it, as in VideoMAE.
         final_norm: whether the encoder's own final LayerNorm is there too, as it is
             after pretraining; "first_token" always has it.
         norm_epsilon: of the encoder's LayerNorms; head_norm_epsilon: of the one after
@@ -114,6 +115,7 @@ class VideoClassifier(nn.Module):
     head_init_scale: float = 0.001
     dtype: str = "float32"
     remat: str = "none"
+    attention: str | None = None
     final_norm: bool = False
     norm_epsilon: float = 1e-6
     head_norm_epsilon: float = 1e-6
@@ -155,6 +157,7 @@ class VideoClassifier(nn.Module):
             self.mlp_ratio,
             self.dtype,
             self.remat,
+            self.attention,
             final_norm=self.final_norm or self.pooling == "first_token",
             drop_path=self.drop_path,
             position_size=self.position_size,

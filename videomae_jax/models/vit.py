@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from videomae_jax.models import attention
 from videomae_jax.models.positions import position_table
 
 # ImageNet statistics of RGB in [0, 1], as every published VideoMAE weight expects.
@@ -108,7 +109,8 @@ def unpatchify(
 
 def take_tokens(x: jax.Array, ids: jax.Array) -> jax.Array:
     """Gathers tokens [B, K, ...] with ids int32 [B, K] from x [B, N, ...]."""
-    return jnp.take_along_axis(x, ids[..., None], axis=1)
+    # Ids are within the clip; asking for each value whether it is would take longer.
+    return jnp.take_along_axis(x, ids[..., None], axis=1, mode="clip")
 
 
 def normalize(
@@ -177,14 +179,16 @@ class Attention(nn.Module):
     heads: int
     dtype: str = "float32"
     kernel_init: nn.initializers.Initializer = xavier_uniform
+    implementation: str | None = None
+    return_weights: bool = False
 
     @nn.compact
     def __call__(self, x):
         """Attends over all tokens of each clip.
 
         Returns:
-            [B, N, D], and the float32 weights [B, N, N] that each token (second axis)
-            gives to all, averaged over the heads; unused, they are not computed.
+            [B, N, D], and with `return_weights` the float32 weights [B, N, N] that each
+            token (second axis) gives to all, averaged over the heads, else None.
         """
         batch, tokens, width = x.shape
         # One matrix, and one initialiser over it, as in the reference.
@@ -205,15 +209,16 @@ class Attention(nn.Module):
             return x.reshape(batch, tokens, self.heads, -1).swapaxes(1, 2)
 
         q, k, v = map(split_heads, jnp.split(qkv, 3, axis=-1))
-        q = q * (width // self.heads) ** -0.5
-        logits = jnp.einsum("bhqd,bhkd->bhqk", q, k, preferred_element_type=jnp.float32)
-        weights = jax.nn.softmax(logits, axis=-1)
-        out = jnp.einsum("bhqk,bhkd->bhqd", weights.astype(v.dtype), v)
+        # Kernels cannot be compiled for the one clip that initialises.
+        how = "xla" if self.is_initializing() else self.implementation
+        out = attention.attend(q, k, v, how)
         out = out.transpose(0, 2, 1, 3).reshape(batch, tokens, width)
         out = Dense(width, kernel_init=self.kernel_init, dtype=self.dtype, name="out")(
             out
         )
-        return out, weights.mean(axis=1)
+        if not self.return_weights:
+            return out, None
+        return out, attention.weights(q * q.shape[-1] ** -0.5, k).mean(axis=1)
 
 
 class MLP(nn.Module):
@@ -228,8 +233,13 @@ class MLP(nn.Module):
         """Applies the two layers to every token."""
         width = x.shape[-1]
         dense = functools.partial(Dense, kernel_init=self.kernel_init, dtype=self.dtype)
+        # For the backward pass x alone is kept here, not the wide arrays that GELU
+        # makes of it. Inside a scan nothing can merge the two computations.
+        gelu_and_fc2 = nn.remat(
+            lambda fc2, x: fc2(jax.nn.gelu(x, approximate=False)), prevent_cse=False
+        )
         x = dense(self.hidden, name="fc1")(x)
-        return dense(width, name="fc2")(jax.nn.gelu(x, approximate=False))
+        return gelu_and_fc2(dense(width, name="fc2"), x)
 
 
 # Flax keeps the statistics in float32 whatever the computation dtype.
@@ -244,6 +254,7 @@ class Block(nn.Module):
     norm_epsilon: float = 1e-6
     dtype: str = "float32"
     kernel_init: nn.initializers.Initializer = xavier_uniform
+    implementation: str | None = None
     attention_maps: bool = False
 
     @nn.compact
@@ -263,13 +274,18 @@ class Block(nn.Module):
             # [B, 1, 1] each.
             scales = jnp.moveaxis(branch_scales.astype(x.dtype), 1, 0)[..., None, None]
         norm = functools.partial(layer_norm, self.norm_epsilon, dtype=self.dtype)
-        attended, weights = Attention(self.heads, name="attention", **common)(
-            norm(name="norm1")(x)
+        attention = Attention(
+            self.heads,
+            implementation=self.implementation,
+            return_weights=self.attention_maps,
+            name="attention",
+            **common,
         )
+        attended, weights = attention(norm(name="norm1")(x))
         x = x + scales[0] * attended
         hidden = int(x.shape[-1] * self.mlp_ratio)
         x = x + scales[1] * MLP(hidden, name="mlp", **common)(norm(name="norm2")(x))
-        return x, weights if self.attention_maps else None
+        return x, weights
 
 
 def drop_path_scales(keys: jax.Array, rate: float, depth: int) -> jax.Array:
@@ -340,8 +356,8 @@ class Encoder(nn.Module):
     """Embeds the wanted patches, runs the blocks and the final LayerNorm.
 
     Attributes:
-        width, depth, heads, patch_size, tubelet_size, mlp_ratio, dtype, remat: as in
-            VideoMAE.
+        width, depth, heads, patch_size, tubelet_size, mlp_ratio, dtype, remat,
+            attention: as in VideoMAE.
         final_norm: whether the last LayerNorm is there; a classifier that averages
             the tokens has its own after the average instead (official code).
         drop_path: probability of dropping a residual branch of the last block.
@@ -359,6 +375,7 @@ class Encoder(nn.Module):
     mlp_ratio: float = 4.0
     dtype: str = "float32"
     remat: str = "none"
+    attention: str | None = None
     final_norm: bool = True
     drop_path: float = 0.0
     position_size: tuple[int, int] | None = None
@@ -415,6 +432,7 @@ class Encoder(nn.Module):
             norm_epsilon=self.norm_epsilon,
             dtype=self.dtype,
             kernel_init=self.kernel_init,
+            implementation=self.attention,
             attention_maps=attention_maps,
         )
         if attention_maps:

@@ -49,6 +49,7 @@ _SEEN_BY_THE_MODEL = (
 _ONLY_IN_TRAINING = (
     "model.dtype",
     "model.remat",
+    "model.attention",
     "model.drop_path",
     "model.dropout",
     "model.head_init_scale",

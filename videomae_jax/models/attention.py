@@ -1,0 +1,188 @@
+"""Softmax attention over the tokens of a clip, in the forms that devices want.
+
+All take query, key and value [B, H, N, K] (H heads of width K, the query not scaled
+yet) and give [B, H, N, K]; they differ in speed and in memory. "xla" alone keeps the
+[B, H, N, N] weights for the backward pass, which is the largest thing of a step with
+1,568 tokens; the others compute them again, piece by piece.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
+
+# Axes of a mesh that share the clips of a batch.
+BATCH_AXES = ("data", "fsdp")
+
+# Tokens of a splash block are a multiple of this: lanes of a TPU's vector unit.
+_LANES = 128
+# Up to here all keys are one block, which measured smallest in compiled memory.
+_LARGEST_BLOCK = 2048
+# Below so many tokens the weights are small, and plain products are as fast.
+_FEW_TOKENS = 512
+
+
+def attend(
+    query: jax.Array, key: jax.Array, value: jax.Array, implementation: str | None
+) -> jax.Array:
+    """Scaled dot-product attention, [B, H, N, K], with the softmax in float32.
+
+    Args:
+        query, key, value: [B, H, N, K].
+        implementation: a key of IMPLEMENTATIONS, or None: "by_head" for many tokens on
+            a CPU, otherwise "xla".
+
+    Raises:
+        ValueError: for another implementation.
+    """
+    if implementation is None:
+        on_cpu = jax.default_backend() == "cpu"
+        many = query.shape[2] >= _FEW_TOKENS
+        implementation = "by_head" if on_cpu and many else "xla"
+    check(implementation)
+    query = query * query.shape[-1] ** -0.5
+    return IMPLEMENTATIONS[implementation](query, key, value)
+
+
+def check(implementation: str | None) -> None:
+    """Raises ValueError if there is no such implementation."""
+    if implementation is not None and implementation not in IMPLEMENTATIONS:
+        raise ValueError(
+            f"attention is {implementation!r}; one of: {', '.join(IMPLEMENTATIONS)}, "
+            "or None, which chooses"
+        )
+
+
+def weights(query: jax.Array, key: jax.Array) -> jax.Array:
+    """What each token gives to all others, float32 [B, H, N, N], of a scaled query."""
+    logits = jnp.einsum(
+        "bhqd,bhkd->bhqk", query, key, preferred_element_type=jnp.float32
+    )
+    return jax.nn.softmax(logits, axis=-1)
+
+
+def _xla(query, key, value):
+    """Two batched matrix products."""
+    given = weights(query, key).astype(value.dtype)
+    return jnp.einsum("bhqk,bhkd->bhqd", given, value)
+
+
+def _cudnn(query, key, value):
+    """cuDNN's fused kernel, on a GPU, in bfloat16 or float16."""
+    # It wants [B, N, H, K], and nothing is left to scale.
+    query, key, value = (x.swapaxes(1, 2) for x in (query, key, value))
+    out = jax.nn.dot_product_attention(
+        query, key, value, scale=1.0, implementation="cudnn"
+    )
+    return out.swapaxes(1, 2)
+
+
+def _by_head(query, key, value):
+    """One head of one clip after the other: its weights stay in a CPU's cache."""
+
+    def local(query, key, value):
+        rows = (x.reshape(-1, *x.shape[2:]) for x in (query, key, value))
+        out = jax.lax.map(lambda row: _one_head(*row), tuple(rows))
+        return out.reshape(query.shape)
+
+    return _on_each_device(local, query, key, value)
+
+
+@jax.custom_vjp
+def _one_head(query, key, value):
+    return _one_head_forward(query, key, value)[0]
+
+
+def _one_head_forward(query, key, value):
+    logits = jnp.dot(query, key.T, preferred_element_type=jnp.float32)
+    largest = logits.max(axis=-1, keepdims=True)
+    given = jnp.exp(logits - largest)
+    total = given.sum(axis=-1, keepdims=True)
+    out = jnp.dot(given.astype(value.dtype), value, preferred_element_type=jnp.float32)
+    out = (out / total).astype(value.dtype)
+    return out, (query, key, value, out, largest + jnp.log(total))
+
+
+def _one_head_backward(kept, gradient):
+    query, key, value, out, log_total = kept
+    dot = functools.partial(jnp.dot, preferred_element_type=jnp.float32)
+    given = jnp.exp(dot(query, key.T) - log_total)
+    # What softmax takes off each row, from the output instead of the weights.
+    common = jnp.sum(
+        gradient.astype(jnp.float32) * out.astype(jnp.float32), axis=-1, keepdims=True
+    )
+    of_logits = given * (dot(gradient, value.T) - common)
+    of_logits = of_logits.astype(query.dtype)
+    return (
+        dot(of_logits, key).astype(query.dtype),
+        dot(of_logits.T, query).astype(key.dtype),
+        dot(given.T.astype(gradient.dtype), gradient).astype(value.dtype),
+    )
+
+
+_one_head.defvjp(_one_head_forward, _one_head_backward)
+
+
+def _splash(query, key, value, interpret: bool = False):
+    """JAX's TPU kernel, tokens filled up to whole blocks that nobody attends to."""
+    # Here, for it takes a second to import, and few need it.
+    from jax.experimental.pallas.ops.tpu import splash_attention as splash
+
+    _, heads, tokens, _ = query.shape
+    padded = -(-tokens // _LANES) * _LANES
+    block = padded if padded <= _LARGEST_BLOCK else _LANES
+    blocks = splash.BlockSizes(
+        block_q=_LANES,
+        block_kv=block,
+        block_kv_compute=_LANES,
+        block_q_dkv=_LANES,
+        block_kv_dkv=block,
+        block_kv_dkv_compute=_LANES,
+        block_q_dq=_LANES,
+        block_kv_dq=block,
+    )
+    mask = splash.MultiHeadMask([splash.FullMask((padded, padded))] * heads)
+    kernel = splash.make_splash_mha(
+        mask,
+        block_sizes=blocks,
+        head_shards=1,
+        q_seq_shards=1,
+        interpret=interpret,
+    )
+    # Tokens attend to those of their own segment.
+    segment = (jnp.arange(padded) >= tokens).astype(jnp.int32)
+    segments = splash.SegmentIds(segment, segment)
+
+    def local(query, key, value):
+        fill = ((0, 0), (0, 0), (0, padded - tokens), (0, 0))
+        filled = (jnp.pad(x, fill) for x in (query, key, value))
+        out = jax.vmap(lambda q, k, v: kernel(q, k, v, segments))(*filled)
+        return out[:, :, :tokens]
+
+    return _on_each_device(local, query, key, value)
+
+
+IMPLEMENTATIONS = {
+    "xla": _xla,
+    "by_head": _by_head,
+    "cudnn": _cudnn,
+    "splash": _splash,
+}
+
+
+def _on_each_device(function, *arrays):
+    """Runs function on the clips of each device, which is all that attention needs.
+
+    The compiler cannot cut a kernel up, and would bring all clips of a loop together.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    axes = tuple(axis for axis in BATCH_AXES if axis in mesh.axis_names)
+    ways = 1
+    for axis in axes:
+        ways *= mesh.shape[axis]
+    if ways == 1 or arrays[0].shape[0] % ways:
+        return function(*arrays)
+    return jax.shard_map(
+        function, in_specs=P(axes), out_specs=P(axes), check_vma=False
+    )(*arrays)
