@@ -107,17 +107,16 @@ def _one_head_forward(query, key, value):
 def _one_head_backward(kept, gradient):
     query, key, value, out, log_total = kept
     dot = functools.partial(jnp.dot, preferred_element_type=jnp.float32)
-    given = jnp.exp(dot(query, key.T) - log_total)
-    # What softmax takes off each row, from the output instead of the weights.
-    common = jnp.sum(
-        gradient.astype(jnp.float32) * out.astype(jnp.float32), axis=-1, keepdims=True
-    )
-    of_logits = given * (dot(gradient, value.T) - common)
+    # Keys down, queries across: so only the last product has a large array turned.
+    given = jnp.exp(dot(key, query.T) - log_total.T)
+    # What softmax takes off the logits of each query, from the output.
+    common = gradient.astype(jnp.float32) * out.astype(jnp.float32)
+    of_logits = given * (dot(value, gradient.T) - common.sum(axis=-1))
     of_logits = of_logits.astype(query.dtype)
     return (
-        dot(of_logits, key).astype(query.dtype),
-        dot(of_logits.T, query).astype(key.dtype),
-        dot(given.T.astype(gradient.dtype), gradient).astype(value.dtype),
+        dot(key.T, of_logits).T.astype(query.dtype),
+        dot(of_logits, query).astype(key.dtype),
+        dot(given.astype(gradient.dtype), gradient).astype(value.dtype),
     )
 
 
