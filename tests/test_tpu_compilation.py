@@ -170,24 +170,30 @@ def test_without_libtpu_the_error_says_what_to_install(monkeypatch):
 
 
 def test_largest_climbs_or_descends_until_it_changes(monkeypatch):
-    def fitting(limit):
-        class Tried:
-            def __init__(self, config, devices):
-                self.clips = config.max_clips_per_device
-                self.fits = self.clips <= limit
-                assert config.batch_size * 2 == self.clips * len(devices)
-
-        return Tried
+    def tried(clips, limit, accumulation=1):
+        traffic = {} if clips <= limit else None
+        layout = tpu_compilation.sharding.Layout(1, False, "")
+        return tpu_compilation.Compilation(
+            4, "", layout, clips, accumulation, 0.0, 0, 0, traffic=traffic
+        )
 
     config = common.finetune()
-    for limit, first, expected in (
-        (20, 8, [8, 12, 16, 24]),
-        (5, 16, [16, 12, 8, 6, 4]),
-        (0, 3, [3, 2, 1]),
+    for limit, first, accumulation, expected in (
+        (20, 8, 1, [8, 12, 16, 24]),
+        (20, 32, 4, [8, 12, 16, 24]),
+        (5, 17, 1, [16, 12, 8, 6, 4]),
+        (0, 3, 1, [3, 2, 1]),
     ):
-        monkeypatch.setattr(tpu_compilation, "compile_step", fitting(limit))
-        tried = tpu_compilation.largest(config, [None] * 4, first)
-        assert [t.clips for t in tried] == expected
+
+        def compile_step(config, devices, limit=limit):
+            clips = config.max_clips_per_device
+            assert config.batch_size * 2 == clips * len(devices)
+            return tried(clips, limit)
+
+        monkeypatch.setattr(tpu_compilation, "compile_step", compile_step)
+        start = tried(first, limit, accumulation)
+        found = tpu_compilation.largest(config, [None] * 4, start)
+        assert [x.clips for x in found] == expected
 
 
 @needs_libtpu
@@ -222,7 +228,7 @@ def test_command_reads_configs_as_training_does():
 def parameters() -> int:
     config = tiny()
     shapes = jax.eval_shape(
-        tpu_compilation._task(config).init,
+        tpu_compilation.make_task(config).init,
         jax.random.key(0),
         jax.ShapeDtypeStruct((1, 4, 32, 32, 3), "uint8"),
     )

@@ -120,8 +120,7 @@ def report(compilation: tpu_compilation.Compilation) -> str:
 def _print_largest(config, devices, first: tpu_compilation.Compilation) -> None:
     print("\nlooking for the most clips that a device takes at once:", flush=True)
     most = 0
-    begin = first.clips // first.accumulation
-    for tried in tpu_compilation.largest(config, devices, begin):
+    for tried in tpu_compilation.largest(config, devices, first):
         print(
             f"{tried.clips:5} clips: {'fit' if tried.fits else 'do not fit'}, need "
             f"{_size(tried.needed)} of {_size(tried.available)} "

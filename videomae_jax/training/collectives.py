@@ -2,6 +2,10 @@
 
 XLA's optimised HLO is a list of computations that call each other. A scanned layer is
 one computation, the body of a `while`: what it moves counts once for each iteration.
+
+Not every collective-permute is a waste: in a ring of them XLA sums or gathers a matrix
+piece by piece while the product that makes or takes it goes on (the text then calls
+the loop `windowed_dot_general`).
 """
 
 import collections

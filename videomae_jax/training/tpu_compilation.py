@@ -73,8 +73,7 @@ def compile_step(config: ml_collections.ConfigDict, devices) -> Compilation:
         ValueError: if the config does not fit the devices.
         RecordError: if it does not tell the number of classes.
     """
-    config = config.copy_and_resolve_references()
-    task = _task(config)
+    task = make_task(config)
     # The number of steps is but a constant of the learning rate's schedule.
     built = program.build(config, task, 1000, 100, devices)
     clips = config.batch_size * config.data.num_samples
@@ -138,21 +137,24 @@ def with_clips(config: ml_collections.ConfigDict, clips: int, devices: int):
     return config
 
 
-def largest(config: ml_collections.ConfigDict, devices, first: int):
+def largest(config: ml_collections.ConfigDict, devices, first: Compilation):
     """Looks for the most clips that a device takes at once; yields what it compiles.
 
     Args:
         config: see configs/common.py.
         devices: see `tpu_slices.devices`.
-        first: clips to begin with.
+        first: of the config as it is, near which the search begins.
 
     Yields:
         Compilations; of those that fit, the one of the most clips is the answer.
     """
     configs = {n: with_clips(config, n, len(devices)) for n in BATCHES}
     rungs = [n for n in BATCHES if configs[n]]
-    i = max((i for i, n in enumerate(rungs) if n <= first), default=0)
-    tried = compile_step(configs[rungs[i]], devices)
+    at_once = first.clips // first.accumulation
+    i = max((i for i, n in enumerate(rungs) if n <= at_once), default=0)
+    tried = first
+    if rungs[i] != first.clips:
+        tried = compile_step(configs[rungs[i]], devices)
     yield tried
     direction = 1 if tried.fits else -1
     begun_fitting = tried.fits
@@ -163,9 +165,16 @@ def largest(config: ml_collections.ConfigDict, devices, first: int):
             return
 
 
-def _task(config):
+def make_task(config: ml_collections.ConfigDict) -> Pretraining | Finetuning:
+    """The task of a config, without its lists of videos.
+
+    Raises:
+        ValueError: if fields of the config do not fit each other.
+        RecordError: if it does not tell the number of classes.
+    """
     if config.task == "pretrain":
         return Pretraining(config)
+    config = config.copy_and_resolve_references()
     config.data.test = ""
     number, names = config.data.num_classes, None
     if number is None:
