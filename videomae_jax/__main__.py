@@ -19,6 +19,7 @@ COMMANDS = {
     "convert": "write a model for transformers, the official scripts, or ourselves",
     "check-data": "read all videos of a list, tell what is wrong, write a clean list",
     "prepare": "encode the videos of a list anew, for fast access, into TFDS",
+    "compile-for-tpu": "tell, without a TPU, whether training fits a slice of them",
     "lists": "make the list files of a data set: Kinetics, UCF101, your own videos...",
 }
 
@@ -47,7 +48,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Not above: the processes that a command starts import this module, not JAX.
     from videomae_jax.interop.pretrained import PretrainedError
 
-    args = parser.parse_args(argv)
+    args, unknown = parser.parse_known_args(argv)
+    if unknown and not hasattr(args, "config"):
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    # Such as --config.model.remat=blocks, of a command that takes --config.
+    args.config_flags = unknown
     if not argv:
         parser.print_help()
         return 0

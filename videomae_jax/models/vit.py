@@ -10,12 +10,14 @@ Patches are ordered (time, row, column); the values inside a patch are ordered
 
 import dataclasses
 import functools
+import math
 from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec as P
 
 from videomae_jax.models import attention
 from videomae_jax.models.positions import position_table
@@ -157,6 +159,19 @@ fan_in_uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 xavier_uniform = nn.initializers.xavier_uniform()
 
 
+def keep_clips_in_place(x: jax.Array) -> jax.Array:
+    """Tells the compiler that x [B, ...] is split by clip over the mesh in use.
+
+    Left to itself it moves activations to where parts of the parameters are, once
+    those are split too, rather than the parts, which are fewer, to the activations.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    axes = [name for name in ("data", "fsdp") if name in mesh.auto_axes]
+    if x.shape[0] % math.prod(mesh.shape[name] for name in axes) or not axes:
+        return x
+    return jax.lax.with_sharding_constraint(x, P(tuple(axes)))
+
+
 class Dense(nn.Dense):
     """A linear layer over the last axis, computed as one matrix product.
 
@@ -166,8 +181,9 @@ class Dense(nn.Dense):
 
     def __call__(self, x):
         """Applies the layer to every token."""
+        x = keep_clips_in_place(x)
         out = super().__call__(x.reshape(-1, x.shape[-1]))
-        return out.reshape(*x.shape[:-1], self.features)
+        return keep_clips_in_place(out.reshape(*x.shape[:-1], self.features))
 
 
 class Attention(nn.Module):

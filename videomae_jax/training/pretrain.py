@@ -23,8 +23,7 @@ class Pretraining:
 
     Attributes:
         model: the VideoMAE.
-        training_videos: the records to train on.
-        training_clips: what is read from each of them.
+        training_clips: what is read from each training video.
         check_every: steps between pictures; 0 for none.
     """
 
@@ -32,23 +31,12 @@ class Pretraining:
     meta = {}
 
     def __init__(self, config: ml_collections.ConfigDict):
-        """Reads the lists and builds the model.
+        """Builds the model; the lists are read when they are first asked for.
 
         Raises:
             ValueError: if model, mask and clip of the config do not fit together.
-            RecordError: if a list of videos is missing or malformed.
         """
         self._config, data = config, config.data
-        load = functools.partial(
-            records.load,
-            root=data.root,
-            frame_name=data.frame_name,
-            want_labels=False,
-        )
-        self.training_videos = load(data.train)
-        self._pictured_videos = self.training_videos
-        if data.validation:
-            self._pictured_videos = load(data.validation)
         self.model = make_model(config.model)
         if config.mask.kind not in masking.KINDS:
             raise ValueError(
@@ -77,6 +65,28 @@ class Pretraining:
         self._picture_clips = CenterClips(data.num_frames, data.stride, data.image_size)
         self._pictures = config.picture.clips
         self.check_every = config.picture.every if self._pictures else 0
+
+    @functools.cached_property
+    def _videos(self) -> tuple[list[records.Record], list[records.Record]]:
+        """What to train on, and what to make pictures of."""
+        data = self._config.data
+        load = functools.partial(
+            records.load,
+            root=data.root,
+            frame_name=data.frame_name,
+            want_labels=False,
+        )
+        training = load(data.train)
+        return training, load(data.validation) if data.validation else training
+
+    @property
+    def training_videos(self) -> list[records.Record]:
+        """The records to train on.
+
+        Raises:
+            RecordError: if a list is missing or malformed, that of pictures included.
+        """
+        return self._videos[0]
 
     def init(self, key: jax.Array, video: jax.Array) -> tuple[dict, dict]:
         """Initial parameters for clips like video [B, T, H, W, 3]; no statistics."""
@@ -116,7 +126,7 @@ class Pretraining:
     @functools.cached_property
     def _pictured_clips(self) -> np.ndarray:
         clips, ids = pipeline.read_all(
-            self._pictured_videos, self._picture_clips, self._pictures
+            self._videos[1], self._picture_clips, self._pictures
         )
         log.info("pictures show: %s", ", ".join(ids) or "nothing, none is readable")
         return clips

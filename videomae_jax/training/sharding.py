@@ -23,13 +23,14 @@ RULES = (
 
 
 # High-bandwidth memory of a device, in GiB, by what JAX calls its kind: what a program
-# may use of it, as the TPU compiler says when one does not fit.
+# may use of it, as the TPU compiler says when one does not fit (libtpu 0.0.50; that of
+# 0.0.42 allowed up to 0.01 more).
 TPU_MEMORY = {
     "TPU v4": 30.75,
     "TPU v5 lite": 15.75,
-    "TPU v5": 95.74,
-    "TPU v6 lite": 31.25,
-    "TPU7x": 94.75,
+    "TPU v5": 95.73,
+    "TPU v6 lite": 31.24,
+    "TPU7x": 94.74,
 }
 
 # Share of a device's memory that the state and a gradient may take; the rest is for

@@ -1,0 +1,148 @@
+"""Which model fits which TPU slice, and what its chips send each other in a step.
+
+    python benchmarks/tpu_memory.py --file tpu_memory.jsonl
+    python benchmarks/tpu_memory.py --file tpu_memory.jsonl --resume --models B L
+    python benchmarks/tpu_memory.py --file tpu_memory.jsonl --table
+
+Needs no TPU: libtpu compiles the real training step of each Kinetics-400 recipe, with
+its batch and the layout that the library chooses. A recipe that does not fit is tried
+again with remat=blocks. Each takes from half a minute to some on a free core; all of
+them take hours, so each row goes to the file as it is made.
+"""
+
+import argparse
+import dataclasses
+import json
+import pathlib
+import sys
+import time
+
+import jax
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from videomae_jax.commands.compile_for_tpu import read_config  # noqa: E402
+from videomae_jax.training import tpu_compilation, tpu_slices  # noqa: E402
+
+# The recipe, and what is changed in it.
+MODELS = {
+    "S": ("k400_vits_pretrain", {}),
+    "B": ("k400_vitb_pretrain", {}),
+    "L": ("k400_vitl_pretrain", {}),
+    "H": ("k400_vith_pretrain", {}),
+    "g": ("k400_vith_pretrain", {"model.variant": "giant"}),
+    "B fine-tuning": ("k400_vitb_finetune", {"data.num_classes": 400}),
+}
+SLICES = ("v5e-8", "v5e-256", "v6e-256", "v5p-128", "tpu7x-8", "tpu7x-32")
+ATTENTIONS = ("xla", "blocks", "splash")
+
+
+def make_config(model, attention, remat=None, clips=None, devices=1):
+    """The recipe of a model, with so many clips a device if not with its own batch."""
+    recipe, changes = MODELS[model]
+    config = read_config(str(ROOT / "configs" / f"{recipe}.py"), [])
+    config.update_from_flattened_dict(changes)
+    # Of the tower that sees all tokens: the encoder sees few of them in pretraining.
+    field = "decoder_attention" if config.task == "pretrain" else "attention"
+    if attention != "xla" or field in config.model:
+        config.model[field] = attention
+    config.model.remat = remat or config.model.remat
+    if clips:
+        config = tpu_compilation.with_clips(config, clips, devices)
+    return config
+
+
+def rows(models, slices, attentions, clips, done):
+    """Compiles what is not done, and yields a row of the table for each."""
+    for model in models:
+        for name in slices:
+            devices = tpu_slices.devices(name)
+            for attention in attentions:
+                for remat in dict.fromkeys((None, "blocks")):
+                    config = make_config(model, attention, remat, clips, len(devices))
+                    key = [model, name, attention, config.model.remat]
+                    row = done.get(tuple(key))
+                    if row is None:
+                        print(" ".join(key), "...", file=sys.stderr, flush=True)
+                        row = {"key": key, **compiled(config, devices)}
+                        done[tuple(key)] = row
+                        yield row
+                    if row.get("traffic") is not None:
+                        break
+
+
+def compiled(config, devices):
+    """What the compiler says, or why it does not."""
+    start = time.monotonic()
+    try:
+        row = dataclasses.asdict(tpu_compilation.compile_step(config, devices))
+    except (ValueError, jax.errors.JaxRuntimeError, NotImplementedError) as error:
+        row = {"error": str(error), "seconds": time.monotonic() - start}
+    jax.clear_caches()
+    return row
+
+
+def table(found):
+    """The rows in Markdown."""
+    head = (
+        *("model", "slice", "attention", "remat", "clips per device", "layout"),
+        *("HBM in GiB: arguments + temporaries of available", "fits"),
+        *("collectives a step and device", "compiled in"),
+    )
+    lines = [head, ["---"] * len(head)]
+    for row in found:
+        if "error" in row:
+            told = row["error"].splitlines()[0]
+            lines.append([*row["key"], "", "", "", "no", told, ""])
+        else:
+            lines.append([*row["key"], *cells(row)])
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def cells(row):
+    """Batch, layout, memory, whether it fits, collectives and time, in words."""
+    layout, available = row["layout"], row["available"] / 2**30
+    split = f"fsdp {layout['fsdp']}" if layout["fsdp"] > 1 else "replicas"
+    if layout["shard_optimizer"]:
+        split += ", ZeRO-1"
+    fits = row["traffic"] is not None
+    memory = f"needs {row['needed'] / 2**30:.1f} of {available:.1f}"
+    if fits:
+        parts = (row[name] / 2**30 for name in ("arguments", "temporaries"))
+        memory = f"{' + '.join(f'{part:.2f}' for part in parts)} of {available:.1f}"
+    moved = (
+        f"{t['count']} {kind} {t['bytes'] / 2**20:.0f} MiB"
+        for kind, t in (row["traffic"] or {}).items()
+    )
+    clips = f"{row['clips']} in {row['accumulation']}"
+    yes = "yes" if fits else "no"
+    return clips, split, memory, yes, ", ".join(moved), f"{row['seconds']:.0f} s"
+
+
+def main():
+    """Compiles, writes rows and prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--file", required=True, type=pathlib.Path, help="JSON lines")
+    parser.add_argument("--resume", action="store_true", help="go on with the file")
+    parser.add_argument("--table", action="store_true", help="only print the file")
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--slices", nargs="+", default=SLICES)
+    parser.add_argument("--attentions", nargs="+", default=ATTENTIONS)
+    parser.add_argument("--clips", type=int, help="per device, not the recipe's")
+    args = parser.parse_args()
+    if args.file.exists() and not (args.resume or args.table):
+        parser.error(f"{args.file} exists: give --resume, --table or another file")
+    jax.config.update("jax_platforms", "cpu")
+    text = args.file.read_text() if args.file.exists() else ""
+    found = {tuple(row["key"]): row for row in map(json.loads, text.splitlines())}
+    if not args.table:
+        chosen = args.models, args.slices, args.attentions, args.clips
+        for row in rows(*chosen, found):
+            with args.file.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+    print(table(found.values()))
+
+
+if __name__ == "__main__":
+    main()
