@@ -35,7 +35,7 @@ MODELS = {
     "B fine-tuning": ("k400_vitb_finetune", {"data.num_classes": 400}),
 }
 SLICES = ("v5e-8", "v5e-256", "v6e-256", "v5p-128", "tpu7x-8", "tpu7x-32")
-ATTENTIONS = ("xla", "blocks", "splash")
+ATTENTIONS = ("xla", "splash")
 
 
 def make_config(model, attention, remat=None, clips=None, devices=1):
@@ -45,8 +45,7 @@ def make_config(model, attention, remat=None, clips=None, devices=1):
     config.update_from_flattened_dict(changes)
     # Of the tower that sees all tokens: the encoder sees few of them in pretraining.
     field = "decoder_attention" if config.task == "pretrain" else "attention"
-    if attention != "xla" or field in config.model:
-        config.model[field] = attention
+    config.model[field] = attention
     config.model.remat = remat or config.model.remat
     if clips:
         config = tpu_compilation.with_clips(config, clips, devices)

@@ -10,10 +10,8 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec as P
 
-# Axes of a mesh that share the clips of a batch.
-BATCH_AXES = ("data", "fsdp")
+from videomae_jax.models.partitioning import on_each_device
 
 # Tokens of a splash block are a multiple of this: lanes of a TPU's vector unit.
 _LANES = 128
@@ -86,7 +84,7 @@ def _by_head(query, key, value):
         out = jax.lax.map(lambda row: _one_head(*row), tuple(rows))
         return out.reshape(query.shape)
 
-    return _on_each_device(local, query, key, value)
+    return on_each_device(local, query, key, value)
 
 
 @jax.custom_vjp
@@ -159,7 +157,7 @@ def _splash(query, key, value, interpret: bool = False):
         out = jax.vmap(lambda q, k, v: kernel(q, k, v, segments))(*filled)
         return out[:, :, :tokens]
 
-    return _on_each_device(local, query, key, value)
+    return on_each_device(local, query, key, value)
 
 
 IMPLEMENTATIONS = {
@@ -168,20 +166,3 @@ IMPLEMENTATIONS = {
     "cudnn": _cudnn,
     "splash": _splash,
 }
-
-
-def _on_each_device(function, *arrays):
-    """Runs function on the clips of each device, which is all that attention needs.
-
-    The compiler cannot cut a kernel up, and would bring all clips of a loop together.
-    """
-    mesh = jax.sharding.get_abstract_mesh()
-    axes = tuple(axis for axis in BATCH_AXES if axis in mesh.axis_names)
-    ways = 1
-    for axis in axes:
-        ways *= mesh.shape[axis]
-    if ways == 1 or arrays[0].shape[0] % ways:
-        return function(*arrays)
-    return jax.shard_map(
-        function, in_specs=P(axes), out_specs=P(axes), check_vma=False
-    )(*arrays)

@@ -10,16 +10,15 @@ Patches are ordered (time, row, column); the values inside a patch are ordered
 
 import dataclasses
 import functools
-import math
 from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import PartitionSpec as P
 
 from videomae_jax.models import attention
+from videomae_jax.models.partitioning import keep_clips_in_place
 from videomae_jax.models.positions import position_table
 
 # ImageNet statistics of RGB in [0, 1], as every published VideoMAE weight expects.
@@ -157,19 +156,6 @@ def _uniform_bias(fan_in: int):
 # not reach in the patch embedding and in the projection to the decoder.
 fan_in_uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 xavier_uniform = nn.initializers.xavier_uniform()
-
-
-def keep_clips_in_place(x: jax.Array) -> jax.Array:
-    """Tells the compiler that x [B, ...] is split by clip over the mesh in use.
-
-    Left to itself it moves activations to where parts of the parameters are, once
-    those are split too, rather than the parts, which are fewer, to the activations.
-    """
-    mesh = jax.sharding.get_abstract_mesh()
-    axes = [name for name in ("data", "fsdp") if name in mesh.auto_axes]
-    if x.shape[0] % math.prod(mesh.shape[name] for name in axes) or not axes:
-        return x
-    return jax.lax.with_sharding_constraint(x, P(tuple(axes)))
 
 
 class Dense(nn.Dense):

@@ -12,7 +12,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-AXES = ("data", "fsdp")
+from videomae_jax.models.partitioning import BATCH_AXES as AXES
 
 # Parameters (and the optimizer's moments, whose paths end alike) by path; the first
 # match wins. "shard" cuts the largest axis that divides over `fsdp`; the rest is small.
@@ -63,8 +63,9 @@ def choose_layout(
     """The layout that moves least between devices and leaves them enough memory.
 
     Replicas first: one sum of gradients a step. If state and gradients took more than
-    STATE_SHARE of a device so, the optimizer's state is split over all of them, which
-    moves no more; if that is not enough, the parameters over as few as suffice.
+    STATE_SHARE of a device so, the optimizer's state is split over all of them: new
+    parameters are then gathered once a step; if that is not enough, the parameters
+    over as few devices as suffice, where each layer is gathered when it is used.
 
     Args:
         state: the (possibly abstract) TrainState.
