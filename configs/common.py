@@ -109,6 +109,11 @@ def _training() -> ConfigDict:
     # None: likewise.
     config.mesh.shard_optimizer = placeholder(bool)
 
+    config.profile = ConfigDict()
+    # The first step to trace for XProf, into <workdir>/profile, such as 20; 0: none.
+    config.profile.first = 0
+    config.profile.steps = 3
+
     config.checkpoint = ConfigDict()
     config.checkpoint.every = 1000
     config.checkpoint.keep_last = 2

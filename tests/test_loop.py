@@ -154,6 +154,54 @@ def test_checkpoints_keep_the_last_and_the_milestones(folder, tmp_path):
     assert kept == {3, 6, 7, 8}
 
 
+def test_steps_are_traced(folder, tmp_path):
+    config = tiny(folder, **{"profile.first": 7, "profile.steps": 5})
+    loop.train_and_evaluate(config, str(tmp_path))
+    (trace,) = tmp_path.glob("profile/plugins/profile/*/*.xplane.pb")
+    # To the end of the run, which comes before that of the trace.
+    numbers = [
+        dict(event.stats)["step_num"]
+        for plane in jax.profiler.ProfileData.from_file(str(trace)).planes
+        for line in plane.lines
+        for event in line.events
+        if event.name == "train"
+    ]
+    assert numbers == [7, 8]
+
+
+def test_nothing_is_read_from_the_devices_between_logs(folder, tmp_path, monkeypatch):
+    # On a CPU the transfer guard lets reading pass, which costs nothing there.
+    reads, fetched, array = [], [], type(jax.numpy.zeros(()))
+    value = array._value
+    monkeypatch.setattr(
+        array, "_value", property(lambda self: reads.append(1) or value.fget(self))
+    )
+    fetch = loop.History.fetch
+
+    def allowed(*args):
+        assert not reads
+        with jax.transfer_guard("allow"):
+            fetch(*args)
+        fetched.append(bool(reads))
+        del reads[:]
+
+    monkeypatch.setattr(loop.History, "fetch", allowed)
+    steps = loop.profiling.traced
+
+    def guarded(*args):
+        del reads[:]
+        with jax.transfer_guard("disallow"):
+            for step in steps(*args):
+                yield step
+                assert not reads, f"after step {step}"
+
+    monkeypatch.setattr(loop.profiling, "traced", guarded)
+    config = tiny(folder, **{"log_every": 4, "checkpoint.every": 100})
+    monkeypatch.setattr(loop.Checkpoints, "save", lambda *args: None)
+    loop.train_and_evaluate(config, str(tmp_path))
+    assert fetched == [True, True, False]  # steps 4 and 8, and nothing left to save
+
+
 @pytest.fixture
 def explosive(monkeypatch):
     """Training in which video 3 makes the loss NaN."""

@@ -22,8 +22,8 @@ from videomae_jax.data import pipeline
 from videomae_jax.data.bad_videos import BadVideos, TooManyBadVideosError
 from videomae_jax.data.pipeline import NoReadableVideoError
 from videomae_jax.data.records import RecordError
+from videomae_jax.training import profiling, sharding
 from videomae_jax.training import program as programs
-from videomae_jax.training import sharding
 from videomae_jax.training.checkpointing import CheckpointError, Checkpoints
 from videomae_jax.training.finetune import Finetuning
 from videomae_jax.training.history import History, NonFiniteLossError
@@ -193,7 +193,13 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> Train
         )
         stack.enter_context(jax.set_mesh(mesh))
 
-        for step in range(start + 1, total_steps + 1):
+        steps = profiling.traced(
+            range(start + 1, total_steps + 1),
+            config.profile.first,
+            config.profile.steps,
+            workdir / "profile",
+        )
+        for step in steps:
             with reporter.waiting_for_data():
                 batch = next(batches)
             bad_videos.add(batch.bad, step * config.batch_size)
