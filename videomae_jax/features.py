@@ -274,7 +274,7 @@ class Extractor:
         self.feature_shape = (*grid, model.width) if tokens else (model.width,)
         self._windows, self._dtype = windows, dtype
         self._compute = functools.partial(_features, model, self.feature_shape, dtype)
-        mesh = sharding.make_mesh(devices=jax.local_devices())
+        self._mesh = mesh = sharding.make_mesh(devices=jax.local_devices())
         if batch_size is None:
             on_cpu = jax.default_backend() == "cpu"
             batch_size = _CPU_BATCH if on_cpu else _ACCELERATOR_BATCH
@@ -319,7 +319,8 @@ class Extractor:
         for row in batch.rows:
             row.clip = None  # Not to be held until the result is there.
         clips = jax.device_put(np.stack(clips), self._rows)
-        return self._compute(self._variables, clips)
+        with jax.set_mesh(self._mesh):
+            return self._compute(self._variables, clips)
 
     def _finish(self, batch: "_Batch", values) -> Iterator[Part | Unreadable]:
         """Waits for the features of a batch and tells whose they are."""

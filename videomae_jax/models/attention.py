@@ -11,7 +11,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from videomae_jax.models.partitioning import on_each_device
+from videomae_jax.models.partitioning import divides, on_each_device, platform
 
 # Tokens of a splash block are a multiple of this: lanes of a TPU's vector unit.
 _LANES = 128
@@ -19,6 +19,7 @@ _LANES = 128
 _LARGEST_BLOCK = 2048
 # Below so many tokens the weights are small, and plain products are as fast.
 _FEW_TOKENS = 512
+_FOR_MANY_TOKENS = {"cpu": "by_head", "tpu": "splash"}
 
 
 def attend(
@@ -28,17 +29,19 @@ def attend(
 
     Args:
         query, key, value: [B, H, N, K].
-        implementation: a key of IMPLEMENTATIONS, or None: "by_head" for many tokens on
-            a CPU, otherwise "xla".
+        implementation: a key of IMPLEMENTATIONS, or None: for many tokens "by_head" on
+            a CPU and "splash" on a TPU, otherwise "xla".
 
     Raises:
         ValueError: for another implementation.
     """
     if implementation is None:
-        on_cpu = jax.default_backend() == "cpu"
         many = query.shape[2] >= _FEW_TOKENS
-        implementation = "by_head" if on_cpu and many else "xla"
+        implementation = _FOR_MANY_TOKENS.get(platform(), "xla") if many else "xla"
     check(implementation)
+    if not divides(len(query)):
+        # A few clips to look at, on more devices: each computes all of them.
+        implementation = "xla"
     query = query * query.shape[-1] ** -0.5
     return IMPLEMENTATIONS[implementation](query, key, value)
 

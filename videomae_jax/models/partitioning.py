@@ -36,6 +36,17 @@ def on_each_device(function, *arrays: jax.Array):
     return function(*arrays)
 
 
+def platform() -> str:
+    """What computes, "cpu", "gpu" or "tpu": the mesh in use, or JAX's default."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return device.platform if device else jax.default_backend()
+
+
+def divides(clips: int) -> bool:
+    """Whether the mesh in use, if there is one, gives each device as many clips."""
+    return jax.sharding.get_abstract_mesh().size <= 1 or bool(_axes(clips))
+
+
 def _axes(clips: int) -> tuple[str, ...]:
     """Those axes of the mesh in use that split so many clips; none if they cannot."""
     mesh = jax.sharding.get_abstract_mesh()
