@@ -47,7 +47,7 @@ from typing import Any
 import tqdm
 
 from videomae_jax.commands import common
-from videomae_jax.data import check_picture, checking, labels, records, resources
+from videomae_jax.data import check_picture, checking, labels, records
 from videomae_jax.data.checking import Checked, Examination
 from videomae_jax.data.isolated import Failure, isolated_map
 from videomae_jax.data.records import Record, RecordError
@@ -57,21 +57,7 @@ _SHOWN = 5  # names, reasons, classes in a line
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments; `run` takes what they parse to."""
-    parser.add_argument(
-        "list",
-        metavar="LIST",
-        help="a list file with or without labels, a folder, or tfds:FOLDER/SPLIT",
-    )
-    parser.add_argument(
-        "--root", default="", help="folder that relative paths of a list start at"
-    )
-    common.add_frame_name(parser)
-    parser.add_argument(
-        "--multi-label", action="store_true", help="a line may have several labels"
-    )
-    parser.add_argument(
-        "--labels", metavar="FILE", help="names of the classes, one a line, by label"
-    )
+    common.add_list(parser)
     parser.add_argument("--out", metavar="FOLDER", help="where the files go")
     parser.add_argument(
         "--json", action="store_true", help="print the summary as a JSON object"
@@ -109,21 +95,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="do not decode, only read headers and packets: finds files that are "
         "missing, cut off or no videos, but not damage inside",
     )
-    work.add_argument(
-        "--timeout",
-        type=common.seconds,
-        default=600.0,
-        metavar="SECONDS",
-        help="that a video may take before it counts as hanging (default 600); give "
-        "more for films of hours",
-    )
-    work.add_argument(
-        "--workers",
-        type=common.count,
-        default=resources.measure().cores,
-        metavar="N",
-        help="processes that read, each a video (default: one for each core)",
-    )
+    common.add_isolated(work)
 
 
 def run(args: argparse.Namespace) -> None:

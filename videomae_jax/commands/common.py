@@ -6,7 +6,7 @@ import glob
 import os
 from collections.abc import Iterable, Iterator
 
-from videomae_jax.data import frame_names, labels, records
+from videomae_jax.data import frame_names, labels, records, resources
 from videomae_jax.data.records import Record, RecordError
 from videomae_jax.interop.loading import load_pretrained
 from videomae_jax.interop.pretrained import Pretrained, PretrainedError
@@ -81,6 +81,44 @@ def add_frame_name(parser: argparse._ActionsContainer) -> None:
         default=frame_names.DEFAULT,
         metavar="TEMPLATE",
         help="names of the images in frame folders (default %(default)s)",
+    )
+
+
+def add_list(parser: argparse.ArgumentParser) -> None:
+    """Adds a list of videos, labelled or not, and how it is read."""
+    parser.add_argument(
+        "list",
+        metavar="LIST",
+        help="a list file with or without labels, a folder, or tfds:FOLDER/SPLIT",
+    )
+    parser.add_argument(
+        "--root", default="", help="folder that relative paths of a list start at"
+    )
+    add_frame_name(parser)
+    parser.add_argument(
+        "--multi-label", action="store_true", help="a line may have several labels"
+    )
+    parser.add_argument(
+        "--labels", metavar="FILE", help="names of the classes, one a line, by label"
+    )
+
+
+def add_isolated(parser: argparse._ActionsContainer) -> None:
+    """Adds how many videos are worked on at a time, and for how long."""
+    parser.add_argument(
+        "--timeout",
+        type=seconds,
+        default=600.0,
+        metavar="SECONDS",
+        help="that a video may take before it counts as hanging (default 600); give "
+        "more for films of hours and slow presets",
+    )
+    parser.add_argument(
+        "--workers",
+        type=count,
+        default=resources.measure().cores,
+        metavar="N",
+        help="processes, each with a video of its own (default: one for each core)",
     )
 
 

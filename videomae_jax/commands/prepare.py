@@ -34,7 +34,7 @@ import tqdm
 
 import videomae_jax
 from videomae_jax.commands import common
-from videomae_jax.data import encoding, labels, preparing, records, resources
+from videomae_jax.data import encoding, labels, preparing, records
 from videomae_jax.data.bad_videos import JUDGED_AGAINST
 from videomae_jax.data.encoding import Encoded, Settings, Trim
 from videomae_jax.data.isolated import Failure, isolated_map
@@ -54,29 +54,11 @@ _REASONS = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments; `run` takes what they parse to."""
-    parser.add_argument(
-        "list",
-        metavar="LIST",
-        help="a list file with or without labels, or whatever else config.data.train "
-        "takes",
-    )
+    common.add_list(parser)
     parser.add_argument(
         "out", metavar="OUT", help="the data set's folder; its name is the data set's"
     )
     parser.add_argument("--split", required=True, help="train, validation, test...")
-    parser.add_argument(
-        "--root", default="", help="folder that relative paths of a list start at"
-    )
-    common.add_frame_name(parser)
-    parser.add_argument(
-        "--labels",
-        metavar="FILE",
-        help="names of the classes, one a line, that of label 0 first, for those who "
-        "read the data set with TFDS",
-    )
-    parser.add_argument(
-        "--multi-label", action="store_true", help="a video may have several labels"
-    )
     parser.add_argument(
         "--overwrite",
         action="store_true",
@@ -142,20 +124,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="videos of a shard (default %(default)s)",
     )
-    work.add_argument(
-        "--workers",
-        type=common.count,
-        metavar="N",
-        help="processes, each with a video of its own (default: one for each core)",
-    )
-    work.add_argument(
-        "--timeout",
-        type=common.seconds,
-        default=600.0,
-        metavar="SECONDS",
-        help="that a video may take before it counts as hanging (default 600); give "
-        "more for films of hours and slow presets",
-    )
+    common.add_isolated(work)
     work.add_argument(
         "--beam-options",
         metavar="OPTIONS",
@@ -340,7 +309,7 @@ def _encode_all(
     found: Sequence[Record], settings: Mapping[str, Any], args: argparse.Namespace
 ) -> Iterator[Encoded | str]:
     """Encodes videos in processes of their own and gives them in order."""
-    workers = args.workers or resources.measure().cores
+    workers = args.workers
     outcomes = isolated_map(
         _encoder(settings), found, workers, args.timeout, ahead=_AHEAD * workers
     )
