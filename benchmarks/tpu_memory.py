@@ -34,7 +34,7 @@ MODELS = {
     "g": ("k400_vith_pretrain", {"model.variant": "giant"}),
     "B fine-tuning": ("k400_vitb_finetune", {"data.num_classes": 400}),
 }
-SLICES = ("v5e-8", "v5e-256", "v6e-256", "v5p-128", "tpu7x-8", "tpu7x-32")
+SLICES = ("v5e-8", "v5e-256", "v6e-256", "v5p-128", "tpu7x-8")
 ATTENTIONS = ("xla", "splash")
 
 
