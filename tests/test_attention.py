@@ -92,6 +92,15 @@ def test_by_head_equals_float64_for_all_shapes(batch, heads, tokens, width, size
         np.testing.assert_allclose(found, want, atol=2e-5 * max(size**2, 1))
 
 
+def test_by_head_in_parts(monkeypatch):
+    monkeypatch.setattr(attention, "_QUERIES", 16)
+    arrays = inputs(2, 2, 40, 8)  # parts of 14, 13 and 13
+    for found, want in zip(
+        with_gradients(FORMS["by_head"], *arrays), reference(*arrays), strict=True
+    ):
+        np.testing.assert_allclose(found, want, atol=2e-5)
+
+
 def test_clips_stay_on_their_devices():
     arrays = inputs(8, 2, 40, 16)
     mesh = sharding.make_mesh(2)
