@@ -29,7 +29,7 @@ def predictions(workdir):
 
 
 @pytest.fixture
-def trained(undisturbed, tmp_path):  # noqa: F811
+def trained(undisturbed, tmp_path):
     """A copy of a trained run, without its test, and the predictions of that."""
     workdir = shutil.copytree(undisturbed[0], tmp_path / "run")
     wanted = predictions(workdir)
@@ -40,7 +40,7 @@ def trained(undisturbed, tmp_path):  # noqa: F811
 @pytest.mark.parametrize("devices", [1, 4])
 @pytest.mark.parametrize("per_device", [1, 3])
 def test_devices_and_batches_change_nothing(
-    folder,  # noqa: F811
+    folder,
     trained,
     monkeypatch,
     devices,
@@ -71,7 +71,7 @@ loop.evaluate(config, workdir)
 """
 
 
-def test_two_processes_give_the_same_file(folder, trained):  # noqa: F811
+def test_two_processes_give_the_same_file(folder, trained):
     workdir, wanted = trained
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
@@ -99,7 +99,7 @@ def test_two_processes_give_the_same_file(folder, trained):  # noqa: F811
     assert row["id"] == "10.mp4" and row["reason"]
 
 
-def test_probabilities_are_the_mean_over_views(folder, monkeypatch):  # noqa: F811
+def test_probabilities_are_the_mean_over_views(folder, monkeypatch):
     task = finetune.Finetuning(
         test_finetune.tiny(folder, **{"model.head_init_scale": 50.0})
     )
@@ -129,7 +129,7 @@ def test_probabilities_are_the_mean_over_views(folder, monkeypatch):  # noqa: F8
     assert found.labels.tolist() == [0, 1, 2]
 
 
-def test_equal_file_names_in_two_folders_stay_apart(folder, tmp_path):  # noqa: F811
+def test_equal_file_names_in_two_folders_stay_apart(folder, tmp_path):
     for name, source in (("a", "0.mp4"), ("b", "1.mp4")):
         (tmp_path / name).mkdir()
         shutil.copy(folder / source, tmp_path / name / "same.mp4")
@@ -143,7 +143,7 @@ def test_equal_file_names_in_two_folders_stay_apart(folder, tmp_path):  # noqa: 
     assert [row["id"] for row in rows] == ["a/same.mp4", "b/same.mp4"]
 
 
-def test_only_unreadable_videos_are_an_error(folder, tmp_path):  # noqa: F811
+def test_only_unreadable_videos_are_an_error(folder, tmp_path):
     (tmp_path / "list.txt").write_text("missing.mp4 0\n")
     config = test_finetune.tiny(folder, **{"data.test": str(tmp_path / "list.txt")})
     task = finetune.Finetuning(config)
@@ -162,7 +162,7 @@ def test_only_unreadable_videos_are_an_error(folder, tmp_path):  # noqa: F811
     ],
 )
 def test_another_use_of_the_parameters_is_refused(
-    folder,  # noqa: F811
+    folder,
     trained,
     overrides,
     message,
@@ -172,12 +172,12 @@ def test_another_use_of_the_parameters_is_refused(
         loop.evaluate(config, str(trained[0]))
 
 
-def test_eval_without_a_test_list_is_an_error(folder, trained):  # noqa: F811
+def test_eval_without_a_test_list_is_an_error(folder, trained):
     config = test_finetune.tiny(folder, **{"data.test": ""})
     with pytest.raises(records.RecordError, match="config.data.test"):
         loop.evaluate(config, str(trained[0]))
 
 
-def test_nothing_to_evaluate_is_explained(folder, tmp_path):  # noqa: F811
+def test_nothing_to_evaluate_is_explained(folder, tmp_path):
     with pytest.raises(checkpointing.CheckpointError, match="no checkpoint"):
         loop.evaluate(test_finetune.tiny(folder), str(tmp_path))

@@ -1,12 +1,8 @@
-"""Prepared data sets: the same frames, the same bytes, and no damage unseen."""
+"""Prepared data sets: the same frames, and the same bytes whenever they are made."""
 
-import argparse
 import dataclasses
-import hashlib
 import json
-import os
 import pathlib
-import signal
 import subprocess
 import sys
 import time
@@ -15,242 +11,27 @@ import numpy as np
 import pytest
 
 from tests.frames import write_frames, write_tfds
+from tests.prepared import (  # noqa: F401
+    BAD,
+    COUNT,
+    RUN,
+    contents,
+    frames_of,
+    made,
+    prepare,
+    serial,
+    start,
+    videos,
+)
 from tests.videos import (
-    CORRUPTIONS,
-    corrupted,
     moving_noise,
-    video_bytes,
     write_folder,
     write_video,
 )
-from videomae_jax.commands import prepare as command
-from videomae_jax.data import encoding, pipeline, records, sources
+from videomae_jax.data import pipeline, records, sources
 from videomae_jax.data.clips import PretrainingClips
-from videomae_jax.data.decoding import Video
-from videomae_jax.data.encoding import Settings, Trim, encode, encode_record
-from videomae_jax.data.frame_source import VideoError
+from videomae_jax.data.encoding import Settings, encode
 from videomae_jax.data.records import RecordError, write_list
-
-ROOT = pathlib.Path(__file__).parent.parent
-COUNT, BAD = 9, 4
-RUN = """
-import argparse, sys
-from videomae_jax.commands import prepare
-parser = argparse.ArgumentParser()
-prepare.add_arguments(parser)
-prepare.run(parser.parse_args(sys.argv[1:]))
-"""
-
-
-def start(*args, code=RUN, **kwargs):
-    """Starts the command in a process of its own."""
-    return subprocess.Popen(
-        [sys.executable, "-W", "error", "-c", code, *map(str, args)],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        **kwargs,
-    )
-
-
-def prepare(*args):
-    """Runs the command here, but for the processes that encode."""
-    parser = argparse.ArgumentParser()
-    command.add_arguments(parser)
-    defaults = ["--split=train", "--shard-videos=2", "--max-bad-fraction=0.2"]
-    command.run(parser.parse_args([*defaults, *map(str, args)]))
-
-
-@pytest.fixture
-def serial(monkeypatch):
-    """Encodes in this process, which starts in no time."""
-
-    def plain_map(function, items, num_workers, timeout, ahead):
-        for index, item in enumerate(items):
-            yield index, function(item)
-
-    monkeypatch.setattr(command, "isolated_map", plain_map)
-
-
-@pytest.fixture(scope="module")
-def videos(tmp_path_factory):
-    """A list of labelled videos of 20 frames and more, one of them unreadable."""
-    folder = tmp_path_factory.mktemp("videos")
-    rows = []
-    for i in range(COUNT):
-        frames = moving_noise(20 + i, 48, 64 + 2 * i, seed=i)
-        write_video(folder / f"{i}.mp4", frames)
-        rows.append((f"{i}.mp4", i % 3))
-    (folder / f"{BAD}.mp4").write_bytes(b"no video " * 100)
-    write_list(folder / "list.txt", rows)
-    return folder / "list.txt"
-
-
-@pytest.fixture(scope="module")
-def made(videos, tmp_path_factory):
-    """The data set's folder, made by processes."""
-    out = tmp_path_factory.mktemp("made") / "tiny"
-    prepare(videos, out, "--workers=2")
-    return out
-
-
-def contents(out):
-    return {
-        path.name: path.read_bytes() for path in (out / "1.0.0").iterdir() if path.name
-    }
-
-
-def frames_of(content):
-    with Video(content) as video:
-        return video.read(range(video.num_frames))
-
-
-# Encoding.
-
-
-@pytest.mark.parametrize(
-    "how",
-    [
-        {},
-        {"pixel_format": "yuvj420p"},
-        {"pixel_format": "yuv444p"},
-        {"codec": "ffv1", "pixel_format": "gray", "container": "matroska"},
-        {"codec": "libvpx-vp9", "container": "webm"},
-        {"options": {"colorspace": "bt709"}},
-        {"audio": True},
-        {"rotation": 90},
-        {"rotation": 180},
-        {"rotation": 270, "flip": True},
-    ],
-    ids=str,
-)
-def test_frame_i_stays_frame_i(how):
-    # Smooth: colours at half the resolution must not matter.
-    rows, columns, times = np.ogrid[:48, :80, :20]
-    planes = [rows * 3 + times * 4, columns * 3 - times * 4, rows + columns + times]
-    planes = [np.broadcast_to(plane % 512, (48, 80, 20)) for plane in planes]
-    frames = np.stack([abs(plane - 255) for plane in planes], -1).transpose(2, 0, 1, 3)
-    content = video_bytes(np.clip(frames, 0, 255).astype(np.uint8), **how)
-    expected = frames_of(content)
-    encoded = encode(content, Settings(crf=4))
-    found = frames_of(encoded.video)
-    assert found.shape == expected.shape
-    assert (encoded.num_frames, encoded.height, encoded.width) == found.shape[:3]
-    assert encoded.fps == 25
-    errors = abs(found.astype(int)[:, None] - expected[None]).mean((2, 3, 4))
-    assert errors.diagonal().max() < 2
-    assert (errors.argmin(1) == np.arange(20)).all()
-
-
-@pytest.mark.parametrize(
-    ("size", "short_side", "expected"),
-    [
-        ((48, 80), 32, (32, 52)),
-        ((80, 48), 32, (52, 32)),
-        ((48, 80), 320, (48, 80)),
-        ((49, 81), 320, (48, 80)),  # odd sizes do not fit colours at half of them
-        ((49, 81), 48, (48, 78)),
-    ],
-)
-def test_sizes(size, short_side, expected):
-    options = {"codec": "ffv1", "pixel_format": "yuv444p", "container": "matroska"}
-    content = video_bytes(moving_noise(3, *size), **options)
-    encoded = encode(content, Settings(short_side))
-    assert (encoded.height, encoded.width) == expected
-    assert frames_of(encoded.video).shape == (3, *expected, 3)
-
-
-def test_varying_rates_keep_all_frames():
-    ticks = np.cumsum([1, 9, 2, 2, 30, 1, 1, 4, 4, 7, 1, 1])
-    content = video_bytes(moving_noise(12, 48, 64), ticks=ticks)
-    encoded = encode(content, Settings(crf=10))
-    expected, found = frames_of(content), frames_of(encoded.video)
-    errors = abs(found.astype(int)[:, None] - expected[None]).mean((2, 3, 4))
-    assert (errors.argmin(1) == np.arange(12)).all()
-    with Video(content) as video:
-        assert encoded.fps == pytest.approx(video.fps, rel=1e-3)
-
-
-def test_the_same_frames_give_the_same_bytes():
-    # In one process memory holds something else each time; x264's MB-tree reads it.
-    content = video_bytes(moving_noise(40, 98, 130))
-    first = encode(content, Settings())
-    for size in (64, 200):
-        encode(video_bytes(moving_noise(9, size, size)), Settings())
-        assert encode(content, Settings()) == first
-    code = (
-        "import hashlib, sys; from videomae_jax.data.encoding import Settings, encode\n"
-        "content = sys.stdin.buffer.read()\n"
-        "print(hashlib.md5(encode(content, Settings()).video).hexdigest())"
-    )
-    for filling in ("1", "200"):
-        environment = os.environ | {"MALLOC_PERTURB_": filling}
-        environment["MALLOC_MMAP_THRESHOLD_"] = "1000000000"
-        other = subprocess.run(
-            [sys.executable, "-c", code],
-            input=content,
-            capture_output=True,
-            check=True,
-            cwd=ROOT,
-            env=environment,
-        )
-        assert other.stdout.decode().strip() == hashlib.md5(first.video).hexdigest()
-
-
-def test_damage_anywhere_is_an_error():
-    content = bytearray(video_bytes(moving_noise(30, 48, 64), options={"g": "10"}))
-    middle = content.index(b"mdat") + 4000
-    content[middle : middle + 1500] = bytes(1500)
-    with pytest.raises(VideoError, match="^damaged near frame"):
-        encode(bytes(content), Settings())
-    with pytest.raises(VideoError, match="^damaged near frame"):
-        encode(bytes(content), None)
-
-
-@pytest.mark.parametrize(
-    ("trim", "kept"),
-    [
-        ((0.4, 0.8), range(10, 20)),
-        ((0.0, 0.41), range(0, 11)),
-        ((0.41, None), range(11, 30)),
-        ((1.13, 99.0), range(29, 30)),  # AVI tells no better than to 0.03 s
-        ((0.0, None), range(30)),
-    ],
-    ids=str,
-)
-@pytest.mark.parametrize("container", ["mp4", "matroska", "mpegts", "avi", "h264"])
-def test_trimming_keeps_exactly_the_frames_of_its_time(container, trim, kept):
-    # In a transport stream the first time is not 0; a raw stream has no times.
-    frames = moving_noise(30, 48, 64)
-    content = video_bytes(frames, container=container, options={"crf": "4"})
-    expected = frames_of(content)
-    assert len(expected) == 30
-    encoded = encode(content, Settings(crf=4), Trim(*trim))
-    found = frames_of(encoded.video)
-    assert encoded.num_frames == len(found) == len(kept)
-    errors = abs(found.astype(int)[:, None] - expected[None]).mean((2, 3, 4))
-    assert (errors.argmin(1) == kept).all()
-
-
-def test_trimming_where_the_rate_varies():
-    ticks = np.cumsum([50, 10, 3, 3, 30, 4, 4, 4, 8, 20, 1, 1])  # hundredths of seconds
-    content = video_bytes(moving_noise(12, 48, 64), ticks=ticks)
-    expected = frames_of(content)
-    # After the first frame: 0, .1, .13, .16, .46, .5, .54, .58, .66, .86, .87, .88 s.
-    encoded = encode(content, Settings(crf=4), Trim(0.13, 0.66))
-    found = frames_of(encoded.video)
-    errors = abs(found.astype(int)[:, None] - expected[None]).mean((2, 3, 4))
-    assert errors.argmin(1).tolist() == [2, 3, 4, 5, 6, 7]
-    with Video(content) as video:
-        assert encoded.fps == pytest.approx(video.fps, rel=1e-3)
-    with pytest.raises(VideoError, match=r"none of its 12 frames is within 0\.9: s; "):
-        encode(content, Settings(), Trim(0.9, None))
-    with pytest.raises(VideoError, match=r"within 0\.2:0\.4 s"):
-        encode(content, Settings(), Trim(0.2, 0.4))
-
-
-# The data set.
 
 
 def test_trimmed_data_sets(tmp_path, serial, capsys):
@@ -557,144 +338,6 @@ def test_killed_and_started_again_gives_the_same_bytes(tmp_path):
     assert kept.stat().st_mtime_ns == then
     prepare(tmp_path / "list.txt", tmp_path / "whole/tiny", "--workers=1")
     assert contents(tmp_path / "killed/tiny") == contents(tmp_path / "whole/tiny")
-
-
-def encode_or_misbehave(record, **kwargs):
-    """Runs in the workers, in place of a decoder with such faults."""
-    match record.id:
-        case "1.mp4":
-            os.kill(os.getpid(), signal.SIGSEGV)
-        case "3.mp4":
-            time.sleep(1000)
-        case "4.mp4":
-            raise MemoryError
-    return encode_record(record, **kwargs)
-
-
-@pytest.mark.slow
-def test_videos_that_crash_hang_or_take_all_memory(monkeypatch, tmp_path, capfd):
-    (tmp_path / "videos").mkdir()
-    write_folder(tmp_path / "videos", 6)
-    monkeypatch.setattr(encoding, "encode_record", encode_or_misbehave)
-    options = ("--workers=2", "--timeout=3", "--max-bad-fraction=0.5")
-    prepare(tmp_path / "videos", tmp_path / "tiny", *options)
-    found = records.load(f"tfds:{tmp_path}/tiny/train")
-    assert [record.id for record in found] == ["0.mp4", "2.mp4", "5.mp4"]
-    path = tmp_path / "tiny/1.0.0/tiny-train.bad_videos.jsonl"
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-    # Nothing that depends on chance, or on how long was waited.
-    assert {row["id"]: row["reason"] for row in rows} == {
-        "1.mp4": "crashes the process that encodes it",
-        "3.mp4": "hangs, or takes longer to encode than --timeout allows",
-        "4.mp4": "MemoryError",
-    }
-    errors = capfd.readouterr().err
-    assert "1.mp4: crashes: the process that had it was ended by SIGSEGV" in errors
-    assert "3.mp4: hangs: no result within 3 s" in errors
-
-
-def test_corrupted_videos_are_each_accounted_for(tmp_path):
-    rng = np.random.default_rng(1)
-    folder = tmp_path / "videos"
-    folder.mkdir()
-    frames = moving_noise(20, 48, 64)
-    for container in ("mp4", "matroska", "mpegts"):
-        options = {"options": {"g": "8"}, "audio": container == "mp4"}
-        content = video_bytes(frames, container=container, **options)
-        for kind in CORRUPTIONS * 2:
-            path = folder / f"{len(list(folder.iterdir()))}.{kind}.mp4"
-            path.write_bytes(corrupted(content, rng, kind))
-    options = ("--workers=2", "--timeout=60", "--max-bad-fraction=1")
-    prepare(folder, tmp_path / "one/tiny", *options)
-    found = records.load(f"tfds:{tmp_path}/one/tiny/train")
-    for record in found:
-        with sources.open_video(record) as video:
-            assert len(video.read(range(video.num_frames))) == video.num_frames
-    path = tmp_path / "one/tiny/1.0.0/tiny-train.bad_videos.jsonl"
-    bad = [json.loads(line) for line in path.read_text().splitlines()]
-    assert all(row["reason"] for row in bad)
-    assert len(bad) > 10 and len(found) > 5
-    ids = [record.id for record in records.load(str(folder))]
-    assert sorted([record.id for record in found] + [row["id"] for row in bad]) == ids
-    # What a decoder makes of damage is no matter of chance.
-    prepare(folder, tmp_path / "other/tiny", "--workers=1", *options[1:])
-    assert contents(tmp_path / "one/tiny") == contents(tmp_path / "other/tiny")
-
-
-def test_no_room_is_told_and_leaves_no_data_set(videos, tmp_path, serial):
-    limited = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (50000,) * 2)"
-    args = (videos, tmp_path / "tiny", "--copy")
-    process = start(*args, "--split=train", code=limited + RUN)
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode
-    assert "File too large" in output and "tiny-train.array_record-00000" in output
-    assert not list((tmp_path / "tiny/1.0.0").iterdir())
-    prepare(*args)
-    assert len(records.load(f"tfds:{tmp_path}/tiny/train")) == 8
-
-
-def test_changed_bytes_are_found_and_named(videos, tmp_path, serial):
-    out = tmp_path / "tiny"
-    prepare(videos, out)
-    found = records.load(f"tfds:{out}/train")
-    shard = pathlib.Path(found[2].path)
-    content = shard.read_bytes()
-    begin = content.index(b"ftyp")
-    for place in range(begin, begin + 4000, 97):
-        changed = bytearray(content)
-        changed[place] ^= 16
-        other = tmp_path / f"{shard.name}.{place}"
-        other.write_bytes(changed)
-        with pytest.raises(VideoError, match=rf"{other.name}: video 0 \(2.mp4\).*hash"):
-            sources.read_bytes(records.Record(str(other), None, "2.mp4", 0))
-    shard.write_bytes(changed)
-
-    reader = PretrainingClips(4, 2, 32, (1.0,), 0.0, 1)
-    with pipeline.batches(found, reader, 8, seed=0, steps=range(1)) as stream:
-        (batch,) = stream
-    assert "2.mp4" not in batch.ids
-    assert {record.id for record, _ in batch.bad} == {"2.mp4"}
-    shard.write_bytes(content[:-1])
-    with pytest.raises(RecordError, match="has not its"):
-        records.load(f"tfds:{out}/train")
-
-
-def test_a_damaged_shard_never_gives_other_bytes(made, tmp_path):
-    records_of = {}
-    for record in records.load(f"tfds:{made}/train"):
-        records_of.setdefault(record.path, []).append(record)
-    (path, found), *_ = records_of.items()
-    content = pathlib.Path(path).read_bytes()
-    originals = [sources.read_bytes(record) for record in found]
-    rng = np.random.default_rng(0)
-    # The index and where to find it are at the end; blocks are filled up with zeros.
-    filled = np.flatnonzero(np.frombuffer(content, np.uint8))
-    places = [*rng.choice(filled, 100), *rng.choice(filled[-500:], 100), *range(32)]
-    damaged = []
-    for place in [*places, len(content) - 1]:
-        damaged.append(bytearray(content))
-        damaged[-1][place] ^= int(rng.integers(1, 256))
-    damaged += [corrupted(content, rng, kind) for kind in CORRUPTIONS * 8]
-    refused = 0
-    for i, data in enumerate(damaged):
-        shard = tmp_path / f"{i}.array_record"  # not one that is open already
-        shard.write_bytes(data)
-        for record, original in zip(found, originals, strict=True):
-            record = dataclasses.replace(record, path=str(shard))
-            try:
-                assert sources.read_bytes(record) == original
-            except VideoError as error:
-                assert str(error).startswith(f"{shard}: video {record.position} (")
-                refused += 1
-        shard.unlink()
-    assert refused > len(damaged)  # more than half of the reads
-
-
-def test_shards_of_another_data_set_are_noticed(made):
-    first, second = records.load(f"tfds:{made}/train")[:2]
-    swapped = records.Record(first.path, None, second.id, first.position)
-    with pytest.raises(VideoError, match="video 0 is 0.mp4, not 1.mp4"):
-        sources.open_video(swapped)
 
 
 def test_names_are_those_that_tfds_takes(videos, tmp_path):
