@@ -39,7 +39,8 @@ _SILENT_SECONDS = HEARTBEAT_SECONDS / 2
 # What process 0 gives the others to learn the reason, which they have from it.
 _FAREWELL_SECONDS = 4
 
-_COUNTS, _ERROR = "videomae_jax/counts/", "videomae_jax/error"
+_HOSTS, _COUNTS = "videomae_jax/hosts/", "videomae_jax/counts/"
+_ERROR = "videomae_jax/error"
 
 
 def coordinator() -> str:
@@ -54,6 +55,11 @@ class _Watch:
         self._checkpoints = workdir / "checkpoints"
         self._client = distributed.global_state.client
         self._index, self._count = jax.process_index(), jax.process_count()
+        self._client.key_value_set(f"{_HOSTS}{self._index}", socket.gethostname())
+        self._hosts = [
+            self._client.blocking_key_value_get(f"{_HOSTS}{i}", 1000 * PATIENCE_SECONDS)
+            for i in range(self._count)
+        ]
         self._looked = time.monotonic()
         self._last = {i: ("", self._looked) for i in range(self._count)}
         self._stop = threading.Event()
@@ -65,9 +71,8 @@ class _Watch:
         while not self._stop.is_set():
             count += 1
             try:
-                self._client.key_value_set(
-                    f"{_COUNTS}{self._index}", f"{count} {socket.gethostname()}", True
-                )
+                key = f"{_COUNTS}{self._index}"
+                self._client.key_value_set(key, str(count), allow_overwrite=True)
                 self._look(self._client.key_value_dir_get(_COUNTS))
                 error = self._client.blocking_key_value_get(
                     _ERROR, 1000 * _COUNT_SECONDS
@@ -78,8 +83,10 @@ class _Watch:
                 if "DEADLINE_EXCEEDED" not in str(problem):
                     self._stop.wait(_COUNT_SECONDS)
                 continue
-            if error.partition(" ")[0] != str(self._index):
-                self.end(f"process {error}\nThis one ends too.")
+            index, _, text = error.partition(" ")
+            if int(index) != self._index:
+                name = self._name(int(index))
+                self.end(f"{name} ended with an error; this one ends too:\n{text}")
             return  # this process is about to end by itself
 
     def _look(self, entries):
@@ -90,8 +97,7 @@ class _Watch:
                 self._last[index] = value, self._looked
 
     def _name(self, index):
-        host = self._last[index][0].partition(" ")[2]
-        return f"process {index} of {self._count} ({host or 'host unknown'})"
+        return f"process {index} of {self._count} ({self._hosts[index]})"
 
     def missing(self) -> str:
         """The processes that are silent, in words; empty if none is."""
@@ -111,12 +117,12 @@ class _Watch:
         if _may_be_of_others(error):
             # If so, JAX or the thread above ends this process meanwhile, and says why.
             time.sleep(HEARTBEAT_SECONDS + _SILENT_SECONDS)
-        kind = type(error).__name__
-        text = f"{self._name(self._index)} ended with an error, {kind}: {error}"
+        text = f"{self._index} {type(error).__name__}: {error}"[:4000]
         with contextlib.suppress(jax.errors.JaxRuntimeError):
             # Only the first error of all is kept.
-            self._client.key_value_set(_ERROR, text.removeprefix("process ")[:4000])
-        self.end(f"This is {text.partition(',')[0]}; the others end too.")
+            self._client.key_value_set(_ERROR, text)
+        name = self._name(self._index)
+        self.end(f"{name}, this one, ended with an error; the others end too.")
 
     def end(self, reason: str) -> None:
         """Says why, and ends this process without waiting for any other."""
@@ -124,7 +130,7 @@ class _Watch:
             time.sleep(_FAREWELL_SECONDS)
         steps = [int(x.name) for x in self._checkpoints.glob("*") if x.name.isdigit()]
         newest = f"continues from step {max(steps)}" if steps else "starts anew"
-        _say(f"{reason} Start the job again: it {newest}.")
+        _say(f"{reason}\nStart the job again: it {newest}.")
         os._exit(1)
 
     def close(self):
@@ -189,8 +195,8 @@ def _on_abort(_):
         _say(
             f"The processes of this run did not all come to {coordinator()} within "
             f"{PATIENCE_SECONDS} s, or one ended meanwhile. Check that as many were "
-            "started as there should be, that each host reaches this address (firewall, "
-            "proxy variables), and what the other logs say."
+            "started as there should be, that every host reaches this address "
+            "(firewall, proxy variables), and what the other logs say."
         )
         os._exit(1)
     missing = _watch.missing()

@@ -326,7 +326,10 @@ def changes(saved: dict, config) -> list[tuple[str, Any, Any]]:
 
 def print_overview(params, program, total_steps, num_clips, videos) -> None:
     """Logs the parameters and the plan of the run."""
-    log.info("parameters:\n%s", parameter_overview.get_parameter_overview(params))
+    # Mean and deviation are not for one process to compute where others have a part.
+    stats = True if jax.process_count() == 1 else "sharding"
+    table = parameter_overview.get_parameter_overview(params, include_stats=stats)
+    log.info("parameters:\n%s", table)
     mesh, layout = program.mesh, program.layout
     log.info(
         "mesh %s, optimizer state %s (%s)",

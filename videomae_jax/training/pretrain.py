@@ -7,7 +7,7 @@ import pathlib
 import jax
 import ml_collections
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.experimental import multihost_utils
 
 from videomae_jax import masking, reconstruction
 from videomae_jax.data import pipeline, records
@@ -126,11 +126,10 @@ class Pretraining:
         """Makes pictures of held-out videos."""
         with reporter.pause():
             if len(self._pictured_clips):
-                # Whole on every process, wherever the parameters are.
-                everywhere = NamedSharding(mesh, PartitionSpec())
-                picture = jax.jit(self.picture, out_shardings=everywhere)
-                rows = picture(state.params, self._pictured_clips)
-                reporter.picture(step, [np.asarray(row) for row in rows])
+                rows = self.picture(state.params, self._pictured_clips)
+                # Where the parameters are split over processes, so may the rows be.
+                rows = multihost_utils.process_allgather(rows, tiled=True)
+                reporter.picture(step, rows)
 
     def finish(self, state, mesh, workdir: pathlib.Path) -> None:
         """Nothing is left to do after the last step."""
