@@ -31,11 +31,12 @@ from jax.experimental import multihost_utils
 # For how long the processes wait for each other at the start; JAX's default.
 PATIENCE_SECONDS = 300
 # After how many seconds without a heartbeat JAX takes a process for dead. It sends them
-# from a thread that needs no Python, so a busy process is not mistaken for a dead one.
+# from a thread that needs no Python, so a busy process is not mistaken for a dead one;
+# two in this time, so that half of it may have passed when it finds out.
 HEARTBEAT_SECONDS = 30
-# Between two counts; and what makes a process the one that is missing.
+# Between two counts; and what makes a process the missing one, less than that half.
 _COUNT_SECONDS = 2
-_SILENT_SECONDS = HEARTBEAT_SECONDS / 2
+_SILENT_SECONDS = 8
 # What process 0 gives the others to learn the reason, which they have from it.
 _FAREWELL_SECONDS = 4
 
@@ -101,11 +102,10 @@ class _Watch:
 
     def missing(self) -> str:
         """The processes that are silent, in words; empty if none is."""
-        silent = [
-            i
-            for i, (_, changed) in self._last.items()
-            if i != self._index and self._looked - changed > _SILENT_SECONDS
-        ]
+        silence = {i: self._looked - changed for i, (_, changed) in self._last.items()}
+        # Others may have been busy for a while, but not for as long.
+        enough = max(_SILENT_SECONDS, max(silence.values()) / 2)
+        silent = [i for i, x in silence.items() if x > enough and i != self._index]
         if not silent and self._index:
             # Everything is known through process 0, but not that it is gone.
             deaf = time.monotonic() - self._looked > _SILENT_SECONDS
@@ -116,7 +116,7 @@ class _Watch:
         """Ends this process for its error, and the others with it."""
         if _may_be_of_others(error):
             # If so, JAX or the thread above ends this process meanwhile, and says why.
-            time.sleep(HEARTBEAT_SECONDS + _SILENT_SECONDS)
+            time.sleep(1.5 * HEARTBEAT_SECONDS)
         text = f"{self._index} {type(error).__name__}: {error}"[:4000]
         with contextlib.suppress(jax.errors.JaxRuntimeError):
             # Only the first error of all is kept.
