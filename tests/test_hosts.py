@@ -9,12 +9,13 @@ import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
 
 from tests.test_loop import metrics
 from tests.videos import write_folder
-from videomae_jax.training import hosts
+from videomae_jax.training import hosts, sharding
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -70,11 +71,13 @@ def pretraining(folder):
 
 def finetuning(folder):
     videos = folder / "labelled.txt"
-    videos.write_text("".join(f"{i}.mp4 {i % 3}\n" for i in range(11)))
+    lines = [f"{i}.mp4 {i % 3}\n" for i in range(11)]
+    videos.write_text("".join([*lines, "missing.mp4 0\n"]))
     return [
         "--config=configs/k400_vits_finetune.py:debug",
         *(f"--config.data.{x}={videos}" for x in ("train", "validation", "test")),
         "--config.data.labels=",
+        "--config.data.max_bad_fraction=0.5",
         "--config.data.rand_augment=",
         "--config.init.source=",
         "--config.model.position_size=32",
@@ -256,6 +259,10 @@ def test_finetuning_and_its_test(folder, tmp_path):
         with Run(recipe, workdir, count, f"mesh.fsdp={fsdp}") as run:
             run.finish()
         assert_same_run(workdir, whole)
+        # Whoever meets the unreadable video, all know of it, and it is told once.
+        bad = [path / "bad_videos.jsonl" for path in (workdir, whole)]
+        assert bad[0].read_text() == bad[1].read_text() != ""
+        assert not run.logs[1].read_text().count("bad video")
         for one, two in zip(tested(workdir), tested(whole), strict=True):
             assert one["id"] == two["id"]
             np.testing.assert_allclose(
@@ -266,6 +273,23 @@ def test_finetuning_and_its_test(folder, tmp_path):
 def tested(workdir):
     lines = (workdir / "test" / "predictions.jsonl").read_text().splitlines()
     return [json.loads(line) for line in lines]
+
+
+def test_rows_of_scattered_devices(monkeypatch):
+    class Scattered:
+        def addressable_devices_indices_map(self, shape):
+            quarter = shape[0] // 4
+            return {
+                0: (slice(0, quarter),),
+                1: (slice(2 * quarter, 3 * quarter),),
+            }
+
+    monkeypatch.setattr(sharding, "batch_sharding", lambda mesh: Scattered())
+    mesh = sharding.make_mesh(devices=jax.devices()[:4])
+    assert sharding.rows_here(mesh, 8).tolist() == [0, 1, 4, 5]
+    assert sharding.rows_here(mesh, 4, clips_per_video=2).tolist() == [0, 2]
+    with pytest.raises(ValueError, match="make config.batch_size, 2, a multiple of"):
+        sharding.rows_here(mesh, 2, clips_per_video=4)
 
 
 SLURM = {
