@@ -263,14 +263,14 @@ def test_finetuning_and_its_test(folder, tmp_path):
         bad = [path / "bad_videos.jsonl" for path in (workdir, whole)]
         assert bad[0].read_text() == bad[1].read_text() != ""
         assert not run.logs[1].read_text().count("bad video")
-        for one, two in zip(tested(workdir), tested(whole), strict=True):
+        for one, two in zip(predicted(workdir), predicted(whole), strict=True):
             assert one["id"] == two["id"]
             np.testing.assert_allclose(
                 one["probabilities"], two["probabilities"], rtol=1e-4
             )
 
 
-def tested(workdir):
+def predicted(workdir):
     lines = (workdir / "test" / "predictions.jsonl").read_text().splitlines()
     return [json.loads(line) for line in lines]
 
