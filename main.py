@@ -5,6 +5,7 @@ see `videomae_jax/training/loop.py`.
 """
 
 import difflib
+import logging
 import pathlib
 import re
 import runpy
@@ -16,7 +17,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
-from videomae_jax.training import loop, reporting
+from videomae_jax.training import failures, hosts, loop, reporting
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
@@ -42,10 +43,14 @@ def main(argv):
         # Orbax tells each of its thoughts, and warns of what it was asked to do; what
         # goes wrong it raises. Ours have their own logger.
         absl_logging.set_verbosity(absl_logging.ERROR)
-    log = reporting.start_log(detailed=jax.process_index() == 0)
+    log = reporting.start_log(detailed=True)
     try:
-        loop.run(_CONFIG.value, workdir)
-    except loop.EXPLAINED_ERRORS as error:
+        hosts.initialize()
+        if jax.process_index() > 0:
+            log.setLevel(logging.WARNING)
+        with failures.ending_together(workdir, loop.EXPLAINED_ERRORS):
+            loop.run(_CONFIG.value, workdir)
+    except (hosts.ClusterError, *loop.EXPLAINED_ERRORS) as error:
         # What a user can mend is told without a trace through our code.
         log.error("%s", error)
         sys.exit(1)

@@ -67,11 +67,20 @@ def test_workers_change_nothing(videos, reference, workers):
 
 @pytest.mark.parametrize("hosts", [2, 4])
 def test_hosts_share_the_global_batch(videos, reference, hosts):
-    parts = [read(videos, process=(i, hosts)) for i in range(hosts)]
+    local = 4 // hosts
+    rows = [range(i * local, (i + 1) * local) for i in range(hosts)]
+    parts = [read(videos, rows_here=part) for part in rows]
     for step, batch in enumerate(reference):
         rows = [part[step].arrays["video"] for part in parts]
         np.testing.assert_array_equal(np.concatenate(rows), batch.arrays["video"])
         assert [name for part in parts for name in part[step].ids] == batch.ids
+
+
+def test_a_host_may_have_any_rows(videos, reference):
+    for batch, whole in zip(read(videos, rows_here=[0, 3]), reference, strict=True):
+        video = whole.arrays["video"]
+        np.testing.assert_array_equal(batch.arrays["video"], video[[0, 3]])
+        assert batch.ids == [whole.ids[0], whole.ids[3]]
 
 
 def test_resuming_is_a_slice(videos, reference):
@@ -113,11 +122,6 @@ def test_pretraining_crops_are_those_of_whole_frames(videos):
                 )
                 wanted = augmentation.crop_and_resize(frames, box, size, size)
                 np.testing.assert_array_equal(clip, wanted)
-
-
-def test_batch_must_divide_over_hosts(videos):
-    with pytest.raises(ValueError, match="does not divide over 3 hosts"):
-        read(videos, process=(0, 3))
 
 
 @pytest.fixture
@@ -244,19 +248,19 @@ def test_hosts_share_a_pass(mixed):
             np.testing.assert_array_equal(both, getattr(batch, name))
 
 
-def record(name):
-    return Record(f"/videos/{name}", None, name)
+def bad(name, reason):
+    return name, f"/videos/{name}", reason
 
 
 def test_account_of_bad_videos_survives_restarts(tmp_path):
     path = tmp_path / "bad_videos.jsonl"
     account = bad_videos.BadVideos(path, 10_000, 0.01)
-    account.add([(record("a"), "a: why"), (record("a"), "a: why")], 64)
-    account.add([(record("b"), "b: why")], 128)
+    account.add([bad("a", "a: why"), bad("a", "a: why")], 64)
+    account.add([bad("b", "b: why")], 128)
     with path.open("a") as file:
         file.write('{"id": "c", "pa')  # killed here
     again = bad_videos.BadVideos(path, 10_000, 0.01)
-    again.add([(record("a"), "a: why")], 192)
+    again.add([bad("a", "a: why")], 192)
     assert again.reasons == {"a": "a: why", "b": "b: why"}
     rows = [json.loads(line) for line in path.read_text().splitlines()[:2]]
     assert rows[0] == {"id": "a", "path": "/videos/a", "reason": "a: why"}
@@ -269,7 +273,7 @@ def test_account_of_bad_videos_survives_restarts(tmp_path):
 def test_too_many_bad_videos_stop_the_run(tmp_path, size, seen, allowed):
     account = bad_videos.BadVideos(tmp_path / "bad.jsonl", size, 0.01)
     for i in range(allowed):
-        account.add([(record(f"{i}"), f"{i}: broken")], seen)
+        account.add([bad(f"{i}", f"{i}: broken")], seen)
     with pytest.raises(bad_videos.TooManyBadVideosError, match="last: broken") as error:
-        account.add([(record("last"), "last: broken")], seen)
+        account.add([bad("last", "last: broken")], seen)
     assert "max_bad_fraction" in str(error.value) and "bad.jsonl" in str(error.value)

@@ -8,14 +8,12 @@ on how many devices or hosts share the work.
 
 import collections
 import functools
-import json
 import logging
 from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from videomae_jax import multi_label, predictions
@@ -23,7 +21,7 @@ from videomae_jax.data import labels, pipeline
 from videomae_jax.data.pipeline import NoReadableVideoError
 from videomae_jax.data.records import Record
 from videomae_jax.models.classifier import VideoClassifier
-from videomae_jax.training import sharding
+from videomae_jax.training import hosts, sharding
 
 log = logging.getLogger(__name__)
 
@@ -118,7 +116,9 @@ class Evaluator:
                     take_oldest()
             while pending:
                 take_oldest()
-        reasons = _from_all_hosts(reasons)
+        # As pairs: JSON would make strings of the numbers.
+        for found in hosts.gather(list(reasons.items())):
+            reasons |= dict(found)
         if not readable.any():
             raise NoReadableVideoError(
                 f"none of {len(readable)} videos to evaluate could be read:\n"
@@ -152,18 +152,3 @@ def _predict(model: VideoClassifier, probabilities, variables, batch: dict):
     # View by view, so that memory does not grow with their number.
     views = jax.lax.map(of_view, batch["video"].swapaxes(0, 1))
     return batch["index"], batch["readable"], jnp.mean(views, axis=0)
-
-
-def _from_all_hosts(reasons: dict[int, str]) -> dict[int, str]:
-    """The reasons that all hosts have found, on every host."""
-    if jax.process_count() == 1:
-        return reasons
-    text = np.frombuffer(json.dumps(list(reasons.items())).encode(), np.uint8)
-    lengths = multihost_utils.process_allgather(np.array([len(text)], np.int32))
-    padded = np.zeros(int(lengths.max()), np.uint8)
-    padded[: len(text)] = text
-    rows = multihost_utils.process_allgather(padded).reshape(len(lengths), -1)
-    merged = {}
-    for row, length in zip(rows, lengths.ravel(), strict=True):
-        merged |= dict(json.loads(row[:length].tobytes()))
-    return merged

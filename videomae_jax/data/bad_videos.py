@@ -5,8 +5,6 @@ import logging
 import pathlib
 from collections.abc import Iterable
 
-from videomae_jax.data.records import Record
-
 log = logging.getLogger(__name__)
 
 # The share of bad videos is judged against at least so many, or the whole data set if
@@ -25,16 +23,23 @@ class BadVideos:
         reasons: the reason for each bad record's id.
     """
 
-    def __init__(self, path: pathlib.Path, num_records: int, max_fraction: float):
+    def __init__(
+        self,
+        path: pathlib.Path,
+        num_records: int,
+        max_fraction: float,
+        active: bool = True,
+    ):
         """Continues the account in `path`, a JSONL file, if it is there.
 
         Args:
             path: the file, with one object `{"id", "path", "reason"}` a line.
             num_records: size of the data set.
             max_fraction: the share of bad videos from which on the run stops.
+            active: whether to write and warn; of several processes, one does.
         """
         self._path, self._num_records = path, num_records
-        self._max_fraction = max_fraction
+        self._max_fraction, self._active = max_fraction, active
         self.reasons: dict[str, str] = {}
         if path.exists():
             for line in path.read_text().splitlines():
@@ -43,28 +48,29 @@ class BadVideos:
                     row = json.loads(line)
                     self.reasons[row["id"]] = row["reason"]
 
-    def add(self, bad: Iterable[tuple[Record, str]], videos_seen: int) -> None:
-        """Takes note of bad videos.
+    def add(self, bad: Iterable[tuple[str, str, str]], videos_seen: int) -> None:
+        """Takes note of bad videos; every process has to be told the same.
 
         Args:
-            bad: records and reasons; those already known are ignored.
+            bad: id, path and reason of each; those already known are ignored.
             videos_seen: how many videos the run has drawn so far.
 
         Raises:
             TooManyBadVideosError: if the bad ones are more than the allowed share of
                 the videos seen.
         """
-        new = [(record, reason) for record, reason in bad]
-        new = [pair for pair in dict(new).items() if pair[0].id not in self.reasons]
+        rows = [{"id": name, "path": path, "reason": why} for name, path, why in bad]
+        new = {row["id"]: row for row in rows if row["id"] not in self.reasons}
         if not new:
             return
-        with self._path.open("a") as file:
-            for record, reason in new:
-                self.reasons[record.id] = reason
-                row = {"id": record.id, "path": record.path, "reason": reason}
-                file.write(json.dumps(row) + "\n")
+        first = len(self.reasons) + 1
+        self.reasons |= {name: row["reason"] for name, row in new.items()}
+        if self._active:
+            with self._path.open("a") as file:
+                file.writelines(json.dumps(row) + "\n" for row in new.values())
+            for number, row in enumerate(new.values(), first):
                 log.warning(
-                    "bad video %d, replaced by another: %s", len(self.reasons), reason
+                    "bad video %d, replaced by another: %s", number, row["reason"]
                 )
         judged = min(self._num_records, max(videos_seen, JUDGED_AGAINST))
         if len(self.reasons) > self._max_fraction * judged:

@@ -58,7 +58,7 @@ def batches(
     num_workers: int = 0,
     num_threads: int = 2,
     rows_per_part: int = 4,
-    process: tuple[int, int] = (0, 1),
+    rows_here: Sequence[int] | None = None,
 ) -> Iterator[Iterator[Batch]]:
     """Opens the stream of training batches, reshuffled every epoch.
 
@@ -71,22 +71,16 @@ def batches(
         num_workers: processes that read; 0 reads in threads of this process.
         num_threads: threads that read, in each worker.
         rows_per_part: videos that a thread reads at a time.
-        process: (index, count) of this host among the hosts that share the batch;
-            it gets the index-th contiguous part of every global batch.
+        rows_here: which videos of every global batch this process reads, of those that
+            share it; by default all.
 
     Yields:
         An iterator over the Batch of each step.
 
     Raises:
-        ValueError: if the batch does not divide over the hosts.
         NoReadableVideoError: from the iterator, if nearly nothing can be read.
     """
-    index, count = process
-    if batch_size % count:
-        raise ValueError(
-            f"config.batch_size {batch_size} does not divide over {count} hosts"
-        )
-    local = batch_size // count
+    rows_here = range(batch_size) if rows_here is None else rows_here
     rows = (
         grain.MapDataset.range(len(records))
         .seed(seed)
@@ -94,9 +88,9 @@ def batches(
         .repeat()
         .random_map(_ReadRecord(list(records), read_clips))
     )
-    rows = _HostRows(rows, batch_size, index * local, local)
+    rows = _HostRows(rows, batch_size, rows_here)
     with read_ahead(
-        rows, local, steps, num_workers, num_threads, rows_per_part
+        rows, len(rows_here), steps, num_workers, num_threads, rows_per_part
     ) as stream:
         yield _with_records(stream, records)
 
@@ -156,7 +150,7 @@ def each_once(
     rows = grain.MapDataset.range(padded).map(
         _ReadViews(list(records), read_clips, clips_shape)
     )
-    rows = _HostRows(rows, batch_size, index * local, local)
+    rows = _HostRows(rows, batch_size, range(index * local, (index + 1) * local))
     with read_ahead(
         rows, local, None, num_workers, num_threads, rows_per_part
     ) as stream:
@@ -233,20 +227,18 @@ class _ReadViews(grain.transforms.Map):
 class _HostRows(grain.MapDataset):
     """The rows of every global batch that belong to one host."""
 
-    def __init__(self, parent, batch_size: int, first: int, rows: int):
+    def __init__(self, parent, batch_size: int, rows: Sequence[int]):
         super().__init__(parent)
-        self._sizes = (batch_size, first, rows)
+        self._batch_size, self._rows = batch_size, [int(row) for row in rows]
 
     def __len__(self) -> int:
-        batch_size, _, rows = self._sizes
-        return len(self._parent) // batch_size * rows
+        return len(self._parent) // self._batch_size * len(self._rows)
 
     def __getitem__(self, index):
         if isinstance(index, slice):
             return self.slice(index)
-        batch_size, first, rows = self._sizes
-        step, row = divmod(index, rows)
-        return self._parent[step * batch_size + first + row]
+        step, row = divmod(index, len(self._rows))
+        return self._parent[step * self._batch_size + self._rows[row]]
 
 
 def _views(read: tuple[np.ndarray, list[dict], float]) -> Views:

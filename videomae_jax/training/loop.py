@@ -6,6 +6,7 @@ at on held-out videos; everything else is here.
 """
 
 import contextlib
+import itertools
 import json
 import logging
 import pathlib
@@ -22,7 +23,7 @@ from videomae_jax.data import pipeline
 from videomae_jax.data.bad_videos import BadVideos, TooManyBadVideosError
 from videomae_jax.data.pipeline import NoReadableVideoError
 from videomae_jax.data.records import RecordError
-from videomae_jax.training import profiling, sharding
+from videomae_jax.training import hosts, profiling, sharding
 from videomae_jax.training import program as programs
 from videomae_jax.training.checkpointing import CheckpointError, Checkpoints
 from videomae_jax.training.finetune import Finetuning
@@ -115,6 +116,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> Train
 
     # Resume if there is something to resume.
     workdir.mkdir(parents=True, exist_ok=True)
+    hosts.check_shared(workdir)
     checkpoints = Checkpoints(
         str(workdir), config.checkpoint.keep_last, config.checkpoint.milestone_every
     )
@@ -141,17 +143,20 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> Train
     if start >= total_steps:
         log.info("%s is complete: %d of %d steps", workdir, start, total_steps)
         checkpoints.close()
-        if not task.is_finished(workdir, start):
+        if not hosts.gather(task.is_finished(workdir, start))[0]:
             task.finish(state, mesh, workdir)
         return state
 
     # What goes along with the steps, and is closed in any event.
     with contextlib.ExitStack() as stack:
         stack.callback(checkpoints.close)
-        bad_name = f"bad_videos{'' if first_process else jax.process_index()}.jsonl"
         bad_videos = BadVideos(
-            workdir / bad_name, len(videos), config.data.max_bad_fraction
+            workdir / "bad_videos.jsonl",
+            len(videos),
+            config.data.max_bad_fraction,
+            active=first_process,
         )
+        met = []
         clips_per_device = num_clips / mesh.size
         reporter = Reporter(
             workdir, start, total_steps, clips_per_device, active=first_process
@@ -188,7 +193,9 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> Train
                 config.seed,
                 range(start, total_steps),
                 **readers.arguments,
-                process=(jax.process_index(), jax.process_count()),
+                rows_here=sharding.rows_here(
+                    mesh, config.batch_size, config.data.num_samples
+                ),
             )
         )
         stack.enter_context(jax.set_mesh(mesh))
@@ -202,7 +209,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> Train
         for step in steps:
             with reporter.waiting_for_data():
                 batch = next(batches)
-            bad_videos.add(batch.bad, step * config.batch_size)
+            met += [[record.id, record.path, why] for record, why in batch.bad]
             inputs.add(batch)
             arrays = sharding.to_devices(batch.arrays, mesh)
             state, metrics = inputs.step(program.train_step, state, arrays, step_key)
@@ -211,6 +218,9 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> Train
             last = step == total_steps
             if last or step % config.log_every == 0:
                 history.fetch(checkpoints.latest_step())
+                everywhere = itertools.chain(*hosts.gather(met))
+                bad_videos.add(everywhere, step * config.batch_size)
+                met = []
                 inputs.advise(*reporter.metrics(step, history.mean()))
             if task.check_every and (last or step % task.check_every == 0):
                 task.check(step, state, mesh, reporter)
@@ -323,7 +333,10 @@ def changes(saved: dict, config) -> list[tuple[str, Any, Any]]:
 
 def print_overview(params, program, total_steps, num_clips, videos) -> None:
     """Logs the parameters and the plan of the run."""
-    log.info("parameters:\n%s", parameter_overview.get_parameter_overview(params))
+    # Mean and deviation are not for one process to compute where others have a part.
+    stats = True if jax.process_count() == 1 else "sharding"
+    table = parameter_overview.get_parameter_overview(params, include_stats=stats)
+    log.info("parameters:\n%s", table)
     mesh, layout = program.mesh, program.layout
     log.info(
         "mesh %s, optimizer state %s (%s)",

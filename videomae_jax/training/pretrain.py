@@ -7,6 +7,7 @@ import pathlib
 import jax
 import ml_collections
 import numpy as np
+from jax.experimental import multihost_utils
 
 from videomae_jax import masking, reconstruction
 from videomae_jax.data import pipeline, records
@@ -136,7 +137,9 @@ class Pretraining:
         with reporter.pause():
             if len(self._pictured_clips):
                 rows = self.picture(state.params, self._pictured_clips)
-                reporter.picture(step, [np.asarray(row) for row in rows])
+                # Where the parameters are split over processes, so may the rows be.
+                rows = multihost_utils.process_allgather(rows, tiled=True)
+                reporter.picture(step, rows)
 
     def finish(self, state, mesh, workdir: pathlib.Path) -> None:
         """Nothing is left to do after the last step."""

@@ -208,8 +208,39 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P(AXES))
 
 
+def rows_here(mesh: Mesh, batch_size: int, clips_per_video: int = 1) -> np.ndarray:
+    """Which videos of a global batch this process has to read: those on its devices.
+
+    A mesh follows the network between devices, and takes the processes in no particular
+    order. Read so, a global batch is the same, row by row, whatever the processes are,
+    and so are the masks and the pairs that are mixed.
+
+    Args:
+        mesh: the devices.
+        batch_size: videos of a global batch.
+        clips_per_video: adjacent rows of the arrays that one video gives.
+
+    Returns:
+        Ascending indices.
+
+    Raises:
+        ValueError: if clips of one video are on devices of two processes.
+    """
+    clips = batch_size * clips_per_video
+    parts = batch_sharding(mesh).addressable_devices_indices_map((clips,)).values()
+    mine = np.unique(np.concatenate([np.arange(clips)[part] for part in parts]))
+    videos, counts = np.unique(mine // clips_per_video, return_counts=True)
+    if (counts != clips_per_video).any():
+        raise ValueError(
+            f"the {clips_per_video} clips of a video (config.data.num_samples) are on "
+            f"devices of different hosts: make config.batch_size, {batch_size}, a "
+            f"multiple of the {mesh.size} devices"
+        )
+    return videos
+
+
 def to_devices(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """Makes global arrays of the rows that each process has read."""
+    """Makes global arrays of what each process has read; see `rows_here`."""
     sharding = batch_sharding(mesh)
     return {
         name: jax.make_array_from_process_local_data(sharding, rows)

@@ -1,0 +1,183 @@
+"""The processes of a run: how they find each other, and what they tell each other.
+
+A run is one process, or one on each host of a TPU slice, of a Slurm or Open MPI job, of
+an indexed Kubernetes job, or wherever three variables say so:
+
+    JAX_COORDINATOR_ADDRESS=10.0.0.1:1234 JAX_NUM_PROCESSES=2 JAX_PROCESS_ID=0
+"""
+
+import importlib.util
+import json
+import logging
+import os
+import pathlib
+import socket
+import uuid
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from videomae_jax.training import failures
+
+log = logging.getLogger(__name__)
+
+_EXPLICIT = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+# What a program has that Slurm's srun, and not only salloc or sbatch, has started.
+_SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID")
+
+
+class ClusterError(RuntimeError):
+    """The processes of a run do not find each other; the message says what to do."""
+
+
+def initialize() -> None:
+    """Connects this process with the others, if there are any.
+
+    To be called before anything asks for devices.
+
+    Raises:
+        ClusterError: if the environment names a cluster that cannot be joined. Where
+            others do not come in time, JAX ends the process; see failures.py.
+    """
+    try:
+        arguments = detect(os.environ)
+        if arguments is None:
+            return
+        failures.explain_aborts()
+        jax.distributed.initialize(
+            initialization_timeout=failures.PATIENCE_SECONDS,
+            heartbeat_timeout_seconds=failures.HEARTBEAT_SECONDS,
+            **arguments,
+        )
+    except (ValueError, RuntimeError, OSError) as error:
+        if "coordinator_address should be defined" in str(error):
+            return  # JAX has looked, and this machine is alone.
+        raise ClusterError(
+            f"cannot join the other processes of this run: {error}\nSet all of "
+            f"{', '.join(_EXPLICIT)} to say who they are, or unset the variables of "
+            "the cluster to train on this machine alone (docs/tpu_pods.md)."
+        ) from error
+    log.info(
+        "process %d of %d, on %s; coordinator %s",
+        jax.process_index(),
+        jax.process_count(),
+        socket.gethostname(),
+        failures.coordinator(),
+    )
+
+
+def detect(environment: Mapping[str, str]) -> dict[str, Any] | None:
+    """What `jax.distributed.initialize` has to be told; None for a lone process.
+
+    JAX detects clusters itself, but takes for one also what is a single process: a
+    notebook in a Slurm allocation or a Kubernetes pod, one TPU host of Colab or Kaggle.
+    Nothing is asked over the network here; JAX asks Google's metadata server, only on a
+    machine with TPU chips.
+
+    Args:
+        environment: variables of the process, after `import jax`.
+
+    Raises:
+        ValueError: if they contradict each other.
+    """
+    env = environment
+    given = [name for name in _EXPLICIT if name in env]
+    if len(given) == len(_EXPLICIT):
+        address, count, index = (env[name] for name in _EXPLICIT)
+        if not (count.isdigit() and index.isdigit() and int(index) < int(count)):
+            raise ValueError(f"JAX_PROCESS_ID is {index} of JAX_NUM_PROCESSES {count}")
+        if not address.rpartition(":")[2].isdigit():
+            raise ValueError(f"JAX_COORDINATOR_ADDRESS {address} is not HOST:PORT")
+        return {
+            "coordinator_address": address,
+            "num_processes": int(count),
+            "process_id": int(index),
+            "cluster_detection_method": "deactivate",
+        }
+    if all(name in env for name in _SLURM):
+        return _slurm(env)
+    if "OMPI_COMM_WORLD_SIZE" in env:
+        return {} if int(env["OMPI_COMM_WORLD_SIZE"]) > 1 else None
+    wanted = env.get("JAX_PLATFORMS") or "tpu"
+    if "tpu" in wanted and importlib.util.find_spec("libtpu"):
+        hosts = env.get("TPU_PROCESS_ADDRESSES") or env.get("TPU_WORKER_HOSTNAMES")
+        if hosts or "TPU_PROCESS_ADDRESSES_PATH" in env:
+            # Google Kubernetes Engine; Colab and Kaggle name their one host alike.
+            slices = int(env.get("MEGASCALE_NUM_SLICES") or 1)
+            return None if hosts and "," not in hosts and slices == 1 else {}
+        if "KUBERNETES_SERVICE_HOST" not in env and "TPU_SKIP_MDS_QUERY" not in env:
+            return {}  # `import jax` sets the latter where there are no TPU chips
+    if "KUBERNETES_SERVICE_HOST" in env and "JOB_COMPLETION_INDEX" in env:
+        return {}
+    if given:
+        missing = [name for name in _EXPLICIT if name not in env]
+        raise ValueError(f"{given[0]} is set, but not {', '.join(missing)}")
+    return None
+
+
+def _slurm(env: Mapping[str, str]) -> dict[str, Any] | None:
+    # An interactive step has one task; SLURM_NTASKS there is the allocation's.
+    tasks = int(env.get("SLURM_STEP_NUM_TASKS") or env["SLURM_NTASKS"])
+    if tasks == 1:
+        return None
+    gpus = env.get("CUDA_VISIBLE_DEVICES")
+    nodes = int(env.get("SLURM_STEP_NUM_NODES") or 0)
+    if not gpus or not nodes or tasks % nodes:
+        return {}
+    # JAX would take one GPU for each task, the one whose number is the task's: a task
+    # on each node would leave the others idle, and with --gpus-per-task=1 that number
+    # does not exist.
+    visible, here = len(gpus.split(",")), tasks // nodes
+    if visible < here or visible % here:
+        return {"local_device_ids": list(range(visible))}
+    share, first = visible // here, int(env["SLURM_LOCALID"])
+    return {"local_device_ids": list(range(first * share, (first + 1) * share))}
+
+
+def gather(value: Any) -> list:
+    """The values of all processes, in their order, on every one of them.
+
+    Every process has to call it, in the same order among its other common work.
+
+    Args:
+        value: anything that JSON can write.
+    """
+    if jax.process_count() == 1:
+        return [value]
+    text = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    lengths = multihost_utils.process_allgather(np.array([len(text)], np.int32)).ravel()
+    # Few different sizes: each is compiled.
+    padded = np.zeros(1 << int(lengths.max() - 1).bit_length(), np.uint8)
+    padded[: len(text)] = text
+    rows = multihost_utils.process_allgather(padded).reshape(len(lengths), -1)
+    return [
+        json.loads(row[:length].tobytes())
+        for row, length in zip(rows, lengths, strict=True)
+    ]
+
+
+def check_shared(folder: pathlib.Path) -> None:
+    """Makes sure that all processes see the same folder.
+
+    Raises:
+        ValueError: if some do not; the message says which.
+    """
+    if jax.process_count() == 1:
+        return
+    name, first = gather(f".{uuid.uuid4().hex}")[0], jax.process_index() == 0
+    if first:
+        (folder / name).touch()
+    gather(None)  # it is there now
+    found = gather([socket.gethostname(), (folder / name).exists()])
+    if first:
+        (folder / name).unlink()
+    without = [f"{i} ({host})" for i, (host, sees) in enumerate(found) if not sees]
+    if without:
+        raise ValueError(
+            f"{folder} of process 0 ({found[0][0]}) is not the folder of that name of "
+            f"process {', '.join(without)}: give a --workdir that all hosts "
+            "share, such as one on NFS, Filestore or a mounted bucket"
+        )
