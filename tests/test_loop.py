@@ -154,6 +154,11 @@ def test_checkpoints_keep_the_last_and_the_milestones(folder, tmp_path):
     assert kept == {3, 6, 7, 8}
 
 
+def test_a_bucket_is_no_work_directory(folder):
+    with pytest.raises(loop.CheckpointError, match="gs://bucket/run is no folder"):
+        loop.run(tiny(folder), "gs://bucket/run")
+
+
 def test_steps_are_traced(folder, tmp_path):
     config = tiny(folder, **{"profile.first": 7, "profile.steps": 5})
     loop.train_and_evaluate(config, str(tmp_path))

@@ -71,10 +71,16 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> TrainState:
 
     Raises:
         ValueError: for an unknown mode, and what the modes raise.
+        CheckpointError: if the work directory is a URL, and what the modes raise.
     """
     modes = {"train": train_and_evaluate, "eval": evaluate}
     if config.mode not in modes:
         raise ValueError(f"config.mode is {config.mode!r}; one of: {', '.join(modes)}")
+    if "://" in workdir:
+        raise CheckpointError(
+            f"--workdir={workdir} is no folder: metrics are appended to files there, "
+            "which a bucket cannot do; mount it (docs/tpu_pods.md) and give its folder"
+        )
     return modes[config.mode](config, workdir)
 
 
