@@ -24,7 +24,10 @@ def traced(steps: range, first: int, count: int, folder: pathlib.Path) -> Iterat
         for step in steps:
             if step == first:
                 _finish()
-                jax.profiler.start_trace(str(folder))
+                options = jax.profiler.ProfileOptions()
+                # Each call of Python's would take time, and most of the file.
+                options.python_tracer_level = 0
+                jax.profiler.start_trace(str(folder), profiler_options=options)
                 tracing = True
             with jax.profiler.StepTraceAnnotation("train", step_num=step):
                 yield step
