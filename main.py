@@ -50,7 +50,7 @@ def main(argv):
             log.setLevel(logging.WARNING)
         with failures.ending_together(workdir, loop.EXPLAINED_ERRORS):
             loop.run(_CONFIG.value, workdir)
-    except (hosts.ClusterError, *loop.EXPLAINED_ERRORS) as error:
+    except loop.EXPLAINED_ERRORS as error:
         # What a user can mend is told without a trace through our code.
         log.error("%s", error)
         sys.exit(1)

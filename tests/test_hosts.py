@@ -275,6 +275,19 @@ def predicted(workdir):
     return [json.loads(line) for line in lines]
 
 
+def test_processes_that_differ_are_named(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 3)
+
+    def gather(value):
+        host, digests = value
+        return [value, ["host1", digests], ["host2", digests | {"flags": "other"}]]
+
+    monkeypatch.setattr(hosts, "gather", gather)
+    with pytest.raises(hosts.ClusterError, match=r"flags of process 2 \(host2\) diff"):
+        hosts.check_alike(videos=["a", "b"], flags={"seed": 0})
+    hosts.check_alike(videos=["a", "b"])
+
+
 def test_rows_of_scattered_devices(monkeypatch):
     class Scattered:
         def addressable_devices_indices_map(self, shape):

@@ -6,6 +6,7 @@ an indexed Kubernetes job, or wherever three variables say so:
     JAX_COORDINATOR_ADDRESS=10.0.0.1:1234 JAX_NUM_PROCESSES=2 JAX_PROCESS_ID=0
 """
 
+import hashlib
 import importlib.util
 import json
 import logging
@@ -30,7 +31,7 @@ _SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID")
 
 
 class ClusterError(RuntimeError):
-    """The processes of a run do not find each other; the message says what to do."""
+    """The processes of a run are none together; the message says what to do."""
 
 
 def initialize() -> None:
@@ -159,11 +160,43 @@ def gather(value: Any) -> list:
     ]
 
 
+def check_alike(**things: Any) -> None:
+    """Makes sure that all processes have the same.
+
+    Else they would wait for each other for ever, or train on other batches than meant.
+
+    Args:
+        **things: what is compared, of any kind that `repr` tells apart.
+
+    Raises:
+        ClusterError: if some differ; the message says which things, and where.
+    """
+    if jax.process_count() == 1:
+        return
+    digests = {
+        name: hashlib.sha256(repr(thing).encode()).hexdigest()
+        for name, thing in things.items()
+    }
+    found = gather([socket.gethostname(), digests])
+    for name in things:
+        others = [
+            f"{i} ({host})"
+            for i, (host, theirs) in enumerate(found)
+            if theirs[name] != found[0][1][name]
+        ]
+        if others:
+            raise ClusterError(
+                f"{name} of process {', '.join(others)} differ from those of process 0 "
+                f"({found[0][0]}): start the same code with the same flags, lists and "
+                "packages on all hosts"
+            )
+
+
 def check_shared(folder: pathlib.Path) -> None:
     """Makes sure that all processes see the same folder.
 
     Raises:
-        ValueError: if some do not; the message says which.
+        ClusterError: if some do not; the message says which.
     """
     if jax.process_count() == 1:
         return
@@ -176,7 +209,7 @@ def check_shared(folder: pathlib.Path) -> None:
         (folder / name).unlink()
     without = [f"{i} ({host})" for i, (host, sees) in enumerate(found) if not sees]
     if without:
-        raise ValueError(
+        raise ClusterError(
             f"{folder} of process 0 ({found[0][0]}) is not the folder of that name of "
             f"process {', '.join(without)}: give a --workdir that all hosts "
             "share, such as one on NFS, Filestore or a mounted bucket"

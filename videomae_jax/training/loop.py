@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import ml_collections
 from clu import parameter_overview
 
+from videomae_jax import __version__
 from videomae_jax.data import pipeline
 from videomae_jax.data.bad_videos import BadVideos, TooManyBadVideosError
 from videomae_jax.data.pipeline import NoReadableVideoError
@@ -59,6 +60,7 @@ _ONLY_IN_TRAINING = (
 # What stops a run for a reason that its user can mend, and is told in the message.
 EXPLAINED_ERRORS = (
     CheckpointError,
+    hosts.ClusterError,
     NonFiniteLossError,
     NoReadableVideoError,
     RecordError,
@@ -98,6 +100,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> Train
         ValueError: if fields of the config do not fit each other or the devices.
         RecordError: if the list of videos is missing or malformed.
         CheckpointError: if the work directory holds the run of another model.
+        ClusterError: if the hosts of the run do not have the same.
         TooManyBadVideosError, NoReadableVideoError: if the videos are bad.
         NonFiniteLossError: if the training diverges.
     """
@@ -123,6 +126,11 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> Train
     # Resume if there is something to resume.
     workdir.mkdir(parents=True, exist_ok=True)
     hosts.check_shared(workdir)
+    hosts.check_alike(
+        flags=config.to_json(),
+        videos=[(video.id, video.label) for video in videos],
+        packages=(__version__, jax.__version__, flax.__version__),
+    )
     checkpoints = Checkpoints(
         str(workdir), config.checkpoint.keep_last, config.checkpoint.milestone_every
     )
