@@ -304,11 +304,12 @@ def main():
         return
     sides = [Side("ours", sys.argv[1:])]
     try:
-        importlib.metadata.version("transformers")
+        for name in ("torch", "transformers"):
+            importlib.metadata.version(name)
         if not options.alone:
             sides.append(Side("torch", sys.argv[1:]))
     except importlib.metadata.PackageNotFoundError:
-        print("transformers is not installed: our side runs alone")
+        print("PyTorch and transformers are not both installed: our side runs alone")
     for _ in range(options.rounds):
         for side in sides:
             side.run(options.steps)

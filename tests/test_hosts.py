@@ -341,6 +341,10 @@ IN_KUBERNETES = {"KUBERNETES_SERVICE_HOST": "10.0.0.1"}
             | {"CUDA_VISIBLE_DEVICES": "0,1,2,3"},
             {"local_device_ids": [0, 1, 2, 3]},
         ),
+        (
+            SLURM | {"CUDA_VISIBLE_DEVICES": "0,1", "SLURM_GPUS_PER_TASK": "2"},
+            {"local_device_ids": [0, 1]},
+        ),
         ({"OMPI_COMM_WORLD_SIZE": "1"}, None),
         ({"OMPI_COMM_WORLD_SIZE": "4"}, {}),
         # TPU: a host of a pod, Colab's or Kaggle's, one of GKE's slices.
@@ -384,6 +388,12 @@ def test_contradictions_are_told(changes, message):
     environment = EXPLICIT | NO_CHIPS | changes
     with pytest.raises(ValueError, match=message):
         hosts.detect({name: x for name, x in environment.items() if x is not None})
+
+
+def test_gpus_that_tasks_cannot_share_are_told():
+    environment = SLURM | {"CUDA_VISIBLE_DEVICES": "0,1,2,3,4"}
+    with pytest.raises(ValueError, match="cannot share its 5 GPUs equally"):
+        hosts.detect(environment)
 
 
 def test_a_lone_machine_stays_alone(monkeypatch):

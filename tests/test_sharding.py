@@ -62,20 +62,24 @@ def test_memory_decides():
     assert (layout.fsdp, layout.shard_optimizer) == (1, False)
     layout = sharding.choose_layout(state_of(3.0), jax.devices())
     assert (layout.fsdp, layout.shard_optimizer) == (1, False)
-    assert "CPU" in layout.reason
+    assert "known" in layout.reason
 
 
 @pytest.mark.parametrize("fsdp", [None, 1, 4])
 @pytest.mark.parametrize("shard_optimizer", [None, False, True])
 def test_the_config_has_the_last_word(fsdp, shard_optimizer):
     layout = sharding.choose_layout(state_of(3.0), chips(8), fsdp, shard_optimizer)
-    if (fsdp, shard_optimizer) == (None, None):
-        assert (layout.fsdp, layout.shard_optimizer) == (2, True)
-    else:
-        assert (layout.fsdp, layout.shard_optimizer) == (
-            fsdp or 1,
-            bool(shard_optimizer),
-        )
+    assert fsdp in (None, layout.fsdp)
+    assert shard_optimizer in (None, layout.shard_optimizer)
+    chosen = {
+        (None, None): (2, True),  # what is left open is chosen
+        (None, False): (4, False),
+        (None, True): (2, True),
+        (1, None): (1, True),
+        (4, None): (4, False),
+    }
+    given = fsdp, shard_optimizer
+    assert (layout.fsdp, layout.shard_optimizer) == chosen.get(given, given)
 
 
 def test_groups_stay_within_a_slice():
@@ -84,11 +88,23 @@ def test_groups_stay_within_a_slice():
     assert layout.fsdp == 4
     with pytest.raises(ValueError, match="4 devices of each of 2 slices"):
         sharding.make_mesh(8, two_slices)
+    # A process for each GPU changes nothing.
+    gpus = [
+        Chip(i, "gpu", "GPU", slice_index=i // 4, process_index=i, bytes_limit=GIB)
+        for i in range(8)
+    ]
+    assert sharding.choose_layout(state_of(400.0), gpus).fsdp == 4
 
 
-def test_unknown_memory_is_asked_of_the_device():
+def test_unknown_memory_is_asked_of_the_device(monkeypatch):
     chip = Chip(0, device_kind="TPU v9", bytes_limit=7)
     assert sharding.device_memory(chip) == 7
+    # Devices of other hosts cannot be asked, and the least of all hosts counts.
+    monkeypatch.setattr(jax, "local_devices", lambda: [chip])
+    monkeypatch.setattr(sharding.hosts, "gather", lambda value: [value, 5])
+    assert sharding.device_memory(Chip(0, "gpu", "GPU", process_index=1)) == 5
+    monkeypatch.setattr(sharding.hosts, "gather", lambda value: [value, None])
+    assert sharding.device_memory(chip) is None
     assert sharding.device_memory(Chip(0)) == 15.75 * GIB
     assert sharding.device_memory(jax.devices()[0]) is None
 

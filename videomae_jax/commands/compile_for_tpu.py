@@ -128,8 +128,18 @@ def _print_largest(config, devices, first: tpu_compilation.Compilation) -> None:
             flush=True,
         )
         most = max(most, tried.clips * tried.fits)
-    if most:
-        print(f"set --config.max_clips_per_device={most}")
+    print("and the batch of the recipe in such micro-batches:", flush=True)
+    best = None
+    for tried in tpu_compilation.with_the_batch(config, devices, most):
+        at_once = tried.clips // tried.accumulation
+        print(
+            f"{tried.clips:5} clips, {at_once} at once: "
+            f"{'fit' if tried.fits else 'do not fit'} ({tried.seconds:.0f} s)",
+            flush=True,
+        )
+        best = at_once if tried.fits else None
+    if best:
+        print(f"set --config.max_clips_per_device={best}")
     else:
         print(
             "not even one clip fits: --config.model.remat=blocks takes least memory, "

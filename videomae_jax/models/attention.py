@@ -33,7 +33,9 @@ def attend(
     Args:
         query, key, value: [B, H, N, K].
         implementation: a key of IMPLEMENTATIONS, or None: for many tokens "by_head" on
-            a CPU and "splash" on a TPU, otherwise "xla".
+            a CPU and "splash" on a TPU, otherwise "xla", and where there are several
+            devices and no mesh in use (`jax.set_mesh`). Forward-mode derivatives
+            (`jax.jvp`) want "xla".
 
     Raises:
         ValueError: for another implementation.

@@ -244,6 +244,8 @@ def patch_statistics(pixels: jax.Array) -> tuple[jax.Array, jax.Array]:
     channel = np.tile(np.eye(3, dtype=np.float32), (count, 1))
     dot = functools.partial(jnp.dot, precision=jax.lax.Precision.HIGHEST)
     mean = dot(dot(pixels, channel) / count, channel.T)
+    # What rounding left: of a patch of one colour it would be all there is.
+    mean += dot(dot(pixels - mean, channel) / count, channel.T)
     variance = dot(jnp.square(pixels - mean), channel) / (count - 1)
     return mean, dot(jnp.sqrt(variance), channel.T)
 

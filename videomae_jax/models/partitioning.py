@@ -36,10 +36,16 @@ def on_each_device(function, *arrays: jax.Array):
     return function(*arrays)
 
 
-def platform() -> str:
-    """What computes, "cpu", "gpu" or "tpu": the mesh in use, or JAX's default."""
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    return device.platform if device else jax.default_backend()
+def platform() -> str | None:
+    """What computes, "cpu", "gpu" or "tpu": the mesh in use, or JAX's default.
+
+    None if there are several devices and no mesh: arrays may be spread over them.
+    """
+    if device := jax.sharding.get_abstract_mesh().abstract_device:
+        return device.platform
+    if default := jax.config.jax_default_device:
+        return getattr(default, "platform", default)
+    return jax.default_backend() if jax.device_count() == 1 else None
 
 
 def divides(clips: int) -> bool:

@@ -211,6 +211,7 @@ class Attention(nn.Module):
             return x.reshape(batch, tokens, self.heads, -1).swapaxes(1, 2)
 
         q, k, v = map(split_heads, jnp.split(qkv, 3, axis=-1))
+        attention.check(self.implementation)
         # Kernels cannot be compiled for the one clip that initialises.
         how = "xla" if self.is_initializing() else self.implementation
         out = attention.attend(q, k, v, how)
@@ -224,11 +225,7 @@ class Attention(nn.Module):
 
 
 def gelu(x: jax.Array) -> jax.Array:
-    """Exact GELU, computed in float32.
-
-    By erf, as the reference does: jax.nn.gelu's erfc is more exact far below zero,
-    where the result is nearly zero, and takes longer.
-    """
+    """Exact GELU in float32, by erf as the reference: erfc would be slower."""
     wide = x.astype(jnp.float32)
     return (0.5 * wide * (1 + jax.lax.erf(wide * np.sqrt(0.5)))).astype(x.dtype)
 

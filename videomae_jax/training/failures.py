@@ -78,9 +78,10 @@ class _Watch:
                 error = self._client.blocking_key_value_get(
                     _ERROR, 1000 * _COUNT_SECONDS
                 )
-            except jax.errors.JaxRuntimeError as problem:
+            except Exception as problem:
                 # Nothing to wait for, as it should be; or the service is gone, and JAX
-                # is about to abort this process.
+                # is about to abort this process. Whatever it is, the others would take
+                # a process that counts no more for missing.
                 if "DEADLINE_EXCEEDED" not in str(problem):
                     self._stop.wait(_COUNT_SECONDS)
                 continue
@@ -169,6 +170,11 @@ def ending_together(
             traceback.print_exception(error)
         _watch.fail(error)
     _watch.close()
+    leave_aborts()
+
+
+def leave_aborts() -> None:
+    """Undoes `explain_aborts`, for a process that is alone, or at its end."""
     _libc().signal(signal.SIGABRT, signal.SIG_DFL)
 
 
@@ -194,7 +200,8 @@ def _on_abort(_):
     if _watch is None:
         _say(
             f"The processes of this run did not all come to {coordinator()} within "
-            f"{PATIENCE_SECONDS} s, or one ended meanwhile. Check that as many were "
+            f"{PATIENCE_SECONDS} s, or one ended meanwhile, perhaps this one, for what "
+            "the lines above say. Check that as many were "
             "started as there should be, that every host reaches this address "
             "(firewall, proxy variables), and what the other logs say."
         )

@@ -55,12 +55,15 @@ def initialize() -> None:
         )
     except (ValueError, RuntimeError, OSError) as error:
         if "coordinator_address should be defined" in str(error):
+            failures.leave_aborts()
             return  # JAX has looked, and this machine is alone.
         raise ClusterError(
             f"cannot join the other processes of this run: {error}\nSet all of "
             f"{', '.join(_EXPLICIT)} to say who they are, or unset the variables of "
             "the cluster to train on this machine alone (docs/tpu_pods.md)."
         ) from error
+    if jax.process_count() == 1:
+        failures.leave_aborts()
     log.info(
         "process %d of %d, on %s; coordinator %s",
         jax.process_index(),
@@ -132,8 +135,13 @@ def _slurm(env: Mapping[str, str]) -> dict[str, Any] | None:
     # on each node would leave the others idle, and with --gpus-per-task=1 that number
     # does not exist.
     visible, here = len(gpus.split(",")), tasks // nodes
-    if visible < here or visible % here:
+    if visible == 1 or "SLURM_GPUS_PER_TASK" in env:
         return {"local_device_ids": list(range(visible))}
+    if visible % here:
+        raise ValueError(
+            f"{here} tasks on a node cannot share its {visible} GPUs equally; give "
+            "srun --gpus-per-task, or other --ntasks-per-node"
+        )
     share, first = visible // here, int(env["SLURM_LOCALID"])
     return {"local_device_ids": list(range(first * share, (first + 1) * share))}
 

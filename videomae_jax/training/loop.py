@@ -179,9 +179,16 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> Train
         preemption = Preemption(checkpoints)
         stack.callback(preemption.close)
 
+        def note_bad_videos(step):
+            everywhere = itertools.chain(*hosts.gather(met))
+            met.clear()
+            bad_videos.add(everywhere, step * config.batch_size)
+
         def save(step):
             # First of all: a checkpoint after a bad step would hide it.
             history.fetch(checkpoints.latest_step())
+            # Whoever continues does not meet them again.
+            note_bad_videos(step)
             meta = {
                 "config": json.loads(config.to_json()),
                 "rows": history.rows,
@@ -220,6 +227,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> Train
             config.profile.steps,
             workdir / "profile",
         )
+        stack.enter_context(contextlib.closing(steps))
         for step in steps:
             with reporter.waiting_for_data():
                 batch = next(batches)
@@ -232,9 +240,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> Train
             last = step == total_steps
             if last or step % config.log_every == 0:
                 history.fetch(checkpoints.latest_step())
-                everywhere = itertools.chain(*hosts.gather(met))
-                bad_videos.add(everywhere, step * config.batch_size)
-                met = []
+                note_bad_videos(step)
                 inputs.advise(*reporter.metrics(step, history.mean()))
             if task.check_every and (last or step % task.check_every == 0):
                 task.check(step, state, mesh, reporter)

@@ -22,7 +22,7 @@ def traced(steps: range, first: int, count: int, folder: pathlib.Path) -> Iterat
     tracing = False
     try:
         for step in steps:
-            if step == first:
+            if step == first and count > 0:
                 _finish()
                 options = jax.profiler.ProfileOptions()
                 # Each call of Python's would take time, and most of the file.

@@ -13,6 +13,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from videomae_jax.models.partitioning import BATCH_AXES as AXES
+from videomae_jax.training import hosts
 
 # Parameters (and the optimizer's moments, whose paths end alike) by path; the first
 # match wins. "shard" cuts the largest axis that divides over `fsdp`; the rest is small.
@@ -71,11 +72,12 @@ def choose_layout(
         state: the (possibly abstract) TrainState.
         devices: those that train together.
         fsdp, shard_optimizer: as in Layout, where they are not to be chosen.
+
+    Every process has to call it.
     """
     params = _bytes(state.params)
     rest = _bytes((state.opt_state, state.ema))
-    memory = device_memory(devices[0])
-    count = len(devices)
+    count, together = len(devices), len(_islands(devices)[0])
 
     def taken(ways, shard):
         return 2 * params / ways + rest / (count if shard else ways)
@@ -84,32 +86,41 @@ def choose_layout(
         sizes = f"{taken(ways, shard) / 2**30:.2f} GiB of state and gradients a device"
         return Layout(ways, shard, f"{why}: {sizes}")
 
-    if fsdp is not None or shard_optimizer is not None or count == 1 or memory is None:
-        if fsdp is not None or shard_optimizer is not None:
-            why = "as the config says"
-        elif count == 1:
-            why = "there is one device"
-        else:
-            why = "a CPU has all its memory in common"
-        return described(fsdp or 1, bool(shard_optimizer), why)
+    ways = [n for n in range(1, together + 1) if together % n == 0]
+    choices = [(1, False), *((n, True) for n in ways)]
+    if fsdp is not None:
+        choices = [(fsdp, False), (fsdp, True)]
+    if shard_optimizer is not None:
+        allowed = ways if fsdp is None else [fsdp]
+        choices = [(n, shard_optimizer) for n in allowed]
+    if len(choices) == 1:
+        return described(*choices[0], "as the config says")
+    if count == 1:
+        return described(*choices[0], "there is one device")
+    memory = device_memory(devices[0])
+    if memory is None:
+        return described(*choices[0], "no memory of its own is known of a device")
     limit = STATE_SHARE * memory
-    least = f"at most {limit / 2**30:.1f} GiB of {memory / 2**30:.1f} are for it"
-    for shard in (False, True):
-        if taken(1, shard) <= limit:
-            return described(1, shard, least)
-    together = len(_islands(devices)[0])
-    fitting = [ways for ways in range(2, together + 1) if together % ways == 0]
-    ways = next((w for w in fitting if taken(w, True) <= limit), together)
-    return described(ways, True, least)
+    room = f"{limit / 2**30:.1f} GiB of {memory / 2**30:.1f} are for it"
+    for choice in choices:
+        if taken(*choice) <= limit:
+            return described(*choice, f"at most {room}")
+    return described(*choices[-1], f"only {room}, but no layout takes less")
 
 
 def device_memory(device: jax.Device) -> int | None:
-    """Bytes of memory of an accelerator; None for a CPU."""
+    """Bytes of memory of an accelerator; None for a CPU, or if it does not tell.
+
+    Every process has to call it: of GPUs, which are asked, the least counts.
+    """
     if device.platform == "cpu":
         return None
     if device.device_kind in TPU_MEMORY:
         return int(TPU_MEMORY[device.device_kind] * 2**30)
-    return device.memory_stats()["bytes_limit"]
+    if device.process_index != jax.process_index():
+        device = jax.local_devices()[0]  # those of other hosts do not answer
+    told = hosts.gather((device.memory_stats() or {}).get("bytes_limit"))
+    return None if None in told else min(told)
 
 
 def make_mesh(fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -140,20 +151,18 @@ def make_mesh(fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mes
     if len(islands) == 1:
         return jax.make_mesh((data, fsdp), AXES, axis_types=types, devices=devices)
     grid = mesh_utils.create_hybrid_device_mesh(
-        (together // fsdp, fsdp),
-        (len(islands), 1),
-        devices,
-        process_is_granule=devices[0].platform == "gpu",
+        (together // fsdp, fsdp), (len(islands), 1), devices
     )
     return Mesh(grid, AXES, axis_types=types)
 
 
 def _islands(devices: Sequence[jax.Device]) -> list[list[jax.Device]]:
     """The devices by fast network: slices of TPUs, hosts of GPUs."""
-    attribute = {"tpu": "slice_index", "gpu": "process_index"}.get(devices[0].platform)
     islands = collections.defaultdict(list)
     for device in devices:
-        islands[getattr(device, attribute, 0) if attribute else 0].append(device)
+        # JAX numbers hosts of GPUs like slices, whatever processes there are.
+        accelerator = device.platform != "cpu"
+        islands[getattr(device, "slice_index", 0) if accelerator else 0].append(device)
     return list(islands.values())
 
 

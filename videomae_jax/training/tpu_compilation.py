@@ -147,9 +147,17 @@ def largest(config: ml_collections.ConfigDict, devices, first: Compilation):
 
     Yields:
         Compilations; of those that fit, the one of the most clips is the answer.
+
+    Raises:
+        ValueError: if no number of clips that is tried divides over the devices.
     """
     configs = {n: with_clips(config, n, len(devices)) for n in BATCHES}
     rungs = [n for n in BATCHES if configs[n]]
+    if not rungs:
+        raise ValueError(
+            f"config.data.num_samples is {config.data.num_samples}: none of up to "
+            f"{BATCHES[-1]} clips a device is a whole number of videos"
+        )
     at_once = first.clips // first.accumulation
     i = max((i for i, n in enumerate(rungs) if n <= at_once), default=0)
     tried = first
@@ -162,6 +170,24 @@ def largest(config: ml_collections.ConfigDict, devices, first: Compilation):
         tried = compile_step(configs[rungs[i]], devices)
         yield tried
         if tried.fits != begun_fitting:
+            return
+
+
+def with_the_batch(config: ml_collections.ConfigDict, devices, most: int):
+    """Tries the config's own batch in micro-batches of at most so many clips, or fewer.
+
+    All clips of a step are on a device together with the gradients that micro-batches
+    add up, so fewer at a time may fit than alone.
+
+    Yields:
+        Compilations with smaller and smaller micro-batches, up to one that fits.
+    """
+    for clips in reversed([n for n in BATCHES if n <= most]):
+        config = config.copy_and_resolve_references()
+        config.max_clips_per_device = clips
+        tried = compile_step(config, devices)
+        yield tried
+        if tried.fits:
             return
 
 
