@@ -279,6 +279,16 @@ def test_list_of_good_and_bad_videos_trains_through(folder, tmp_path):
         loop.train_and_evaluate(config, str(tmp_path / "strict"))
 
 
+def test_bad_videos_are_noted_before_a_checkpoint(folder, tmp_path):
+    lines = [*sorted(map(str, folder.glob("*.mp4")))[:3], "missing.mp4"]
+    (tmp_path / "train.txt").write_text("\n".join(lines) + "\n")
+    changes = {"data.max_bad_fraction": 0.5, "log_every": 100}
+    run_until(tiny(tmp_path / "train.txt", **changes), tmp_path / "run", 4)
+    # Who goes on from this checkpoint does not read the first steps again.
+    (row,) = (tmp_path / "run" / "bad_videos.jsonl").read_text().splitlines()
+    assert json.loads(row)["id"] == "missing.mp4"
+
+
 def only_audio(path):
     import av
 
