@@ -159,14 +159,17 @@ def test_a_bucket_is_no_work_directory(folder):
         loop.run(tiny(folder), "gs://bucket/run")
 
 
+# Of jaxlib, when the statistics of an event are read.
+@pytest.mark.filterwarnings("ignore:builtin type event_stats:DeprecationWarning")
 def test_steps_are_traced(folder, tmp_path):
     config = tiny(folder, **{"profile.first": 7, "profile.steps": 5})
     loop.train_and_evaluate(config, str(tmp_path))
     (trace,) = tmp_path.glob("profile/plugins/profile/*/*.xplane.pb")
+    data = jax.profiler.ProfileData.from_file(str(trace))
     # To the end of the run, which comes before that of the trace.
     numbers = [
         dict(event.stats)["step_num"]
-        for plane in jax.profiler.ProfileData.from_file(str(trace)).planes
+        for plane in data.planes
         for line in plane.lines
         for event in line.events
         if event.name == "train"

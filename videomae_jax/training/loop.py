@@ -181,8 +181,8 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> Train
 
         def note_bad_videos(step):
             everywhere = itertools.chain(*hosts.gather(met))
-            met.clear()
             bad_videos.add(everywhere, step * config.batch_size)
+            met.clear()
 
         def save(step):
             # First of all: a checkpoint after a bad step would hide it.
