@@ -1,8 +1,8 @@
 """Which model fits which TPU slice, and what its chips send each other in a step.
 
-    python benchmarks/tpu_memory.py --file tpu_memory.jsonl
-    python benchmarks/tpu_memory.py --file tpu_memory.jsonl --resume --models B L
-    python benchmarks/tpu_memory.py --file tpu_memory.jsonl --table
+    python benchmarks/tpu_memory.py --file benchmarks/tpu_memory.jsonl
+    python benchmarks/tpu_memory.py --file benchmarks/tpu_memory.jsonl --resume --models B L
+    python benchmarks/tpu_memory.py --file benchmarks/tpu_memory.jsonl --table
 
 Needs no TPU: libtpu compiles the real training step of each Kinetics-400 recipe, with
 its batch and the layout that the library chooses. A recipe that does not fit is tried
@@ -87,20 +87,20 @@ def table(found):
     head = (
         *("model", "slice", "attention", "remat", "clips per device", "layout"),
         *("HBM in GiB: arguments + temporaries of available", "fits"),
-        *("collectives a step and device", "compiled in"),
+        "collectives a step and device",
     )
     lines = [head, ["---"] * len(head)]
     for row in found:
         if "error" in row:
             told = row["error"].splitlines()[0]
-            lines.append([*row["key"], "", "", "", "no", told, ""])
+            lines.append([*row["key"], "", "", "", "no", told])
         else:
             lines.append([*row["key"], *cells(row)])
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 
 def cells(row):
-    """Batch, layout, memory, whether it fits, collectives and time, in words."""
+    """Batch, layout, memory, whether it fits and collectives, in words."""
     layout, available = row["layout"], row["available"] / 2**30
     split = f"fsdp {layout['fsdp']}" if layout["fsdp"] > 1 else "replicas"
     if layout["shard_optimizer"]:
@@ -116,7 +116,7 @@ def cells(row):
     )
     clips = f"{row['clips']} in {row['accumulation']}"
     yes = "yes" if fits else "no"
-    return clips, split, memory, yes, ", ".join(moved), f"{row['seconds']:.0f} s"
+    return clips, split, memory, yes, ", ".join(moved)
 
 
 def main():
