@@ -1,8 +1,8 @@
 """Which model fits which TPU slice, and what its chips send each other in a step.
 
-    python benchmarks/tpu_memory.py --file benchmarks/tpu_memory.jsonl
-    python benchmarks/tpu_memory.py --file benchmarks/tpu_memory.jsonl --resume --models B L
-    python benchmarks/tpu_memory.py --file benchmarks/tpu_memory.jsonl --table
+    python benchmarks/tpu_memory.py --file all_anew.jsonl
+    python benchmarks/tpu_memory.py --resume --models B L
+    python benchmarks/tpu_memory.py --table
 
 Needs no TPU: libtpu compiles the real training step of each Kinetics-400 recipe, with
 its batch and the layout that the library chooses. A recipe that does not fit is tried
@@ -122,7 +122,12 @@ def cells(row):
 def main():
     """Compiles, writes rows and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--file", required=True, type=pathlib.Path, help="JSON lines")
+    parser.add_argument(
+        "--file",
+        type=pathlib.Path,
+        default=ROOT / "benchmarks" / "tpu_memory.jsonl",
+        help="JSON lines (default: those of docs/tpu_pods.md)",
+    )
     parser.add_argument("--resume", action="store_true", help="go on with the file")
     parser.add_argument("--table", action="store_true", help="only print the file")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
