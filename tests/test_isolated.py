@@ -179,3 +179,5 @@ def test_processes_end_with_their_parent(tmp_path, ending):
         assert told == (ending == signal.SIGINT), errors
     finally:
         parent.kill()
+        parent.wait()
+        parent.stderr.close()

@@ -24,6 +24,8 @@ from typing import Any, Literal
 # Not fork: a copy of a process with threads, such as JAX's, may lock up.
 _CONTEXT = multiprocessing.get_context("spawn")
 _START_SECONDS = 300  # to import what the function needs; minutes on a busy file system
+# After which Python looks whether it was interrupted.
+_LONGEST_WAIT_SECONDS = 2
 _START_ATTEMPTS = 3
 _EXIT_SECONDS = 10  # from closing the pipe to the end of a process
 
@@ -197,9 +199,10 @@ class _Worker:
 
 
 def _wait(workers: Sequence[_Worker]) -> list[_Worker]:
-    """Waits until some of the workers have sent something, died, or are late."""
+    """Waits for workers that have sent something, died, or are late; not for long."""
     deadline = min(worker.deadline for worker in workers)
-    patience = max(deadline - time.monotonic(), 0)
+    # Ctrl-C in the moment before the system call does not end it.
+    patience = min(max(deadline - time.monotonic(), 0), _LONGEST_WAIT_SECONDS)
     ready = connection.wait([worker.pipe for worker in workers], patience)
     now = time.monotonic()
     return [w for w in workers if w.pipe in ready or w.deadline <= now]
