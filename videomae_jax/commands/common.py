@@ -84,6 +84,14 @@ def add_frame_name(parser: argparse._ActionsContainer) -> None:
     )
 
 
+def add_paths(parser: argparse._ActionsContainer) -> None:
+    """Adds how the paths of a list are read."""
+    parser.add_argument(
+        "--root", default="", help="folder that relative paths of a list start at"
+    )
+    add_frame_name(parser)
+
+
 def add_list(parser: argparse.ArgumentParser) -> None:
     """Adds a list of videos, labelled or not, and how it is read."""
     parser.add_argument(
@@ -91,10 +99,7 @@ def add_list(parser: argparse.ArgumentParser) -> None:
         metavar="LIST",
         help="a list file with or without labels, a folder, or tfds:FOLDER/SPLIT",
     )
-    parser.add_argument(
-        "--root", default="", help="folder that relative paths of a list start at"
-    )
-    add_frame_name(parser)
+    add_paths(parser)
     parser.add_argument(
         "--multi-label", action="store_true", help="a line may have several labels"
     )

@@ -47,10 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a list file with or without labels, a folder, tfds:FOLDER/SPLIT, or "
         "video files",
     )
-    parser.add_argument(
-        "--root", default="", help="folder that relative paths of a list start at"
-    )
-    common.add_frame_name(parser)
+    common.add_paths(parser)
     common.add_source(parser)
     parser.add_argument("--out", required=True, metavar="FOLDER")
     parser.add_argument(
