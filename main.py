@@ -17,7 +17,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
-from videomae_jax.training import failures, hosts, loop, reporting
+from videomae_jax.training import failures, hosts, loop, preemption, reporting
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
@@ -34,7 +34,7 @@ flags.mark_flag_as_required("config")
 
 
 def main(argv):
-    """Runs the experiment that the flags name."""
+    """Runs the experiment that the flags name; returns the exit code."""
     if len(argv) > 1:
         raise app.UsageError(f"not a flag: {' '.join(argv[1:])}")
     name = config_flags.get_config_filename(flags.FLAGS["config"])
@@ -49,11 +49,17 @@ def main(argv):
         if jax.process_index() > 0:
             log.setLevel(logging.WARNING)
         with failures.ending_together(workdir, loop.EXPLAINED_ERRORS):
-            loop.run(_CONFIG.value, workdir)
+            try:
+                loop.run(_CONFIG.value, workdir)
+            except preemption.AskedToStop as stop:
+                # All processes come here: an end as any other.
+                log.info("%s", stop)
+                return preemption.EXIT_CODE
     except loop.EXPLAINED_ERRORS as error:
         # What a user can mend is told without a trace through our code.
         log.error("%s", error)
-        sys.exit(1)
+        return 1
+    return 0
 
 
 def default_name(config_file: str) -> str:

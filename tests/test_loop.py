@@ -3,6 +3,7 @@
 import contextlib
 import json
 import pathlib
+from unittest import mock
 
 import jax
 import numpy as np
@@ -15,7 +16,8 @@ from tests.videos import moving_noise, write_folder, write_video
 from videomae_jax.data import bad_videos, records
 from videomae_jax.interop.loading import load_pretrained
 from videomae_jax.interop.pretrained import Preprocessing
-from videomae_jax.training import checkpointing, loop
+from videomae_jax.training import checkpointing, hosts, loop, pretrain
+from videomae_jax.training.step import TrainState
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -85,6 +87,17 @@ def test_run_leaves_metrics_checkpoints_and_pictures(undisturbed):
     with Image.open(workdir / "pictures" / "00000008.gif") as animation:
         assert animation.n_frames == 4
     assert json.loads((workdir / "config.json").read_text())["steps"] == 8
+
+
+def test_pictures_show_what_every_host_can_read(folder, monkeypatch):
+    """Hosts with different numbers of clips would wait for each other for ever."""
+    task = pretrain.Pretraining(tiny(folder))
+    params, _ = task.init(jax.random.key(0), np.zeros((1, 4, 32, 32, 3), np.uint8))
+    monkeypatch.setattr(hosts, "gather", lambda ids: [ids, ids[1:]])
+    reporter = mock.MagicMock()
+    task.check(0, TrainState(0, params, (), {}), None, reporter)
+    rows = reporter.picture.call_args.args[1]
+    assert [len(clips) for clips in rows] == [1, 1, 1]
 
 
 def test_stopping_in_the_middle_changes_nothing(folder, undisturbed, tmp_path):

@@ -61,6 +61,8 @@ def load(tmp_path):
         ("78687 3", "78687.mp4", 3),
         ("v1.2/abc 3", "v1.2/abc.mp4", 3),
         ("a.gif 3", "a.gif", 3),
+        ("....mp4 3", "....mp4", 3),
+        (".mp4 3", ".mp4", 3),
         # VideoMAE V2: a whole video
         ("a.mp4 0 -1", "a.mp4", None),
         ("my video.mp4 0 -1", "my video.mp4", None),

@@ -43,6 +43,12 @@ def is_video(path: str) -> bool:
     return path.lower().endswith(EXTENSIONS)
 
 
+def has_extension(path: str) -> bool:
+    """Whether a name has an extension; to others `.mp4` is added."""
+    # Of `...mp4` Python says that it has none.
+    return is_video(path) or bool(os.path.splitext(path)[1])
+
+
 def header(line: str) -> tuple[str, ...] | None:
     """The names of the columns after the path; None for a line that is no header."""
     names = re.split(r"[ \t,]+", line.lower())
@@ -237,7 +243,7 @@ def write(
         raise LineError(f"{path!r} is not UTF-8: rename the file or folder") from None
     if "\n" in path or "\0" in path:
         raise LineError(f"{path!r} holds a line break or a NUL: rename it")
-    if not (os.path.splitext(path)[1] or is_folder or numbers):
+    if not (has_extension(path) or is_folder or numbers):
         raise LineError(f"{path!r} has no extension, and would be read with .mp4")
     path += "/" if is_folder else ""
     if not _PLAIN.fullmatch(path):

@@ -354,7 +354,7 @@ def _load_list(
             raise RecordError(f"{source}:{number}: {error}\n    {shown}") from None
         name = row.name
         path = name if is_url(name) else os.path.join(base, name)
-        if not row.is_folder and not os.path.splitext(path)[1]:
+        if not row.is_folder and not list_lines.has_extension(path):
             path += ".mp4"
         records.append(
             Record(

@@ -30,7 +30,7 @@ from videomae_jax.training.checkpointing import CheckpointError, Checkpoints
 from videomae_jax.training.finetune import Finetuning
 from videomae_jax.training.history import History, NonFiniteLossError
 from videomae_jax.training.input_report import InputReport
-from videomae_jax.training.preemption import Preemption
+from videomae_jax.training.preemption import AskedToStop, Preemption
 from videomae_jax.training.pretrain import Pretraining
 from videomae_jax.training.readers import choose_readers
 from videomae_jax.training.reporting import Reporter
@@ -94,9 +94,10 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> Train
         workdir: folder of checkpoints, metrics and pictures; made if needed.
 
     Returns:
-        The final state, or the state at the step where the run was asked to stop.
+        The final state.
 
     Raises:
+        AskedToStop: at a step that is saved, after SIGTERM on one of the hosts.
         ValueError: if fields of the config do not fit each other or the devices.
         RecordError: if the list of videos is missing or malformed.
         CheckpointError: if the work directory holds the run of another model.
@@ -248,10 +249,10 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> Train
                 save(step)
             if preemption.asked(step) and not last:
                 save(step)
-                log.info("asked to stop: saved step %d; run again to continue", step)
-                break
-    if step == total_steps:
-        task.finish(state, mesh, workdir)
+                raise AskedToStop(
+                    f"asked to stop: saved step {step}; run again to continue"
+                )
+    task.finish(state, mesh, workdir)
     return state
 
 

@@ -7,6 +7,14 @@ import jax
 
 from videomae_jax.training.checkpointing import Checkpoints
 
+# What a shell says of a program that SIGTERM has ended. Clusters take 0 for success and
+# would not start the job again.
+EXIT_CODE = 128 + signal.SIGTERM
+
+
+class AskedToStop(Exception):
+    """A run was asked to stop, has saved its last step, and can be continued."""
+
 
 class Preemption:
     """Whether this run has been asked to stop (SIGTERM, or the cluster's notice)."""

@@ -14,7 +14,7 @@ from videomae_jax.data import pipeline, records
 from videomae_jax.data.clips import CenterClips, PretrainingClips
 from videomae_jax.models import vit
 from videomae_jax.models.mae import VideoMAE, pixel_targets, reconstruction_loss
-from videomae_jax.training import initialization
+from videomae_jax.training import hosts, initialization
 
 log = logging.getLogger(__name__)
 
@@ -129,6 +129,10 @@ class Pretraining:
         clips, ids = pipeline.read_all(
             self._videos[1], self._picture_clips, self._pictures
         )
+        # Hosts that show different videos, or none, would wait for each other for ever.
+        everywhere = set.intersection(*map(set, hosts.gather(ids)))
+        kept = [i for i, video in enumerate(ids) if video in everywhere]
+        clips, ids = clips[kept], [ids[i] for i in kept]
         log.info("pictures show: %s", ", ".join(ids) or "nothing, none is readable")
         return clips
 
