@@ -141,18 +141,22 @@ def test_towers_choose_for_themselves(remat):
     video = jax.random.normal(key, (2, 4, 32, 32, 3))
     ids = jnp.broadcast_to(jnp.arange(32), (2, 32))
     arguments = video, ids[:, ::4], jnp.sort(jnp.delete(ids, ids[0, ::4], axis=1))
-    params = model.init(key, *arguments)
+    params = jax.jit(model.init)(key, *arguments)
 
     def loss(model, params):
         return jnp.mean(model.apply(params, *arguments) ** 2)
 
     jax.tree.map(
         functools.partial(np.testing.assert_allclose, atol=1e-6),
-        jax.grad(functools.partial(loss, model))(params),
-        jax.grad(functools.partial(loss, other))(params),
+        *(
+            jax.jit(jax.grad(functools.partial(loss, model)))(params)
+            for model in (model, other)
+        ),
     )
     maps = [
-        model.apply(params, *arguments[:2], method="attention_maps")
+        jax.jit(functools.partial(model.apply, method="attention_maps"))(
+            params, *arguments[:2]
+        )
         for model in (model, other)
     ]
     np.testing.assert_allclose(*maps, atol=1e-6)

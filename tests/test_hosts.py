@@ -183,6 +183,7 @@ def undisturbed(folder, tmp_path_factory):
     return workdir
 
 
+@pytest.mark.slow
 def test_a_process_is_killed_and_one_goes_on(folder, undisturbed, tmp_path):
     """On a mesh that takes the devices of the two processes in turns."""
     workdir = tmp_path / "run"

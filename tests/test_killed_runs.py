@@ -57,7 +57,12 @@ def running(recipe, workdir, *flags):
 def kill(recipe, workdir, lines):
     """Starts a run and kills it some time after so many lines of metrics."""
     with running(recipe, workdir) as (process, read_log):
-        wait_for_lines(workdir, lines, process, read_log)
+        file = workdir / "metrics.jsonl"
+        wait_until(
+            lambda: file.exists() and len(file.read_text().splitlines()) >= lines,
+            process,
+            read_log,
+        )
         time.sleep(0.1 * lines)  # at no particular place
         process.kill()
 
@@ -68,10 +73,9 @@ def finish(recipe, workdir):
         return read_log()
 
 
-def wait_for_lines(workdir, count, process, read_log):
-    file = workdir / "metrics.jsonl"
+def wait_until(condition, process, read_log):
     deadline = time.monotonic() + 300
-    while not file.exists() or len(file.read_text().splitlines()) < count:
+    while not condition():
         assert process.poll() is None and time.monotonic() < deadline, read_log()[
             -2000:
         ]
@@ -103,7 +107,8 @@ def test_a_pretraining_that_is_killed_again_and_again(folder, tmp_path):
     # SIGTERM loses no step, though nothing else would save any more.
     never = "--config.checkpoint.every=1000"
     with running(recipe, workdir, never) as (process, read_log):
-        wait_for_lines(workdir, 5, process, read_log)
+        # Metrics of the processes before are there already.
+        wait_until(lambda: "| loss" in read_log(), process, read_log)
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=120) == 143, read_log()
         log = read_log()
