@@ -22,9 +22,9 @@ from tests.videos import (
 )
 from videomae_jax.__main__ import main
 from videomae_jax.commands import check_data
-from videomae_jax.data import checking, records
-from videomae_jax.data.checking import Examination, Job, examine
+from videomae_jax.data import checking, examining, records
 from videomae_jax.data.decoding import Video
+from videomae_jax.data.examining import Examination, Job, examine
 from videomae_jax.data.frame_source import VideoError
 from videomae_jax.data.records import Record
 
@@ -408,7 +408,7 @@ def _examine_or_misbehave(job: Job) -> Examination | str:
 
 def test_workers_that_crash_hang_or_have_no_memory(monkeypatch, check, tmp_path):
     write_folder(tmp_path, 6)
-    monkeypatch.setattr(checking, "examine", _examine_or_misbehave)
+    monkeypatch.setattr(examining, "examine", _examine_or_misbehave)
     status, _, errors = check(
         *(tmp_path, f"--out={tmp_path}/out", "--timeout=3", "--workers=2"),
         *("--num-frames=2", "--stride=1"),

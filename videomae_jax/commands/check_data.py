@@ -47,8 +47,9 @@ from typing import Any
 import tqdm
 
 from videomae_jax.commands import common
-from videomae_jax.data import check_picture, checking, labels, records
-from videomae_jax.data.checking import Checked, Examination
+from videomae_jax.data import check_picture, checking, examining, labels, records
+from videomae_jax.data.checking import Checked
+from videomae_jax.data.examining import Examination
 from videomae_jax.data.isolated import Failure, isolated_map
 from videomae_jax.data.records import Record, RecordError
 
@@ -186,7 +187,7 @@ def _examine_all(
     places = [i for i, outcome in enumerate(outcomes) if outcome is None]
     all_jobs = checking.jobs(found, sizes, decode=not args.fast)
     finished = isolated_map(
-        checking.examine, [all_jobs[i] for i in places], args.workers, args.timeout
+        examining.examine, [all_jobs[i] for i in places], args.workers, args.timeout
     )
     with (
         bad_file.open("w") as file,

@@ -5,7 +5,8 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from videomae_jax.data.checking import Checked, Examination, LabelStatistics
+from videomae_jax.data.checking import Checked, LabelStatistics
+from videomae_jax.data.examining import Examination
 
 _BLUE, _RED = "#4c72b0", "#c44e52"
 
