@@ -133,8 +133,12 @@ def main():
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--slices", nargs="+", default=SLICES)
     parser.add_argument("--attentions", nargs="+", default=ATTENTIONS)
-    parser.add_argument("--clips", type=int, help="per device, not the recipe's")
+    parser.add_argument(
+        "--clips", type=int, help="per device, not the recipe's; in a --file of its own"
+    )
     args = parser.parse_args()
+    if args.clips and args.file == parser.get_default("file"):
+        parser.error("--clips wants a --file of its own: rows do not tell it apart")
     if args.file.exists() and not (args.resume or args.table):
         parser.error(f"{args.file} exists: give --resume, --table or another file")
     jax.config.update("jax_platforms", "cpu")

@@ -261,6 +261,8 @@ class Side:
             stdout=subprocess.PIPE,
             stderr=None if os.environ.get("VERBOSE") else subprocess.DEVNULL,
             text=True,
+            # The other side needs memory of the same GPU.
+            env=os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"},
         )
         self.facts = self._read()
         self.rows = []

@@ -110,7 +110,8 @@ def _training() -> ConfigDict:
     config.mesh.shard_optimizer = placeholder(bool)
 
     config.profile = ConfigDict()
-    # The first step to trace for XProf, into <workdir>/profile, such as 20; 0: none.
+    # The first step to trace for XProf, into <workdir>/profile, such as 20, counted
+    # from where the run starts or goes on; 0: none.
     config.profile.first = 0
     config.profile.steps = 3
 

@@ -13,9 +13,11 @@ import jax
 import numpy as np
 import pytest
 
+from configs import common
+from tests.official import CHECKPOINTS
 from tests.test_loop import metrics
 from tests.videos import write_folder
-from videomae_jax.training import hosts, sharding
+from videomae_jax.training import finetune, hosts, loop, preemption, sharding
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -79,8 +81,6 @@ def finetuning(folder):
         "--config.data.labels=",
         "--config.data.max_bad_fraction=0.5",
         "--config.data.rand_augment=",
-        "--config.init.source=",
-        "--config.model.position_size=32",
         "--config.model.head_init_scale=1.0",
         "--config.evaluation.every=8",
     ]
@@ -253,11 +253,16 @@ def test_the_first_process_is_gone(folder, undisturbed, tmp_path, send):
 def test_finetuning_and_its_test(folder, tmp_path):
     recipe = finetuning(folder)
     whole = tmp_path / "whole"
-    with Run(recipe, whole, 1) as run:
+    weights = [
+        f"init.source={CHECKPOINTS / 'hf_classifier'}",
+        *("model.width=48", "model.depth=2", "model.heads=3"),
+        *("model.patch_size=16", "model.tubelet_size=2", "model.position_size=64"),
+    ]
+    with Run(recipe, whole, 1, *weights) as run:
         run.finish()
     for count, fsdp in ((2, 1), (4, 4)):
         workdir = tmp_path / f"of{count}"
-        with Run(recipe, workdir, count, f"mesh.fsdp={fsdp}") as run:
+        with Run(recipe, workdir, count, f"mesh.fsdp={fsdp}", *weights) as run:
             run.finish()
         assert_same_run(workdir, whole)
         # Whoever meets the unreadable video, all know of it, and it is told once.
@@ -287,6 +292,33 @@ def test_processes_that_differ_are_named(monkeypatch):
     with pytest.raises(hosts.ClusterError, match=r"flags of process 2 \(host2\) diff"):
         hosts.check_alike(videos=["a", "b"], flags={"seed": 0})
     hosts.check_alike(videos=["a", "b"])
+
+
+def test_all_lists_are_compared(folder, monkeypatch):
+    compared = []
+    monkeypatch.setattr(hosts, "check_alike", lambda **things: compared.append(things))
+    config = common.debug(common.finetune())
+    for i, name in enumerate(("train", "validation", "test")):
+        path = folder / f"{name}.txt"
+        path.write_text(f"{i}.mp4 1\n")
+        config.data[name] = str(path)
+    config.data.labels = ""
+    loop.check_hosts(config, finetune.Finetuning(config))
+    for name in ("train", "validation", "test"):
+        (folder / f"{name}.txt").write_text("9.mp4 1\n")
+        loop.check_hosts(config, finetune.Finetuning(config))
+    different = {repr(things["videos"]) for things in compared}
+    assert len(different) == 4
+
+
+def test_sigterm_is_not_swallowed_where_nobody_asks(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    before = signal.signal(signal.SIGTERM, lambda *_: None)  # as JAX's own
+    try:
+        preemption.leave_sigterm()
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_rows_of_scattered_devices(monkeypatch):

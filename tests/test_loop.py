@@ -175,7 +175,10 @@ def test_a_bucket_is_no_work_directory(folder):
 # Of jaxlib, when the statistics of an event are read.
 @pytest.mark.filterwarnings("ignore:builtin type event_stats:DeprecationWarning")
 def test_steps_are_traced(folder, tmp_path):
-    config = tiny(folder, **{"profile.first": 7, "profile.steps": 5})
+    """Counted from where a run goes on, here after step 4."""
+    config = tiny(folder)
+    run_until(config, tmp_path, 4)
+    config.profile.update(first=3, steps=5)
     loop.train_and_evaluate(config, str(tmp_path))
     (trace,) = tmp_path.glob("profile/plugins/profile/*/*.xplane.pb")
     data = jax.profiler.ProfileData.from_file(str(trace))

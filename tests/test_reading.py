@@ -1,5 +1,6 @@
 """Parts of batches: in order, copied once, and nothing left behind, however it ends."""
 
+import multiprocessing
 import os
 import pathlib
 import signal
@@ -87,6 +88,18 @@ def test_no_more_than_one_batch_is_put_together_ahead():
                 time.sleep(0.001)
             time.sleep(0.02)  # in which it might go on
             assert taken[-1] == i + 1
+
+
+def test_workers_outlive_a_warning_to_all():
+    """The parent saves first; it needs more data until all hosts have agreed to."""
+    with reading.read_ahead(Numbers(), 1, range(70), 2, 1, 1) as batches:
+        assert next(batches)[1][0]["number"] == 0
+        workers = multiprocessing.active_children()
+        for worker in workers:
+            os.kill(worker.pid, signal.SIGTERM)
+        time.sleep(2)  # Grain would notice
+        assert [rows[0]["number"] for _, rows, _ in batches] == list(range(1, 70))
+    assert len(workers) == 2 and not any(worker.is_alive() for worker in workers)
 
 
 @pytest.mark.parametrize("workers", [0, 1])

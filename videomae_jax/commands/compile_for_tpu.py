@@ -42,8 +42,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--largest",
         action="store_true",
-        help="look for the most clips that a device takes at once, by compiling with "
-        "more and more (or fewer and fewer) of them: some minutes each",
+        help="look for the most clips (of 1, 2, 3, 4, 6, 8, 12 and so on) that a "
+        "device takes at once, by compiling with more and more (or fewer and fewer) of "
+        "them: some minutes each",
     )
 
 

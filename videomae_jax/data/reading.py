@@ -12,6 +12,7 @@ import contextlib
 import os
 import queue
 import resource
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -42,6 +43,8 @@ _FILES_PER_WORKER, _OTHER_FILES = 20, 512
 
 # How long to wait for a reader before it is ended by force; Grain's own patience.
 _PATIENCE_SECONDS = 25
+# For how long a reader goes on after SIGTERM, should nobody end it before.
+_REPRIEVE_SECONDS = 120
 
 
 @contextlib.contextmanager
@@ -209,7 +212,8 @@ def _allow_files(count: int) -> None:
 def _start_worker(worker: int, count: int) -> None:
     del worker, count
     # Ctrl-C and a cluster's warning are for the parent, which needs its data until it
-    # has saved.
+    # has saved. Some send the warning to every process.
     os.setpgrp()
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_REPRIEVE_SECONDS))
     exit_with_parent()
     reader_process.set_up()

@@ -75,6 +75,7 @@ class Finetuning:
         if config.evaluation.dump and self._results is multi_label:
             raise ValueError("config.evaluation.dump has no form for several labels")
         self._class_weights = None
+        self.training_videos = []
         held_out = ["test"]
         if class_names is None:
             held_out.append("validation")
@@ -125,6 +126,11 @@ class Finetuning:
         }
         self.check_every = config.evaluation.every if data.validation else 0
         self._evaluators = {}
+
+    @property
+    def lists(self) -> list[list[records.Record]]:
+        """The records of every list that is read."""
+        return [self.training_videos, *self._held_out.values()]
 
     def _load(self, source: str) -> list[records.Record]:
         return records.load(

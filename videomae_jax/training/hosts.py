@@ -195,8 +195,8 @@ def check_alike(**things: Any) -> None:
         if others:
             raise ClusterError(
                 f"{name} of process {', '.join(others)} differ from those of process 0 "
-                f"({found[0][0]}): start the same code with the same flags, lists and "
-                "packages on all hosts"
+                f"({found[0][0]}): start the same code with the same flags, lists, "
+                "packages and work directory on all hosts"
             )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import flax
 import jax
+import numpy as np
 
 from videomae_jax.interop import adapting, loading
 from videomae_jax.interop.pretrained import PretrainedError
@@ -203,9 +204,14 @@ def _from_others(source: str) -> _Saved:
         position_size[0] if position_size else loaded.preprocessing.image_size,
         {name: x.shape for name, x in arrays.items()},
         lambda wanted: {
-            name: jax.device_put(arrays[name], x.sharding) for name, x in wanted.items()
+            name: _place(arrays[name], x.sharding) for name, x in wanted.items()
         },
     )
+
+
+def _place(array: np.ndarray, sharding: jax.sharding.Sharding) -> jax.Array:
+    """What `device_put` does, but that sends the array of each host to all others."""
+    return jax.make_array_from_callback(array.shape, sharding, lambda at: array[at])
 
 
 def _check_model(saved: _Saved, config) -> None:

@@ -24,13 +24,12 @@ from videomae_jax.data import pipeline
 from videomae_jax.data.bad_videos import BadVideos, TooManyBadVideosError
 from videomae_jax.data.pipeline import NoReadableVideoError
 from videomae_jax.data.records import RecordError
-from videomae_jax.training import hosts, profiling, sharding
+from videomae_jax.training import hosts, preemption, profiling, sharding
 from videomae_jax.training import program as programs
 from videomae_jax.training.checkpointing import CheckpointError, Checkpoints
 from videomae_jax.training.finetune import Finetuning
 from videomae_jax.training.history import History, NonFiniteLossError
 from videomae_jax.training.input_report import InputReport
-from videomae_jax.training.preemption import AskedToStop, Preemption
 from videomae_jax.training.pretrain import Pretraining
 from videomae_jax.training.readers import choose_readers
 from videomae_jax.training.reporting import Reporter
@@ -114,6 +113,8 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> Train
     total_steps = config.steps or int(config.epochs * steps_per_epoch)
     first_process = jax.process_index() == 0
 
+    check_hosts(config, task)
+
     # State and step, on the devices.
     program = programs.build(
         config,
@@ -127,15 +128,11 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> Train
     # Resume if there is something to resume.
     workdir.mkdir(parents=True, exist_ok=True)
     hosts.check_shared(workdir)
-    hosts.check_alike(
-        flags=config.to_json(),
-        videos=[(video.id, video.label) for video in videos],
-        packages=(__version__, jax.__version__, flax.__version__),
-    )
     checkpoints = Checkpoints(
         str(workdir), config.checkpoint.keep_last, config.checkpoint.milestone_every
     )
     start = checkpoints.latest_step()
+    hosts.check_alike(checkpoints=start)
     history = History([], 0, config.max_nonfinite_steps)
     if start is None:
         start = 0
@@ -159,6 +156,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> Train
         log.info("%s is complete: %d of %d steps", workdir, start, total_steps)
         checkpoints.close()
         if not hosts.gather(task.is_finished(workdir, start))[0]:
+            preemption.leave_sigterm()
             task.finish(state, mesh, workdir)
         return state
 
@@ -177,8 +175,8 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> Train
             workdir, start, total_steps, clips_per_device, active=first_process
         )
         stack.callback(reporter.close)
-        preemption = Preemption(checkpoints)
-        stack.callback(preemption.close)
+        notice = preemption.Preemption(checkpoints)
+        stack.callback(notice.close)
 
         def note_bad_videos(step):
             everywhere = itertools.chain(*hosts.gather(met))
@@ -247,11 +245,12 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> Train
                 task.check(step, state, mesh, reporter)
             if last or step % config.checkpoint.every == 0:
                 save(step)
-            if preemption.asked(step) and not last:
+            if notice.asked(step) and not last:
                 save(step)
-                raise AskedToStop(
+                raise preemption.AskedToStop(
                     f"asked to stop: saved step {step}; run again to continue"
                 )
+    preemption.leave_sigterm()
     task.finish(state, mesh, workdir)
     return state
 
@@ -269,6 +268,7 @@ def evaluate(config: ml_collections.ConfigDict, workdir: str) -> TrainState:
     Raises:
         ValueError: if the config is not of fine-tuning, or does not fit the devices.
         CheckpointError: if there is no checkpoint, or it is of another model.
+        ClusterError: if the hosts of the run do not have the same.
         RecordError: if the list of test videos is missing or malformed.
     """
     if config.task != "finetune":
@@ -288,6 +288,10 @@ def evaluate(config: ml_collections.ConfigDict, workdir: str) -> TrainState:
     refuse_another_model(workdir, meta["config"], config)
     report_changes(meta["config"], config, _SEEN_BY_THE_MODEL)
     task = Finetuning(config, meta["class_names"])
+    check_hosts(config, task)
+    hosts.check_shared(pathlib.Path(workdir))
+    hosts.check_alike(checkpoints=step)
+    preemption.leave_sigterm()
     video = programs.first_video(config)
     shapes = jax.eval_shape(task.init, jax.random.key(0), video)
     state = TrainState(jnp.int32(0), shapes[0], (), shapes[1])
@@ -307,6 +311,19 @@ def evaluate(config: ml_collections.ConfigDict, workdir: str) -> TrainState:
     )
     task.finish(state, mesh, pathlib.Path(workdir))
     return state
+
+
+def check_hosts(config: ml_collections.ConfigDict, task) -> None:
+    """Makes sure that all hosts of the run were given the same.
+
+    Raises:
+        ClusterError: if they were not.
+    """
+    hosts.check_alike(
+        flags=config.to_json(),
+        videos=[[(x.id, x.label, x.frames) for x in videos] for videos in task.lists],
+        packages=(__version__, jax.__version__, flax.__version__),
+    )
 
 
 def refuse_another_model(workdir: str, saved: dict, config) -> None:

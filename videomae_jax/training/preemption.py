@@ -16,6 +16,16 @@ class AskedToStop(Exception):
     """A run was asked to stop, has saved its last step, and can be continued."""
 
 
+def leave_sigterm() -> None:
+    """From here on SIGTERM ends this process at once, as it does any other.
+
+    With several processes JAX has taken it, and nobody would ask whether it came.
+    """
+    several = jax.process_count() > 1
+    if several and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 class Preemption:
     """Whether this run has been asked to stop (SIGTERM, or the cluster's notice)."""
 

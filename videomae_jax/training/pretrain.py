@@ -89,6 +89,11 @@ class Pretraining:
         """
         return self._videos[0]
 
+    @property
+    def lists(self) -> list[list[records.Record]]:
+        """The records of every list that is read."""
+        return list(self._videos)
+
     def init(self, key: jax.Array, video: jax.Array) -> tuple[dict, dict]:
         """Initial parameters for clips like video [B, T, H, W, 3]; no statistics."""
         mask_key, key = jax.random.split(key)

@@ -14,12 +14,14 @@ def traced(steps: range, first: int, count: int, folder: pathlib.Path) -> Iterat
 
     Args:
         steps: all of the run.
-        first: the first step to trace; 0 traces none.
+        first: the first step to trace, counted from where the run starts or goes on; 0
+            traces none.
         count: how many to trace.
         folder: what the trace is written to, for each host; docs/performance.md says
             how to read it.
     """
     tracing = False
+    first += steps.start - 1 if first else 0
     try:
         for step in steps:
             if step == first and count > 0:
