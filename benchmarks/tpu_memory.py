@@ -83,20 +83,30 @@ def compiled(config, devices):
 
 
 def table(found):
-    """The rows in Markdown."""
+    """The rows in Markdown, by model and slice."""
     head = (
         *("model", "slice", "attention", "remat", "clips per device", "layout"),
-        *("HBM in GiB: arguments + temporaries of available", "fits"),
+        *("HBM in GiB: arguments + temporaries, peak of available", "fits"),
         "collectives a step and device",
     )
     lines = [head, ["---"] * len(head)]
-    for row in found:
+    for row in sorted(found, key=place):
         if "error" in row:
             told = row["error"].splitlines()[0]
             lines.append([*row["key"], "", "", "", "no", told])
         else:
             lines.append([*row["key"], *cells(row)])
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def place(row):
+    """What rows are sorted by; slices that were asked for besides come last."""
+    model, name, attention, remat = row["key"]
+    slices = [*SLICES, name]
+    return (
+        *(list(MODELS).index(model), slices.index(name), name),
+        *(ATTENTIONS.index(attention), remat == "blocks"),
+    )
 
 
 def cells(row):
@@ -108,8 +118,8 @@ def cells(row):
     fits = row["traffic"] is not None
     memory = f"needs {row['needed'] / 2**30:.1f} of {available:.1f}"
     if fits:
-        parts = (row[name] / 2**30 for name in ("arguments", "temporaries"))
-        memory = f"{' + '.join(f'{part:.2f}' for part in parts)} of {available:.1f}"
+        parts = (row[name] / 2**30 for name in ("arguments", "temporaries", "needed"))
+        memory = "{:.1f} + {:.1f}, {:.1f} of {:.1f}".format(*parts, available)
     moved = (
         f"{t['count']} {kind} {t['bytes'] / 2**20:.0f} MiB"
         for kind, t in (row["traffic"] or {}).items()
