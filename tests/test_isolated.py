@@ -143,11 +143,13 @@ def test_closing_ends_the_processes(tmp_path):
 
 
 _SCRIPT = """
-import pathlib, sys
+import pathlib, signal, sys
 from tests.test_isolated import _act
 from videomae_jax.data.isolated import isolated_map
 
 if __name__ == "__main__":
+    # A shell's background jobs, and what they start, ignore it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     list(isolated_map(_act, [pathlib.Path(sys.argv[1])] * 2, 2, 500))
 """
 
