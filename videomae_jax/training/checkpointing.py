@@ -5,6 +5,7 @@ there are such things `ema` (the averaged parameters) and `statistics` (of batch
 and `meta`, a JSON object.
 """
 
+import copy
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -64,6 +65,8 @@ class Checkpoints:
     def save(self, step: int, items: Mapping[str, Any], meta: dict) -> None:
         """Starts saving; returns once the arrays are copied off the devices.
 
+        What is given may change after that: the checkpoint does not.
+
         Args:
             step: steps done.
             items: trees of arrays, some of ITEMS by name.
@@ -72,9 +75,11 @@ class Checkpoints:
         if self.latest_step() == step:
             return
         args = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
+        # Orbax makes JSON of it in the background, when training has gone on.
+        args["meta"] = ocp.args.JsonSave(copy.deepcopy(meta))
         self._manager.save(
             step,
-            args=ocp.args.Composite(meta=ocp.args.JsonSave(meta), **args),
+            args=ocp.args.Composite(**args),
             force=True,
         )
 
