@@ -12,6 +12,7 @@ import pytest
 from configs import common
 from tests import official, test_loop
 from tests.videos import write_folder
+from videomae_jax import predictions
 from videomae_jax.data.records import RecordError
 from videomae_jax.interop.loading import load_pretrained
 from videomae_jax.models import positions
@@ -132,6 +133,25 @@ def test_killed_before_its_test_a_complete_run_makes_it_up(
     before = (workdir / name).stat().st_mtime_ns
     loop.train_and_evaluate(tiny(folder), str(workdir))
     assert (workdir / name).stat().st_mtime_ns == before
+
+
+def test_killed_in_its_end_a_run_has_its_dump(
+    folder, undisturbed, tmp_path, monkeypatch
+):
+    """The results say that the test is done; nobody would make the dump after them."""
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    workdir = shutil.copytree(undisturbed[0], tmp_path / "run")
+    shutil.rmtree(workdir / "test")
+    monkeypatch.setattr(predictions, "write", killed)
+    dump = tmp_path / "dump.pkl"
+    with pytest.raises(KeyboardInterrupt):
+        loop.train_and_evaluate(
+            tiny(folder, **{"evaluation.dump": str(dump)}), str(workdir)
+        )
+    assert dump.exists()
 
 
 def test_the_average_is_what_is_evaluated(folder, undisturbed, tmp_path):

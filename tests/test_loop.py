@@ -293,9 +293,10 @@ def test_list_of_good_and_bad_videos_trains_through(folder, tmp_path):
     assert "no such file" in reasons["missing.mp4"]
     assert "empty" in reasons["empty.mp4"]
     assert "audio" in reasons["audio.mp4"]
-    with pytest.raises(bad_videos.TooManyBadVideosError, match="max_bad_fraction"):
-        config.data.max_bad_fraction = 0.1
-        loop.train_and_evaluate(config, str(tmp_path / "strict"))
+    config.data.max_bad_fraction = 0.1
+    for _ in range(2):  # whoever starts it again is told again
+        with pytest.raises(bad_videos.TooManyBadVideosError, match="max_bad_fraction"):
+            loop.train_and_evaluate(config, str(tmp_path / "strict"))
 
 
 def test_bad_videos_are_noted_before_a_checkpoint(folder, tmp_path):

@@ -1,12 +1,10 @@
 """Batches: independent of hosts and workers, resumable, and honest about bad videos."""
 
-import json
-
 import numpy as np
 import pytest
 
 from tests.videos import moving_noise, write_folder, write_video
-from videomae_jax.data import augmentation, bad_videos, pipeline, records, sampling
+from videomae_jax.data import augmentation, pipeline, records, sampling
 from videomae_jax.data.clips import (
     FRAME_RULES,
     CenterClips,
@@ -141,7 +139,7 @@ def mixed(videos, tmp_path):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_bad_videos_are_replaced_and_named(mixed, workers):
     batches = read(mixed, range(9), num_workers=workers)
-    reasons = {record.id: why for batch in batches for record, why in batch.bad}
+    reasons = {record.id: why for batch in batches for _, record, why in batch.bad}
     assert reasons.keys() == {"missing.mp4", "empty.mp4", "text.mp4"}
     assert all(name in why for name, why in reasons.items())
     ids = {name for batch in batches for name in batch.ids}
@@ -246,34 +244,3 @@ def test_hosts_share_a_pass(mixed):
         for name in ("video", "index", "readable"):
             both = np.concatenate([getattr(part[step], name) for part in parts])
             np.testing.assert_array_equal(both, getattr(batch, name))
-
-
-def bad(name, reason):
-    return name, f"/videos/{name}", reason
-
-
-def test_account_of_bad_videos_survives_restarts(tmp_path):
-    path = tmp_path / "bad_videos.jsonl"
-    account = bad_videos.BadVideos(path, 10_000, 0.01)
-    account.add([bad("a", "a: why"), bad("a", "a: why")], 64)
-    account.add([bad("b", "b: why")], 128)
-    with path.open("a") as file:
-        file.write('{"id": "c", "pa')  # killed here
-    again = bad_videos.BadVideos(path, 10_000, 0.01)
-    again.add([bad("a", "a: why")], 192)
-    assert again.reasons == {"a": "a: why", "b": "b: why"}
-    rows = [json.loads(line) for line in path.read_text().splitlines()[:2]]
-    assert rows[0] == {"id": "a", "path": "/videos/a", "reason": "a: why"}
-
-
-@pytest.mark.parametrize(
-    "size, seen, allowed",
-    [(10, 10, 0), (1000, 64, 10), (10_000, 64, 10), (10**5, 5000, 50)],
-)
-def test_too_many_bad_videos_stop_the_run(tmp_path, size, seen, allowed):
-    account = bad_videos.BadVideos(tmp_path / "bad.jsonl", size, 0.01)
-    for i in range(allowed):
-        account.add([bad(f"{i}", f"{i}: broken")], seen)
-    with pytest.raises(bad_videos.TooManyBadVideosError, match="last: broken") as error:
-        account.add([bad("last", "last: broken")], seen)
-    assert "max_bad_fraction" in str(error.value) and "bad.jsonl" in str(error.value)

@@ -127,7 +127,7 @@ def test_changed_bytes_are_found_and_named(videos, tmp_path, serial):
     with pipeline.batches(found, reader, 8, seed=0, steps=range(1)) as stream:
         (batch,) = stream
     assert "2.mp4" not in batch.ids
-    assert {record.id for record, _ in batch.bad} == {"2.mp4"}
+    assert {record.id for _, record, _ in batch.bad} == {"2.mp4"}
     shard.write_bytes(content[:-1])
     with pytest.raises(RecordError, match="has not its"):
         records.load(f"tfds:{out}/train")

@@ -1,9 +1,10 @@
 """The account of videos that could not be read: never silent, never too many."""
 
-import json
 import logging
 import pathlib
 from collections.abc import Iterable
+
+from videomae_jax import step_rows
 
 log = logging.getLogger(__name__)
 
@@ -26,48 +27,50 @@ class BadVideos:
     def __init__(
         self,
         path: pathlib.Path,
+        start_step: int,
         num_records: int,
         max_fraction: float,
         active: bool = True,
     ):
-        """Continues the account in `path`, a JSONL file, if it is there.
+        """Continues the account of a run at a step, forgetting what came after it.
 
         Args:
-            path: the file, with one object `{"id", "path", "reason"}` a line.
+            path: the JSONL file: id, path and reason, and the step and the row of its
+                batch where the video was met first.
+            start_step: steps already done; the later ones meet their videos again.
             num_records: size of the data set.
             max_fraction: the share of bad videos from which on the run stops.
             active: whether to write and warn; of several processes, one does.
         """
         self._path, self._num_records = path, num_records
         self._max_fraction, self._active = max_fraction, active
-        self.reasons: dict[str, str] = {}
-        if path.exists():
-            for line in path.read_text().splitlines():
-                # A run killed while writing leaves half a line: it is found again.
-                if line.endswith("}"):
-                    row = json.loads(line)
-                    self.reasons[row["id"]] = row["reason"]
+        known = step_rows.read(path, start_step)
+        self.reasons = {row["id"]: row["reason"] for row in known}
+        if active:
+            step_rows.drop_after(path, start_step)
 
-    def add(self, bad: Iterable[tuple[str, str, str]], videos_seen: int) -> None:
+    def add(self, bad: Iterable[dict], videos_seen: int) -> None:
         """Takes note of bad videos; every process has to be told the same.
 
         Args:
-            bad: id, path and reason of each; those already known are ignored.
+            bad: what a line of the file holds; those already known are ignored.
             videos_seen: how many videos the run has drawn so far.
 
         Raises:
             TooManyBadVideosError: if the bad ones are more than the allowed share of
                 the videos seen.
         """
-        rows = [{"id": name, "path": path, "reason": why} for name, path, why in bad]
-        new = {row["id"]: row for row in rows if row["id"] not in self.reasons}
+        new = {}
+        # In the order in which a lone process meets them.
+        for row in sorted(bad, key=lambda row: (row["step"], row["row"])):
+            if row["id"] not in self.reasons:
+                new.setdefault(row["id"], row)
         if not new:
             return
         first = len(self.reasons) + 1
         self.reasons |= {name: row["reason"] for name, row in new.items()}
         if self._active:
-            with self._path.open("a") as file:
-                file.writelines(json.dumps(row) + "\n" for row in new.values())
+            step_rows.append(self._path, list(new.values()))
             for number, row in enumerate(new.values(), first):
                 log.warning(
                     "bad video %d, replaced by another: %s", number, row["reason"]
@@ -80,5 +83,6 @@ class BadVideos:
                 f"config.data.max_bad_fraction = {self._max_fraction:g} allows. "
                 f"All are in {self._path}; the last ones:\n"
                 + "\n".join(f"  {reason}" for reason in shown)
-                + "\nMend or remove them, or raise config.data.max_bad_fraction."
+                + "\nMend or remove them, and their lines there, or raise "
+                "config.data.max_bad_fraction."
             )

@@ -38,13 +38,14 @@ class Batch:
             "label" int32 [clips], if every record has one; [clips, K], filled up with
             -1, if records have up to K labels.
         ids: the records' ids, one for each clip.
-        bad: the records that could not be read and were replaced, with the reason.
+        bad: the records that could not be read and were replaced: which video of the
+            global batch they would have been, the record, and the reason.
         cpu_seconds: what reading it took of the readers' time on a core.
     """
 
     arrays: dict[str, np.ndarray]
     ids: list[str]
-    bad: list[tuple[Record, str]]
+    bad: list[tuple[int, Record, str]]
     cpu_seconds: float
 
 
@@ -92,7 +93,7 @@ def batches(
     with read_ahead(
         rows, len(rows_here), steps, num_workers, num_threads, rows_per_part
     ) as stream:
-        yield _with_records(stream, records)
+        yield _with_records(stream, records, rows_here)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -252,7 +253,9 @@ def _views(read: tuple[np.ndarray, list[dict], float]) -> Views:
 
 
 def _with_records(
-    stream: Iterator[tuple[np.ndarray, list[dict], float]], records: Sequence[Record]
+    stream: Iterator[tuple[np.ndarray, list[dict], float]],
+    records: Sequence[Record],
+    rows_here: Sequence[int],
 ) -> Iterator[Batch]:
     labels = _label_array(records)
     for video, rows, seconds in stream:
@@ -262,7 +265,11 @@ def _with_records(
             arrays["label"] = labels[index]
         yield Batch(
             ids=[records[i].id for i in index],
-            bad=[(records[i], reason) for row in rows for i, reason in row["bad"]],
+            bad=[
+                (int(place), records[i], reason)
+                for place, row in zip(rows_here, rows, strict=True)
+                for i, reason in row["bad"]
+            ],
             arrays=arrays,
             cpu_seconds=seconds,
         )

@@ -238,9 +238,12 @@ class Finetuning:
             return
         found = self._evaluate("test", state, mesh)
         if jax.process_index() == 0:
-            self._results.write(found, workdir / "test", int(state.step))
-            if self._config.evaluation.dump:
-                predictions.write_mmaction_dump(found, self._config.evaluation.dump)
+            try:
+                if self._config.evaluation.dump:
+                    predictions.write_mmaction_dump(found, self._config.evaluation.dump)
+            finally:
+                # Last: where these are, `is_finished`. Not lost with a dump that fails.
+                self._results.write(found, workdir / "test", int(state.step))
         metrics = self._results.metrics(found)
         evaluation = self._config.evaluation
         log.info(

@@ -162,9 +162,13 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> Train
 
     # What goes along with the steps, and is closed in any event.
     with contextlib.ExitStack() as stack:
+        notice = preemption.Preemption(checkpoints)
+        # Listens for as long as something is saved: who asks twice must not stop that.
+        stack.callback(notice.close)
         stack.callback(checkpoints.close)
         bad_videos = BadVideos(
             workdir / "bad_videos.jsonl",
+            start,
             len(videos),
             config.data.max_bad_fraction,
             active=first_process,
@@ -175,8 +179,6 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> Train
             workdir, start, total_steps, clips_per_device, active=first_process
         )
         stack.callback(reporter.close)
-        notice = preemption.Preemption(checkpoints)
-        stack.callback(notice.close)
 
         def note_bad_videos(step):
             everywhere = itertools.chain(*hosts.gather(met))
@@ -230,7 +232,11 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> Train
         for step in steps:
             with reporter.waiting_for_data():
                 batch = next(batches)
-            met += [[record.id, record.path, why] for record, why in batch.bad]
+            for row, record, why in batch.bad:
+                where = {"step": step, "row": row}
+                met.append(
+                    where | {"id": record.id, "path": record.path, "reason": why}
+                )
             inputs.add(batch)
             arrays = sharding.to_devices(batch.arrays, mesh)
             state, metrics = inputs.step(program.train_step, state, arrays, step_key)
@@ -245,7 +251,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> Train
                 task.check(step, state, mesh, reporter)
             if last or step % config.checkpoint.every == 0:
                 save(step)
-            if notice.asked(step) and not last:
+            if notice.asked(step):
                 save(step)
                 raise preemption.AskedToStop(
                     f"asked to stop: saved step {step}; run again to continue"

@@ -1,7 +1,6 @@
 """What a run says of itself: progress, metrics.jsonl, TensorBoard, pictures."""
 
 import contextlib
-import json
 import logging
 import pathlib
 import sys
@@ -12,7 +11,7 @@ import numpy as np
 import tensorboardX
 import tqdm
 
-from videomae_jax import pictures
+from videomae_jax import pictures, step_rows
 
 log = logging.getLogger(__name__)
 
@@ -62,9 +61,12 @@ class Reporter:
         if not active:
             return
         self._metrics = workdir / "metrics.jsonl"
-        _drop_rows_after(self._metrics, start_step)
+        step_rows.drop_after(self._metrics, start_step)
         self._tensorboard = tensorboardX.SummaryWriter(
-            str(workdir / "tensorboard"), purge_step=start_step + 1
+            str(workdir / "tensorboard"),
+            purge_step=start_step + 1,
+            # Two minutes by default, and so long a gap in the curves after a kill.
+            flush_secs=2,
         )
         self._bar = tqdm.tqdm(
             total=total_steps,
@@ -127,8 +129,7 @@ class Reporter:
             self._write({"step": step} | values)
 
     def _write(self, row: dict) -> None:
-        with self._metrics.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        step_rows.append(self._metrics, [row])
         for name, value in row.items():
             if name != "step":
                 self._tensorboard.add_scalar(name, value, row["step"])
@@ -150,18 +151,6 @@ class Reporter:
         if self._active:
             self._bar.close()
             self._tensorboard.close()
-
-
-def _drop_rows_after(path: pathlib.Path, step: int) -> None:
-    """Removes what a killed run wrote after the checkpoint that is now continued."""
-    if not path.exists():
-        return
-    # A line cut short by the kill has no closing brace.
-    lines = [line for line in path.read_text().splitlines() if line.endswith("}")]
-    kept = [line for line in lines if json.loads(line)["step"] <= step]
-    new = path.with_suffix(".tmp")
-    new.write_text("".join(line + "\n" for line in kept))
-    new.replace(path)
 
 
 def _clock(seconds: float) -> str:
