@@ -73,8 +73,9 @@ def pretraining(folder):
 
 def finetuning(folder):
     videos = folder / "labelled.txt"
-    lines = [f"{i}.mp4 {i % 3}\n" for i in range(11)]
-    videos.write_text("".join([*lines, "missing.mp4 0\n"]))
+    lines = [f"{i}.mp4 {i % 3}\n" for i in range(9)]
+    missing = [f"missing{i}.mp4 {i}\n" for i in range(3)]
+    videos.write_text("".join(lines + missing))
     return [
         "--config=configs/k400_vits_finetune.py:debug",
         *(f"--config.data.{x}={videos}" for x in ("train", "validation", "test")),
@@ -265,7 +266,7 @@ def test_finetuning_and_its_test(folder, tmp_path):
         with Run(recipe, workdir, count, f"mesh.fsdp={fsdp}", *weights) as run:
             run.finish()
         assert_same_run(workdir, whole)
-        # Whoever meets the unreadable video, all know of it, and it is told once.
+        # Whoever meets an unreadable video, all know of it, and it is told once.
         bad = [path / "bad_videos.jsonl" for path in (workdir, whole)]
         assert bad[0].read_text() == bad[1].read_text() != ""
         assert not run.logs[1].read_text().count("bad video")

@@ -318,21 +318,22 @@ def test_only_what_was_mended_or_lost_is_made_again(videos, tmp_path, serial):
 
 @pytest.mark.slow
 def test_killed_and_started_again_gives_the_same_bytes(tmp_path):
-    for i in range(12):
-        write_video(tmp_path / f"{i}.mp4", moving_noise(40, 96, 130, seed=i))
-    write_list(tmp_path / "list.txt", [(f"{i}.mp4", None) for i in range(12)])
+    # Enough that there is something left to do at each kill.
+    for i in range(24):
+        write_video(tmp_path / f"{i}.mp4", moving_noise(60, 96, 130, seed=i))
+    write_list(tmp_path / "list.txt", [(f"{i}.mp4", None) for i in range(24)])
     killed = (tmp_path / "list.txt", tmp_path / "killed/tiny", "--workers=2")
     folder = tmp_path / "killed/tiny/1.0.0"
     for notes in (1, 2):
         with start(*killed, "--split=train", "--shard-videos=2") as process:
-            while len(list(folder.glob("*-of-00006.json"))) < notes:
+            while len(list(folder.glob("*-of-00012.json"))) < notes:
                 assert process.poll() is None, process.stdout.read()
                 time.sleep(0.005)
             process.kill()
         assert not (folder / "dataset_info.json").exists()
         with pytest.raises(RecordError, match="no finished split"):
             records.load(f"tfds:{tmp_path}/killed/tiny/train")
-    kept = min(folder.glob("*-of-00006"))
+    kept = min(folder.glob("*-of-00012"))
     then = kept.stat().st_mtime_ns
     prepare(*killed)
     assert kept.stat().st_mtime_ns == then

@@ -118,10 +118,7 @@ def test_threads_end_with_the_block():
         with reading.read_ahead(Numbers(), 4, range(99), 0, 2, 4) as batches:
             next(batches)
             raise KeyboardInterrupt
-    deadline = time.monotonic() + 10
-    while threading.active_count() > before:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_until(lambda: threading.active_count() <= before)
 
 
 def test_open_files_are_allowed(monkeypatch):
@@ -158,7 +155,7 @@ if __name__ == "__main__":
                     break
                 if how == "fails":
                     raise RuntimeError("on purpose")
-                time.sleep(1)  # readers fill what they can
+                time.sleep(60)  # readers fill what they can
 """
 
 
@@ -197,17 +194,25 @@ def test_nothing_is_left_behind(tmp_path, how, send, status):
             children = children_of(process.pid)
             if send:
                 assert len(children) >= 3  # two workers, and what keeps count of memory
-                assert list(SHARED.glob(f"{prefix}*"))
+                wait_until(lambda: list(SHARED.glob(f"{prefix}*")))
                 process.send_signal(send)
             assert process.wait(timeout=60) == status
         finally:
             process.kill()
-        deadline = time.monotonic() + 30
-        while list(SHARED.glob(f"{prefix}*")) or any(map(is_alive, children)):
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        wait_until(
+            lambda: (
+                not (list(SHARED.glob(f"{prefix}*")) or any(map(is_alive, children)))
+            )
+        )
         if how == "ends":
             assert process.stderr.read() == ""
+
+
+def wait_until(condition):
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def is_alive(pid):
