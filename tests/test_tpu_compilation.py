@@ -233,6 +233,20 @@ def test_command_explains_what_is_wrong(capsys):
     assert "--config.data.num_classes=400" in error(tuning, "--topology=v5e-4")
 
 
+@needs_libtpu
+def test_command_tells_why_the_compiler_refused(monkeypatch):
+    def refuse(*_):
+        raise jax.errors.JaxRuntimeError("UNIMPLEMENTED: not today\nat some_file.cc:1")
+
+    monkeypatch.setattr(jax.stages.Lowered, "compile", refuse)
+    recipe = "--config=configs/k400_vitb_pretrain.py:debug"
+    with pytest.raises(SystemExit) as end:
+        main(["compile-for-tpu", recipe, "--topology=v5e-4"])
+    refusal, advice = end.value.code.splitlines()
+    assert refusal == "error: the compiler refused: UNIMPLEMENTED: not today"
+    assert "--config.mesh.fsdp" in advice
+
+
 def test_command_reads_configs_as_training_does():
     config = compile_for_tpu.read_config(
         "configs/k400_vitb_finetune.py:debug",

@@ -53,7 +53,8 @@ def run(args: argparse.Namespace) -> None:
 
     Raises:
         OSError: if there is no such config.
-        SystemExit: with what was wrong with slice or config.
+        SystemExit: with what was wrong with slice or config, or why the compiler
+            refused.
     """
     # Compiling must not take a real TPU or GPU from those who use it.
     jax.config.update("jax_platforms", "cpu")
