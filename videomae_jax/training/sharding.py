@@ -133,9 +133,9 @@ def make_mesh(fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mes
     """A mesh with axes ("data", "fsdp") over all devices of all processes.
 
     Of several TPU slices, or hosts with GPUs, each keeps a whole number of the `fsdp`
-    groups: only sums of gradients cross the slower network between them and, where the
-    optimizer's state is split over all devices (see Layout), the new parameters, once
-    a step.
+    groups: no layer is gathered over the slower network between them. Sums of gradients
+    cross it and, where the optimizer's state is split over all devices (see Layout),
+    the new parameters, once a step.
 
     Args:
         fsdp: ways to split batch, parameters and optimizer state; the other devices
