@@ -47,7 +47,7 @@ class Traffic:
         count: how many run.
         bytes: of the whole arrays, before they are scattered or after they are
             gathered, that each device takes part in summing or moving; between slices,
-            of what a device gives of its own.
+            of what a device gives of its own. One-to-one, only some may send.
     """
 
     count: int
