@@ -98,6 +98,46 @@ calls=%async_collective_fusion.1
 """
 )
 
+# Two slices sum an array in a loop, and gather another after it.
+SLICES = """\
+HloModule jit_step, is_scheduled=true
+
+%layer (state: (s32[], bf16[4,8])) -> (s32[], bf16[4,8]) {
+  %state = (s32[], bf16[4,8]{1,0:T(8,128)(2,1)}) parameter(0)
+  %i = s32[] get-tuple-element(%state), index=0
+  %x = bf16[4,8]{1,0:T(8,128)(2,1)} get-tuple-element(%state), index=1
+  %order = token[] after-all()
+  %send = (bf16[4,8]{1,0:T(8,128)(2,1)}, u32[]{:S(2)}, token[]) send(%x, %order), \
+channel_id=2, is_host_transfer=true, frontend_attributes={\
+_xla_megascale_target="{1,2}x{0:3}",_xla_megascale_transfer_type="ALL_REDUCE"}
+  %sent = token[] send-done(%send), channel_id=2, is_host_transfer=true
+  %recv = (bf16[4,8]{1,0:T(8,128)(2,1)}, u32[]{:S(2)}, token[]) recv(%order), \
+channel_id=1, is_host_transfer=true, frontend_attributes={\
+_xla_megascale_target="{1,2}x{0:3}",_xla_megascale_transfer_type="ALL_REDUCE"}
+  %received = (bf16[4,8]{1,0}, token[]) recv-done(%recv), channel_id=1
+  %summed = bf16[4,8]{1,0:T(8,128)(2,1)} get-tuple-element(%received), index=0
+  ROOT %next = (s32[], bf16[4,8]{1,0:T(8,128)(2,1)}) tuple(%i, %summed)
+}
+
+%more (state.1: (s32[], bf16[4,8])) -> pred[] {
+  %state.1 = (s32[], bf16[4,8]{1,0:T(8,128)(2,1)}) parameter(0)
+  %i.1 = s32[] get-tuple-element(%state.1), index=0
+  %length = s32[]{:T(128)} constant(3)
+  ROOT %less = pred[]{:T(512)} compare(%i.1, %length), direction=LT
+}
+
+ENTRY %main (start: (s32[], bf16[4,8]), y: f32[16]) -> token[] {
+  %start = (s32[], bf16[4,8]{1,0:T(8,128)(2,1)}) parameter(0)
+  %y = f32[16]{0:T(256)} parameter(1)
+  %loop = (s32[], bf16[4,8]{1,0}) while(%start), condition=%more, body=%layer
+  %first = token[] after-all()
+  %send.1 = (f32[16]{0:T(256)}, u32[]{:S(2)}, token[]) send(%y, %first), \
+channel_id=4, is_host_transfer=true, frontend_attributes={\
+_xla_megascale_target="{1,2}x{0:3}",_xla_megascale_transfer_type="ALL_GATHER"}
+  ROOT %sent.1 = token[] send-done(%send.1), channel_id=4, is_host_transfer=true
+}
+"""
+
 
 def test_a_loop_counts_its_iterations():
     assert collectives.read(LOOP) == {"all-reduce": Traffic(3, 3 * 32)}
@@ -127,6 +167,13 @@ def test_what_a_tpu_splits_over_fusions_counts_once():
     assert collectives.read(TPU) == {
         "reduce-scatter": Traffic(1, 256),
         "all-gather": Traffic(1, 256),
+    }
+
+
+def test_what_slices_send_each_other_is_told_apart():
+    assert collectives.read(SLICES) == {
+        "between slices: all-reduce": Traffic(3, 3 * 64),
+        "between slices: all-gather": Traffic(1, 64),
     }
 
 

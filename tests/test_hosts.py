@@ -47,10 +47,11 @@ def waiting_save(self, *args):
 
 history.History.add, checkpointing.Checkpoints.save = noted_add, waiting_save
 if os.environ.get("RUN_MESH"):
-    make_mesh = jax.make_mesh
-    def mixed(*args, devices, **kwargs):
-        return make_mesh(*args, devices=devices[::2] + devices[1::2], **kwargs)
-    jax.make_mesh = mixed
+    from jax.experimental import mesh_utils
+    in_order = mesh_utils.create_device_mesh
+    def mixed(shape, devices, **kwargs):
+        return in_order(shape, devices[::2] + devices[1::2], **kwargs)
+    mesh_utils.create_device_mesh = mixed
 runpy.run_path("main.py", run_name="__main__")
 """
 

@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from videomae_jax.training import sharding
+from tests.test_tpu_compilation import needs_libtpu
+from videomae_jax.commands.compile_for_tpu import read_config
+from videomae_jax.training import program, sharding, tpu_compilation, tpu_slices
 from videomae_jax.training.step import TrainState
 
 GIB = 2**30
@@ -94,6 +96,46 @@ def test_groups_stay_within_a_slice():
         for i in range(8)
     ]
     assert sharding.choose_layout(state_of(400.0), gpus).fsdp == 4
+
+
+@needs_libtpu
+@pytest.mark.parametrize("slices", [1, 2])
+@pytest.mark.parametrize(
+    "name", ["v5e-16", "v5e-64", "v5p-128", "v6e-16", "v6e-64", "tpu7x-16"]
+)
+def test_every_size_of_group_forms_within_slices(name, slices):
+    devices = tpu_slices.devices(name, slices)
+    count = len(devices) // slices
+    for fsdp in [n for n in range(1, count + 1) if count % n == 0]:
+        mesh = sharding.make_mesh(fsdp, devices)
+        assert mesh.devices.shape == (slices * count // fsdp, fsdp)
+        assert set(mesh.devices.flat) == set(devices)
+        if slices > 1:
+            assert all(
+                len({x.slice_index for x in group}) == 1 for group in mesh.devices
+            )
+
+
+@needs_libtpu
+@pytest.mark.parametrize(
+    ("variant", "name", "slices"), [("huge", "v5e-16", 2), ("giant", "v6e-16", 1)]
+)
+def test_what_is_chosen_for_large_models_forms(variant, name, slices):
+    config = read_config("configs/k400_vith_pretrain.py", [])
+    config.model.variant = variant
+    devices = tpu_slices.devices(name, slices)
+    task = tpu_compilation.make_task(config)
+    built = program.build(config, task, 1000, 100, devices)
+    assert built.layout.fsdp == 2
+    assert built.mesh.shape == {"data": 8 * slices, "fsdp": 2}
+
+
+@pytest.mark.parametrize("fsdp", [-1, 0, 3, 16])
+def test_groups_that_do_not_divide_are_refused_first(fsdp):
+    with pytest.raises(
+        ValueError, match=f"fsdp is {fsdp}, which does not divide the 8"
+    ):
+        sharding.choose_layout(state_of(1.0), chips(8), fsdp)
 
 
 def test_unknown_memory_is_asked_of_the_device(monkeypatch):

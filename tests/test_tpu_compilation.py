@@ -34,8 +34,8 @@ def tiny(**fields):
 
 
 @functools.cache
-def compiled(fields: str) -> dict:
-    """What the compiler makes of `tiny` on four chips, as JSON knows it.
+def compiled(fields: str, slices: int = 1) -> dict:
+    """What the compiler makes of `tiny` on slices of four chips, as JSON knows it.
 
     In a process of its own: the flags and the cache of tests are for the CPU.
     """
@@ -45,7 +45,10 @@ def compiled(fields: str) -> dict:
         if not name.startswith(("XLA_", "JAX_"))
     }
     ended = subprocess.run(
-        [sys.executable, "-W", "error", "-m", "tests.test_tpu_compilation", fields],
+        [
+            *(sys.executable, "-W", "error", "-m", "tests.test_tpu_compilation"),
+            *(fields, str(slices)),
+        ],
         env=environment | {"JAX_PLATFORMS": "cpu"},
         capture_output=True,
         text=True,
@@ -99,6 +102,21 @@ def test_zero_splits_the_moments_alone():
     split = found["arguments"] / compiled("{}")["arguments"]
     assert 1 / 3 + 2 / 3 / 4 < split < 0.6
     assert found["traffic"].keys() <= {"all-reduce", "all-gather", "reduce-scatter"}
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_what_slices_send_each_other_is_told():
+    found = compiled('{"mesh": {"shard_optimizer": true}}', slices=2)["traffic"]
+    between = {kind: t["bytes"] for kind, t in found.items() if "slices" in kind}
+    assert between.keys() == {
+        "between slices: all-reduce",
+        "between slices: all-gather",
+    }
+    # A chip of four sums a quarter of the bfloat16 gradients with its like, and gives
+    # the eighth of the float32 parameters that it has updated.
+    assert 1 <= between["between slices: all-reduce"] / (parameters() / 2) < 1.1
+    assert 0.95 < between["between slices: all-gather"] / (parameters() / 2) <= 1
 
 
 @needs_libtpu
@@ -215,6 +233,20 @@ def test_command_explains_what_is_wrong(capsys):
     assert "--config.data.num_classes=400" in error(tuning, "--topology=v5e-4")
 
 
+@needs_libtpu
+def test_command_tells_why_the_compiler_refused(monkeypatch):
+    def refuse(*_):
+        raise jax.errors.JaxRuntimeError("UNIMPLEMENTED: not today\nat some_file.cc:1")
+
+    monkeypatch.setattr(jax.stages.Lowered, "compile", refuse)
+    recipe = "--config=configs/k400_vitb_pretrain.py:debug"
+    with pytest.raises(SystemExit) as end:
+        main(["compile-for-tpu", recipe, "--topology=v5e-4"])
+    refusal, advice = end.value.code.splitlines()
+    assert refusal == "error: the compiler refused: UNIMPLEMENTED: not today"
+    assert "--config.mesh.fsdp" in advice
+
+
 def test_command_reads_configs_as_training_does():
     config = compile_for_tpu.read_config(
         "configs/k400_vitb_finetune.py:debug",
@@ -237,7 +269,7 @@ def parameters() -> int:
 
 if __name__ == "__main__":
     step = tpu_compilation.compile_step(
-        tiny(**json.loads(sys.argv[1])), tpu_slices.devices("v5e-4")
+        tiny(**json.loads(sys.argv[1])), tpu_slices.devices("v5e-4", int(sys.argv[2]))
     )
     traffic = step.traffic and {k: vars(t) for k, t in step.traffic.items()}
     print(json.dumps(vars(step) | {"layout": None, "traffic": traffic}))

@@ -53,7 +53,8 @@ def run(args: argparse.Namespace) -> None:
 
     Raises:
         OSError: if there is no such config.
-        SystemExit: with what was wrong with slice or config.
+        SystemExit: with what was wrong with slice or config, or why the compiler
+            refused.
     """
     # Compiling must not take a real TPU or GPU from those who use it.
     jax.config.update("jax_platforms", "cpu")
@@ -115,7 +116,8 @@ def report(compilation: tpu_compilation.Compilation) -> str:
         for kind, traffic in c.traffic.items():
             lines[kind] = f"{traffic.count} a step, {_size(traffic.bytes)} a device"
     lines["compiled in"] = f"{c.seconds:.0f} s"
-    return "\n".join(f"{name:18}  {value}" for name, value in lines.items())
+    width = max(18, *map(len, lines))
+    return "\n".join(f"{name:{width}}  {value}" for name, value in lines.items())
 
 
 def _print_largest(config, devices, first: tpu_compilation.Compilation) -> None:

@@ -6,6 +6,9 @@ one computation, the body of a `while`: what it moves counts once for each itera
 Not every collective-permute is a waste: in a ring of them XLA sums or gathers a matrix
 piece by piece while the product that makes or takes it goes on (the text then calls
 the loop `windowed_dot_general`).
+
+Between TPU slices, what each device has of an array after a collective within its slice
+is sent to the host, which does the rest: kinds such as "between slices: all-reduce".
 """
 
 import collections
@@ -31,6 +34,7 @@ _CALLED = re.compile(
     r"|branch_computations=\{([^}]*)\}"
 )
 _ARRAY = re.compile(r"\b(pred|[a-z]+(\d+)\w*)\[([\d,]*)\]")
+_BETWEEN_SLICES = re.compile(r"_xla_megascale_transfer_type=\"(\w+)\"")
 # Layouts hold brackets, and so do numbers of elements in comments.
 _NOISE = re.compile(r"\{[\d,]*:[^{}]*\}|/\*.*?\*/")
 
@@ -42,7 +46,8 @@ class Traffic:
     Attributes:
         count: how many run.
         bytes: of the whole arrays, before they are scattered or after they are
-            gathered, that each device takes part in summing or moving.
+            gathered, that each device takes part in summing or moving; between slices,
+            of what a device gives of its own. One-to-one, only some may send.
     """
 
     count: int
@@ -69,13 +74,14 @@ def read(hlo: str) -> dict[str, Traffic]:
     """
     computations, entry = _parse(hlo)
     found = _Reader(computations).inside(entry)
+    kinds = {name for name, _ in found}
     return {
         kind: Traffic(
             sum(times for (name, _), times in found.items() if name == kind),
             sum(size * times for (name, size), times in found.items() if name == kind),
         )
-        for kind in KINDS
-        if any(name == kind for name, _ in found)
+        for kind in (*KINDS, *sorted(kinds.difference(KINDS)))
+        if kind in kinds
     }
 
 
@@ -124,6 +130,10 @@ class _Reader:
                 if kind == "all-reduce" and name.startswith("all-reduce-scatter"):
                     kind = "reduce-scatter"  # How a TPU writes it: it keeps a slice.
                 found[kind, max(taken, made)] += 1
+            if x.op == "send" and (between := _BETWEEN_SLICES.search(x.rest)):
+                kind = between[1].lower().replace("_", "-")
+                taken = sum(sizes[operand] for operand in x.operands)
+                found[f"between slices: {kind}", taken] += 1
             if x.op.endswith(("-done", "-update")):
                 continue
             for called in _called(x):

@@ -74,10 +74,16 @@ def choose_layout(
         fsdp, shard_optimizer: as in Layout, where they are not to be chosen.
 
     Every process has to call it.
+
+    Raises:
+        ValueError: if `fsdp` does not divide the devices, those of each slice.
     """
     params = _bytes(state.params)
     rest = _bytes((state.opt_state, state.ema))
-    count, together = len(devices), len(_islands(devices)[0])
+    islands = _islands(devices)
+    if fsdp is not None:
+        _check_fsdp(fsdp, islands)
+    count, together = len(devices), len(islands[0])
 
     def taken(ways, shard):
         return 2 * params / ways + rest / (count if shard else ways)
@@ -127,7 +133,9 @@ def make_mesh(fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mes
     """A mesh with axes ("data", "fsdp") over all devices of all processes.
 
     Of several TPU slices, or hosts with GPUs, each keeps a whole number of the `fsdp`
-    groups: only sums of gradients cross the slower network between them.
+    groups: no layer is gathered over the slower network between them. Sums of gradients
+    cross it and, where the optimizer's state is split over all devices (see Layout),
+    the new parameters, once a step.
 
     Args:
         fsdp: ways to split batch, parameters and optimizer state; the other devices
@@ -135,10 +143,21 @@ def make_mesh(fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mes
         devices: the devices to use, all of them by default.
 
     Raises:
-        ValueError: if the devices do not divide so.
+        ValueError: if `fsdp` does not divide the devices, those of each slice.
     """
-    devices = jax.devices() if devices is None else devices
-    islands = _islands(devices)
+    islands = _islands(jax.devices() if devices is None else devices)
+    _check_fsdp(fsdp, islands)
+    shape = len(islands[0]) // fsdp, fsdp
+    # A group may be part of a row of the slice's grid of chips, which jax.make_mesh
+    # refuses for all but v5e.
+    grids = [
+        mesh_utils.create_device_mesh(shape, island, allow_split_physical_axes=True)
+        for island in islands
+    ]
+    return Mesh(np.concatenate(grids), AXES, axis_types=(AxisType.Auto,) * 2)
+
+
+def _check_fsdp(fsdp: int, islands: list[list[jax.Device]]) -> None:
     together = len(islands[0])
     if fsdp < 1 or together % fsdp:
         where = f" of each of {len(islands)} slices" if len(islands) > 1 else ""
@@ -146,14 +165,6 @@ def make_mesh(fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mes
             f"config.mesh.fsdp is {fsdp}, which does not divide the {together} "
             f"devices{where}"
         )
-    data = len(devices) // fsdp
-    types = (AxisType.Auto,) * 2
-    if len(islands) == 1:
-        return jax.make_mesh((data, fsdp), AXES, axis_types=types, devices=devices)
-    grid = mesh_utils.create_hybrid_device_mesh(
-        (together // fsdp, fsdp), (len(islands), 1), devices
-    )
-    return Mesh(grid, AXES, axis_types=types)
 
 
 def _islands(devices: Sequence[jax.Device]) -> list[list[jax.Device]]:
@@ -163,7 +174,7 @@ def _islands(devices: Sequence[jax.Device]) -> list[list[jax.Device]]:
         # JAX numbers hosts of GPUs like slices, whatever processes there are.
         accelerator = device.platform != "cpu"
         islands[getattr(device, "slice_index", 0) if accelerator else 0].append(device)
-    return list(islands.values())
+    return [islands[index] for index in sorted(islands)]
 
 
 def _bytes(tree) -> int:

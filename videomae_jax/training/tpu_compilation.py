@@ -22,6 +22,10 @@ from videomae_jax.training.pretrain import Pretraining
 BATCHES = tuple(n for k in range(10) for n in (2**k, 3 * 2 ** (k - 1)) if n == int(n))
 
 
+class CompilerError(ValueError):
+    """The compiler refused a program, for another reason than its memory."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Compilation:
     """What the compiler makes of a step, in bytes of a device's memory.
@@ -70,6 +74,7 @@ def compile_step(config: ml_collections.ConfigDict, devices) -> Compilation:
         devices: see `tpu_slices.devices`.
 
     Raises:
+        CompilerError: if the compiler refuses the step, though not for its memory.
         ValueError: if the config does not fit the devices.
         RecordError: if it does not tell the number of classes.
     """
@@ -95,7 +100,11 @@ def compile_step(config: ml_collections.ConfigDict, devices) -> Compilation:
         except jax.errors.JaxRuntimeError as error:
             needed = bytes_needed(str(error))
             if needed is None:
-                raise
+                raise CompilerError(
+                    f"the compiler refused: {str(error).splitlines()[0]}\nWith another "
+                    "layout (--config.mesh.shard_optimizer=True, "
+                    "--config.mesh.fsdp=2), slice or size of the model it may not"
+                ) from error
             seconds = time.monotonic() - start
             return Compilation(**common, seconds=seconds, needed=needed)
     memory = compiled.memory_analysis()
