@@ -175,3 +175,17 @@ def test_what_is_not_there_is_told():
     arrays = inputs(1, 1, 4, 4)[:3]
     with pytest.raises(ValueError, match="'flash'; one of: xla, by_head"):
         attention.attend(*arrays, "flash")
+
+
+@pytest.mark.parametrize("device", ["cpu", "gpu", "tpu"])
+def test_kernels_are_for_their_devices(device):
+    for kernel, kind in (("cudnn", "gpu"), ("splash", "tpu")):
+        if device == kind:
+            attention.check(kernel, device)
+            continue
+        message = f"config.x is '{kernel}', which is for a {kind.upper()}, not for a "
+        with pytest.raises(ValueError, match=message + device.upper()) as error:
+            attention.check(kernel, device, "config.x")
+        assert kernel not in str(error.value).partition("one of:")[2]
+    for everywhere in ("xla", "by_head", None):
+        attention.check(everywhere, device)

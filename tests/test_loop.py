@@ -154,6 +154,67 @@ def test_complete_run_is_left_alone(folder, undisturbed):
     assert (undisturbed[0] / "metrics.jsonl").read_bytes() == before
 
 
+def test_a_run_is_complete_when_nothing_is_left_to_do(
+    folder, tmp_path, monkeypatch, caplog
+):
+    """Scripts give the machines back then: not before the test of the last step."""
+
+    class Preempted(Exception):
+        pass
+
+    def finish(*_):
+        raise Preempted
+
+    caplog.set_level("INFO", "videomae_jax")
+    monkeypatch.setattr(pretrain.Pretraining, "is_finished", lambda *_: False)
+    with monkeypatch.context() as patch:
+        patch.setattr(pretrain.Pretraining, "finish", finish)
+        for _ in range(2):
+            with pytest.raises(Preempted):
+                loop.train_and_evaluate(tiny(folder, steps=2), str(tmp_path / "run"))
+        assert "is complete" not in caplog.text
+    for name in ("run", "another"):
+        loop.train_and_evaluate(tiny(folder, steps=2), str(tmp_path / name))
+        assert caplog.messages[-1] == f"{tmp_path / name} is complete: 2 of 2 steps"
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"mode": "test"}, "config.mode is 'test'; one of: train, eval"),
+        ({"mask.kind": "cube"}, "config.mask.kind is 'cube'"),
+        ({"batch_size": 12}, "config.batch_size .* do not divide over 8 devices"),
+        ({"max_clips_per_device": 0}, "config.max_clips_per_device must be at least 1"),
+        ({"mesh.fsdp": 3}, "config.mesh.fsdp is 3"),
+        ({"data.num_workers": -1}, "config.data.num_workers is -1"),
+        (
+            {"model.attention": "flash"},
+            "config.model.attention is 'flash'; one of: xla, by_head, or None",
+        ),
+        (
+            {"model.decoder_attention": "splash"},
+            "config.model.decoder_attention is 'splash', which is for a TPU",
+        ),
+    ],
+)
+def test_mistakes_of_the_config_are_explained(
+    changes, message, folder, tmp_path, monkeypatch
+):
+    monkeypatch.undo()  # all eight devices
+    with pytest.raises(loop.EXPLAINED_ERRORS, match=message):
+        loop.run(tiny(folder, **changes), str(tmp_path))
+
+
+def test_mistakes_of_the_code_keep_their_trace(folder, tmp_path, monkeypatch):
+    def add(*_):
+        raise ValueError("out of luck")
+
+    monkeypatch.setattr(loop.History, "add", add)
+    with pytest.raises(ValueError, match="out of luck") as error:
+        loop.run(tiny(folder), str(tmp_path))
+    assert not isinstance(error.value, loop.EXPLAINED_ERRORS)
+
+
 def test_another_models_checkpoint_is_refused(folder, undisturbed):
     config = tiny(folder, **{"model.width": 48, "steps": 10})
     with pytest.raises(checkpointing.CheckpointError, match="another model"):

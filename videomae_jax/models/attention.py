@@ -23,6 +23,8 @@ _FEW_TOKENS = 512
 # longer at once than in two or four parts, on a CPU.
 _QUERIES = 1024
 _FOR_MANY_TOKENS = {"cpu": "by_head", "tpu": "splash"}
+# Kernels, which are written for a platform.
+_ONLY_FOR = {"cudnn": "gpu", "splash": "tpu"}
 
 
 def attend(
@@ -51,13 +53,28 @@ def attend(
     return IMPLEMENTATIONS[implementation](query, key, value)
 
 
-def check(implementation: str | None) -> None:
-    """Raises ValueError if there is no such implementation."""
-    if implementation is not None and implementation not in IMPLEMENTATIONS:
-        raise ValueError(
-            f"attention is {implementation!r}; one of: {', '.join(IMPLEMENTATIONS)}, "
-            "or None, which chooses"
-        )
+def check(
+    implementation: str | None, device: str | None = None, name: str = "attention"
+) -> None:
+    """Makes sure that there is such an implementation.
+
+    Args:
+        implementation: a key of IMPLEMENTATIONS, or None.
+        device: "cpu", "gpu" or "tpu", on which it has to run; None for any.
+        name: what the implementation is called where it was given.
+
+    Raises:
+        ValueError: if there is none, or not for this device; the message lists them.
+    """
+    there = [x for x in IMPLEMENTATIONS if device in (None, _ONLY_FOR.get(x, device))]
+    if implementation is None or implementation in there:
+        return
+    kind = _ONLY_FOR.get(implementation)
+    why = f", which is for a {kind.upper()}, not for a {device.upper()}" if kind else ""
+    raise ValueError(
+        f"{name} is {implementation!r}{why}; one of: {', '.join(there)}, or None, "
+        "which chooses"
+    )
 
 
 def weights(query: jax.Array, key: jax.Array) -> jax.Array:

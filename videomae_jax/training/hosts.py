@@ -6,6 +6,7 @@ an indexed Kubernetes job, or wherever three variables say so:
     JAX_COORDINATOR_ADDRESS=10.0.0.1:1234 JAX_NUM_PROCESSES=2 JAX_PROCESS_ID=0
 """
 
+import collections
 import hashlib
 import importlib.util
 import json
@@ -28,6 +29,9 @@ log = logging.getLogger(__name__)
 _EXPLICIT = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 # What a program has that Slurm's srun, and not only salloc or sbatch, has started.
 _SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID")
+# JAX finds the others, and its choice of devices is right. Not {}, which is for a host
+# that may be alone.
+_LEFT_TO_JAX = {"local_device_ids": None}
 
 
 class ClusterError(RuntimeError):
@@ -40,9 +44,11 @@ def initialize() -> None:
     To be called before anything asks for devices.
 
     Raises:
-        ClusterError: if the environment names a cluster that cannot be joined. Where
-            others do not come in time, JAX ends the process; see failures.py.
+        ClusterError: if the environment names a cluster that cannot be joined, or the
+            processes have different numbers of devices. Where others do not come in
+            time, JAX ends the process; see failures.py.
     """
+    arguments = None
     try:
         arguments = detect(os.environ)
         if arguments is None:
@@ -53,10 +59,10 @@ def initialize() -> None:
             heartbeat_timeout_seconds=failures.HEARTBEAT_SECONDS,
             **arguments,
         )
-    except (ValueError, RuntimeError, OSError) as error:
-        if "coordinator_address should be defined" in str(error):
+    except Exception as error:  # of any kind: JAX asks through packages of others
+        if arguments == {} and "coordinator_address should be defined" in str(error):
             failures.leave_aborts()
-            return  # JAX has looked, and this machine is alone.
+            return  # JAX has asked Google, and this machine is alone.
         raise ClusterError(
             f"cannot join the other processes of this run: {error}\nSet all of "
             f"{', '.join(_EXPLICIT)} to say who they are, or unset the variables of "
@@ -71,10 +77,14 @@ def initialize() -> None:
         socket.gethostname(),
         failures.coordinator(),
     )
+    check_devices()
 
 
 def detect(environment: Mapping[str, str]) -> dict[str, Any] | None:
     """What `jax.distributed.initialize` has to be told; None for a lone process.
+
+    {} is for a TPU host, which is alone if JAX finds no others. Everywhere else there
+    are others, or the environment would not say so.
 
     JAX detects clusters itself, but takes for one also what is a single process: a
     notebook in a Slurm allocation or a Kubernetes pod, one TPU host of Colab or Kaggle.
@@ -85,7 +95,8 @@ def detect(environment: Mapping[str, str]) -> dict[str, Any] | None:
         environment: variables of the process, after `import jax`.
 
     Raises:
-        ValueError: if they contradict each other.
+        ValueError: if they contradict each other, or JAX lacks a package to find the
+            others that they tell of.
     """
     env = environment
     given = [name for name in _EXPLICIT if name in env]
@@ -101,25 +112,49 @@ def detect(environment: Mapping[str, str]) -> dict[str, Any] | None:
             "process_id": int(index),
             "cluster_detection_method": "deactivate",
         }
+    # Open MPI first, as in JAX: its processes may run within tasks of Slurm's.
+    if "OMPI_COMM_WORLD_SIZE" in env:
+        return _open_mpi(env)
     if all(name in env for name in _SLURM):
         return _slurm(env)
-    if "OMPI_COMM_WORLD_SIZE" in env:
-        return {} if int(env["OMPI_COMM_WORLD_SIZE"]) > 1 else None
     wanted = env.get("JAX_PLATFORMS") or "tpu"
     if "tpu" in wanted and importlib.util.find_spec("libtpu"):
         hosts = env.get("TPU_PROCESS_ADDRESSES") or env.get("TPU_WORKER_HOSTNAMES")
         if hosts or "TPU_PROCESS_ADDRESSES_PATH" in env:
             # Google Kubernetes Engine; Colab and Kaggle name their one host alike.
             slices = int(env.get("MEGASCALE_NUM_SLICES") or 1)
-            return None if hosts and "," not in hosts and slices == 1 else {}
+            alone = hosts and "," not in hosts and slices == 1
+            return None if alone else _LEFT_TO_JAX
         if "KUBERNETES_SERVICE_HOST" not in env and "TPU_SKIP_MDS_QUERY" not in env:
             return {}  # `import jax` sets the latter where there are no TPU chips
     if "KUBERNETES_SERVICE_HOST" in env and "JOB_COMPLETION_INDEX" in env:
-        return {}
+        if not importlib.util.find_spec("kubernetes"):
+            raise ValueError(
+                "JOB_COMPLETION_INDEX tells of an indexed Kubernetes job, whose pods "
+                "JAX finds with `pip install kubernetes` and a service account that "
+                "may list pods and get jobs"
+            )
+        return _LEFT_TO_JAX
     if given:
         missing = [name for name in _EXPLICIT if name not in env]
         raise ValueError(f"{given[0]} is set, but not {', '.join(missing)}")
     return None
+
+
+def _open_mpi(env: Mapping[str, str]) -> dict[str, Any] | None:
+    if int(env["OMPI_COMM_WORLD_SIZE"]) == 1:
+        return None
+    here = int(env["OMPI_COMM_WORLD_LOCAL_SIZE"])
+    found = {"local_device_ids": _share(env, here, "OMPI_COMM_WORLD_LOCAL_RANK")}
+    if "OMPI_MCA_orte_hnp_uri" in env:
+        return found
+    # From Open MPI 5 on no variable names a host that all could meet at.
+    if not importlib.util.find_spec("mpi4py"):
+        raise ValueError(
+            "OMPI_COMM_WORLD_SIZE tells of several processes, which with Open MPI 5 "
+            "and newer JAX finds with `pip install mpi4py`"
+        )
+    return found | {"cluster_detection_method": "mpi4py"}
 
 
 def _slurm(env: Mapping[str, str]) -> dict[str, Any] | None:
@@ -127,23 +162,61 @@ def _slurm(env: Mapping[str, str]) -> dict[str, Any] | None:
     tasks = int(env.get("SLURM_STEP_NUM_TASKS") or env["SLURM_NTASKS"])
     if tasks == 1:
         return None
-    gpus = env.get("CUDA_VISIBLE_DEVICES")
     nodes = int(env.get("SLURM_STEP_NUM_NODES") or 0)
-    if not gpus or not nodes or tasks % nodes:
-        return {}
-    # JAX would take one GPU for each task, the one whose number is the task's: a task
-    # on each node would leave the others idle, and with --gpus-per-task=1 that number
-    # does not exist.
-    visible, here = len(gpus.split(",")), tasks // nodes
-    if visible == 1 or "SLURM_GPUS_PER_TASK" in env:
-        return {"local_device_ids": list(range(visible))}
+    if not nodes or tasks % nodes:
+        return _LEFT_TO_JAX
+    return {"local_device_ids": _share(env, tasks // nodes, "SLURM_LOCALID")}
+
+
+def _share(env: Mapping[str, str], here: int, place: str) -> list[int] | None:
+    """Which of the GPUs that it sees a process takes; [] is all, None as JAX chooses.
+
+    JAX would take one, the one whose number is the process's place on its node. That
+    leaves the others idle if there are more of them, and where each process sees its
+    own GPU only, this number does not exist.
+
+    Args:
+        env: variables of the process.
+        here: processes on its node.
+        place: the variable that numbers these.
+    """
+    if "JAX_LOCAL_DEVICE_IDS" in env:
+        return None
+    gpus = env.get("CUDA_VISIBLE_DEVICES")
+    visible = len(gpus.split(",")) if gpus else 0
+    if here == 1 or visible == 1 or "SLURM_GPUS_PER_TASK" in env:
+        return []
+    if not visible:
+        return None
     if visible % here:
         raise ValueError(
-            f"{here} tasks on a node cannot share its {visible} GPUs equally; give "
-            "srun --gpus-per-task, or other --ntasks-per-node"
+            f"{here} processes on a node cannot share its {visible} GPUs equally; "
+            "start one a node or one a GPU (srun --ntasks-per-node, mpirun --map-by "
+            "ppr:N:node), or give each its own (srun --gpus-per-task)"
         )
-    share, first = visible // here, int(env["SLURM_LOCALID"])
-    return {"local_device_ids": list(range(first * share, (first + 1) * share))}
+    share, first = visible // here, int(env[place])
+    return list(range(first * share, (first + 1) * share))
+
+
+def check_devices() -> None:
+    """Makes sure that all processes have the same number of devices.
+
+    What they tell each other is laid out over the devices, as many of each process.
+
+    Raises:
+        ClusterError: if they have not; the message says which, and how many.
+    """
+    counts = collections.Counter(device.process_index for device in jax.devices())
+    numbers = [counts[i] for i in range(jax.process_count())]
+    most = max(numbers)
+    fewer = [f"process {i} has {n}" for i, n in enumerate(numbers) if n < most]
+    if fewer:
+        raise ClusterError(
+            f"the processes have different numbers of devices: {', '.join(fewer)}, all "
+            f"others {most}. A host has lost an accelerator, or does not see all of "
+            "them: compare CUDA_VISIBLE_DEVICES and nvidia-smi, or the TPU slice's "
+            "chips, on the hosts; each log begins with its process and host"
+        )
 
 
 def gather(value: Any) -> list:

@@ -10,7 +10,7 @@ import itertools
 import json
 import logging
 import pathlib
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import flax
@@ -56,9 +56,15 @@ _ONLY_IN_TRAINING = (
     "model.head_init_scale",
 )
 
+
+class ConfigError(ValueError):
+    """Fields of the config fit neither each other nor the devices, or do not exist."""
+
+
 # What stops a run for a reason that its user can mend, and is told in the message.
 EXPLAINED_ERRORS = (
     CheckpointError,
+    ConfigError,
     hosts.ClusterError,
     NonFiniteLossError,
     NoReadableVideoError,
@@ -66,17 +72,20 @@ EXPLAINED_ERRORS = (
     TooManyBadVideosError,
 )
 
+# The last line of a run, which scripts wait for (docs/tpu_pods.md).
+_COMPLETE = "%s is complete: %d of %d steps"
+
 
 def run(config: ml_collections.ConfigDict, workdir: str) -> TrainState:
     """Does what `config.mode` says.
 
     Raises:
-        ValueError: for an unknown mode, and what the modes raise.
+        ConfigError: for an unknown mode, and what the modes raise.
         CheckpointError: if the work directory is a URL, and what the modes raise.
     """
     modes = {"train": train_and_evaluate, "eval": evaluate}
     if config.mode not in modes:
-        raise ValueError(f"config.mode is {config.mode!r}; one of: {', '.join(modes)}")
+        raise ConfigError(f"config.mode is {config.mode!r}; one of: {', '.join(modes)}")
     if "://" in workdir:
         raise CheckpointError(
             f"--workdir={workdir} is no folder: metrics are appended to files there, "
@@ -97,7 +106,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> Train
 
     Raises:
         AskedToStop: at a step that is saved, after SIGTERM on one of the hosts.
-        ValueError: if fields of the config do not fit each other or the devices.
+        ConfigError: if fields of the config do not fit each other or the devices.
         RecordError: if the list of videos is missing or malformed.
         CheckpointError: if the work directory holds the run of another model.
         ClusterError: if the hosts of the run do not have the same.
@@ -106,8 +115,9 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> Train
     """
     workdir = pathlib.Path(workdir)
     # Videos first: the commonest mistake should take a second to be told.
-    task = TASKS[config.task](config)
-    videos = task.training_videos
+    with checking_the_config():
+        task = TASKS[config.task](config)
+        videos = task.training_videos
     num_clips = config.batch_size * config.data.num_samples
     steps_per_epoch = max(len(videos) // config.batch_size, 1)
     total_steps = config.steps or int(config.epochs * steps_per_epoch)
@@ -116,12 +126,9 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> Train
     check_hosts(config, task)
 
     # State and step, on the devices.
-    program = programs.build(
-        config,
-        task,
-        total_steps,
-        int(config.optimizer.warmup_epochs * steps_per_epoch),
-    )
+    warmup_steps = int(config.optimizer.warmup_epochs * steps_per_epoch)
+    with checking_the_config():
+        program = programs.build(config, task, total_steps, warmup_steps)
     mesh = program.mesh
     init_key, step_key = jax.random.split(jax.random.key(config.seed))
 
@@ -153,11 +160,11 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> Train
         (workdir / "config.json").write_text(config.to_json(indent=2) + "\n")
         print_overview(state.params, program, total_steps, num_clips, videos)
     if start >= total_steps:
-        log.info("%s is complete: %d of %d steps", workdir, start, total_steps)
         checkpoints.close()
         if not hosts.gather(task.is_finished(workdir, start))[0]:
             preemption.leave_sigterm()
             task.finish(state, mesh, workdir)
+        log.info(_COMPLETE, workdir, start, total_steps)
         return state
 
     # What goes along with the steps, and is closed in any event.
@@ -197,14 +204,18 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> Train
             }
             checkpoints.save(step, state.items(), meta | task.meta)
 
-        readers = choose_readers(
-            config.data,
-            config.data.num_samples,
-            config.batch_size,
-            total_steps - start,
-            len(videos),
-            mesh,
-        )
+        with checking_the_config():
+            readers = choose_readers(
+                config.data,
+                config.data.num_samples,
+                config.batch_size,
+                total_steps - start,
+                len(videos),
+                mesh,
+            )
+            rows_here = sharding.rows_here(
+                mesh, config.batch_size, config.data.num_samples
+            )
         on_cores = mesh.devices.flat[0].platform == "cpu"
         inputs = InputReport(config.data, readers, videos, on_cores)
         batches = stack.enter_context(
@@ -215,9 +226,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> Train
                 config.seed,
                 range(start, total_steps),
                 **readers.arguments,
-                rows_here=sharding.rows_here(
-                    mesh, config.batch_size, config.data.num_samples
-                ),
+                rows_here=rows_here,
             )
         )
         stack.enter_context(jax.set_mesh(mesh))
@@ -258,6 +267,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> Train
                 )
     preemption.leave_sigterm()
     task.finish(state, mesh, workdir)
+    log.info(_COMPLETE, workdir, total_steps, total_steps)
     return state
 
 
@@ -272,13 +282,13 @@ def evaluate(config: ml_collections.ConfigDict, workdir: str) -> TrainState:
         The state that was tested, without the optimizer's.
 
     Raises:
-        ValueError: if the config is not of fine-tuning, or does not fit the devices.
+        ConfigError: if the config is not of fine-tuning, or does not fit the devices.
         CheckpointError: if there is no checkpoint, or it is of another model.
         ClusterError: if the hosts of the run do not have the same.
         RecordError: if the list of test videos is missing or malformed.
     """
     if config.task != "finetune":
-        raise ValueError("config.mode=eval is for fine-tuned classifiers")
+        raise ConfigError("config.mode=eval is for fine-tuned classifiers")
     checkpoints = Checkpoints(workdir, 1, 0, read_only=True)
     step = checkpoints.latest_step()
     if step is None:
@@ -293,7 +303,9 @@ def evaluate(config: ml_collections.ConfigDict, workdir: str) -> TrainState:
         raise RecordError("config.mode=eval wants the videos to test: config.data.test")
     refuse_another_model(workdir, meta["config"], config)
     report_changes(meta["config"], config, _SEEN_BY_THE_MODEL)
-    task = Finetuning(config, meta["class_names"])
+    with checking_the_config():
+        programs.check_attention(config.model, jax.devices())
+        task = Finetuning(config, meta["class_names"])
     check_hosts(config, task)
     hosts.check_shared(pathlib.Path(workdir))
     hosts.check_alike(checkpoints=step)
@@ -302,7 +314,8 @@ def evaluate(config: ml_collections.ConfigDict, workdir: str) -> TrainState:
     shapes = jax.eval_shape(task.init, jax.random.key(0), video)
     state = TrainState(jnp.int32(0), shapes[0], (), shapes[1])
     layout = sharding.choose_layout(state, jax.devices(), config.mesh.fsdp)
-    mesh = sharding.make_mesh(layout.fsdp)
+    with checking_the_config():
+        mesh = sharding.make_mesh(layout.fsdp)
     params, statistics = sharding.with_shardings(
         shapes, sharding.state_shardings(shapes, mesh)
     )
@@ -317,6 +330,23 @@ def evaluate(config: ml_collections.ConfigDict, workdir: str) -> TrainState:
     )
     task.finish(state, mesh, pathlib.Path(workdir))
     return state
+
+
+@contextlib.contextmanager
+def checking_the_config() -> Iterator[None]:
+    """Makes a ValueError inside, which tells what is wrong with a field, one to show.
+
+    Not for what computes: a ValueError there is a mistake of ours, and wants its trace.
+
+    Raises:
+        ConfigError: if there is a ValueError inside that is none of EXPLAINED_ERRORS.
+    """
+    try:
+        yield
+    except EXPLAINED_ERRORS:
+        raise
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def check_hosts(config: ml_collections.ConfigDict, task) -> None:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import ml_collections
 from jax.sharding import Mesh
 
+from videomae_jax.models import attention
 from videomae_jax.training import optimizer, sharding
 from videomae_jax.training.step import TrainState, make_train_step
 
@@ -60,6 +61,7 @@ def build(
         ValueError: if the config does not fit the devices.
     """
     devices = jax.devices() if devices is None else devices
+    check_attention(config.model, devices)
     tx = optimizer.adamw(
         config.optimizer.b1,
         config.optimizer.b2,
@@ -114,6 +116,18 @@ def build(
             donate_argnums=0,
         ),
     )
+
+
+def check_attention(
+    model: ml_collections.ConfigDict, devices: Sequence[jax.Device]
+) -> None:
+    """Makes sure that the attention of a config's `model` exists on these devices.
+
+    Raises:
+        ValueError: if it does not; the message names the field.
+    """
+    for name in ("attention", "decoder_attention"):
+        attention.check(model.get(name), devices[0].platform, f"config.model.{name}")
 
 
 def first_video(config: ml_collections.ConfigDict) -> jax.Array:
