@@ -313,9 +313,9 @@ def evaluate(config: ml_collections.ConfigDict, workdir: str) -> TrainState:
     video = programs.first_video(config)
     shapes = jax.eval_shape(task.init, jax.random.key(0), video)
     state = TrainState(jnp.int32(0), shapes[0], (), shapes[1])
-    layout = sharding.choose_layout(state, jax.devices(), config.mesh.fsdp)
     with checking_the_config():
-        mesh = sharding.make_mesh(layout.fsdp)
+        layout = sharding.choose_layout(state, jax.devices(), config.mesh.fsdp)
+    mesh = sharding.make_mesh(layout.fsdp)
     params, statistics = sharding.with_shardings(
         shapes, sharding.state_shardings(shapes, mesh)
     )
