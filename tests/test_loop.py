@@ -182,6 +182,8 @@ def test_a_run_is_complete_when_nothing_is_left_to_do(
     "changes, message",
     [
         ({"mode": "test"}, "config.mode is 'test'; one of: train, eval"),
+        ({"task": "distill"}, "config.task is 'distill'; one of: pretrain, finetune"),
+        ({"batch_size": 0}, "config.batch_size is 0, not 1 or more"),
         ({"mask.kind": "cube"}, "config.mask.kind is 'cube'"),
         ({"batch_size": 12}, "config.batch_size .* do not divide over 8 devices"),
         ({"max_clips_per_device": 0}, "config.max_clips_per_device must be at least 1"),

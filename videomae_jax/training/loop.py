@@ -10,8 +10,6 @@ import itertools
 import json
 import logging
 import pathlib
-from collections.abc import Collection, Iterator
-from typing import Any
 
 import flax
 import jax
@@ -24,9 +22,16 @@ from videomae_jax.data import pipeline
 from videomae_jax.data.bad_videos import BadVideos, TooManyBadVideosError
 from videomae_jax.data.pipeline import NoReadableVideoError
 from videomae_jax.data.records import RecordError
-from videomae_jax.training import hosts, preemption, profiling, sharding
+from videomae_jax.training import (
+    config_checks,
+    hosts,
+    preemption,
+    profiling,
+    sharding,
+)
 from videomae_jax.training import program as programs
 from videomae_jax.training.checkpointing import CheckpointError, Checkpoints
+from videomae_jax.training.config_checks import ConfigError
 from videomae_jax.training.finetune import Finetuning
 from videomae_jax.training.history import History, NonFiniteLossError
 from videomae_jax.training.input_report import InputReport
@@ -38,28 +43,6 @@ from videomae_jax.training.step import TrainState
 log = logging.getLogger(__name__)
 
 TASKS = {"pretrain": Pretraining, "finetune": Finetuning}
-
-# Fields that may differ between training and a test, with a warning; and fields of the
-# model that change nothing in a test.
-_SEEN_BY_THE_MODEL = (
-    "data.num_frames",
-    "data.stride",
-    "data.frames",
-    "data.image_size",
-)
-_ONLY_IN_TRAINING = (
-    "model.dtype",
-    "model.remat",
-    "model.attention",
-    "model.drop_path",
-    "model.dropout",
-    "model.head_init_scale",
-)
-
-
-class ConfigError(ValueError):
-    """Fields of the config fit neither each other nor the devices, or do not exist."""
-
 
 # What stops a run for a reason that its user can mend, and is told in the message.
 EXPLAINED_ERRORS = (
@@ -115,7 +98,13 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> Train
     """
     workdir = pathlib.Path(workdir)
     # Videos first: the commonest mistake should take a second to be told.
-    with checking_the_config():
+    with config_checks.checking():
+        if config.task not in TASKS:
+            raise ValueError(
+                f"config.task is {config.task!r}; one of: {', '.join(TASKS)}"
+            )
+        if config.batch_size < 1:
+            raise ValueError(f"config.batch_size is {config.batch_size}, not 1 or more")
         task = TASKS[config.task](config)
         videos = task.training_videos
     num_clips = config.batch_size * config.data.num_samples
@@ -127,7 +116,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> Train
 
     # State and step, on the devices.
     warmup_steps = int(config.optimizer.warmup_epochs * steps_per_epoch)
-    with checking_the_config():
+    with config_checks.checking():
         program = programs.build(config, task, total_steps, warmup_steps)
     mesh = program.mesh
     init_key, step_key = jax.random.split(jax.random.key(config.seed))
@@ -149,7 +138,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> Train
             state = program.start(params, state.statistics)
     else:
         meta = checkpoints.meta(start)
-        report_changes(meta["config"], config)
+        config_checks.report_changes(meta["config"], config)
         history = History(meta["rows"], meta["nonfinite"], config.max_nonfinite_steps)
         state = program.state.replace(
             step=jax.device_put(jnp.int32(start), program.state.step.sharding),
@@ -204,7 +193,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> Train
             }
             checkpoints.save(step, state.items(), meta | task.meta)
 
-        with checking_the_config():
+        with config_checks.checking():
             readers = choose_readers(
                 config.data,
                 config.data.num_samples,
@@ -301,9 +290,11 @@ def evaluate(config: ml_collections.ConfigDict, workdir: str) -> TrainState:
         raise CheckpointError(f"{workdir} is not the run of a classifier")
     if not config.data.test:
         raise RecordError("config.mode=eval wants the videos to test: config.data.test")
-    refuse_another_model(workdir, meta["config"], config)
-    report_changes(meta["config"], config, _SEEN_BY_THE_MODEL)
-    with checking_the_config():
+    config_checks.refuse_another_model(workdir, meta["config"], config)
+    config_checks.report_changes(
+        meta["config"], config, config_checks.SEEN_BY_THE_MODEL
+    )
+    with config_checks.checking():
         programs.check_attention(config.model, jax.devices())
         task = Finetuning(config, meta["class_names"])
     check_hosts(config, task)
@@ -313,7 +304,7 @@ def evaluate(config: ml_collections.ConfigDict, workdir: str) -> TrainState:
     video = programs.first_video(config)
     shapes = jax.eval_shape(task.init, jax.random.key(0), video)
     state = TrainState(jnp.int32(0), shapes[0], (), shapes[1])
-    with checking_the_config():
+    with config_checks.checking():
         layout = sharding.choose_layout(state, jax.devices(), config.mesh.fsdp)
     mesh = sharding.make_mesh(layout.fsdp)
     params, statistics = sharding.with_shardings(
@@ -332,23 +323,6 @@ def evaluate(config: ml_collections.ConfigDict, workdir: str) -> TrainState:
     return state
 
 
-@contextlib.contextmanager
-def checking_the_config() -> Iterator[None]:
-    """Makes a ValueError inside, which tells what is wrong with a field, one to show.
-
-    Not for what computes: a ValueError there is a mistake of ours, and wants its trace.
-
-    Raises:
-        ConfigError: if there is a ValueError inside that is none of EXPLAINED_ERRORS.
-    """
-    try:
-        yield
-    except EXPLAINED_ERRORS:
-        raise
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-
-
 def check_hosts(config: ml_collections.ConfigDict, task) -> None:
     """Makes sure that all hosts of the run were given the same.
 
@@ -360,49 +334,6 @@ def check_hosts(config: ml_collections.ConfigDict, task) -> None:
         videos=[[(x.id, x.label, x.frames) for x in videos] for videos in task.lists],
         packages=(__version__, jax.__version__, flax.__version__),
     )
-
-
-def refuse_another_model(workdir: str, saved: dict, config) -> None:
-    """Raises CheckpointError if the config would use a checkpoint in another way.
-
-    The shapes of parameters do not show the number of heads, the position table or
-    what probabilities are made of.
-    """
-    lines = [
-        f"  config.{name} is {after!r}, the checkpoint's is {before!r}"
-        for name, before, after in changes(saved, config)
-        if name == "loss.kind" or name.startswith("model.")
-        if name not in _ONLY_IN_TRAINING
-    ]
-    if lines:
-        raise CheckpointError(
-            f"{workdir} was trained with another model:\n"
-            + "\n".join(lines)
-            + "\nGive the config and the flags that it was trained with."
-        )
-
-
-def report_changes(saved: dict, config, only: Collection[str] = ()) -> None:
-    """Warns of fields, all or `only` some, that differ from those of a saved run."""
-    for name, before, after in changes(saved, config):
-        if not only or name in only:
-            log.warning(
-                "config.%s was %r when this run was saved, and is %r now",
-                name,
-                before,
-                after,
-            )
-
-
-def changes(saved: dict, config) -> list[tuple[str, Any, Any]]:
-    """Name, value before and value now of the fields that differ."""
-    now = json.loads(config.to_json())
-    flat = [flax.traverse_util.flatten_dict(x, sep=".") for x in (saved, now)]
-    return [
-        (name, flat[0].get(name), flat[1].get(name))
-        for name in sorted(flat[0].keys() | flat[1].keys())
-        if flat[0].get(name) != flat[1].get(name)
-    ]
 
 
 def print_overview(params, program, total_steps, num_clips, videos) -> None:
