@@ -60,7 +60,8 @@ CHOSEN, ALL = {"local_device_ids": None}, {"local_device_ids": []}
         (OPEN_MPI | ONE_A_NODE, ALL),
         (OPEN_MPI | ONE_A_NODE | {"CUDA_VISIBLE_DEVICES": "0,1,2"}, ALL),
         (
-            OPEN_MPI | {"CUDA_VISIBLE_DEVICES": "0,1,2,3"},
+            # The variable is sbatch's: mpirun gives no process GPUs of its own.
+            OPEN_MPI | {"CUDA_VISIBLE_DEVICES": "0,1,2,3", "SLURM_GPUS_PER_TASK": "2"},
             {"local_device_ids": [2, 3]},
         ),
         (OPEN_MPI_5 | ONE_A_NODE, ALL | {"cluster_detection_method": "mpi4py"}),

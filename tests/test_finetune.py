@@ -135,23 +135,24 @@ def test_killed_before_its_test_a_complete_run_makes_it_up(
     assert (workdir / name).stat().st_mtime_ns == before
 
 
-def test_killed_in_its_end_a_run_has_its_dump(
+def test_killed_before_its_dump_a_complete_run_makes_it_up(
     folder, undisturbed, tmp_path, monkeypatch
 ):
-    """The results say that the test is done; nobody would make the dump after them."""
-
     def killed(*_):
         raise KeyboardInterrupt
 
     workdir = shutil.copytree(undisturbed[0], tmp_path / "run")
-    shutil.rmtree(workdir / "test")
-    monkeypatch.setattr(predictions, "write", killed)
     dump = tmp_path / "dump.pkl"
-    with pytest.raises(KeyboardInterrupt):
-        loop.train_and_evaluate(
-            tiny(folder, **{"evaluation.dump": str(dump)}), str(workdir)
-        )
-    assert dump.exists()
+    dump.write_bytes(b"of an earlier test")
+    shutil.rmtree(workdir / "test")
+    config = tiny(folder, **{"evaluation.dump": str(dump)})
+    with monkeypatch.context() as patch:
+        patch.setattr(predictions, "write_mmaction_dump", killed)
+        with pytest.raises(KeyboardInterrupt):
+            loop.train_and_evaluate(config, str(workdir))
+    assert (workdir / "test" / "metrics.json").exists()  # is not lost
+    loop.train_and_evaluate(config, str(workdir))
+    assert dump.stat().st_size > 100
 
 
 def test_the_average_is_what_is_evaluated(folder, undisturbed, tmp_path):

@@ -96,6 +96,8 @@ def test_groups_stay_within_a_slice():
         for i in range(8)
     ]
     assert sharding.choose_layout(state_of(400.0), gpus).fsdp == 4
+    with pytest.raises(ValueError, match="have 4, 3 devices: start as many processes"):
+        sharding.make_mesh(1, gpus[:7])
 
 
 @needs_libtpu

@@ -39,9 +39,7 @@ def ask_at(step, monkeypatch):
     monkeypatch.setattr(history.History, "add", add_and_ask)
 
 
-def test_asked_twice_a_run_saves_nevertheless(
-    folder, undisturbed, tmp_path, monkeypatch, unheard
-):
+def ask_while_saving(monkeypatch):
     close = checkpointing.Checkpoints.close
 
     def ask_and_close(self):
@@ -49,9 +47,15 @@ def test_asked_twice_a_run_saves_nevertheless(
         os.kill(os.getpid(), signal.SIGTERM)
         close(self)
 
+    monkeypatch.setattr(checkpointing.Checkpoints, "close", ask_and_close)
+
+
+def test_asked_twice_a_run_saves_nevertheless(
+    folder, undisturbed, tmp_path, monkeypatch, unheard
+):
     with monkeypatch.context() as patch:
         ask_at(3, patch)
-        patch.setattr(checkpointing.Checkpoints, "close", ask_and_close)
+        ask_while_saving(patch)
         with pytest.raises(AskedToStop, match="saved step 3; run again"):
             loop.train_and_evaluate(tiny(folder), str(tmp_path))
     assert not unheard
@@ -63,14 +67,18 @@ def test_asked_twice_a_run_saves_nevertheless(
     assert unheard  # as before the run
 
 
+@pytest.mark.parametrize("when", ["in it", "while it is saved"])
 def test_asked_in_its_last_step_a_run_begins_no_test(
-    folder, tmp_path, monkeypatch, unheard
+    folder, tmp_path, monkeypatch, unheard, when
 ):
     finished = []
     monkeypatch.setattr(
         loop.Pretraining, "finish", lambda self, *args: finished.append(args)
     )
-    ask_at(8, monkeypatch)
+    if when == "in it":
+        ask_at(8, monkeypatch)
+    else:
+        ask_while_saving(monkeypatch)
     with pytest.raises(AskedToStop, match="saved step 8"):
         loop.train_and_evaluate(tiny(folder), str(tmp_path))
     assert (tmp_path / "checkpoints" / "8").exists()

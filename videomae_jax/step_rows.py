@@ -14,7 +14,7 @@ def read(path: pathlib.Path, last_step: int) -> list[dict]:
             rows.append(json.loads(line))
         except json.JSONDecodeError:
             continue  # cut short when the run was killed
-    # Version 0.1 noted no steps of bad videos.
+    # Bad videos had no steps at first.
     return [row for row in rows if row.get("step", 0) <= last_step]
 
 

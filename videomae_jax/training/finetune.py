@@ -20,7 +20,13 @@ from videomae_jax.data.randaugment import RandAugment
 from videomae_jax.evaluation import Evaluator
 from videomae_jax.models import vit
 from videomae_jax.models.classifier import HEAD_NORMS, POOLINGS, VideoClassifier
-from videomae_jax.training import initialization, losses, mixing, optimizer
+from videomae_jax.training import (
+    config_checks,
+    initialization,
+    losses,
+    mixing,
+    optimizer,
+)
 from videomae_jax.training.readers import choose_readers
 
 log = logging.getLogger(__name__)
@@ -74,6 +80,8 @@ class Finetuning:
         self._results = multi_label if config.loss.kind == "sigmoid" else predictions
         if config.evaluation.dump and self._results is multi_label:
             raise ValueError("config.evaluation.dump has no form for several labels")
+        dump = config.evaluation.dump
+        self._dump = pathlib.Path(dump) if dump else None
         self._class_weights = None
         self.training_videos = []
         held_out = ["test"]
@@ -238,12 +246,12 @@ class Finetuning:
             return
         found = self._evaluate("test", state, mesh)
         if jax.process_index() == 0:
-            try:
-                if self._config.evaluation.dump:
-                    predictions.write_mmaction_dump(found, self._config.evaluation.dump)
-            finally:
-                # Last: where these are, `is_finished`. Not lost with a dump that fails.
-                self._results.write(found, workdir / "test", int(state.step))
+            if self._dump:
+                # One of an earlier test would look like this one's.
+                self._dump.unlink(missing_ok=True)
+            self._results.write(found, workdir / "test", int(state.step))
+            if self._dump:
+                predictions.write_mmaction_dump(found, self._dump)
         metrics = self._results.metrics(found)
         evaluation = self._config.evaluation
         log.info(
@@ -257,21 +265,24 @@ class Finetuning:
     def is_finished(self, workdir: pathlib.Path, step: int) -> bool:
         """Whether the test of this step has been done."""
         path = workdir / "test" / "metrics.json"
-        return path.exists() and json.loads(path.read_text())["step"] == step
+        if not path.exists() or json.loads(path.read_text())["step"] != step:
+            return False
+        return self._dump is None or self._dump.exists()
 
     def _evaluate(self, split: str, state, mesh):
         if split not in self._evaluators:
             videos, read_clips = self._held_out[split], self._read_clips[split]
             per_device = self._config.evaluation.videos_per_device
             batch_size = per_device * mesh.size
-            readers = choose_readers(
-                self._config.data,
-                read_clips.views,
-                batch_size,
-                -(-len(videos) // batch_size),
-                len(videos),
-                mesh,
-            )
+            with config_checks.checking():
+                readers = choose_readers(
+                    self._config.data,
+                    read_clips.views,
+                    batch_size,
+                    -(-len(videos) // batch_size),
+                    len(videos),
+                    mesh,
+                )
             self._evaluators[split] = Evaluator(
                 self.model,
                 self._probabilities,

@@ -165,7 +165,11 @@ def _slurm(env: Mapping[str, str]) -> dict[str, Any] | None:
     nodes = int(env.get("SLURM_STEP_NUM_NODES") or 0)
     if not nodes or tasks % nodes:
         return _LEFT_TO_JAX
-    return {"local_device_ids": _share(env, tasks // nodes, "SLURM_LOCALID")}
+    own = (
+        "SLURM_GPUS_PER_TASK" in env
+    )  # sbatch passes it on to mpirun, which gives none
+    here = 1 if own else tasks // nodes
+    return {"local_device_ids": _share(env, here, "SLURM_LOCALID")}
 
 
 def _share(env: Mapping[str, str], here: int, place: str) -> list[int] | None:
@@ -177,14 +181,14 @@ def _share(env: Mapping[str, str], here: int, place: str) -> list[int] | None:
 
     Args:
         env: variables of the process.
-        here: processes on its node.
+        here: processes on its node that see the same.
         place: the variable that numbers these.
     """
     if "JAX_LOCAL_DEVICE_IDS" in env:
         return None
     gpus = env.get("CUDA_VISIBLE_DEVICES")
     visible = len(gpus.split(",")) if gpus else 0
-    if here == 1 or visible == 1 or "SLURM_GPUS_PER_TASK" in env:
+    if here == 1 or visible == 1:
         return []
     if not visible:
         return None

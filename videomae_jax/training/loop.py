@@ -251,9 +251,9 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> Train
                 save(step)
             if notice.asked(step):
                 save(step)
-                raise preemption.AskedToStop(
-                    f"asked to stop: saved step {step}; run again to continue"
-                )
+                raise preemption.AskedToStop(step)
+    if notice.asked(total_steps + 1):  # while the last step was saved
+        raise preemption.AskedToStop(total_steps)
     preemption.leave_sigterm()
     task.finish(state, mesh, workdir)
     log.info(_COMPLETE, workdir, total_steps, total_steps)

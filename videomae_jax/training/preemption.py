@@ -15,6 +15,10 @@ EXIT_CODE = 128 + signal.SIGTERM
 class AskedToStop(Exception):
     """A run was asked to stop, has saved its last step, and can be continued."""
 
+    def __init__(self, step: int):
+        """Says after how many steps."""
+        super().__init__(f"asked to stop: saved step {step}; run again to continue")
+
 
 def leave_sigterm() -> None:
     """From here on SIGTERM ends this process at once, as it does any other.

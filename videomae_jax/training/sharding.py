@@ -76,7 +76,8 @@ def choose_layout(
     Every process has to call it.
 
     Raises:
-        ValueError: if `fsdp` does not divide the devices, those of each slice.
+        ValueError: if `fsdp` does not divide the devices, those of each slice, or not
+            all slices have as many.
     """
     params = _bytes(state.params)
     rest = _bytes((state.opt_state, state.ema))
@@ -143,7 +144,8 @@ def make_mesh(fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mes
         devices: the devices to use, all of them by default.
 
     Raises:
-        ValueError: if `fsdp` does not divide the devices, those of each slice.
+        ValueError: if `fsdp` does not divide the devices, those of each slice, or not
+            all slices have as many.
     """
     islands = _islands(jax.devices() if devices is None else devices)
     _check_fsdp(fsdp, islands)
@@ -158,7 +160,13 @@ def make_mesh(fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mes
 
 
 def _check_fsdp(fsdp: int, islands: list[list[jax.Device]]) -> None:
-    together = len(islands[0])
+    sizes = [len(island) for island in islands]
+    if len(set(sizes)) > 1:
+        raise ValueError(
+            f"the hosts (of TPUs, slices) of the run have {', '.join(map(str, sizes))} "
+            "devices: start as many processes on each"
+        )
+    together = sizes[0]
     if fsdp < 1 or together % fsdp:
         where = f" of each of {len(islands)} slices" if len(islands) > 1 else ""
         raise ValueError(
