@@ -20,13 +20,7 @@ from videomae_jax.data.randaugment import RandAugment
 from videomae_jax.evaluation import Evaluator
 from videomae_jax.models import vit
 from videomae_jax.models.classifier import HEAD_NORMS, POOLINGS, VideoClassifier
-from videomae_jax.training import (
-    config_checks,
-    initialization,
-    losses,
-    mixing,
-    optimizer,
-)
+from videomae_jax.training import initialization, losses, mixing, optimizer
 from videomae_jax.training.readers import choose_readers
 
 log = logging.getLogger(__name__)
@@ -274,15 +268,14 @@ class Finetuning:
             videos, read_clips = self._held_out[split], self._read_clips[split]
             per_device = self._config.evaluation.videos_per_device
             batch_size = per_device * mesh.size
-            with config_checks.checking():
-                readers = choose_readers(
-                    self._config.data,
-                    read_clips.views,
-                    batch_size,
-                    -(-len(videos) // batch_size),
-                    len(videos),
-                    mesh,
-                )
+            readers = choose_readers(
+                self._config.data,
+                read_clips.views,
+                batch_size,
+                -(-len(videos) // batch_size),
+                len(videos),
+                mesh,
+            )
             self._evaluators[split] = Evaluator(
                 self.model,
                 self._probabilities,

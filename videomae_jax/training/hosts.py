@@ -165,10 +165,8 @@ def _slurm(env: Mapping[str, str]) -> dict[str, Any] | None:
     nodes = int(env.get("SLURM_STEP_NUM_NODES") or 0)
     if not nodes or tasks % nodes:
         return _LEFT_TO_JAX
-    own = (
-        "SLURM_GPUS_PER_TASK" in env
-    )  # sbatch passes it on to mpirun, which gives none
-    here = 1 if own else tasks // nodes
+    # Each task sees its own. Not so of mpirun, to which sbatch passes the variable on.
+    here = 1 if "SLURM_GPUS_PER_TASK" in env else tasks // nodes
     return {"local_device_ids": _share(env, here, "SLURM_LOCALID")}
 
 

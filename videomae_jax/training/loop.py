@@ -193,15 +193,15 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> Train
             }
             checkpoints.save(step, state.items(), meta | task.meta)
 
+        readers = choose_readers(
+            config.data,
+            config.data.num_samples,
+            config.batch_size,
+            total_steps - start,
+            len(videos),
+            mesh,
+        )
         with config_checks.checking():
-            readers = choose_readers(
-                config.data,
-                config.data.num_samples,
-                config.batch_size,
-                total_steps - start,
-                len(videos),
-                mesh,
-            )
             rows_here = sharding.rows_here(
                 mesh, config.batch_size, config.data.num_samples
             )

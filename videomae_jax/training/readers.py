@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 
 from videomae_jax.data import resources
 from videomae_jax.data.readers import Readers, Task, choose, shared_bytes
+from videomae_jax.training import config_checks
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +38,9 @@ def choose_readers(
         batches: how many are read.
         records: length of the list of videos.
         mesh: the devices that train.
+
+    Raises:
+        ConfigError: if the config asks for readers that cannot be.
     """
     rows = -(-batch_size // jax.process_count())
     task = Task(
@@ -47,7 +51,8 @@ def choose_readers(
         on_cores=mesh.devices.flat[0].platform == "cpu",
     )
     mine = resources.measure().share(*_processes_here())
-    readers = choose(task, mine, data.num_workers, data.num_threads, data.memory_gb)
+    with config_checks.checking():
+        readers = choose(task, mine, data.num_workers, data.num_threads, data.memory_gb)
     gigabytes = "%.2g GB" % (readers.needs / 1e9)
     log.info(
         "reading: %s, %d video(s) at a time, at most about %s (%s)",
