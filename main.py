@@ -17,7 +17,8 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
-from videomae_jax.training import failures, hosts, loop, preemption, reporting
+from videomae_jax.distributed import failures, hosts
+from videomae_jax.training import loop, preemption, reporting
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config",

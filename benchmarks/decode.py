@@ -25,7 +25,7 @@ import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-from videomae_jax.data.decoding import Video  # noqa: E402
+from videomae_jax.video.decoder import Video  # noqa: E402
 
 FRAMES, STRIDE = 16, 4
 

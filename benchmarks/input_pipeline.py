@@ -32,23 +32,17 @@ from PIL import Image
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-from videomae_jax import __main__  # noqa: E402
-from videomae_jax.data import (  # noqa: E402
-    augmentation,
-    reader_process,
-    records,
-    sampling,
+from videomae_jax import (
+    __main__,  # noqa: E402
+    processes,
 )
-from videomae_jax.data.clips import (  # noqa: E402
-    FinetuningClips,
-    MultiViewClips,
-    PretrainingClips,
-)
-from videomae_jax.data.decoding import Video  # noqa: E402
+from videomae_jax.data import augmentation, sampling, sources  # noqa: E402
+from videomae_jax.data.clips import FinetuningClips, MultiViewClips, PretrainingClips  # noqa: E402
 from videomae_jax.data.randaugment import RandAugment  # noqa: E402
-from videomae_jax.data.records import Record  # noqa: E402
-from videomae_jax.data.sources import open_video  # noqa: E402
+from videomae_jax.data.sources import Record  # noqa: E402
 from videomae_jax.models.vit import IMAGENET_MEAN, IMAGENET_STD  # noqa: E402
+from videomae_jax.video.decoder import Video  # noqa: E402
+from videomae_jax.video.open import open_video  # noqa: E402
 
 FRAMES, STRIDE, SIZE, BATCH = 16, 4, 224, 8
 SCALES = (1.0, 0.875, 0.75, 0.66)
@@ -180,14 +174,14 @@ def originals_views(path, to_float):
 def prepared(videos, folder, short_side):
     """Records of the videos as the command prepare encodes them."""
     source = pathlib.Path(folder, "list.txt")
-    records.write_list(source, [(os.path.abspath(path), None) for path in videos])
+    sources.write_list(source, [(os.path.abspath(path), None) for path in videos])
     out = pathlib.Path(folder, f"prepared{short_side}")
     arguments = ["prepare", str(source), str(out), "--split=train"]
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
         status = __main__.main([*arguments, f"--short-side={short_side}"])
     if status:
         sys.exit("the videos could not be prepared")
-    return records.load(f"tfds:{out}/train")
+    return sources.load(f"tfds:{out}/train")
 
 
 def main():
@@ -198,7 +192,7 @@ def main():
     arguments = parser.parse_args()
     decode.print_hardware()
     # As the processes that read do; here, all ways gain from it.
-    reader_process.set_up()
+    processes.set_up()
     try:
         to_float = _Torch()
     except ImportError:

@@ -23,14 +23,11 @@ import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-from videomae_jax.data import (  # noqa: E402
-    augmentation,
-    reader_process,
-    sampling,
-)
+from videomae_jax import processes
+from videomae_jax.data import augmentation, sampling  # noqa: E402
 from videomae_jax.data.randaugment import RandAugment  # noqa: E402
-from videomae_jax.data.records import Record  # noqa: E402
-from videomae_jax.data.sources import open_video  # noqa: E402
+from videomae_jax.data.sources import Record  # noqa: E402
+from videomae_jax.video.open import open_video  # noqa: E402
 
 FRAMES, STRIDE, SIZE = (
     input_pipeline.FRAMES,
@@ -86,7 +83,7 @@ def main():
     parser.add_argument("--clips", type=int, default=40, help="of each video")
     arguments = parser.parse_args()
     decode.print_hardware()
-    reader_process.set_up()
+    processes.set_up()
     with tempfile.TemporaryDirectory() as folder:
         kinds = {
             "ordinary files": [Record(path, None, path) for path in arguments.videos],

@@ -24,7 +24,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from videomae_jax.data import augmentation, sampling  # noqa: E402
 from videomae_jax.data.clips import MultiViewClips  # noqa: E402
-from videomae_jax.data.decoding import Video  # noqa: E402
+from videomae_jax.video.decoder import Video  # noqa: E402
 
 FRAMES, STRIDE, SIZE, SEGMENTS, CROPS = 16, 4, 224, 5, 3
 

@@ -12,7 +12,7 @@ each line the readers get some seconds in which nobody takes their clips, as wit
 training loop whose devices are behind.
 
 Beside it the estimate by which the numbers of readers and rows are chosen
-(videomae_jax/data/readers.py). Linux only.
+(videomae_jax/data/workers.py). Linux only.
 """
 
 import argparse
@@ -26,9 +26,9 @@ import decode
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-from videomae_jax.data import pipeline, readers, resources  # noqa: E402
+from videomae_jax.data import pipeline, resources, workers  # noqa: E402
 from videomae_jax.data.clips import PretrainingClips  # noqa: E402
-from videomae_jax.data.records import Record  # noqa: E402
+from videomae_jax.data.sources import Record  # noqa: E402
 
 FRAMES, STRIDE, SCALES = 16, 4, (1.0, 0.875, 0.75, 0.66)
 MB = 10**6
@@ -78,8 +78,8 @@ def main():
     decode.print_hardware()
     videos = [Record(path, None, path) for path in arguments.videos]
     clip_bytes = FRAMES * arguments.size**2 * 3
-    task = readers.Task(clip_bytes, arguments.batch, arguments.clips, len(videos))
-    chosen = readers.choose(
+    task = workers.Task(clip_bytes, arguments.batch, arguments.clips, len(videos))
+    chosen = workers.choose(
         task,
         resources.measure(),
         arguments.workers,
@@ -89,7 +89,7 @@ def main():
     how = chosen.arguments
     if arguments.rows:
         how["rows_per_part"] = arguments.rows
-    needs = readers.bytes_needed(task, *how.values())
+    needs = workers.bytes_needed(task, *how.values())
     print(
         f"{chosen.describe()}, parts of {how['rows_per_part']}, batches of "
         f"{arguments.batch} clips of {clip_bytes / MB:.2f} MB; estimated: at most "
@@ -101,7 +101,7 @@ def main():
     before = shared()
     steps = -(-arguments.clips // arguments.batch)
     read_clips = PretrainingClips(FRAMES, STRIDE, arguments.size, SCALES, 0.5, 1)
-    kept = collections.deque(maxlen=readers.BATCHES_IN_USE)
+    kept = collections.deque(maxlen=workers.BATCHES_IN_USE)
     count, next_line, paused = 0, arguments.every, 0.0
     start = time.perf_counter()
     with pipeline.batches(

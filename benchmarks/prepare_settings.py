@@ -22,9 +22,9 @@ import numpy as np
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from videomae_jax.data import sampling  # noqa: E402
-from videomae_jax.data.decoding import Video  # noqa: E402
-from videomae_jax.data.encoding import Encoded, Settings, encode  # noqa: E402
-from videomae_jax.data.packet_index import IndexedVideo  # noqa: E402
+from videomae_jax.datasets.encode import Encoded, Settings, encode  # noqa: E402
+from videomae_jax.video.decoder import Video  # noqa: E402
+from videomae_jax.video.packet_index import IndexedVideo  # noqa: E402
 
 FRAMES, STRIDE, CLIPS, PASSES = 16, 4, 40, 3
 

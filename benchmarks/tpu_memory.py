@@ -22,8 +22,8 @@ import jax
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from videomae_jax.commands.compile_for_tpu import read_config  # noqa: E402
-from videomae_jax.training import tpu_compilation, tpu_slices  # noqa: E402
+from videomae_jax.cli.compile_for_tpu import read_config  # noqa: E402
+from videomae_jax.tpu import compile, topology  # noqa: E402
 
 # The recipe, and what is changed in it.
 MODELS = {
@@ -48,7 +48,7 @@ def make_config(model, attention, remat=None, clips=None, devices=1):
     config.model[field] = attention
     config.model.remat = remat or config.model.remat
     if clips:
-        config = tpu_compilation.with_clips(config, clips, devices)
+        config = compile.with_clips(config, clips, devices)
     return config
 
 
@@ -56,7 +56,7 @@ def rows(models, slices, attentions, clips, done):
     """Compiles what is not done, and yields a row of the table for each."""
     for model in models:
         for name in slices:
-            devices = tpu_slices.devices(name)
+            devices = topology.devices(name)
             for attention in attentions:
                 for remat in dict.fromkeys((None, "blocks")):
                     config = make_config(model, attention, remat, clips, len(devices))
@@ -75,7 +75,7 @@ def compiled(config, devices):
     """What the compiler says, or why it does not."""
     start = time.monotonic()
     try:
-        row = dataclasses.asdict(tpu_compilation.compile_step(config, devices))
+        row = dataclasses.asdict(compile.compile_step(config, devices))
     except (ValueError, NotImplementedError) as error:
         row = {"error": str(error), "seconds": time.monotonic() - start}
     jax.clear_caches()

@@ -38,13 +38,12 @@ def ours(options):
     import jax.numpy as jnp
     import numpy as np
 
-    from videomae_jax import masking
-    from videomae_jax.models import flops
+    from videomae_jax.models import flops, masking
     from videomae_jax.models.classifier import VideoClassifier
     from videomae_jax.models.mae import VideoMAE, pixel_targets, reconstruction_loss
     from videomae_jax.models.vit import token_grid
     from videomae_jax.training import optimizer
-    from videomae_jax.training.step import TrainState, make_train_step
+    from videomae_jax.training.train_step import TrainState, make_train_step
 
     device = jax.devices()[0]
     dtype = options.dtype or ("float32" if device.platform == "cpu" else "bfloat16")

@@ -72,7 +72,7 @@ def _training() -> ConfigDict:
     config.data.num_samples = 1
     # Processes that decode for each training process, of which there is one on a host
     # unless it was started otherwise; 0 decodes in threads of the training process.
-    # None: by the cores and the memory that there are (videomae_jax/data/readers.py).
+    # None: by the cores and the memory that there are (videomae_jax/data/workers.py).
     config.data.num_workers = placeholder(int)
     # Threads that decode, in each of them; None: likewise.
     config.data.num_threads = placeholder(int)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from videomae_jax.training import checkpointing
+from videomae_jax import checkpointing
 
 
 @pytest.fixture

@@ -20,8 +20,8 @@ from PIL import Image
 
 import videomae_jax as vmae
 from configs import custom_finetune
-from tests.videos import write_folder
-from videomae_jax import masking
+from tests.helpers.videos import write_folder
+from videomae_jax.models import masking
 
 pytestmark = pytest.mark.slow
 

@@ -6,8 +6,8 @@ import re
 import numpy as np
 import pytest
 
-from tests.test_interop import CHECKPOINTS
-from tests.videos import moving_noise, write_video
+from tests.helpers.videos import moving_noise, write_video
+from tests.interop.test_loading import CHECKPOINTS
 
 ROOT = pathlib.Path(__file__).parent.parent
 README = ROOT / "README.md"

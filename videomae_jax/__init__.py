@@ -4,7 +4,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from videomae_jax import masking as masking
+    from videomae_jax.models import masking as masking
     from videomae_jax.models.classifier import VideoClassifier as VideoClassifier
     from videomae_jax.models.mae import VideoMAE as VideoMAE
     from videomae_jax.models.mae import pixel_targets as pixel_targets
@@ -15,18 +15,18 @@ if TYPE_CHECKING:
 _LAZY = {
     "VideoClassifier": "videomae_jax.models.classifier",
     "VideoMAE": "videomae_jax.models.mae",
-    "masking": "videomae_jax.masking",
+    "masking": "videomae_jax.models.masking",
     "pixel_targets": "videomae_jax.models.mae",
     "reconstruction_loss": "videomae_jax.models.mae",
-    "attention_rollout": "videomae_jax.explanations",
-    "class_activation": "videomae_jax.explanations",
+    "attention_rollout": "videomae_jax.inference.attribution",
+    "class_activation": "videomae_jax.inference.attribution",
     "Preprocessing": "videomae_jax.interop.pretrained",
     "Pretrained": "videomae_jax.interop.pretrained",
     "PretrainedError": "videomae_jax.interop.pretrained",
     "load_pretrained": "videomae_jax.interop.loading",
-    "predict": "videomae_jax.recognition",
-    "read_clip": "videomae_jax.data.decoding",
-    "reconstruct": "videomae_jax.reconstruction",
+    "predict": "videomae_jax.inference.predict",
+    "read_clip": "videomae_jax.video.decoder",
+    "reconstruct": "videomae_jax.inference.reconstruct",
     "save_pretrained": "videomae_jax.interop.saving",
 }
 

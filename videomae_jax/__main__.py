@@ -6,8 +6,8 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from videomae_jax.data.frame_source import VideoError
-from videomae_jax.data.records import RecordError
+from videomae_jax.data.sources import RecordError
+from videomae_jax.video.source import VideoError
 
 # What each does. commands/NAME.py, where _ stands for a dash, has
 # `add_arguments(parser)` and `run(args)`.
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if argv[:1] == [name]:
             # Only the one that runs: others may bring in much that it does not need.
             file = name.replace("-", "_")
-            module = importlib.import_module(f"videomae_jax.commands.{file}")
+            module = importlib.import_module(f"videomae_jax.cli.{file}")
             command.description = module.__doc__
             module.add_arguments(command)
             command.set_defaults(run=module.run)

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from videomae_jax.data.frames import Box
+from videomae_jax.video.rgb import Box
 
 # Of RGB in [0, 1]. The models have them too, but importing those would bring JAX into
 # the processes that read.

@@ -4,7 +4,7 @@ import logging
 import pathlib
 from collections.abc import Iterable
 
-from videomae_jax import step_rows
+from videomae_jax import files
 
 log = logging.getLogger(__name__)
 
@@ -44,10 +44,10 @@ class BadVideos:
         """
         self._path, self._num_records = path, num_records
         self._max_fraction, self._active = max_fraction, active
-        known = step_rows.read(path, start_step)
+        known = files.read(path, start_step)
         self.reasons = {row["id"]: row["reason"] for row in known}
         if active:
-            step_rows.drop_after(path, start_step)
+            files.drop_after(path, start_step)
 
     def add(self, bad: Iterable[dict], videos_seen: int) -> None:
         """Takes note of bad videos; every process has to be told the same.
@@ -70,7 +70,7 @@ class BadVideos:
         first = len(self.reasons) + 1
         self.reasons |= {name: row["reason"] for name, row in new.items()}
         if self._active:
-            step_rows.append(self._path, list(new.values()))
+            files.append(self._path, list(new.values()))
             for number, row in enumerate(new.values(), first):
                 log.warning(
                     "bad video %d, replaced by another: %s", number, row["reason"]

@@ -10,8 +10,8 @@ from collections.abc import Callable
 import numpy as np
 
 from videomae_jax.data import augmentation, sampling
-from videomae_jax.data.decoding import Video
 from videomae_jax.data.randaugment import RandAugment
+from videomae_jax.video.decoder import Video
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from videomae_jax.data import digits
-from videomae_jax.data.records import Record, RecordError
+from videomae_jax.data.sources import Record, RecordError
 
 
 def class_names(

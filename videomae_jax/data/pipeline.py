@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterator, Sequence
 import grain
 import numpy as np
 
-from videomae_jax.data.decoding import Video
-from videomae_jax.data.frame_source import VideoError
-from videomae_jax.data.reading import read_ahead
-from videomae_jax.data.records import Record
-from videomae_jax.data.sources import open_video
+from videomae_jax.data.prefetch import read_ahead
+from videomae_jax.data.sources import Record
+from videomae_jax.video.decoder import Video
+from videomae_jax.video.open import open_video
+from videomae_jax.video.source import VideoError
 
 # Reads one opened video with the given randomness: uint8 [samples, T, H, W, 3].
 ReadClips = Callable[[Video, np.random.Generator], np.ndarray]

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from videomae_jax.interop import huggingface
-from videomae_jax.interop.assembly import initialize
+from videomae_jax.interop.assemble import initialize
 from videomae_jax.interop.pretrained import (
     Preprocessing,
     Pretrained,

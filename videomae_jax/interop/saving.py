@@ -10,7 +10,7 @@ from typing import Any
 import flax
 import numpy as np
 
-from videomae_jax.interop import adapting, export, huggingface, official
+from videomae_jax.interop import edit_head, export, huggingface, official
 from videomae_jax.interop.pretrained import Pretrained, PretrainedError
 from videomae_jax.models.classifier import VideoClassifier
 
@@ -167,7 +167,7 @@ def _write_folder(
 
 def _write_pth(folder: pathlib.Path, pretrained: Pretrained) -> None:
     _refuse_strange_heads(pretrained, "the official code")
-    tensors = official_tensors(adapting.with_imagenet_pixels(pretrained))
+    tensors = official_tensors(edit_head.with_imagenet_pixels(pretrained))
     try:
         import torch
     except ImportError as error:

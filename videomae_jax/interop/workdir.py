@@ -9,8 +9,9 @@ import jax
 import ml_collections
 import numpy as np
 
+from videomae_jax import checkpointing
 from videomae_jax.interop.pretrained import Preprocessing, Pretrained, PretrainedError
-from videomae_jax.training import checkpointing, finetune, pretrain
+from videomae_jax.training import finetune, pretrain
 
 
 def read(folder: pathlib.Path, fields: Mapping[str, Any]) -> Pretrained:

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 import jax
 import ml_collections
 
-from videomae_jax import multi_label, predictions
-from videomae_jax.data import labels, records
+from videomae_jax.data import labels, sources
 from videomae_jax.data.clips import (
     FRAME_RULES,
     CenterClips,
@@ -17,11 +16,12 @@ from videomae_jax.data.clips import (
     MultiViewClips,
 )
 from videomae_jax.data.randaugment import RandAugment
-from videomae_jax.evaluation import Evaluator
+from videomae_jax.evaluation import multi_label, results
+from videomae_jax.evaluation.evaluator import Evaluator
 from videomae_jax.models import vit
 from videomae_jax.models.classifier import HEAD_NORMS, POOLINGS, VideoClassifier
-from videomae_jax.training import initialization, losses, mixing, optimizer
-from videomae_jax.training.readers import choose_readers
+from videomae_jax.training import initialization, losses, mixup, optimizer
+from videomae_jax.training.workers import choose_readers
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ _CHOICES = {
     "data.frames": FRAME_RULES,
     "model.pooling": POOLINGS,
     "model.head_norm": HEAD_NORMS,
-    "mix.mode": mixing.MODES,
+    "mix.mode": mixup.MODES,
     "loss.kind": losses.KINDS,
 }
 
@@ -71,7 +71,7 @@ class Finetuning:
                     f"{', '.join(choices)}"
                 )
         self._loss, self._probabilities = losses.KINDS[config.loss.kind]
-        self._results = multi_label if config.loss.kind == "sigmoid" else predictions
+        self._results = multi_label if config.loss.kind == "sigmoid" else results
         if config.evaluation.dump and self._results is multi_label:
             raise ValueError("config.evaluation.dump has no form for several labels")
         dump = config.evaluation.dump
@@ -130,12 +130,12 @@ class Finetuning:
         self._evaluators = {}
 
     @property
-    def lists(self) -> list[list[records.Record]]:
+    def lists(self) -> list[list[sources.Record]]:
         """The records of every list that is read."""
         return [self.training_videos, *self._held_out.values()]
 
-    def _load(self, source: str) -> list[records.Record]:
-        return records.load(
+    def _load(self, source: str) -> list[sources.Record]:
+        return sources.load(
             source,
             self._config.data.root,
             require_labels=True,
@@ -185,7 +185,7 @@ class Finetuning:
             batch |= {
                 "partner_video": video[::-1],
                 "partner_label": batch["label"][::-1],
-                "mix": mixing.draw(
+                "mix": mixup.draw(
                     mix_key,
                     len(video),
                     video.shape[2:4],
@@ -207,11 +207,11 @@ class Finetuning:
         )
         video, targets = batch["video"], self._targets(batch["label"])
         if "mix" in batch:
-            video = mixing.mix_videos(
+            video = mixup.mix_videos(
                 video, batch["partner_video"], batch["mix"], self.model.dtype
             )
             partner = self._targets(batch["partner_label"])
-            targets = mixing.mix_targets(targets, partner, batch["mix"])
+            targets = mixup.mix_targets(targets, partner, batch["mix"])
         logits, statistics = self.model.apply(
             {"params": params, **statistics},
             video,
@@ -245,7 +245,7 @@ class Finetuning:
                 self._dump.unlink(missing_ok=True)
             self._results.write(found, workdir / "test", int(state.step))
             if self._dump:
-                predictions.write_mmaction_dump(found, self._dump)
+                results.write_mmaction_dump(found, self._dump)
         metrics = self._results.metrics(found)
         evaluation = self._config.evaluation
         log.info(

@@ -9,14 +9,10 @@ import flax
 import jax
 import numpy as np
 
-from videomae_jax.interop import adapting, loading
+from videomae_jax.checkpointing import CheckpointError, Checkpoints, restore_part
+from videomae_jax.interop import edit_head, loading
 from videomae_jax.interop.pretrained import PretrainedError
 from videomae_jax.models import vit
-from videomae_jax.training.checkpointing import (
-    CheckpointError,
-    Checkpoints,
-    restore_part,
-)
 
 # What must agree although the shapes of parameters may not show it.
 _MODEL_FIELDS = (
@@ -188,7 +184,7 @@ def _from_workdir(source: str) -> _Saved:
 def _from_others(source: str) -> _Saved:
     try:
         # Training normalises with ImageNet's statistics, whatever the source did.
-        loaded = adapting.with_imagenet_pixels(loading.read(source))
+        loaded = edit_head.with_imagenet_pixels(loading.read(source))
     except PretrainedError as error:
         raise CheckpointError(f"config.init.source: {error}") from error
     arrays = flax.traverse_util.flatten_dict(loaded.params, sep="/")

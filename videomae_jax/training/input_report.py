@@ -8,8 +8,8 @@ import jax
 import ml_collections
 
 from videomae_jax.data.pipeline import Batch
-from videomae_jax.data.readers import Readers
-from videomae_jax.data.records import Record
+from videomae_jax.data.sources import Record
+from videomae_jax.data.workers import Readers
 
 log = logging.getLogger(__name__)
 

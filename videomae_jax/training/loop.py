@@ -18,27 +18,23 @@ import ml_collections
 from clu import parameter_overview
 
 from videomae_jax import __version__
+from videomae_jax import config as config_checks
+from videomae_jax.checkpointing import CheckpointError, Checkpoints
+from videomae_jax.config import ConfigError
 from videomae_jax.data import pipeline
 from videomae_jax.data.bad_videos import BadVideos, TooManyBadVideosError
 from videomae_jax.data.pipeline import NoReadableVideoError
-from videomae_jax.data.records import RecordError
-from videomae_jax.training import (
-    config_checks,
-    hosts,
-    preemption,
-    profiling,
-    sharding,
-)
-from videomae_jax.training import program as programs
-from videomae_jax.training.checkpointing import CheckpointError, Checkpoints
-from videomae_jax.training.config_checks import ConfigError
+from videomae_jax.data.sources import RecordError
+from videomae_jax.distributed import hosts, sharding
+from videomae_jax.training import preemption, profiling
+from videomae_jax.training import setup as programs
 from videomae_jax.training.finetune import Finetuning
-from videomae_jax.training.history import History, NonFiniteLossError
 from videomae_jax.training.input_report import InputReport
+from videomae_jax.training.metrics import History, NonFiniteLossError
 from videomae_jax.training.pretrain import Pretraining
-from videomae_jax.training.readers import choose_readers
 from videomae_jax.training.reporting import Reporter
-from videomae_jax.training.step import TrainState
+from videomae_jax.training.train_step import TrainState
+from videomae_jax.training.workers import choose_readers
 
 log = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ import threading
 
 import jax
 
-from videomae_jax.training.checkpointing import Checkpoints
+from videomae_jax.checkpointing import Checkpoints
 
 # What a shell says of a program that SIGTERM has ended. Clusters take 0 for success and
 # would not start the job again.

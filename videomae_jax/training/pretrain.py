@@ -9,12 +9,13 @@ import ml_collections
 import numpy as np
 from jax.experimental import multihost_utils
 
-from videomae_jax import masking, reconstruction
-from videomae_jax.data import pipeline, records
+from videomae_jax.data import pipeline, sources
 from videomae_jax.data.clips import CenterClips, PretrainingClips
-from videomae_jax.models import vit
+from videomae_jax.distributed import hosts
+from videomae_jax.inference import reconstruct
+from videomae_jax.models import masking, vit
 from videomae_jax.models.mae import VideoMAE, pixel_targets, reconstruction_loss
-from videomae_jax.training import hosts, initialization
+from videomae_jax.training import initialization
 
 log = logging.getLogger(__name__)
 
@@ -68,11 +69,11 @@ class Pretraining:
         self.check_every = config.picture.every if self._pictures else 0
 
     @functools.cached_property
-    def _videos(self) -> tuple[list[records.Record], list[records.Record]]:
+    def _videos(self) -> tuple[list[sources.Record], list[sources.Record]]:
         """What to train on, and what to make pictures of."""
         data = self._config.data
         load = functools.partial(
-            records.load,
+            sources.load,
             root=data.root,
             frame_name=data.frame_name,
             want_labels=False,
@@ -81,7 +82,7 @@ class Pretraining:
         return training, load(data.validation) if data.validation else training
 
     @property
-    def training_videos(self) -> list[records.Record]:
+    def training_videos(self) -> list[sources.Record]:
         """The records to train on.
 
         Raises:
@@ -90,7 +91,7 @@ class Pretraining:
         return self._videos[0]
 
     @property
-    def lists(self) -> list[list[records.Record]]:
+    def lists(self) -> list[list[sources.Record]]:
         """The records of every list that is read."""
         return list(self._videos)
 
@@ -165,8 +166,8 @@ class Pretraining:
         patch = self.model.patch_size, self.model.tubelet_size
         return [
             video,
-            reconstruction.hide(video, masked, *patch),
-            reconstruction.fill_in(
+            reconstruct.hide(video, masked, *patch),
+            reconstruct.fill_in(
                 self.model.apply({"params": params}, video, visible, masked),
                 video,
                 visible,

@@ -11,7 +11,8 @@ import numpy as np
 import tensorboardX
 import tqdm
 
-from videomae_jax import pictures, step_rows
+from videomae_jax import files
+from videomae_jax.inference import visualize
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +62,7 @@ class Reporter:
         if not active:
             return
         self._metrics = workdir / "metrics.jsonl"
-        step_rows.drop_after(self._metrics, start_step)
+        files.drop_after(self._metrics, start_step)
         self._tensorboard = tensorboardX.SummaryWriter(
             str(workdir / "tensorboard"),
             purge_step=start_step + 1,
@@ -129,7 +130,7 @@ class Reporter:
             self._write({"step": step} | values)
 
     def _write(self, row: dict) -> None:
-        step_rows.append(self._metrics, [row])
+        files.append(self._metrics, [row])
         for name, value in row.items():
             if name != "step":
                 self._tensorboard.add_scalar(name, value, row["step"])
@@ -140,9 +141,9 @@ class Reporter:
             return
         folder = self._workdir / "pictures"
         folder.mkdir(exist_ok=True)
-        image = pictures.picture(rows)
-        pictures.save_png(folder / f"{step:08d}.png", image)
-        pictures.save_gif(folder / f"{step:08d}.gif", rows)
+        image = visualize.picture(rows)
+        visualize.save_png(folder / f"{step:08d}.png", image)
+        visualize.save_gif(folder / f"{step:08d}.gif", rows)
         self._tensorboard.add_image("clips", image, step, dataformats="HWC")
         log.info("picture: %s", folder / f"{step:08d}.png")
 

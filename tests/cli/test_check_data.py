@@ -1,0 +1,510 @@
+"""Every video of a list is accounted for once, with what is wrong about it."""
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.helpers.frames import encode, write_frames, write_tfds
+from tests.helpers.videos import (
+    CORRUPTIONS,
+    corrupted,
+    moving_noise,
+    video_bytes,
+    write_folder,
+    write_video,
+)
+from tests.video.test_decoder import _with_packets
+from videomae_jax.__main__ import main
+from videomae_jax.cli import check_data
+from videomae_jax.data import sources
+from videomae_jax.data.sources import Record
+from videomae_jax.datasets import probe
+from videomae_jax.datasets import report as checking
+from videomae_jax.datasets.probe import Examination, Job, examine
+from videomae_jax.video.decoder import Video
+from videomae_jax.video.source import VideoError
+
+_SIZE = (48, 64)
+
+
+@pytest.fixture
+def check(capsys):
+    """Runs the command; returns exit status, output, errors."""
+
+    def run(*arguments) -> tuple[int, str, str]:
+        status = main(["check-data", *map(str, arguments)])
+        return status, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def in_process(monkeypatch):
+    """Does without processes, which take seconds to start."""
+
+    def plain_map(function, items, num_workers, timeout):
+        for index, item in enumerate(items):
+            yield index, function(item)
+
+    monkeypatch.setattr(check_data, "isolated_map", plain_map)
+
+
+def _report(folder: Path) -> tuple[dict, dict]:
+    """The summary, and the rows by id; the list's order is asserted."""
+    summary = json.loads((folder / "report.json").read_text())
+    rows = summary.pop("records")
+    assert len({row["id"] for row in rows}) == len(rows) == summary["videos"]
+    assert sum(summary["statuses"].values()) == summary["videos"]
+    kept = [row["path"] for row in rows if row["clean"]]
+    if kept:
+        clean = sources.load(str(folder / "clean.txt"))
+        assert [record.path for record in clean] == kept
+    lines = (folder / "bad_videos.jsonl").read_text().splitlines()
+    bad = [json.loads(line) for line in lines]
+    assert {row["id"]: row["reason"] for row in bad} == {
+        row["id"]: row["reason"] for row in rows if row["reason"]
+    }
+    assert len(bad) == len({row["id"] for row in bad})
+    with Image.open(folder / "check.png") as picture:
+        assert min(picture.size) > 500
+    return summary, {row["id"]: row for row in rows}
+
+
+def _x264(params: str, **settings) -> dict:
+    return {"options": {"x264-params": params}, **settings}
+
+
+def _miscounted() -> bytes:
+    content = video_bytes(
+        moving_noise(64, *_SIZE),
+        codec="libx265",
+        options={"x265-params": "keyint=12:log-level=none:pools=1"},
+    )
+    delimiter = bytes.fromhex("00000003460150")  # in place of a picture
+    return _with_packets(
+        content, "mp4", lambda at, data: delimiter if at == 25 else data
+    )
+
+
+def _damaged(content: bytes) -> bytes:
+    """Smashes a packet in the middle; only decoding it tells."""
+    return _with_packets(
+        content,
+        "mp4",
+        lambda at, data: data[:4] + b"\xff" * (len(data) - 4) if at == 30 else data,
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Videos with each kind of problem, and a list of them."""
+    folder = tmp_path_factory.mktemp("videos")
+    frames = moving_noise(70, *_SIZE)
+    good = video_bytes(frames, **_x264("keyint=10"))
+    cut = video_bytes(frames, container_options={"movflags": "faststart"})
+    contents = {
+        "text.mp4": b"hello\n" * 99,
+        "good.mp4": good,
+        "short.mp4": video_bytes(frames[:60]),
+        "just enough.mp4": video_bytes(frames[:61]),
+        "copy.mp4": good,
+        "relabelled.mp4": good,
+        "empty.mp4": b"",
+        "cut.mp4": cut[: len(cut) * 2 // 3],
+        "damaged.mp4": _damaged(good),
+        "miscounted.mp4": _miscounted(),
+        "unindexed.avi": video_bytes(
+            frames, container="avi", **_x264("keyint=12:bframes=3")
+        ),
+    }
+    for name, content in contents.items():
+        (folder / name).write_bytes(content)
+    names = [*contents, "missing.mp4", "good.mp4"]
+    labels = {"relabelled.mp4": 1, "short.mp4": 2, "empty.mp4": 3, "missing.mp4": 7}
+    lines = [f'"{name}" {labels.get(name, 0)}\n' for name in names]
+    (folder / "train.txt").write_text("".join(lines))
+    (folder / "names.txt").write_text("walk\nrun\njump\nswim\n")
+    return folder
+
+
+_STATUSES = {
+    "text.mp4": "unreadable",
+    "good.mp4": "good",
+    "short.mp4": "short",
+    "just enough.mp4": "good",
+    "copy.mp4": "duplicate",
+    "relabelled.mp4": "duplicate",
+    "empty.mp4": "unreadable",
+    "cut.mp4": "unreadable",
+    "damaged.mp4": "unreadable",
+    "miscounted.mp4": "miscounted",
+    "unindexed.avi": "unindexed",
+    "missing.mp4": "unreadable",
+    "good.mp4#2": "duplicate",
+}
+
+
+def test_every_kind_of_problem(folder, check):
+    status, output, errors = check(
+        folder / "train.txt", f"--labels={folder}/names.txt", "--workers=2"
+    )
+    assert status == 0
+    summary, rows = _report(folder / "train_check")
+    assert {name: row["status"] for name, row in rows.items()} == _STATUSES
+    assert list(rows) == list(_STATUSES)
+    kept = [row["id"] for row in rows.values() if row["clean"]]
+    assert kept == ["good.mp4", "short.mp4", "just enough.mp4", "unindexed.avi"]
+    clean = sources.load(str(folder / "train_check/clean.txt"))
+    assert [record.label for record in clean] == [0, 2, 0, 0]
+
+    for name, reason in {
+        "text.mp4": "not a video",
+        "empty.mp4": "empty file (0 bytes)",
+        "cut.mp4": "cut off: ",
+        "damaged.mp4": "damaged near frame ",
+        "miscounted.mp4": "its packets announce 64 frames, but ",
+        "missing.mp4": "no such file",
+    }.items():
+        assert rows[name]["reason"].startswith(f"{folder / name}: {reason}")
+        assert f"unreadable: {folder / name}: {reason}" in errors
+    originals = {name: row["duplicate_of"] for name, row in rows.items()}
+    for name in ("copy.mp4", "relabelled.mp4", "good.mp4#2"):
+        assert originals.pop(name) == "good.mp4"
+    assert not any(originals.values())
+    # Content is hashed only where sizes are equal.
+    assert {name for name, row in rows.items() if row.get("digest")} == {
+        *("good.mp4", "copy.mp4", "relabelled.mp4", "good.mp4#2")
+    }
+
+    good = rows["good.mp4"]
+    assert (good["num_frames"], good["decoded_frames"], good["indexed"]) == (
+        70,
+    ) * 2 + (True,)
+    assert (good["width"], good["height"]) == (64, 48)
+    assert (good["fps"], good["seconds"]) == pytest.approx((25, 2.8))
+    assert (good["codec"], good["container"]) == ("h264", "mp4")
+    assert good["keyframe_interval"] == 10
+    assert good["bytes"] == (folder / "good.mp4").stat().st_size
+
+    assert summary["clean"] == 4 and summary["conflicting_duplicates"] == 1
+    assert summary["codecs"] == {"h264": 7, "hevc": 1}
+    assert summary["containers"] == {"mp4": 7, "avi": 1}
+    assert summary["ranges"]["num_frames"] == {"min": 60, "median": 70, "max": 70}
+    assert summary["labels"] == {
+        "num_classes": 4,
+        "counts": {"0": 3, "2": 1},
+        "num_empty": 2,
+        "empty": [1, 3],
+        "few": [0, 2],
+        "beyond": ["missing.mp4"],
+        "unlabelled": 0,
+    }
+    for line in (
+        "4 classes",
+        "2 without a video that is left: run, swim",
+        "1 videos have labels from 4 on, which are no class: missing.mp4",
+        "advice: unindexed videos (1) are decoded from their beginning",
+        "1 of the duplicates have another label",
+    ):
+        assert line in output
+
+
+@pytest.mark.usefixtures("in_process")
+def test_options(folder, check, tmp_path):
+    arguments = (folder / "train.txt", f"--out={tmp_path}")
+
+    def statuses() -> dict:
+        return {name: row["status"] for name, row in _report(tmp_path)[1].items()}
+
+    status, output, _ = check(*arguments, "--json", "--drop-short", "--num-frames=15")
+    assert status == 0
+    assert statuses() == _STATUSES | {"short.mp4": "good"}
+    assert json.loads(output) == _report(tmp_path)[0]
+
+    check(*arguments, "--drop-short", "--keep-duplicates")
+    clean = sources.load(str(tmp_path / "clean.txt"))
+    left_out = ("unreadable", "miscounted", "short")
+    assert [Path(record.path).name for record in clean] == [
+        name.partition("#")[0]
+        for name, status in _STATUSES.items()
+        if status not in left_out
+    ]
+
+    # What only a decode can tell.
+    check(*arguments, "--fast")
+    assert statuses() == _STATUSES | dict.fromkeys(
+        ("damaged.mp4", "miscounted.mp4"), "good"
+    )
+
+    status, _, errors = check(*arguments, "--strict")
+    assert status == 1 and (tmp_path / "clean.txt").exists()
+    assert "--strict: 1 short, 3 duplicate, 1 miscounted, 5 unreadable" in errors
+    status, _, errors = check(tmp_path / "clean.txt", f"--out={tmp_path}")
+    assert status == 1 and "is the list to check" in errors
+    # Nothing is wrong with a clean list.
+    again = tmp_path / "again"
+    assert check(tmp_path / "clean.txt", "--drop-short", f"--out={again}")[0] == 0
+    assert check(again / "clean.txt", "--strict")[0] == 0
+    status, _, errors = check(arguments[0], "--labels=nowhere.txt")
+    assert status == 1 and "there is no file 'nowhere.txt'" in errors
+
+
+@pytest.mark.usefixtures("in_process")
+def test_folders_and_several_labels(check, tmp_path):
+    write_folder(tmp_path, 3)
+    clip = ("--num-frames=4", "--stride=2")
+    status, output, _ = check(tmp_path, "--strict", *clip, f"--out={tmp_path}/out")
+    assert status == 0
+    summary, rows = _report(tmp_path / "out")
+    assert list(rows) == ["0.mp4", "1.mp4", "2.mp4"]
+    assert summary["statuses"]["good"] == 3 and summary["labels"] is None
+
+    text = "'0.mp4' 3 1\n1.mp4\n2.mp4 1\n"
+    (tmp_path / "many.txt").write_text(text)
+    assert check(tmp_path / "many.txt")[0] == 1  # several labels, and not said so
+    status, *_ = check(tmp_path / "many.txt", "--multi-label", *clip)
+    assert status == 0
+    found = sources.load(str(tmp_path / "many_check/clean.txt"), several_labels=True)
+    assert [record.label for record in found] == [(1, 3), (), (1,)]
+
+    # A name that no list can hold is that video's problem.
+    os.rename(tmp_path / "1.mp4", os.fsencode(tmp_path) + b"/\xff.mp4")
+    status, _, errors = check(tmp_path, f"--out={tmp_path}/out", *clip)
+    assert status == 0 and "is not UTF-8" in errors
+    summary, rows = _report(tmp_path / "out")
+    assert summary["clean"] == 2 and summary["statuses"]["unreadable"] == 1
+
+
+@pytest.mark.usefixtures("in_process")
+def test_nothing_is_left(check, tmp_path):
+    (tmp_path / "a.mp4").touch()
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "clean.txt").write_text("of an earlier run.mp4\n")
+    status, _, errors = check(tmp_path, f"--out={out}")
+    assert status == 1 and "none of the 1 videos is left" in errors
+    assert _report(out)[0]["reasons"] == {"empty file (N bytes)": 1}
+    assert not (out / "clean.txt").exists()
+    assert check(tmp_path / "nowhere.txt")[0] == 1
+
+
+def _frame_folders(folder: Path) -> np.ndarray:
+    """Writes folders of 20 frames: a good one, its copy, bad ones; returns frames."""
+    frames = moving_noise(20, *_SIZE)
+    for name in ("good", "copy", "gap", "cut"):
+        write_frames(folder / name, frames)
+    write_frames(folder / "other", frames[::-1])
+    (folder / "gap" / "img_00007.jpg").unlink()
+    cut = folder / "cut" / "img_00009.jpg"
+    cut.write_bytes(cut.read_bytes()[:-300])
+    write_video(str(folder / "a.mp4"), moving_noise(30, *_SIZE, seed=1))
+    return frames
+
+
+_SHORT = ("--num-frames=2", "--stride=1")
+
+
+@pytest.mark.parametrize(
+    "text, clean",
+    [
+        (
+            "path,start,total\ngood 1 20\ncopy 1 20\ngap 1 20\ncut 1 20\nother 2 10\n"
+            "a.mp4 5 9\nno 1 2\ncut 1 8\na.mp4 25 6\na.mp4 0 -1\n",
+            ["good 1 20", "other 2 10", "a.mp4 5 9", "cut 1 8", "a.mp4 0 -1"],
+        ),
+        (
+            "path,total,label\ngood,20,1\ncopy,20,1\ngap,20,0\ncut,20,2\na.mp4,-1,3\n",
+            ["good 20 1", "a.mp4 -1 3"],
+        ),
+        ("good/ 1\ncopy/ 1\ngap/\ncut/ 2\na.mp4 0\n", ["good/ 1", "a.mp4 0"]),
+    ],
+)
+def test_frame_folders(in_process, check, tmp_path, text, clean):
+    _frame_folders(tmp_path)
+    (tmp_path / "list.txt").write_text(text)
+    status, output, _ = check(tmp_path / "list.txt", *_SHORT)
+    assert status == 0 and "jpeg" in output
+    summary, rows = _report(tmp_path / "list_check")
+    assert summary["statuses"]["duplicate"] == 1 and summary["statuses"]["short"] == 0
+    lines = (tmp_path / "list_check" / "clean.txt").read_text().splitlines()
+    if "," in lines[0]:
+        assert lines.pop(0) in ("path,start,total", "path,total,label")
+    assert lines == [f"{tmp_path}/{line}" for line in clean]
+    assert rows["good"]["num_frames"] == rows["good"]["decoded_frames"] == 20
+    assert (rows["good"]["width"], rows["good"]["height"]) == (64, 48)
+    files = (tmp_path / "good").iterdir()
+    assert rows["good"]["bytes"] == sum(path.stat().st_size for path in files)
+    assert rows["good"]["container"] == "frame folder"
+    assert "img_00007.jpg is missing" in rows["gap"]["reason"]
+    assert "img_00009.jpg is damaged" in rows["cut"]["reason"]
+    if "a.mp4#2" in rows:
+        assert rows["a.mp4"]["num_frames"] == 9 and rows["a.mp4"]["seconds"] < 1
+        assert "too short" in rows["a.mp4#2"]["reason"]
+
+
+def test_fast_sees_missing_images(in_process, check, tmp_path):
+    _frame_folders(tmp_path)
+    (tmp_path / "list.txt").write_text("good 1 20\ngap 1 20\ncut 1 20\n")
+    assert check(tmp_path / "list.txt", *_SHORT, "--fast")[0] == 0
+    _, rows = _report(tmp_path / "list_check")
+    statuses = {name: row["status"] for name, row in rows.items()}
+    assert statuses == {"good": "good", "gap": "unreadable", "cut": "good"}
+
+
+def test_frames_that_tfds_has_made(in_process, check, tmp_path, monkeypatch):
+    frames = moving_noise(20, *_SIZE)
+    cut = [encode(image) for image in frames]
+    cut[3] = cut[3][:-100]
+    folder = write_tfds(
+        tmp_path / "tfds", [(frames, 0), (cut, 1), (frames, 1)], ["a", "b"]
+    )
+    monkeypatch.chdir(tmp_path)
+    status, output, _ = check(f"tfds:{folder}/train", *_SHORT)
+    assert status == 0 and "no clean.txt, since a list cannot" in output
+    out = tmp_path / "clips_train_check"
+    assert not (out / "clean.txt").exists()
+    report = json.loads((out / "report.json").read_text())
+    assert (
+        report["statuses"] | {"good": 1, "duplicate": 1, "unreadable": 1}
+        == (report["statuses"])
+    )
+    [line] = (out / "bad_videos.jsonl").read_text().splitlines()
+    assert "frame 3 is damaged" in json.loads(line)["reason"]
+
+
+def test_prepared_shards(in_process, check, tmp_path, monkeypatch):
+    (tmp_path / "videos").mkdir()
+    write_folder(tmp_path / "videos", 3)
+    assert (
+        main(
+            ["prepare", f"{tmp_path}/videos", f"{tmp_path}/tfds/some", "--split=train"]
+        )
+        == 0
+    )
+    monkeypatch.chdir(tmp_path)
+    status, output, _ = check(f"tfds:{tmp_path}/tfds/some/train", *_SHORT, "--strict")
+    assert status == 0 and "no clean.txt" in output
+    report = json.loads((tmp_path / "some_train_check" / "report.json").read_text())
+    assert report["statuses"]["good"] == report["videos"] == 3
+    assert [row["num_frames"] for row in report["records"]] == [12, 13, 14]
+    assert all(row["codec"] == "h264" and row["bytes"] for row in report["records"])
+
+
+def _examine_or_misbehave(job: Job) -> Examination | str:
+    """Runs in the workers, in place of a decoder with such faults."""
+    name = os.path.basename(job.record.path)
+    if name == "1.mp4":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if name == "3.mp4":
+        time.sleep(1000)
+    if name == "4.mp4":
+        raise MemoryError
+    return examine(job)
+
+
+def test_workers_that_crash_hang_or_have_no_memory(monkeypatch, check, tmp_path):
+    write_folder(tmp_path, 6)
+    monkeypatch.setattr(probe, "examine", _examine_or_misbehave)
+    status, _, errors = check(
+        *(tmp_path, f"--out={tmp_path}/out", "--timeout=3", "--workers=2"),
+        *("--num-frames=2", "--stride=1"),
+    )
+    assert status == 0
+    summary, rows = _report(tmp_path / "out")
+    assert summary["statuses"]["good"] == 3
+    for name, reason in {
+        "1.mp4": "crashes: the process that had it was ended by SIGSEGV",
+        "3.mp4": "hangs: no result within 3 s",
+        "4.mp4": "MemoryError",
+    }.items():
+        assert rows[name]["reason"] == f"{tmp_path / name}: {reason}"
+        assert f"unreadable: {rows[name]['reason']}" in errors
+
+
+def test_corrupted_videos_are_each_accounted_for(check, tmp_path):
+    rng = np.random.default_rng(0)
+    frames = moving_noise(20, *_SIZE)
+    contents = {
+        "mp4": video_bytes(frames, options={"g": "8"}, audio=True),
+        "mkv": video_bytes(frames, container="matroska", options={"g": "8"}),
+        "ts": video_bytes(frames, container="mpegts", options={"g": "8"}),
+    }
+    for i in range(15):
+        kind = CORRUPTIONS[i % len(CORRUPTIONS)]
+        for extension, content in contents.items():
+            path = tmp_path / f"{i}.{extension}"
+            path.write_bytes(corrupted(content, rng, kind))
+    (tmp_path / "whole.mp4").write_bytes(contents["mp4"])
+    status, _, _ = check(
+        tmp_path, f"--out={tmp_path}/out", "--workers=2", "--timeout=60"
+    )
+    assert status == 0
+    summary, rows = _report(tmp_path / "out")
+    # About half; containers have random ids, so where the damage lies varies.
+    assert summary["videos"] == 46 and summary["statuses"]["unreadable"] > 10
+    assert rows["whole.mp4"]["clean"]
+    for row in rows.values():
+        if row["clean"]:
+            with Video(row["path"]) as video:
+                video.read(range(video.num_frames))
+        elif row["status"] == "miscounted":
+            with Video(row["path"]) as video, pytest.raises(VideoError):
+                video.read(range(video.num_frames))
+
+
+def _examination(**changes) -> Examination:
+    facts = {
+        "num_frames": 300,
+        "decoded_frames": 300,
+        "indexed": True,
+        "fps": 30.0,
+        "seconds": 10.0,
+        "width": 340,
+        "height": 256,
+        "keyframe_interval": 12.0,
+        "codec": "h264",
+        "container": "mp4",
+        "digest": None,
+    }
+    return Examination(**facts | changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "advice"),
+    [
+        ({}, []),
+        ({"width": 1080, "height": 1920}, ["11.4 times the pixels"]),
+        (
+            {"keyframe_interval": 250.0},
+            ["about 125 frames are decoded before a clip's"],
+        ),
+        ({"indexed": False}, ["unindexed videos (10) are decoded from their beginn"]),
+    ],
+)
+def test_advice(changes, advice):
+    found = [Record(f"/{i}.mp4", None, f"{i}.mp4") for i in range(10)]
+    sizes = list(range(10))
+    videos = checking.judge(found, sizes, [_examination(**changes)] * 10, 61)
+    told = checking.summarize(videos, [True] * 10, 61)
+    assert told["hours"] == pytest.approx(100 / 3600)
+    assert len(told["advice"]) == len(advice)
+    for line, part in zip(told["advice"], advice, strict=True):
+        assert part in line and "python -m videomae_jax prepare" in line
+
+
+def test_label_statistics_of_any_labels():
+    found = [
+        Record("/a", 10**9 - 1, "a"),
+        Record("/b", None, "b"),
+        Record("/c", 0, "c"),
+    ]
+    covered = checking.label_statistics(found, [True, True, False])
+    assert covered.num_classes == 10**9 and covered.num_empty == 10**9 - 1
+    assert covered.empty == list(range(1000)) and covered.unlabelled == 1
+    assert checking.label_statistics(found[1:2], [True]) is None

@@ -1,0 +1,567 @@
+"""`python -m videomae_jax lists`, on small copies of each data set's layout."""
+
+import csv
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from videomae_jax import __main__ as command_line
+from videomae_jax.cli import lists
+from videomae_jax.data import labels, sources
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys):
+    """Runs the command in tmp_path; returns status, output, errors."""
+    monkeypatch.chdir(tmp_path)
+
+    def run_command(*args):
+        status = command_line.main(["lists", *args])
+        return status, *capsys.readouterr()
+
+    return run_command
+
+
+def make(folder, *paths, content=b"video"):
+    for path in paths:
+        file = folder / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(content)
+
+
+def load(path, root, require_labels=True):
+    """The list as {path relative to root: label}; every path exists."""
+    loaded = sources.load(str(path), require_labels=require_labels)
+    assert all(os.path.getsize(record.path) for record in loaded)
+    rows = {os.path.relpath(record.path, root): record.label for record in loaded}
+    assert len(rows) == len(loaded)
+    return rows
+
+
+def row(output, split):
+    [line] = [x for x in output.splitlines() if x.split()[:1] == [split]]
+    return [int(number) for number in line.split()[1:]]
+
+
+CLASSES = ["abseiling", "air drumming", "massaging person's head", "zumba"]
+IDS = {
+    "train": ["-aZ_0123456", "__NrybzYzUg", "bbbbbbbbbbb", "ccccccccccc"],
+    "val": ["ddddddddddd", "eeeeeeeeeee"],
+    "test": ["fffffffffff"],
+}
+
+
+def write_kinetics(folder, names, test_labels=True):
+    """Writes annotations, a video of each class in turn; returns name -> label."""
+    folder.mkdir(parents=True, exist_ok=True)
+    wanted = {}
+    for split, name in names.items():
+        label_column = ["label"] if split != "test" or test_labels else []
+        columns = [*label_column, "youtube_id", "time_start", "time_end", "split"]
+        with open(folder / name, "w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow([*columns, "is_cc"])
+            for i, video in enumerate(IDS[split]):
+                label = len(CLASSES) - 1 - i  # not in the order of the classes
+                shown = [CLASSES[label]] if label_column else []
+                writer.writerow([*shown, video, 7 * i, 7 * i + 10, split, 0])
+                wanted[f"{video}_{7 * i:06d}_{7 * i + 10:06d}"] = (split, label)
+    return wanted
+
+
+NAMES = {"train": "train.csv", "val": "val.csv", "test": "test.csv"}
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        NAMES,
+        NAMES | {"val": "validate.csv"},
+        {split: f"kinetics-400_{split}.csv" for split in NAMES},
+    ],
+)
+@pytest.mark.parametrize("layout", ["flat", "classes", "underscores"])
+def test_kinetics(run, tmp_path, layout, names):
+    videos = tmp_path / "my videos"
+    wanted = write_kinetics(videos / "annotations", names)
+    place = {}
+    for name, (split, label) in wanted.items():
+        folder = {
+            "flat": split,
+            "classes": f"{split}/{CLASSES[label]}",
+            "underscores": f"{split}/{CLASSES[label].replace(' ', '_')}",
+        }[layout]
+        place[name] = f"{folder}/{name}.mp4"
+    make(videos, *place.values())
+    status, output, errors = run(
+        "kinetics400", "--videos=my videos", "--annotations=my videos"
+    )
+    assert (status, errors) == (0, "")
+    out = tmp_path / "data/kinetics400"
+    for split, number in (("train", 4), ("val", 2), ("test", 1)):
+        assert row(output, split) == [number, number, 0]
+        assert load(out / f"{split}.txt", videos) == {
+            place[name]: label for name, (s, label) in wanted.items() if s == split
+        }
+    assert (out / "labels.txt").read_text().splitlines() == CLASSES
+    assert "the annotations name 4 classes, not 400" in output
+    # As the training run reads them.
+    train = sources.load(str(out / "train.txt"), require_labels=True)
+    assert labels.class_names(train, "train", str(out / "labels.txt")) == CLASSES
+
+
+@pytest.mark.parametrize("data_set", ["kinetics600", "kinetics700"])
+def test_other_kinetics(run, tmp_path, data_set):
+    wanted = write_kinetics(tmp_path / "csv", NAMES)
+    make(tmp_path / "v", *(f"{name}.mkv" for name in wanted))
+    status, output, _ = run(data_set, "--videos=v", "--annotations=csv")
+    assert status == 0 and row(output, "train") == [4, 4, 0]
+    assert len(load(tmp_path / f"data/{data_set}/val.txt", tmp_path / "v")) == 2
+
+
+def test_kinetics_replaced_and_unlabelled(run, tmp_path):
+    wanted = write_kinetics(tmp_path / "csv", NAMES, test_labels=False)
+    videos = tmp_path / "k400"
+    make(videos, *(f"{split}/{name}.mp4" for name, (split, _) in wanted.items()))
+    first, second, third = list(wanted)[:3]
+    replacement = "replacement/replacement_for_corrupted_k400"
+    make(videos, f"{replacement}/{first}.mp4", f"{replacement}/{third}.mp4")
+    make(videos, f"{replacement}/{third}.mp4", content=b"")
+    make(videos, f"another/{second}.mp4")
+    _, output, _ = run("kinetics400", "--videos=k400", "--annotations=csv")
+    paths = list(load(tmp_path / "data/kinetics400/train.txt", videos))
+    assert paths[0] == f"{replacement}/{first}.mp4"
+    assert paths[1] == f"train/{second}.mp4"
+    assert paths[2] == f"train/{third}.mp4"
+    assert "test.txt has no labels" in output and "none of the lists" not in output
+    test = load(tmp_path / "data/kinetics400/test.txt", videos, require_labels=False)
+    assert list(test.values()) == [None]
+
+
+def test_missing_videos(run, tmp_path):
+    wanted = write_kinetics(tmp_path / "csv", NAMES)
+    names = list(wanted)
+    make(tmp_path / "v", *(f"{name}.mp4" for name in names[:3]), "other_1.mp4")
+    make(tmp_path / "v", f"{names[1]}.mp4", content=b"")
+    make(tmp_path / "v", f".{names[3]}.mp4", f"{names[3]}.mp4.part", "notes.txt")
+    command = ["kinetics400", "--videos=v", "--annotations=csv"]
+    status, output, errors = run(*command, "--strict")
+    assert (status, output) == (1, "") and not (tmp_path / "data").exists()
+    assert "train: 2 missing from" in errors and names[1] in errors
+    status, output, _ = run(*command)
+    assert status == 0 and row(output, "train") == [2, 2, 2]
+    assert row(output, "val") == [0, 0, 2]
+    assert f"empty files: {names[1]}, {names[3]}\n" in output
+    assert "val.txt is not written" in output
+    assert "1 of the 4 videos" in output and "as other_1.mp4" in output
+    assert not (tmp_path / "data/kinetics400/val.txt").exists()
+    # A label is the class's, whichever videos are there.
+    assert (tmp_path / "data/kinetics400/labels.txt").read_text().count("\n") == 4
+    assert set(load(tmp_path / "data/kinetics400/train.txt", tmp_path / "v")) == {
+        f"{names[0]}.mp4",
+        f"{names[2]}.mp4",
+    }
+
+
+def test_relative(run, tmp_path):
+    wanted = write_kinetics(tmp_path / "csv", NAMES)
+    make(tmp_path / "v", *(f"{name}.mp4" for name in wanted))
+    _, output, _ = run(
+        "kinetics400", "--videos=v", "--annotations=csv", "--relative", "--out=a/b"
+    )
+    assert f"--config.data.root={tmp_path}/v" in output
+    loaded = sources.load(str(tmp_path / "a/b/train.txt"), str(tmp_path / "v"), True)
+    assert [record.id for record in loaded] == [f"{n}.mp4" for n in list(wanted)[:4]]
+    assert all(os.path.exists(record.path) for record in loaded)
+
+
+def test_links(run, tmp_path):
+    wanted = write_kinetics(tmp_path / "csv", NAMES)
+    make(tmp_path / "disk", *(f"{name}.mp4" for name in wanted))
+    (tmp_path / "v").mkdir()
+    (tmp_path / "v/train").symlink_to(tmp_path / "disk")
+    (tmp_path / "v/again").symlink_to(tmp_path / "v")
+    _, output, _ = run("kinetics400", "--videos=v", "--annotations=csv")
+    assert row(output, "train") == [4, 4, 0]
+
+
+TEMPLATES = {
+    "Holding [something] next to [something]": "2",
+    "Pushing [something] so that it falls off the table": "0",
+    "Pretending to put [something] on a surface, [part]": "1",
+}
+
+
+def write_ssv2(folder, prefix, test=True):
+    folder.mkdir()
+
+    def write(name, content):
+        (folder / f"{prefix}{name}").write_text(json.dumps(content))
+
+    plain = {text.replace("[", "").replace("]", ""): n for text, n in TEMPLATES.items()}
+    write("labels.json", plain)
+    texts = list(TEMPLATES)
+    videos = [
+        {"id": str(i), "label": "holding a potato", "template": texts[i % 3]}
+        for i in range(9)
+    ]
+    write("train.json", videos[:6])
+    write("validation.json", videos[6:])
+    if test:
+        write("test.json", [{"id": "9"}, {"id": "10"}])
+    return plain
+
+
+@pytest.mark.parametrize("prefix", ["", "something-something-v2-"])
+@pytest.mark.parametrize("answers", [False, True])
+def test_ssv2(run, tmp_path, prefix, answers):
+    plain = write_ssv2(tmp_path / "labels", prefix)
+    if answers:
+        text = "9;Holding something next to something\n10;" + list(plain)[1] + "\n"
+        (tmp_path / "labels/test-answers.csv").write_text(text)
+    videos = tmp_path / "20bn-something-something-v2"
+    make(videos, *(f"{i}.webm" for i in range(11)))
+    make(videos, "mp4/3.mp4")
+    make(videos, "mp4/3.mp4", content=b"")
+    command = ["ssv2", f"--videos={videos}", "--annotations=labels"]
+    status, output, errors = run(*command)
+    assert (status, errors) == (0, "")
+    out = tmp_path / "data/ssv2"
+    assert load(out / "train.txt", videos) == {
+        f"{i}.webm": [2, 0, 1][i % 3] for i in range(6)
+    }
+    assert load(out / "val.txt", videos) == {
+        f"{i}.webm": [2, 0, 1][i % 3] for i in range(6, 9)
+    }
+    test = load(out / "test.txt", videos, require_labels=answers)
+    assert test == {"9.webm": 2 if answers else None, "10.webm": 0 if answers else None}
+    assert ("test.txt has no labels" in output) == (not answers)
+    names = (out / "labels.txt").read_text().splitlines()
+    assert names == sorted(plain, key=plain.get)
+
+
+def test_ssv2_mistakes(run, tmp_path):
+    plain = write_ssv2(tmp_path / "labels", "", test=False)
+    make(tmp_path / "v", "0.mp4")
+    command = ["ssv2", "--videos=v", "--annotations=labels"]
+    status, output, _ = run(*command)
+    assert status == 0 and row(output, "train") == [1, 1, 5]
+    file = tmp_path / "labels/labels.json"
+    for content, message in [
+        (dict(list(plain.items())[:-1]), "a number from 0 up"),
+        ({"a": "x"}, "a number from 0 up"),
+        ({"other": "0"}, "class 'Holding something next to something', which .*lacks"),
+        ([1], "no dict"),
+    ]:
+        file.write_text(json.dumps(content))
+        status, _, errors = run(*command)
+        assert status == 1 and "labels.json" in errors
+        assert re.search(message, errors)
+    file.write_text('{"a": ')
+    assert "labels.json: not a whole JSON file" in run(*command)[2]
+
+    file.write_text(json.dumps(plain))
+    (tmp_path / "labels/train.json").write_text('[{"id": 3}]')
+    assert "each with id and template" in run(*command)[2]
+
+
+UCF_CLASSES = ["ApplyEyeMakeup", "HandstandPushups", "YoYo"]
+
+
+def write_ucf101(folder):
+    """Writes the archive's split files; returns the videos as Class/video.avi."""
+    videos = [
+        f"{name}/v_{name.replace('stand', 'Stand')}_g{group:02d}_c01.avi"
+        for name in UCF_CLASSES
+        for group in (1, 2, 3)
+    ]
+    folder.mkdir(parents=True)
+    lines = [f"{i} {name}\r\n" for i, name in enumerate(UCF_CLASSES, 1)]
+    (folder / "classInd.txt").write_bytes("".join(lines).encode())
+    for split in (1, 2, 3):
+        test = [video for video in videos if f"_g0{split}_" in video]
+        lines = [
+            f"{video} {UCF_CLASSES.index(video.split('/')[0]) + 1}\n"
+            for video in videos
+            if video not in test
+        ]
+        (folder / f"trainlist0{split}.txt").write_text("".join(lines))
+        (folder / f"testlist0{split}.txt").write_text("\n".join(test) + "\n\n")
+    return videos
+
+
+@pytest.mark.parametrize("split", [1, 2, 3])
+@pytest.mark.parametrize("layout", ["classes", "flat", "mp4"])
+def test_ucf101(run, tmp_path, split, layout):
+    videos = write_ucf101(tmp_path / "ucf/ucfTrainTestlist")
+    place = {
+        video: {
+            "classes": f"UCF-101/{video}",
+            "flat": video.split("/")[1],
+            "mp4": video.replace(".avi", ".mp4"),
+        }[layout]
+        for video in videos
+    }
+    make(tmp_path / "v", *place.values())
+    args = [f"--split={split}"] if split > 1 else []
+    status, output, errors = run("ucf101", "--videos=v", "--annotations=ucf", *args)
+    assert (status, errors) == (0, "")
+    out = tmp_path / ("data/ucf101" if split == 1 else f"data/ucf101_split{split}")
+    assert (out / "labels.txt").read_text().splitlines() == UCF_CLASSES
+    wanted = {
+        place[video]: UCF_CLASSES.index(video.split("/")[0])
+        for video in videos
+        if f"_g0{split}_" not in video
+    }
+    assert load(out / "train.txt", tmp_path / "v") == wanted
+    val = load(out / "val.txt", tmp_path / "v")
+    assert set(val) == set(place.values()) - set(wanted) and len(val) == 3
+    assert row(output, "train") == [6, 3, 0] and row(output, "val") == [3, 3, 0]
+
+
+@pytest.mark.parametrize(
+    "file, line, message",
+    [
+        ("classInd.txt", "1 A\n3 B\n", "classInd.txt:2: `2 ClassName` is wanted"),
+        ("trainlist01.txt", "\nYoYo/v.avi 1\n", "trainlist01.txt:2: "),
+        ("testlist01.txt", "Yoyo/v.avi\n", "testlist01.txt:1: "),
+        ("testlist01.txt", "v.avi\n", "testlist01.txt:1: "),
+    ],
+)
+def test_ucf101_mistakes(run, tmp_path, file, line, message):
+    make(tmp_path / "v", *write_ucf101(tmp_path / "ucf"))
+    (tmp_path / "ucf" / file).write_text(line)
+    status, _, errors = run("ucf101", "--videos=v", "--annotations=ucf")
+    assert status == 1 and message in errors
+
+
+HMDB_CLASSES = ["brush_hair", "ride_bike", "shoot_ball"]
+HMDB_NAMES = [
+    "#20_Rhythm_clap_u_nm_np1_fr_goo_0.avi",
+    "50_FIRST_DATES_f_nm_np1_fr_med_18.avi",
+    "Ted_&_Co;(2)_kick_f_cm_np1_ba_bad_2.avi",
+    "it's_'1'_kick.avi",
+    "Two words, and a comma.avi",
+    '#"quoted" #1.avi',
+]
+
+
+@pytest.mark.parametrize("split", [1, 2, 3])
+def test_hmdb51(run, tmp_path, split):
+    folder = tmp_path / "splits/testTrainMulti_7030_splits"
+    folder.mkdir(parents=True)
+    kind = {}
+    for label, class_name in enumerate(HMDB_CLASSES):
+        for number in (1, 2, 3):
+            lines = []
+            for i, name in enumerate(HMDB_NAMES):
+                which = (i + number + label) % 3
+                lines.append(f"{name} {which} \n")
+                if number == split:
+                    kind[f"{class_name}/{name}"] = which, label
+            file = folder / f"{class_name}_test_split{number}.txt"
+            file.write_text("".join(lines))
+    # Every class has files of the same names: the folder tells which.
+    make(tmp_path / "v", *kind)
+    status, output, errors = run(
+        "hmdb51", "--videos=v", "--annotations=splits", f"--split={split}", "--out=out"
+    )
+    assert (status, errors) == (0, "")
+    for name, number in (("train", 1), ("val", 2)):
+        assert load(tmp_path / f"out/{name}.txt", tmp_path / "v") == {
+            path: label for path, (which, label) in kind.items() if which == number
+        }
+        assert row(output, name) == [6, 3, 0]
+    assert "none of the lists" not in output  # those marked 0 are no surprise
+    assert (tmp_path / "out/labels.txt").read_text().splitlines() == HMDB_CLASSES
+    (folder / "ride_bike_test_split1.txt").write_text("a.avi 3\n")
+    status, _, errors = run("hmdb51", "--videos=v", "--annotations=splits")
+    assert status == 1 and "ride_bike_test_split1.txt:1: " in errors
+
+
+def test_folder(run, tmp_path):
+    videos = tmp_path / "v"
+    names = {
+        "wave": [f"wave/{i}.mp4" for i in range(40)],
+        "clap hands": [f"clap hands/day 1/{i}.webm" for i in range(5)],
+        "rare": ["rare/0.mp4"],
+    }
+    make(videos, *sum(names.values(), []), "loose.mp4", "wave/notes.txt")
+    make(videos, "wave/empty.mp4", content=b"")
+    (videos / "nothing").mkdir()
+    command = ["folder", "--videos=v", "--val-fraction=0.2"]
+    status, output, errors = run(*command)
+    assert (status, errors) == (0, "")
+    out = tmp_path / "data/folder"
+    classes = ["clap hands", "rare", "wave"]
+    assert (out / "labels.txt").read_text().splitlines() == classes
+    train, val = (load(out / f"{name}.txt", videos) for name in ("train", "val"))
+    assert train | val == {p: classes.index(c) for c in names for p in names[c]}
+    assert not train.keys() & val.keys() and not (out / "test.txt").exists()
+    assert [list(val.values()).count(label) for label in (0, 1, 2)] == [1, 0, 8]
+    assert row(output, "train") == [37, 3, 1] and "wave/empty.mp4" in output
+    assert "as loose.mp4" in output
+    assert "3 classes: clap hands, rare, wave" in output
+    # The same again; other videos with another seed; few move with a new video.
+    before = (out / "val.txt").read_bytes()
+    run(*command)
+    assert (out / "val.txt").read_bytes() == before
+    run(*command, "--seed=1", "--out=other")
+    assert load(tmp_path / "other/val.txt", videos) != val
+    make(videos, "wave/new.mp4")
+    run(*command)
+    assert len(load(out / "val.txt", videos).keys() & val.keys()) >= 8
+    run(*command[:2], "--val-fraction=0", "--out=all")
+    assert len(load(tmp_path / "all/train.txt", videos)) == 47
+    assert not (tmp_path / "all/val.txt").exists()
+
+
+@pytest.mark.parametrize("val", ["val", "validation"])
+def test_folder_that_is_split(run, tmp_path, val):
+    wanted = {
+        "train": {"train/a b/1.mp4": 0, "train/c/1.mp4": 1, "train/d/1.mp4": 2},
+        "val": {f"{val}/a b/2.mp4": 0, f"{val}/d/2.mp4": 2},
+        "test": {"test/c/deep/3.mp4": 1},
+    }
+    make(tmp_path / "v", *sum((list(x) for x in wanted.values()), []), "old/a/9.mp4")
+    status, output, _ = run("folder", "--videos=v", "--out=out")
+    assert status == 0 and "as old/a/9.mp4" in output
+    for split, rows in wanted.items():
+        assert load(tmp_path / f"out/{split}.txt", tmp_path / "v") == rows
+    assert (tmp_path / "out/labels.txt").read_text() == "a b\nc\nd\n"
+
+
+def test_folder_without_classes(run, tmp_path):
+    make(tmp_path / "v", "a.mp4", "b.mp4", "UCF-101/a/1.mp4", "UCF-101/b/1.mp4")
+    status, _, errors = run("folder", "--videos=v")
+    assert status == 1 and "a folder for each class, at least two" in errors
+    make(tmp_path / "w", " a/1.mp4", "b/1.mp4")
+    assert "rename its folder" in run("folder", "--videos=w")[2]
+    make(tmp_path / "x", "train/1.mp4", "bus/1.mp4")  # a class of its own
+    run("folder", "--videos=x", "--out=x")
+    assert (tmp_path / "x/labels.txt").read_text() == "bus\ntrain\n"
+
+
+@pytest.mark.parametrize(
+    "videos, annotations, message",
+    [
+        ("nowhere", "csv", "--videos: there is no folder 'nowhere'"),
+        ("empty", "csv", "--videos: there are no videos (.mp4 .mkv"),
+        ("v", "nowhere", "--annotations: there is no folder 'nowhere'"),
+        ("v", "csv/train.csv", "--annotations: 'csv/train.csv' is a file"),
+        ("v", "empty", "neither empty nor a folder in it holds train.csv"),
+        ("v", "two", "several folders hold such annotations"),
+        ("v", "bad", "bad/train.csv: the first line has to name the columns"),
+        ("v", "time", "time/train.csv:2: time_start and time_end"),
+        ("v", "csv", "none of the 7 videos that the annotations name is in"),
+    ],
+)
+def test_wrong_folders(run, tmp_path, videos, annotations, message):
+    make(tmp_path / "v", "whatever.mp4")
+    (tmp_path / "empty").mkdir()
+    for folder in ("csv", "two/k400", "two/k600"):
+        write_kinetics(tmp_path / folder, NAMES)
+    make(tmp_path, "bad/train.csv", content=b"a.mp4 3\n")
+    header = b"label,youtube_id,time_start,time_end,split\n"
+    make(tmp_path, "time/train.csv", content=header + b"a,b,x,1,train\n")
+    status, output, errors = run(
+        "kinetics400", f"--videos={videos}", f"--annotations={annotations}"
+    )
+    assert (status, output) == (1, "") and errors.startswith("error: ")
+    assert message in errors and not (tmp_path / "data").exists()
+    if "none of" in message:
+        assert "-aZ_0123456_000000_000010" in errors and "whatever.mp4" in errors
+
+
+def test_command_line(capsys):
+    assert command_line.main([]) == 0
+    output = capsys.readouterr().out
+    assert all(name in output for name in command_line.COMMANDS)
+    for args, message in [
+        (["list"], "invalid choice: 'list'"),
+        (["lists"], "DATA_SET"),
+        (["lists", "ucf101"], "--videos"),
+        (["lists", "folder", "--videos=v", "--val-fraction=1"], "from 0 to below 1"),
+        (["lists", "folder", "--videos=v", "--val-fraction=x"], "from 0 to below 1"),
+        (["lists", "kinetics400", "--videos=v", "--split=1"], "required"),
+    ]:
+        with pytest.raises(SystemExit) as raised:
+            command_line.main(args)
+        assert raised.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_help_brings_in_no_command():
+    code = (
+        "import sys; from videomae_jax import __main__ as m; m.main([]); "
+        "sys.exit('videomae_jax.cli.lists' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+# A path that a list can hold: UTF-8 without line breaks, of a file with an extension.
+names = st.text(
+    st.characters(codec="utf-8", exclude_characters="\0\n")
+    | st.sampled_from(" ,\t\"'#/\\\r\ufeff-0123")
+)
+paths = st.builds("{}.{}".format, names, st.sampled_from(["mp4", "avi", "0", "3 #x"]))
+paths = paths.filter(lambda path: os.path.splitext(path)[1])
+
+
+@pytest.fixture(scope="module")
+def list_path(tmp_path_factory):
+    return tmp_path_factory.mktemp("lists") / "train.txt"
+
+
+@settings(deadline=None, max_examples=400)
+@given(
+    rows=st.lists(
+        st.tuples(paths, st.none() | st.integers(0, 10**9 - 1)), min_size=1, max_size=5
+    )
+)
+def test_write_list_round_trip(list_path, rows):
+    sources.write_list(list_path, rows)
+    loaded = sources.load(str(list_path))
+    assert [(record.path, record.label) for record in loaded] == [
+        (os.path.join(list_path.parent, path), label) for path, label in rows
+    ]
+
+
+@pytest.mark.parametrize(
+    "path, label, message",
+    [
+        ("a\nb.mp4", 0, "line break"),
+        ("a\0.mp4", 0, "line break or a NUL"),
+        ("a\udcff.mp4", 0, "not UTF-8"),
+        ("a", 0, "no extension"),
+        ("a.mp4/", 0, "no extension"),
+        ("a.mp4", -1, "label -1"),
+        ("a.mp4", 10**9, "label"),
+    ],
+)
+def test_write_list_refuses(tmp_path, path, label, message):
+    with pytest.raises(sources.RecordError, match=message):
+        sources.write_list(tmp_path / "a.txt", [("good.mp4", 0), (path, label)])
+    assert not list(tmp_path.iterdir())
+
+
+def test_plain_paths_have_no_quotes(tmp_path):
+    rows = [("a/b-c_d(1);&é.mp4", 3), ("v.mp4", None), ('a "b".mp4', 1)]
+    sources.write_list(tmp_path / "a.txt", rows)
+    lines = (tmp_path / "a.txt").read_text("utf-8").splitlines()
+    assert lines == ["a/b-c_d(1);&é.mp4 3", "v.mp4", '"a ""b"".mp4" 1']
+
+
+@given(count=st.integers(1, 60), fraction=st.floats(0, 1, exclude_max=True))
+def test_both_sides_get_a_video(count, fraction):
+    paths = [f"{i}.mp4" for i in range(count)]
+    parts = lists._divide(paths, fraction, 0)
+    assert sorted(parts["train"] + parts["val"]) == sorted(paths)
+    if count > 1:
+        assert parts["train"] and bool(parts["val"]) == (fraction > 0)
+        assert abs(len(parts["val"]) - fraction * count) <= 1

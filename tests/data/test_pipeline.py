@@ -1,0 +1,246 @@
+"""Batches: independent of hosts and workers, resumable, and honest about bad videos."""
+
+import numpy as np
+import pytest
+
+from tests.helpers.videos import moving_noise, write_folder, write_video
+from videomae_jax.data import augmentation, pipeline, sampling, sources
+from videomae_jax.data.clips import (
+    FRAME_RULES,
+    CenterClips,
+    FinetuningClips,
+    MultiViewClips,
+    PretrainingClips,
+)
+from videomae_jax.data.randaugment import RandAugment
+from videomae_jax.data.sources import Record
+from videomae_jax.video.decoder import Video
+
+CLIPS = PretrainingClips(
+    num_frames=4, stride=2, size=32, scales=(1, 0.75, 0.5), flip=0.5, num_samples=1
+)
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory):
+    return write_folder(tmp_path_factory.mktemp("videos"), 10)
+
+
+@pytest.fixture(scope="session")
+def videos(folder):
+    return sources.load(str(folder))
+
+
+def read(videos, steps=range(4), clips=CLIPS, seed=0, **kwargs):
+    with pipeline.batches(videos, clips, 4, seed, steps, **kwargs) as stream:
+        return list(stream)
+
+
+def assert_same(one, other):
+    assert len(one) == len(other) > 0
+    for a, b in zip(one, other, strict=True):
+        np.testing.assert_array_equal(a.arrays["video"], b.arrays["video"])
+        assert a.ids == b.ids
+
+
+@pytest.fixture(scope="module")
+def reference(videos):
+    return read(videos)
+
+
+def test_batches_are_uint8_clips_of_all_videos(reference):
+    assert [batch.arrays["video"].shape for batch in reference] == [
+        (4, 4, 32, 32, 3)
+    ] * 4
+    assert all(batch.arrays["video"].dtype == np.uint8 for batch in reference)
+    ids = [name for batch in reference for name in batch.ids]
+    assert len(set(ids[:10])) == 10  # an epoch holds each video once
+    assert set(ids[10:]) <= set(ids[:10]) and ids[10:] != ids[:6]  # and is reshuffled
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_workers_change_nothing(videos, reference, workers):
+    assert_same(read(videos, num_workers=workers, num_threads=1), reference)
+
+
+@pytest.mark.parametrize("hosts", [2, 4])
+def test_hosts_share_the_global_batch(videos, reference, hosts):
+    local = 4 // hosts
+    rows = [range(i * local, (i + 1) * local) for i in range(hosts)]
+    parts = [read(videos, rows_here=part) for part in rows]
+    for step, batch in enumerate(reference):
+        rows = [part[step].arrays["video"] for part in parts]
+        np.testing.assert_array_equal(np.concatenate(rows), batch.arrays["video"])
+        assert [name for part in parts for name in part[step].ids] == batch.ids
+
+
+def test_a_host_may_have_any_rows(videos, reference):
+    for batch, whole in zip(read(videos, rows_here=[0, 3]), reference, strict=True):
+        video = whole.arrays["video"]
+        np.testing.assert_array_equal(batch.arrays["video"], video[[0, 3]])
+        assert batch.ids == [whole.ids[0], whole.ids[3]]
+
+
+def test_resuming_is_a_slice(videos, reference):
+    assert_same(read(videos, range(2, 4)), reference[2:])
+    assert_same(read(videos, range(3, 4), num_workers=2), reference[3:])
+
+
+def test_seed_changes_order_and_clips(videos, reference):
+    other = read(videos, seed=1)
+    assert [b.ids for b in other] != [b.ids for b in reference]
+
+
+def test_samples_of_a_video_are_adjacent_and_cost_one_decode(videos, monkeypatch):
+    reads = []
+    decode = Video.decode
+    monkeypatch.setattr(
+        Video, "decode", lambda self, i: reads.append(1) or decode(self, i)
+    )
+    clips = PretrainingClips(4, 2, 32, (1, 0.5), 0.0, num_samples=3)
+    (batch,) = read(videos, range(1), clips)
+    assert len(reads) == 4
+    assert batch.arrays["video"].shape == (12, 4, 32, 32, 3)
+    assert batch.ids[0] == batch.ids[1] == batch.ids[2] != batch.ids[3]
+    crops = {clip.tobytes() for clip in batch.arrays["video"]}
+    assert len(crops) > 4  # the samples of a video are different crops
+
+
+def test_pretraining_crops_are_those_of_whole_frames(videos):
+    size, scales = 24, (1, 0.75, 0.5)
+    clips = PretrainingClips(4, 2, size, scales, 0.0, num_samples=3)
+    with Video(videos[0].path) as video:
+        for seed in range(20):
+            found = clips(video, np.random.default_rng(seed))
+            rng = np.random.default_rng(seed)
+            frames = video.read(sampling.sample_pretrain(rng, video.num_frames, 4, 2))
+            for clip in found:
+                box = augmentation.multi_scale_box(
+                    rng, *frames.shape[1:3], size, scales
+                )
+                wanted = augmentation.crop_and_resize(frames, box, size, size)
+                np.testing.assert_array_equal(clip, wanted)
+
+
+@pytest.fixture
+def mixed(videos, tmp_path):
+    """Good videos and one of each bad kind."""
+    (tmp_path / "empty.mp4").write_bytes(b"")
+    (tmp_path / "text.mp4").write_text("no video at all\n" * 99)
+    write_video(tmp_path / "one.mp4", moving_noise(1, 48, 64))
+    bad = [
+        Record(str(tmp_path / f"{name}.mp4"), None, f"{name}.mp4")
+        for name in ("missing", "empty", "text")
+    ]
+    one = Record(str(tmp_path / "one.mp4"), None, "one.mp4")
+    return [*videos[:5], *bad, one]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_bad_videos_are_replaced_and_named(mixed, workers):
+    batches = read(mixed, range(9), num_workers=workers)
+    reasons = {record.id: why for batch in batches for _, record, why in batch.bad}
+    assert reasons.keys() == {"missing.mp4", "empty.mp4", "text.mp4"}
+    assert all(name in why for name, why in reasons.items())
+    ids = {name for batch in batches for name in batch.ids}
+    assert "one.mp4" in ids and not ids & reasons.keys()
+    assert_same(batches, read(mixed, range(9)))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_only_bad_videos_is_an_error(mixed, workers):
+    bad = mixed[5:8]
+    with pytest.raises(Exception, match="could not be read") as error:
+        read(bad, num_workers=workers)
+    assert "missing.mp4" in str(error.value) and "text.mp4" in str(error.value)
+
+
+def test_center_clips_are_fixed(videos):
+    clips = CenterClips(num_frames=4, stride=2, size=32)
+    video, ids = pipeline.read_all(videos, clips, 3)
+    assert video.shape == (3, 4, 32, 32, 3) and ids == [v.id for v in videos[:3]]
+    np.testing.assert_array_equal(video, pipeline.read_all(videos, clips, 3)[0])
+
+
+FINETUNING = {
+    "num_frames": 4,
+    "stride": 2,
+    "size": 32,
+    "rand_augment": RandAugment.parse("rand-m7-n4-mstd0.5-inc1"),
+    "crop_area": (0.08, 1.0),
+    "crop_aspect": (0.75, 4 / 3),
+    "flip": 0.5,
+    "erase": 0.25,
+}
+
+
+@pytest.mark.parametrize("rule", FRAME_RULES)
+def test_finetuning_augments_one_decode_several_times(videos, rule, monkeypatch):
+    reads = []
+    read_frames = Video.read
+    monkeypatch.setattr(
+        Video, "read", lambda self, i: reads.append(1) or read_frames(self, i)
+    )
+    clips = FinetuningClips(frames=rule, num_samples=3, **FINETUNING)
+    (batch,) = read(videos, range(1), clips)
+    assert len(reads) == 4
+    assert batch.arrays["video"].shape == (12, 4, 32, 32, 3)
+    assert len({clip.tobytes() for clip in batch.arrays["video"]}) == 12
+    assert_same([batch], read(videos, range(1), clips, num_workers=1))
+
+
+def test_labels_come_along(folder, tmp_path):
+    path = tmp_path / "list.txt"
+    path.write_text("".join(f"{i}.mp4 {i % 3}\n" for i in range(10)))
+    videos = sources.load(str(path), str(folder))
+    clips = FinetuningClips(frames="dense", num_samples=2, **FINETUNING)
+    for batch in read(videos, range(3), clips):
+        wanted = [int(name.removesuffix(".mp4")) % 3 for name in batch.ids]
+        assert batch.arrays["label"].tolist() == wanted
+        assert batch.arrays["label"].dtype == np.int32
+
+
+def test_views_are_cut_from_the_whole_video(videos):
+    views = MultiViewClips(4, 2, 32, "dense", segments=2, crops=3)
+    with Video(videos[9].path) as video:  # 21 frames of 48 x 64
+        clips = views(video, None)
+        everything = video.read(range(21))
+    assert clips.shape == (6, 4, 32, 32, 3) == (views.views, 4, 32, 32, 3)
+    small = augmentation.crop_and_resize(everything, (0, 0, 48, 64), 32, 42)
+    for segment, start in enumerate((0, 14)):
+        frames = small[start : start + 8 : 2]
+        for crop, left in enumerate((0, 5, 10)):
+            np.testing.assert_array_equal(
+                clips[3 * segment + crop], frames[:, :, left : left + 32]
+            )
+
+
+def each_once(videos, **kwargs):
+    clips = CenterClips(num_frames=4, stride=2, size=32)
+    with pipeline.each_once(videos, clips, (1, 4, 32, 32, 3), 4, **kwargs) as batches:
+        return list(batches)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_pass_reads_each_video_once_and_in_order(mixed, workers):
+    batches = each_once(mixed, num_workers=workers)
+    index = np.concatenate([batch.index for batch in batches])
+    readable = np.concatenate([batch.readable for batch in batches])
+    assert index.tolist() == [*range(9), -1, -1, -1]
+    assert readable.tolist() == [True] * 5 + [False] * 3 + [True] + [False] * 3
+    reasons = dict(bad for batch in batches for bad in batch.bad)
+    assert reasons.keys() == {5, 6, 7} and "missing.mp4" in reasons[5]
+    assert all(batch.video.shape == (4, 1, 4, 32, 32, 3) for batch in batches)
+    video = np.concatenate([batch.video for batch in batches])
+    assert (
+        video[readable].any(axis=(1, 2, 3, 4, 5)).all() and not video[~readable].any()
+    )
+
+
+def test_hosts_share_a_pass(mixed):
+    whole = each_once(mixed)
+    parts = [each_once(mixed, process=(i, 2)) for i in range(2)]
+    for step, batch in enumerate(whole):
+        for name in ("video", "index", "readable"):
+            both = np.concatenate([getattr(part[step], name) for part in parts])
+            np.testing.assert_array_equal(both, getattr(batch, name))

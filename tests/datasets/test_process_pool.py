@@ -1,0 +1,185 @@
+"""Whatever a worker process does, every item is told of exactly once."""
+
+import functools
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from videomae_jax.datasets.process_pool import Failure, isolated_map
+
+
+def _act(item):
+    """What an item asks for, in a worker."""
+    match item:
+        case "segfault":
+            os.kill(os.getpid(), signal.SIGSEGV)
+        case "exit":
+            os._exit(3)
+        case "sys.exit":
+            sys.exit("bye")
+        case "memory":
+            return bytearray(1 << 60)
+        case "lambda":
+            return lambda: None
+        case "sleep":
+            time.sleep(1000)
+        case "hold the GIL":  # so that no thread of the process can do anything
+            re.match("(a+)+b", "a" * 60)
+        case pathlib.Path():
+            _note_process(item)
+            time.sleep(1000)
+        case int():
+            return item**2
+    return None
+
+
+def _note_process(folder: pathlib.Path) -> None:
+    (folder / str(os.getpid())).touch()
+
+
+def test_each_item_comes_once_with_what_became_of_it():
+    crash = "crashes: the process that had it"
+    hang = Failure("timeout", "hangs: no result within 3 s")
+    expected = {
+        "segfault": Failure("crash", f"{crash} was ended by SIGSEGV"),
+        "exit": Failure("crash", f"{crash} ended with exit code 3"),
+        "sys.exit": Failure("error", "SystemExit: bye"),
+        "memory": Failure("error", "MemoryError"),
+        "sleep": hang,
+        "hold the GIL": hang,
+        "nothing": None,
+    }
+    items = ["lambda", *expected, *range(20)]
+    found = list(isolated_map(_act, items, num_workers=2, timeout=3))
+    assert sorted(index for index, _ in found) == list(range(len(items)))
+    outcomes = {items[index]: outcome for index, outcome in found}
+    refused = outcomes.pop("lambda")
+    assert refused.kind == "error" and "lambda" in refused.reason
+    assert outcomes == expected | {i: i**2 for i in range(20)}
+
+
+def _die_first(folder: pathlib.Path, item: int) -> int:
+    if item == 1 and not (folder / "died").exists():
+        (folder / "died").touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return -item
+
+
+def test_a_bystander_is_tried_again(tmp_path):
+    found = isolated_map(functools.partial(_die_first, tmp_path), range(3), 1, 60)
+    assert list(found) == [(0, 0), (1, -1), (2, -2)]
+    assert (tmp_path / "died").exists()
+
+
+def test_nothing_to_do_needs_no_process():
+    assert list(isolated_map(_act, [], 4, 60)) == []
+    assert list(isolated_map(_act, [], 4, 60, ahead=1)) == []
+
+
+def _note_begin(folder: pathlib.Path, item: int) -> bytes:
+    (folder / str(item)).touch()
+    if item == 0:
+        while len(list(folder.iterdir())) < 4:  # as many as may be begun
+            time.sleep(0.02)
+        time.sleep(0.5)
+    if item == 5:
+        os.kill(os.getpid(), signal.SIGSEGV)
+    return bytes([item]) * 2_000_000  # more than a pipe holds
+
+
+def test_in_order_and_not_too_far_ahead(tmp_path):
+    function = functools.partial(_note_begin, tmp_path)
+    found = isolated_map(function, range(16), 2, 60, ahead=4)
+    outcomes = []
+    for index, outcome in found:
+        begun = max(int(path.name) for path in tmp_path.iterdir())
+        if index == 0:  # Meanwhile each of the two workers has begun another one.
+            assert begun < 4 + 2
+        outcomes.append(outcome)
+    assert outcomes.pop(5).kind == "crash"
+    assert outcomes == [bytes([i]) * 2_000_000 for i in range(16) if i != 5]
+
+
+class _EndsItsReader:
+    def __reduce__(self):
+        return os._exit, (5,)
+
+
+def test_processes_that_do_not_start():
+    function = functools.partial(_act, _EndsItsReader())
+    with pytest.raises(RuntimeError, match="do not start: .* exit code 5"):
+        list(isolated_map(function, range(9), 1, 60))
+
+
+def _runs(pid: int) -> bool:
+    try:
+        status = pathlib.Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    return status.rpartition(")")[2].split()[0] != "Z"  # it may wait for its parent
+
+
+def _wait_until(condition) -> None:
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_closing_ends_the_processes(tmp_path):
+    found = isolated_map(_act, [1, tmp_path], 2, 60)
+    assert next(found) == (0, 1)
+    _wait_until(lambda: list(tmp_path.iterdir()))
+    (pid,) = (int(path.name) for path in tmp_path.iterdir())
+    assert _runs(pid)
+    found.close()
+    assert not _runs(pid)
+
+
+_SCRIPT = """
+import pathlib, signal, sys
+from tests.test_isolated import _act
+from videomae_jax.data.isolated import isolated_map
+
+if __name__ == "__main__":
+    # A shell's background jobs, and what they start, ignore it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    list(isolated_map(_act, [pathlib.Path(sys.argv[1])] * 2, 2, 500))
+"""
+
+
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGKILL])
+def test_processes_end_with_their_parent(tmp_path, ending):
+    script, folder = tmp_path / "script.py", tmp_path / "pids"
+    script.write_text(_SCRIPT)
+    folder.mkdir()
+    parent = subprocess.Popen(
+        [sys.executable, script, folder],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        process_group=0,
+    )
+    try:
+        _wait_until(lambda: len(list(folder.iterdir())) == 2)
+        pids = [int(path.name) for path in folder.iterdir()]
+        if ending == signal.SIGINT:  # a terminal sends it to all
+            os.killpg(parent.pid, ending)
+        else:
+            parent.send_signal(ending)
+        _, errors = parent.communicate(timeout=30)
+        assert parent.returncode == -ending
+        _wait_until(lambda: not any(map(_runs, pids)))
+        # The workers have nothing to say.
+        told = errors.count("Traceback")
+        assert told == (ending == signal.SIGINT), errors
+    finally:
+        parent.kill()
+        parent.wait()
+        parent.stderr.close()

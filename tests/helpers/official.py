@@ -1,0 +1,149 @@
+"""Reads the golden vectors: official parameter names and shapes into ours."""
+
+import json
+import pathlib
+import shutil
+
+import numpy as np
+import safetensors.numpy
+
+import videomae_jax as vmae
+from videomae_jax.models.classifier import VideoClassifier
+
+GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
+CHECKPOINTS = GOLDEN / "checkpoints"
+
+
+def model(**overrides):
+    sizes = json.loads((GOLDEN / "model.json").read_text())
+    encoder, decoder = sizes["encoder"], sizes["decoder"]
+    return vmae.VideoMAE(
+        width=encoder["dim"],
+        depth=encoder["depth"],
+        heads=encoder["heads"],
+        decoder_width=decoder["dim"],
+        decoder_depth=decoder["depth"],
+        decoder_heads=decoder["heads"],
+        patch_size=sizes["patch_size"],
+        tubelet_size=sizes["tubelet_size"],
+        mlp_ratio=sizes["mlp_ratio"],
+        **overrides,
+    )
+
+
+def video(bcthw):
+    return np.ascontiguousarray(bcthw.transpose(0, 2, 3, 4, 1))
+
+
+def _linear(tensors, name):
+    out = {"kernel": tensors[f"{name}.weight"].T}
+    if f"{name}.bias" in tensors:
+        out["bias"] = tensors[f"{name}.bias"]
+    return out
+
+
+def _norm(tensors, name):
+    return {"scale": tensors[f"{name}.weight"], "bias": tensors[f"{name}.bias"]}
+
+
+def _block(tensors, name):
+    return {
+        "norm1": _norm(tensors, f"{name}.norm1"),
+        "attention": {
+            "qkv": _linear(tensors, f"{name}.attn.qkv"),
+            "q_bias": tensors[f"{name}.attn.q_bias"],
+            "v_bias": tensors[f"{name}.attn.v_bias"],
+            "out": _linear(tensors, f"{name}.attn.proj"),
+        },
+        "norm2": _norm(tensors, f"{name}.norm2"),
+        "mlp": {
+            "fc1": _linear(tensors, f"{name}.mlp.fc1"),
+            "fc2": _linear(tensors, f"{name}.mlp.fc2"),
+        },
+    }
+
+
+def _stack(trees):
+    if isinstance(trees[0], dict):
+        return {key: _stack([tree[key] for tree in trees]) for key in trees[0]}
+    return np.stack(trees)
+
+
+def _tensors(arrays, prefix):
+    return {
+        key.removeprefix(prefix): arrays[key]
+        for key in arrays
+        if key.startswith(prefix)
+    }
+
+
+def _embedding(tensors, name):
+    kernel = tensors[f"{name}.weight"]  # [D, C, frame, row, column]
+    return {
+        "kernel": kernel.transpose(2, 3, 4, 1, 0).reshape(-1, len(kernel)),
+        "bias": tensors[f"{name}.bias"],
+    }
+
+
+def parameters(arrays, prefix="param/"):
+    """Our pretraining parameters from `<prefix><official name>` arrays."""
+    tensors = _tensors(arrays, prefix)
+    return {
+        "mask_token": tensors["mask_token"].reshape(-1),
+        "encoder": {
+            "embedding": _embedding(tensors, "encoder.patch_embed.proj"),
+            "blocks": _stack(
+                [_block(tensors, f"encoder.blocks.{i}") for i in range(2)]
+            ),
+            "norm": _norm(tensors, "encoder.norm"),
+        },
+        "encoder_to_decoder": _linear(tensors, "encoder_to_decoder"),
+        "decoder": {
+            "blocks": _stack(
+                [_block(tensors, f"decoder.blocks.{i}") for i in range(2)]
+            ),
+            "norm": _norm(tensors, "decoder.norm"),
+            "head": _linear(tensors, "decoder.head"),
+        },
+    }
+
+
+def classifier(**overrides):
+    sizes = json.loads((GOLDEN / "model.json").read_text())
+    encoder = sizes["encoder"]
+    fields = dict(
+        width=encoder["dim"],
+        depth=encoder["depth"],
+        heads=encoder["heads"],
+        num_classes=sizes["num_classes"],
+        patch_size=sizes["patch_size"],
+        tubelet_size=sizes["tubelet_size"],
+        mlp_ratio=sizes["mlp_ratio"],
+    )
+    return VideoClassifier(**(fields | overrides))
+
+
+def classifier_parameters(arrays, prefix="param/"):
+    """Our fine-tuning parameters from `<prefix><official name>` arrays."""
+    tensors = _tensors(arrays, prefix)
+    return {
+        "encoder": {
+            "embedding": _embedding(tensors, "patch_embed.proj"),
+            "blocks": _stack([_block(tensors, f"blocks.{i}") for i in range(2)]),
+        },
+        "norm": _norm(tensors, "fc_norm"),
+        "head": _linear(tensors, "head"),
+    }
+
+
+def rewritten(tmp_path, change=lambda tensors: None, **settings):
+    """A copy of the golden Hugging Face classifier, with tensors and config changed."""
+    folder = tmp_path / "hf_classifier"
+    shutil.copytree(CHECKPOINTS / "hf_classifier", folder)
+    file = folder / "model.safetensors"
+    found = safetensors.numpy.load_file(file)
+    change(found)
+    safetensors.numpy.save_file(found, file)
+    config = json.loads((folder / "config.json").read_text()) | settings
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder

@@ -1,0 +1,546 @@
+"""Features: the right windows, from any company, and files that survive anything."""
+
+import argparse
+import dataclasses
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import threading
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from tests.helpers.videos import moving_noise, write_video
+from videomae_jax.cli import arguments as common
+from videomae_jax.cli import features as command
+from videomae_jax.data import augmentation
+from videomae_jax.data.sources import RecordError
+from videomae_jax.inference.feature_store import names
+from videomae_jax.inference.features import (
+    Extractor,
+    Part,
+    Unreadable,
+    Windows,
+    extract,
+    without_normalization,
+)
+from videomae_jax.interop.pretrained import Preprocessing, Pretrained, PretrainedError
+from videomae_jax.models.classifier import VideoClassifier
+from videomae_jax.models.mae import VideoMAE
+from videomae_jax.video.decoder import Video
+from videomae_jax.video.source import VideoError
+
+ROOT = pathlib.Path(__file__).parents[2]
+FEEDING = Preprocessing(num_frames=4, stride=2, image_size=32)
+LENGTHS = (12, 3, 25, 1, 40, 9)  # frames of the videos
+
+
+def classifier(seed=0):
+    model = VideoClassifier(width=24, depth=1, heads=2, num_classes=3)
+    clip = np.zeros((1, 4, 32, 32, 3), np.uint8)
+    params = model.init(jax.random.key(seed), clip)["params"]
+    return Pretrained(model, params, preprocessing=FEEDING)
+
+
+@pytest.fixture(scope="module")
+def pretrained():
+    return classifier()
+
+
+@pytest.fixture(scope="module")
+def mae():
+    model = VideoMAE(24, 1, 2, 24, 1, 2)
+    ids = np.arange(8, dtype=np.int32)[None]
+    clip = np.zeros((1, 4, 32, 32, 3), np.uint8)
+    params = model.init(jax.random.key(0), clip, ids[:, :2], ids[:, 2:])["params"]
+    return Pretrained(model, params, preprocessing=FEEDING)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Videos in two folders, and a list of them with labels."""
+    folder = tmp_path_factory.mktemp("videos")
+    lines = []
+    for i, length in enumerate(LENGTHS):
+        path = folder / "ab"[i % 2] / f"{i}.mp4"
+        path.parent.mkdir(exist_ok=True)
+        write_video(path, moving_noise(length, 48, 64, seed=i), options={"g": "5"})
+        lines.append(f"{path.relative_to(folder)} {i % 3}\n")
+    (folder / "list.txt").write_text("".join(lines))
+    return folder
+
+
+@pytest.fixture
+def run(pretrained, monkeypatch):
+    """Runs the command with the tiny model, or with one that is named in `MODELS`."""
+    monkeypatch.setattr(common, "load_pretrained", load)
+
+    def run(*arguments, **options):
+        parser = argparse.ArgumentParser()
+        command.add_arguments(parser)
+        argv = [f"--{key.replace('_', '-')}={x}" for key, x in options.items()]
+        command.run(parser.parse_args([*map(str, arguments), "--model=tiny", *argv]))
+
+    return run
+
+
+def load(source, revision=None, strict=True, dtype="float32"):
+    found = classifier(seed=0 if source == "tiny" else 1)
+    model = found.model.clone(dtype=dtype)
+    return dataclasses.replace(found, model=model, source=source)
+
+
+def contents(folder):
+    """The content of every file."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def by_hand(pretrained, path, starts, stride, **apply):
+    """Features of windows one by one, as the definition has them."""
+    with Video(path) as video:
+        frames = video.read(range(video.num_frames))
+    [crops] = augmentation.spatial_crops(frames, 32, 1)
+    rows = []
+    for start in starts:
+        places = [min(start + k * stride, len(frames) - 1) for k in range(4)]
+        clip = crops[places][None]
+        rows.append(pretrained.model.apply(pretrained.variables, clip, **apply)[0])
+    return np.stack(rows)
+
+
+@pytest.mark.parametrize(
+    ("frames", "hop", "wanted"),
+    [
+        # VideoMAE V2's range(0, N - 15, hop).
+        (16, 4, 1),
+        (19, 4, 1),
+        (20, 4, 2),
+        (100, 4, 22),
+        (5400, 4, 1347),
+        (5400, 16, 337),
+        # Where that is empty.
+        (15, 4, 1),
+        (1, 4, 1),
+    ],
+)
+def test_windows_of_consecutive_frames_are_those_of_v2(frames, hop, wanted):
+    windows = Windows(num_frames=16, frame_stride=1, hop=hop)
+    indices = windows.indices(frames)
+    assert len(indices) == wanted
+    starts = list(range(0, frames - 15, hop)) or [0]
+    assert indices[:, 0].tolist() == starts
+    assert indices.max() < frames
+    if frames > 15:
+        assert (np.diff(indices, axis=1) == 1).all()
+
+
+def test_windows_with_a_stride_lie_within_the_video():
+    windows = Windows(num_frames=4, frame_stride=3, hop=2)
+    assert windows.indices(14).tolist() == [
+        [0, 3, 6, 9],
+        [2, 5, 8, 11],
+        [4, 7, 10, 13],
+    ]
+    assert windows.indices(5).tolist() == [[0, 3, 4, 4]]
+
+
+def test_windows_suit_the_model_and_are_checked(pretrained):
+    assert Windows.of(pretrained) == Windows(4, 2, 8, 32)
+    assert Windows.of(pretrained, hop=3, frame_stride=1) == Windows(4, 1, 3, 32)
+    with pytest.raises(ValueError, match="hop of windows is 0"):
+        Windows.of(pretrained, hop=0)
+    with pytest.raises(PretrainedError, match="5 frames"):
+        Extractor(pretrained, Windows.of(pretrained, num_frames=5))
+
+
+def test_features_are_the_models(pretrained, folder):
+    path = folder / "a/2.mp4"
+    found = extract(pretrained, path, Windows.of(pretrained, hop=3))
+    wanted = by_hand(pretrained, path, range(0, 25 - 6, 3), 2, method="features")
+    assert found.dtype == np.float32 and found.shape == (7, 24)
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+    assert np.ptp(found, axis=0).max() > 0.1  # Windows differ.
+    content = extract(pretrained, path.read_bytes(), Windows.of(pretrained, hop=3))
+    np.testing.assert_array_equal(content, found)
+
+
+def test_encoders_without_a_head_give_the_same(pretrained, folder):
+    params = {k: v for k, v in pretrained.params.items() if k != "head"}
+    model = pretrained.model.clone(num_classes=0)
+    headless = dataclasses.replace(pretrained, model=model, params=params)
+    path = folder / "a/0.mp4"
+    np.testing.assert_array_equal(extract(headless, path), extract(pretrained, path))
+
+
+def test_pretraining_models_give_the_mean_of_their_tokens(mae, folder):
+    path = folder / "a/0.mp4"
+    tokens = by_hand(mae, path, [0], 2, method="encode")
+    found = extract(mae, path)
+    np.testing.assert_allclose(found, tokens.mean(axis=1), atol=1e-5)
+    found = extract(mae, path, tokens=True)
+    np.testing.assert_allclose(found, tokens.reshape(1, 2, 2, 2, 24), atol=1e-5)
+
+
+def test_tokens_lie_on_the_grid(pretrained, folder):
+    path = folder / "a/0.mp4"
+    found = extract(pretrained, path, Windows.of(pretrained, hop=4), tokens=True)
+    tokens = by_hand(pretrained, path, [0, 4], 2, method="tokens")
+    assert found.shape == (2, 2, 2, 2, 24)
+    np.testing.assert_allclose(found[1, 1, 0, 1], tokens[1, 4 + 0 + 1], atol=1e-5)
+    np.testing.assert_allclose(found.reshape(tokens.shape), tokens, atol=1e-5)
+
+
+def test_squashed_windows_have_the_whole_frame(folder, pretrained):
+    windows = Windows.of(pretrained, frame_stride=1, hop=4, squash=True)
+    with Video(folder / "a/0.mp4") as video:
+        first, *_ = windows.read(video)
+        frames = video.read(range(4))
+    wanted = augmentation.crop_and_resize(frames, (0, 0, 48, 64), 32, 32)
+    np.testing.assert_array_equal(first, wanted)
+    [cut] = augmentation.spatial_crops(frames, 32, 1)
+    assert (cut != first).any()
+
+
+def test_pixels_may_go_without_normalization(pretrained, folder):
+    path = folder / "a/0.mp4"
+    found = extract(without_normalization(pretrained), path)
+    with Video(path) as video:
+        [clip] = Windows.of(pretrained).read(video)
+    clip = clip[None].astype(np.float32) / 255  # Floating point is taken as it is.
+    wanted = pretrained.model.apply(pretrained.variables, clip, method="features")
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+    assert np.abs(found - extract(pretrained, path)).max() > 0.01
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_company_and_devices_change_nothing(
+    pretrained, folder, monkeypatch, devices, batch_size
+):
+    windows = Windows.of(pretrained, hop=3)
+    paths = sorted(folder.glob("*/*.mp4"))
+    alone = [extract(pretrained, path, windows) for path in paths]
+    everything = jax.devices()
+    monkeypatch.setattr(jax, "local_devices", lambda: everything[:devices])
+    extractor = Extractor(pretrained, windows, batch_size=batch_size)
+    for order in (paths, paths[::-1]):
+        parts = [[] for _ in order]
+        for part in extractor(order, num_threads=3):
+            assert part.first == sum(map(len, parts[part.video.index]))
+            parts[part.video.index].append(part.values)
+        for path, values in zip(order, parts, strict=True):
+            found = np.concatenate(values)
+            np.testing.assert_array_equal(found, alone[paths.index(path)])
+
+
+def test_each_frame_is_decoded_once_in_bounded_runs(folder, pretrained, monkeypatch):
+    reads = []
+    read = Video.read
+    monkeypatch.setattr(
+        Video, "read", lambda self, i: reads.append(list(i)) or read(self, i)
+    )
+    monkeypatch.setattr(
+        "videomae_jax.video.windows.RUN_BYTES", 7 * 3 * (48 * 64 + 4096)
+    )
+    windows = Windows(num_frames=4, frame_stride=2, hop=3, size=32)
+    with Video(folder / "a/4.mp4") as video:
+        video.height  # noqa: B018  What finds it out reads a frame, too.
+        reads.clear()
+        found = np.stack(list(windows.read(video)))
+        frames = read(video, range(40))
+    indices = windows.indices(40)
+    assert max(map(len, reads)) == 7
+    assert np.array_equal(np.concatenate(reads), np.unique(indices))
+    [crops] = augmentation.spatial_crops(frames, 32, 1)
+    np.testing.assert_array_equal(found, crops[indices])
+
+
+def test_unreadable_videos_come_after_their_parts(folder, pretrained, tmp_path):
+    bad = tmp_path / "bad.mp4"
+    bad.write_bytes(b"not a video")
+    windows = Windows.of(pretrained)
+    videos = [bad, folder / "a/0.mp4", tmp_path / "missing.mp4"]
+    found = list(Extractor(pretrained, windows)(videos, num_threads=1))
+    assert [type(part) for part in found] == [Part, Unreadable, Unreadable]
+    assert {part.index for part in found[1:]} == {0, 2}
+    with pytest.raises(VideoError, match="bad.mp4"):
+        extract(pretrained, bad)
+
+
+def test_an_error_of_a_thread_is_raised_and_threads_end(pretrained, folder):
+    before = threading.active_count()
+    windows = Windows.of(pretrained, hop=1)
+    with pytest.raises(TypeError):
+        list(Extractor(pretrained, windows)([folder / "a/0.mp4", None], num_threads=2))
+    parts = Extractor(pretrained, windows)([folder / "a/4.mp4"] * 9, num_threads=2)
+    next(parts)
+    parts.close()
+    assert threading.active_count() <= before
+
+
+def test_features_that_are_not_finite_are_refused(pretrained, folder):
+    params = jax.tree.map(lambda x: x * np.nan, pretrained.params)
+    broken = dataclasses.replace(pretrained, params=params)
+    with pytest.raises(PretrainedError, match="not finite"):
+        extract(broken, folder / "a/0.mp4")
+
+
+def test_command_writes_features_and_an_index(
+    run, pretrained, folder, tmp_path, capsys
+):
+    run(folder / "list.txt", "--json", out=tmp_path / "out", hop=3)
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["extracted"] == 6 and summary["left"] == 0
+    index = json.loads((tmp_path / "out/index.json").read_text())
+    assert index["settings"]["hop"] == 3 and index["settings"]["frame_stride"] == 2
+    assert index["settings"]["pixel_mean"] == [0.485, 0.456, 0.406]
+    for i, row in enumerate(index["videos"]):
+        path = folder / row["id"]
+        found = np.load(tmp_path / "out" / row["file"])
+        wanted = extract(pretrained, path, Windows.of(pretrained, hop=3))
+        np.testing.assert_array_equal(found, wanted)
+        assert row["shape"] == list(found.shape) and row["dtype"] == "float32"
+        assert row["label"] == i % 3 and row["fps"] == pytest.approx(25)
+        assert row["video_frames"] == LENGTHS[i]
+    assert [row["id"] for row in index["videos"]][:2] == ["a/0.mp4", "b/1.mp4"]
+
+    before = contents(tmp_path / "out")
+    run(folder / "list.txt", out=tmp_path / "out", hop=3)
+    assert "0 extracted, 6 kept" in capsys.readouterr().out
+    assert contents(tmp_path / "out") == before
+
+
+def test_numpy_would_have_written_the_same(run, folder, tmp_path):
+    run(folder / "a/4.mp4", "--tokens", "--float16", out=tmp_path / "out", hop=5)
+    path = tmp_path / "out/4.npy"
+    found = np.load(path)
+    assert found.dtype == np.float16 and found.shape == (7, 2, 2, 2, 24)
+    np.save(tmp_path / "saved.npy", found)
+    assert (tmp_path / "saved.npy").read_bytes() == path.read_bytes()
+    wanted = extract(
+        classifier(), folder / "a/4.mp4", Windows(4, 2, 5, 32), tokens=True
+    )
+    np.testing.assert_array_equal(found, wanted.astype(np.float16))
+
+
+def test_preset_is_v2s_script(run, folder, tmp_path):
+    run(folder / "a/0.mp4", out=tmp_path, like="videomaev2-tad", hop=4)
+    settings = json.loads((tmp_path / "index.json").read_text())["settings"]
+    assert (settings["frame_stride"], settings["squash"]) == (1, True)
+    assert (settings["pixel_mean"], settings["pixel_std"]) == ([0.0] * 3, [1.0] * 3)
+    windows = Windows(4, 1, 4, 32, squash=True)
+    wanted = extract(without_normalization(classifier()), folder / "a/0.mp4", windows)
+    np.testing.assert_array_equal(np.load(tmp_path / "0.npy"), wanted)
+
+
+def test_shards_together_are_one_run(run, folder, tmp_path, capsys):
+    run(folder / "list.txt", out=tmp_path / "one")
+    capsys.readouterr()
+    for shard in ("1/3", "0/3", "2/3"):
+        assert not (tmp_path / "three/index.json").exists()
+        run(folder / "list.txt", out=tmp_path / "three", shard=shard)
+    told = capsys.readouterr().out.splitlines()
+    assert [line.rpartition(";")[2] for line in told[:2]] == [
+        " the index waits for 4 videos of other shards",
+        " the index waits for 2 videos of other shards",
+    ]
+    assert contents(tmp_path / "three") == contents(tmp_path / "one")
+
+
+def test_processes_of_one_machine_share_the_list(run, folder, tmp_path, monkeypatch):
+    run(folder / "list.txt", out=tmp_path / "one")
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    for index in range(2):
+        monkeypatch.setattr(jax, "process_index", lambda index=index: index)
+        run(folder / "list.txt", out=tmp_path / "two")
+        assert (tmp_path / "two/index.json").exists() == (index == 1)
+    assert contents(tmp_path / "two") == contents(tmp_path / "one")
+
+
+PROCESS = """
+import argparse, sys, time
+from tests import test_features
+from videomae_jax.commands import common, features
+from videomae_jax.features import Windows
+common.load_pretrained = test_features.load
+read = Windows.read
+def slowly(self, video):
+    for window in read(self, video):
+        time.sleep(0.1)
+        yield window
+Windows.read = slowly
+parser = argparse.ArgumentParser()
+features.add_arguments(parser)
+features.run(parser.parse_args(sys.argv[1:]))
+"""
+
+
+def test_killed_and_started_again_gives_the_same_bytes(run, folder, tmp_path):
+    run(folder / "list.txt", out=tmp_path / "undisturbed", hop=1)
+    out = tmp_path / "killed"
+    arguments = [folder / "list.txt", "--model=tiny", f"--out={out}", "--hop=1"]
+    # One device: what was made with eight is the same.
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROCESS, *arguments, "--threads=2"],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+    )
+    try:
+        deadline = time.monotonic() + 60
+        # In the middle of a file, when another is complete.
+        while not (list(out.rglob("*.part")) and list(out.rglob("*.npy.json"))):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.01)
+    finally:
+        process.kill()
+        process.wait()
+    left = contents(out)
+    assert "index.json" not in left and any(name.endswith(".part") for name in left)
+    assert len(left) < 12
+    run(folder / "list.txt", out=out, hop=1)
+    assert contents(out) == contents(tmp_path / "undisturbed")
+
+
+def test_interruption_leaves_nothing_half_done(run, folder, tmp_path, monkeypatch):
+    finish = Extractor._finish
+    batches = []
+
+    def interrupted(self, *batch):
+        batches.append(batch)
+        if len(batches) == 4:
+            raise KeyboardInterrupt
+        return finish(self, *batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Extractor, "_finish", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(folder / "list.txt", out=tmp_path / "out", hop=1)
+    left = contents(tmp_path / "out")
+    assert left and not any(name.endswith(".part") for name in left)
+    assert sum(name.endswith(".npy") for name in left) * 2 == len(left) < 12
+    run(folder / "list.txt", out=tmp_path / "out", hop=1)
+    run(folder / "list.txt", out=tmp_path / "undisturbed", hop=1)
+    assert contents(tmp_path / "out") == contents(tmp_path / "undisturbed")
+
+
+@pytest.mark.parametrize(
+    ("option", "reason"),
+    [
+        ({"hop": 4}, "hop was 3, and is now 4"),
+        ({"frame_stride": 1}, "frame_stride was 2, and is now 1"),
+        ({"normalization": "none"}, "pixel_mean was"),
+        ({"dtype": "bfloat16"}, "computed_in was float32, and is now bfloat16"),
+        ({"model": "other"}, "weights was"),
+    ],
+)
+def test_other_settings_are_refused(run, folder, tmp_path, option, reason):
+    run(folder / "a", out=tmp_path / "out", hop=3)
+    before = contents(tmp_path / "out")
+    options = {"out": tmp_path / "out", "hop": 3} | option
+    for videos in (folder / "a", folder / "b"):
+        with pytest.raises(RecordError, match=f"{reason}.*--overwrite"):
+            run(videos, **options)
+    assert contents(tmp_path / "out") == before
+    # Without the index it is the files that tell.
+    (tmp_path / "out/index.json").unlink()
+    with pytest.raises(RecordError, match=f"0.npy: .*{reason}.*--overwrite"):
+        run(folder / "a", **options)
+    run(folder / "a", "--overwrite", **options)
+    run(folder / "a", **options | {"out": tmp_path / "new"})
+    assert contents(tmp_path / "out") == contents(tmp_path / "new")
+
+
+def test_overwriting_keeps_what_it_has_already_replaced(run, folder, tmp_path, capsys):
+    run(folder / "a", out=tmp_path / "out", hop=3)
+    run(folder / "a", "--overwrite", out=tmp_path / "out", hop=4, shard="0/2")
+    assert not (tmp_path / "out/index.json").exists()
+    capsys.readouterr()
+    run(folder / "a", "--overwrite", out=tmp_path / "out", hop=4)
+    assert "1 extracted, 2 kept" in capsys.readouterr().out
+
+
+def test_other_videos_of_the_same_name_are_refused(run, folder, tmp_path):
+    write_video(tmp_path / "0.mp4", moving_noise(30, 48, 64))
+    run(folder / "a", out=tmp_path / "out")
+    with pytest.raises(RecordError, match="the video had .* bytes"):
+        run(tmp_path, out=tmp_path / "out")
+    with pytest.raises(RecordError, match="they are of 0.mp4, not of"):
+        run(tmp_path / "0.mp4", out=tmp_path / "out")
+
+
+def test_missing_and_cut_off_features_are_made_again(run, folder, tmp_path, capsys):
+    run(folder / "a", out=tmp_path)
+    wanted = contents(tmp_path)
+    (tmp_path / "0.npy").unlink()
+    (tmp_path / "2.npy").write_bytes(wanted["2.npy"][:-1])
+    (tmp_path / "4.npy.json").write_bytes(wanted["4.npy.json"][:-9])
+    capsys.readouterr()
+    run(folder / "a", out=tmp_path)
+    assert "3 extracted, 0 kept" in capsys.readouterr().out
+    assert contents(tmp_path) == wanted
+
+
+def test_unreadable_videos_are_told_and_others_go_on(run, folder, tmp_path, capsys):
+    lines = (folder / "list.txt").read_text().splitlines()
+    whole = (folder / "a/4.mp4").read_bytes()
+    (tmp_path / "bad.mp4").write_bytes(b"not a video")
+    text = [f"{folder}/{line}\n" for line in lines]
+    (tmp_path / "list.txt").write_text("".join([f"{tmp_path}/bad.mp4 1\n", *text]))
+    out = tmp_path / "out"
+    for _ in range(2):  # They are tried again.
+        with pytest.raises(RecordError, match="1 of 7 videos could not be read"):
+            run(tmp_path / "list.txt", out=out)
+        assert "unreadable: " in capsys.readouterr().err
+    row = json.loads((out / "bad_videos.jsonl").read_text())
+    assert row["path"] == str(tmp_path / "bad.mp4") and "not a video" in row["reason"]
+    assert len(json.loads((out / "index.json").read_text())["videos"]) == 6
+    (tmp_path / "bad.mp4").write_bytes(whole)
+    run(tmp_path / "list.txt", out=out)
+    assert "1 extracted, 6 kept" in capsys.readouterr().out
+    assert not (out / "bad_videos.jsonl").exists()
+    assert len(json.loads((out / "index.json").read_text())["videos"]) == 7
+
+
+def test_a_video_damaged_late_leaves_no_file(run, folder, tmp_path, monkeypatch):
+    read = Windows.read
+
+    def damaged(self, video):
+        yield from list(read(self, video))[:-1]
+        raise VideoError("damaged late")
+
+    monkeypatch.setattr(Windows, "read", damaged)
+    with pytest.raises(RecordError, match="1 of 1 videos"):
+        run(folder / "a/4.mp4", out=tmp_path, hop=1)
+    assert sorted(contents(tmp_path)) == [
+        "4.npy.json",
+        "bad_videos.jsonl",
+        "index.json",
+    ]
+
+
+def test_names_stay_in_the_folder_and_apart():
+    ids = ["../../etc/a.mp4", "./b.mp4", "b.mkv", "b.mp4", "c.d/e", "f.v2", "g.mp4#2"]
+    assert names(ids) == ["etc/a", "b", "b.mkv", "b.mp4", "c.d/e", "f.v2", "g.mp4#2"]
+    assert names(["/x/../a.mp4"]) == ["a"]
+    assert names(["/x/a.mp4", "/x/y/a.mp4", "a.mp4"]) == ["a", "y/a", "a.mp4"]
+
+
+def test_arguments_that_make_no_sense(run, folder, tmp_path, capsys):
+    with pytest.raises(RecordError, match="one list or folder"):
+        run(folder / "a", folder / "b", out=tmp_path)
+    with pytest.raises(RecordError, match="no file or folder"):
+        run(tmp_path / "none", out=tmp_path)
+    for option in ({"shard": "2/2"}, {"shard": "1"}, {"hop": "0"}, {"hop": "x"}):
+        with pytest.raises(SystemExit):
+            run(folder, out=tmp_path, **option)
+        assert next(iter(option)) in capsys.readouterr().err

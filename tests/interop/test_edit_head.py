@@ -1,0 +1,96 @@
+"""Heads for other classes, and clips of other sizes."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+import videomae_jax as vmae
+from tests.helpers import official
+from tests.interop.test_loading import CHECKPOINTS
+from videomae_jax.interop import edit_head
+
+NAMES = ("riding a bike", "Making Tea", "run", "jump", "fall", "a", "b", "c", "d", "e")
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    found = vmae.load_pretrained(CHECKPOINTS / "hf_classifier")
+    return dataclasses.replace(found, labels=NAMES)
+
+
+def logits(pretrained):
+    video = np.load(CHECKPOINTS / "hf_outputs.npz")["video_bcthw_uint8"]
+    return pretrained.model.apply(pretrained.variables, official.video(video))
+
+
+def test_selected_classes_keep_their_logits(loaded):
+    adapted = edit_head.select_classes(
+        loaded, ["making_tea", "plunge", "run"], aliases={"plunge": "fall"}
+    )
+    assert adapted.labels == ("making_tea", "plunge", "run")
+    np.testing.assert_allclose(logits(adapted), logits(loaded)[:, [1, 4, 2]], atol=1e-6)
+
+
+def test_absent_classes_are_named(loaded):
+    with pytest.raises(
+        vmae.PretrainedError,
+        match="2 of the 3(.|\n)*'runs', perhaps 'run'(.|\n)*'xyz'\n",
+    ):
+        edit_head.select_classes(loaded, ["runs", "xyz", "jump"])
+    nameless = dataclasses.replace(loaded, labels=None)
+    with pytest.raises(vmae.PretrainedError, match="have no names"):
+        edit_head.select_classes(nameless, ["run"])
+
+
+def test_a_new_head_keeps_the_encoder(loaded):
+    adapted = edit_head.new_head(loaded, ["x", "y"])
+    assert adapted.labels == ("x", "y") and logits(adapted).shape == (2, 2)
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        adapted.params["encoder"],
+        loaded.params["encoder"],
+    )
+    assert edit_head.new_head(loaded, 5).labels is None
+    with pytest.raises(vmae.PretrainedError, match="at least one class"):
+        edit_head.new_head(loaded, [])
+
+
+def test_other_clips(loaded, tmp_path):
+    rng = np.random.default_rng(0)
+    adapted = edit_head.resize_clips(loaded, num_frames=4, image_size=96)
+    assert adapted.preprocessing.num_frames == 4
+    assert adapted.model.position_size == (64, 64)
+    video = rng.integers(0, 256, (1, 4, 96, 96, 3), np.uint8)
+    expected = adapted.model.apply(adapted.variables, video)
+    # What its position table was trained for is known after a round trip too.
+    with pytest.raises(vmae.PretrainedError, match="interpolated position table"):
+        vmae.save_pretrained(tmp_path, adapted)
+    vmae.save_pretrained(tmp_path, adapted, format="jax")
+    again = vmae.load_pretrained(tmp_path)
+    np.testing.assert_array_equal(again.model.apply(again.variables, video), expected)
+    with pytest.raises(vmae.PretrainedError, match="do not divide"):
+        edit_head.resize_clips(loaded, image_size=100)
+
+
+def test_pretraining_models_are_refused():
+    loaded = vmae.load_pretrained(CHECKPOINTS / "hf_pretrain")
+    for change in (
+        lambda: edit_head.select_classes(loaded, ["a"]),
+        lambda: edit_head.new_head(loaded, 3),
+        lambda: edit_head.resize_clips(loaded, num_frames=4),
+    ):
+        with pytest.raises(vmae.PretrainedError, match="is a pretraining model"):
+            change()
+
+
+def test_other_pixel_statistics_become_imagenets(loaded):
+    """Without a change of what comes out for raw pixels."""
+    model = loaded.model.clone(pixel_mean=(0.5, 0.4, 0.3), pixel_std=(0.5, 0.2, 0.1))
+    strange = dataclasses.replace(loaded, model=model)
+    adapted = edit_head.with_imagenet_pixels(strange)
+    assert adapted.model == loaded.model
+    np.testing.assert_allclose(logits(adapted), logits(strange), atol=2e-5)
+    assert np.abs(logits(strange) - logits(loaded)).max() > 0.01
+    assert edit_head.with_imagenet_pixels(loaded) is loaded

@@ -1,0 +1,389 @@
+"""Every layout of the reference weights, read and written, and what is refused."""
+
+import io
+import json
+import shutil
+import sys
+import zipfile
+
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+
+import videomae_jax as vmae
+from tests.helpers import official
+from videomae_jax.interop import saving
+
+CHECKPOINTS = official.GOLDEN / "checkpoints"
+HEADS = {"heads": 3, "decoder_heads": 2}
+
+
+def golden(name):
+    return np.load(official.GOLDEN / f"{name}.npz")
+
+
+def logits(loaded, arrays, name="video_uint8_bcthw"):
+    return loaded.model.apply(loaded.variables, official.video(arrays[name]))
+
+
+def same(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+@pytest.mark.parametrize(
+    "name", ["official_pretrain.pth", "official_v2_compiled_pretrain.pth"]
+)
+def test_official_pretraining(name):
+    loaded = vmae.load_pretrained(CHECKPOINTS / name, **HEADS)
+    assert isinstance(loaded.model, vmae.VideoMAE) and loaded.format == "official"
+    arrays = golden("pretrain_step")
+    ids = vmae.masking.ids_from_mask(arrays["mask"])
+    video = official.video(arrays["video_uint8_bcthw"])
+    prediction = loaded.model.apply(loaded.variables, video, *ids)
+    np.testing.assert_allclose(prediction, arrays["prediction"], atol=5e-5)
+
+
+@pytest.mark.parametrize(
+    "name, format, atol",
+    [
+        ("official_finetune.pth", "official", 5e-5),
+        ("official_deepspeed_finetune.pt", "official", 2e-3),  # in half precision
+        ("mmaction_finetune.pth", "mmaction", 5e-5),
+        ("keras_finetune.h5", "keras", 5e-5),
+    ],
+)
+def test_classifiers(name, format, atol):
+    loaded = vmae.load_pretrained(CHECKPOINTS / name, heads=3)
+    assert loaded.format == format and loaded.labels is None
+    assert loaded.preprocessing.frames == (
+        "mmaction" if format == "mmaction" else "dense"
+    )
+    arrays = golden("finetune_step")
+    np.testing.assert_allclose(logits(loaded, arrays), arrays["logits"], atol=atol)
+    assert {x.dtype for x in jax.tree.leaves(loaded.params)} == {np.dtype("float32")}
+
+
+def test_hugging_face_pretraining():
+    loaded = vmae.load_pretrained(CHECKPOINTS / "hf_pretrain")
+    arrays = np.load(CHECKPOINTS / "hf_outputs.npz")
+    video = official.video(arrays["video_bcthw_uint8"])
+    ids = vmae.masking.ids_from_mask(arrays["mask"])
+    prediction = loaded.model.apply(loaded.variables, video, *ids)
+    np.testing.assert_allclose(prediction, arrays["pretrain_logits"], atol=5e-5)
+    target = vmae.pixel_targets(video, ids[1], 16, 2)
+    loss = vmae.reconstruction_loss(prediction, target)
+    np.testing.assert_allclose(loss, arrays["pretrain_loss"], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "name", ["hf_classifier", "hf_classifier_transformers_5_5_to_5_17"]
+)
+def test_hugging_face_classifiers(name):
+    loaded = vmae.load_pretrained(CHECKPOINTS / name)
+    assert loaded.model.norm_epsilon == 1e-12
+    assert loaded.model.head_norm_epsilon == 1e-5
+    assert loaded.preprocessing == vmae.Preprocessing(num_frames=8, image_size=64)
+    arrays = np.load(CHECKPOINTS / "hf_outputs.npz")
+    np.testing.assert_allclose(
+        logits(loaded, arrays, "video_bcthw_uint8"),
+        arrays["classifier_logits"],
+        atol=5e-5,
+    )
+
+
+def test_unequal_masks_are_refused():
+    """Hugging Face's model mixes the clips of a batch up instead."""
+    mask = golden("pretrain_step")["mask"].copy()
+    mask[0, np.argmax(mask[0])] = False
+    mask[1, np.argmin(mask[1])] = True
+    assert mask.sum() % 2 == 0
+    with pytest.raises(
+        ValueError, match="every clip of a batch must hide equally many"
+    ):
+        vmae.masking.ids_from_mask(mask)
+
+
+@pytest.mark.parametrize("name", ["hf_classifier", "hf_pretrain"])
+def test_hugging_face_files_are_written_as_they_were(tmp_path, name):
+    loaded = vmae.load_pretrained(CHECKPOINTS / name)
+    vmae.save_pretrained(tmp_path, loaded, format="huggingface")
+    written = (tmp_path / "model.safetensors").read_bytes()
+    assert written == (CHECKPOINTS / name / "model.safetensors").read_bytes()
+    config = json.loads((tmp_path / "config.json").read_text())
+    theirs = json.loads((CHECKPOINTS / name / "config.json").read_text())
+    if name == "hf_classifier":  # whose config has a decoder that is not there
+        theirs = {k: v for k, v in theirs.items() if not k.startswith("decoder_")}
+    else:
+        theirs.pop("id2label"), theirs.pop("label2id")
+    assert config == theirs | {"architectures": config["architectures"]}
+
+
+def test_names_of_published_sizes_and_wrappers(tmp_path):
+    """Prefixes of every kind, and heads by the published widths."""
+    model = vmae.VideoClassifier.from_variant("tiny", 5, depth=1)
+    params = random_params(model)
+    tensors = saving.official_tensors(vmae.Pretrained(model, params))
+    for prefix in ("", "module.", "model.", "encoder.", "backbone.", "_orig_mod."):
+        file = tmp_path / "model.safetensors"
+        renamed = {
+            prefix + name: np.ascontiguousarray(x) for name, x in tensors.items()
+        }
+        safetensors.numpy.save_file(renamed, file)
+        loaded = vmae.load_pretrained(file)
+        assert loaded.model == model
+        same(loaded.params, params)
+
+
+def random_params(model, seed=0):
+    from videomae_jax.interop.assemble import initialize
+
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(
+        lambda x: rng.normal(size=x.shape).astype(np.float32),
+        jax.eval_shape(lambda: initialize(model)),
+    )
+
+
+MODELS = {
+    "autoencoder": vmae.VideoMAE.from_variant(
+        "tiny", depth=2, decoder_depth=1, decoder_mlp_ratio=2.0
+    ),
+    "giant_ratio": vmae.VideoMAE(88, 1, 8, 44, 1, 4, patch_size=14, mlp_ratio=48 / 11),
+    "mean": vmae.VideoClassifier(48, 2, 3, 7),
+    "first_token": vmae.VideoClassifier(48, 2, 3, 7, pooling="first_token"),
+    "headless": vmae.VideoClassifier(48, 2, 3, 0, final_norm=True, head_norm="none"),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_model_in_every_format(tmp_path, name):
+    model, params = MODELS[name], random_params(MODELS[name])
+    saved = vmae.Pretrained(
+        model,
+        params,
+        labels=tuple("abcdefg") if getattr(model, "num_classes", 0) else None,
+        preprocessing=vmae.Preprocessing(8, 2, 2 * model.patch_size, "uniform"),
+    )
+    vmae.save_pretrained(tmp_path / "jax", saved, format="jax")
+    loaded = vmae.load_pretrained(tmp_path / "jax")
+    assert loaded.model == model and loaded.labels == saved.labels
+    assert loaded.preprocessing == saved.preprocessing
+    same(loaded.params, params)
+
+    if name == "headless":
+        with pytest.raises(vmae.PretrainedError, match="format='jax'"):
+            vmae.save_pretrained(tmp_path / "theirs", saved)
+        return
+    vmae.save_pretrained(tmp_path / "theirs", saved)
+    tensors = safetensors.numpy.load_file(tmp_path / "theirs/model.safetensors")
+    assert not [tensor for tensor in tensors if "position" in tensor]
+    loaded = vmae.load_pretrained(tmp_path / "theirs", head_norm_epsilon=1e-6)
+    same(loaded.params, params)
+    assert loaded.labels == saved.labels
+    if isinstance(model, vmae.VideoMAE):
+        loaded_model = loaded.model.clone(
+            mlp_ratio=model.mlp_ratio, decoder_mlp_ratio=model.decoder_mlp_ratio
+        )
+        hidden = [int(88 * r) for r in (loaded.model.mlp_ratio, model.mlp_ratio)]
+        assert hidden[0] == hidden[1]
+    else:
+        loaded_model = loaded.model
+    assert loaded_model == model
+
+
+def test_averaged_statistics_and_attentive_heads_are_exported(tmp_path):
+    model = vmae.VideoClassifier(
+        16, 1, 2, 3, pooling="attentive", head_norm="batch", patch_size=8
+    )
+    video = np.zeros((1, 2, 16, 16, 3), np.uint8)
+    variables = model.init(jax.random.key(0), video)
+    saved = vmae.Pretrained(
+        model, variables["params"], statistics=variables["batch_stats"]
+    )
+    vmae.save_pretrained(tmp_path, saved, format="jax")
+    loaded = vmae.load_pretrained(tmp_path)
+    np.testing.assert_array_equal(
+        loaded.model.apply(loaded.variables, video), model.apply(variables, video)
+    )
+    for format in ("huggingface", "official"):
+        with pytest.raises(vmae.PretrainedError, match="format='jax'"):
+            vmae.save_pretrained(tmp_path / format, saved, format=format)
+
+
+def test_the_hub_offline(monkeypatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(vmae.PretrainedError, match="hub cannot be reached, or HF_"):
+        vmae.load_pretrained("nobody/has-this-model-0", revision="main")
+
+
+def test_a_downloaded_model_is_read_from_the_cache(tmp_path, monkeypatch):
+    """The hub's own cache layout, as a download leaves it."""
+    from huggingface_hub import constants
+
+    cache = tmp_path / "models--someone--videomae"
+    snapshot = cache / "snapshots" / ("0" * 40)
+    shutil.copytree(CHECKPOINTS / "hf_classifier", snapshot)
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_text("0" * 40)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    loaded = vmae.load_pretrained("someone/videomae")
+    assert loaded.source == "someone/videomae" and loaded.model.num_classes == 10
+    same(loaded.params, vmae.load_pretrained(CHECKPOINTS / "hf_classifier").params)
+
+
+def test_deepspeed_folders(tmp_path):
+    inner = tmp_path / "checkpoint-3"
+    inner.mkdir()
+    shutil.copy(
+        CHECKPOINTS / "official_deepspeed_finetune.pt",
+        inner / "mp_rank_00_model_states.pt",
+    )
+    (tmp_path / "latest").write_text("checkpoint-3")
+    arrays = golden("finetune_step")
+    for folder in (tmp_path, inner):
+        loaded = vmae.load_pretrained(folder, heads=3)
+        np.testing.assert_allclose(logits(loaded, arrays), arrays["logits"], atol=2e-3)
+    shutil.copy(
+        inner / "mp_rank_00_model_states.pt", inner / "mp_rank_01_model_states.pt"
+    )
+    with pytest.raises(vmae.PretrainedError, match="split over 2 files"):
+        vmae.load_pretrained(tmp_path, heads=3)
+
+
+def test_fields_of_the_caller(tmp_path):
+    loaded = vmae.load_pretrained(CHECKPOINTS / "hf_classifier", dtype="bfloat16")
+    assert loaded.model.dtype == "bfloat16"
+    assert jax.tree.leaves(loaded.params)[0].dtype == np.float32
+    with pytest.raises(vmae.PretrainedError, match="no field colour"):
+        vmae.load_pretrained(CHECKPOINTS / "hf_classifier", colour="red")
+    with pytest.raises(vmae.PretrainedError, match="give heads=<number>"):
+        vmae.load_pretrained(CHECKPOINTS / "official_finetune.pth")
+
+
+def test_keras_pretraining_by_order():
+    """The order and shapes of a pretraining model; names say nothing."""
+    from videomae_jax.interop import keras
+
+    model = MODELS["autoencoder"]
+    tensors = saving.official_tensors(vmae.Pretrained(model, random_params(model)))
+
+    def theirs(name):
+        x = tensors[name]
+        return x.transpose(2, 3, 4, 1, 0) if x.ndim == 5 else x.T if x.ndim == 2 else x
+
+    blocks = [
+        f"{part}blocks.{i}.{name}"
+        for part, depth in (("encoder.", 2), ("decoder.", 1))
+        for i in range(depth)
+        for name in keras._BLOCK
+    ]
+    encoder, decoder = blocks[:26], blocks[26:]
+    patch, norm = "encoder.patch_embed.proj", "encoder.norm"
+    order = [f"{patch}.weight", f"{patch}.bias", *encoder]
+    order += [f"{norm}.weight", f"{norm}.bias", *decoder]
+    order += ["decoder.norm.weight", "decoder.norm.bias"]
+    order += ["decoder.head.weight", "decoder.head.bias", "encoder_to_decoder.weight"]
+    for mask_first in (False, True):
+        names = ["mask_token", *order] if mask_first else [*order, "mask_token"]
+        found = keras.name_weights([theirs(name) for name in names], "a test")
+        assert set(found) == set(tensors)
+        for name, x in found.items():
+            np.testing.assert_array_equal(x, tensors[name])
+    with pytest.raises(vmae.PretrainedError, match="weight 2 of"):
+        keras.name_weights([theirs(n) for n in order[:2]] + [np.zeros(())], "a test")
+
+
+def test_a_bfloat16_file(tmp_path):
+    import ml_dtypes
+
+    def narrow(tensors):
+        for name, x in tensors.items():
+            tensors[name] = x.astype(ml_dtypes.bfloat16)
+
+    loaded = vmae.load_pretrained(official.rewritten(tmp_path, narrow))
+    whole = vmae.load_pretrained(CHECKPOINTS / "hf_classifier")
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-2),
+        loaded.params,
+        whole.params,
+    )
+
+
+def test_tensors_with_strides(tmp_path):
+    """Views of one storage, as tied or sliced weights are saved."""
+    from videomae_jax.interop import torch_pickle
+
+    values = np.arange(12, dtype=np.float32)
+    file = tmp_path / "views.pth"
+    with zipfile.ZipFile(file, "w") as archive:
+        buffer = io.BytesIO()
+        buffer.write(b"\x80\x02}(")
+        buffer.write(b"X\x01\x00\x00\x00tctorch._utils\n_rebuild_tensor_v2\n((")
+        buffer.write(b"X\x07\x00\x00\x00storagectorch\nFloatStorage\n")
+        buffer.write(b"X\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x0ctQ")
+        buffer.write(b"K\x01K\x02K\x03\x86K\x01K\x04\x86\x89NtRu.")
+        archive.writestr("views/data.pkl", buffer.getvalue())
+        archive.writestr("views/data/0", values.tobytes())
+    tensor = torch_pickle.read(file)["t"]
+    np.testing.assert_array_equal(tensor.load(), [[1, 5, 9], [2, 6, 10]])
+
+
+def test_a_keras_saved_model(tmp_path):
+    tf = pytest.importorskip("tensorflow", reason="TensorFlow is not installed")
+    import h5py
+
+    with h5py.File(CHECKPOINTS / "keras_finetune.h5") as file:
+        variables = [
+            tf.Variable(np.asarray(file[group][name]))
+            for group in file.attrs["layer_names"]
+            for name in file[group].attrs["weight_names"]
+        ]
+    # As Keras 2 saves them: a list of the model's variables in their order.
+    checkpoint = tf.train.Checkpoint(variables=variables)
+    checkpoint.write(str(tmp_path / "variables" / "variables"))
+    (tmp_path / "saved_model.pb").write_bytes(b"")
+    same(
+        vmae.load_pretrained(tmp_path, heads=3).params,
+        vmae.load_pretrained(CHECKPOINTS / "keras_finetune.h5", heads=3).params,
+    )
+
+
+def test_a_saved_model_without_tensorflow(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorflow", None)
+    (tmp_path / "saved_model.pb").write_bytes(b"")
+    with pytest.raises(vmae.PretrainedError, match="needs TensorFlow.*the .h5 file"):
+        vmae.load_pretrained(tmp_path)
+
+
+def test_pixel_statistics_of_the_processor(tmp_path):
+    folder = official.rewritten(tmp_path)
+    file = folder / "preprocessor_config.json"
+    for settings, mean, std in (
+        ({}, 0.5, 0.5),  # transformers' defaults
+        ({"image_mean": [0.1] * 3, "image_std": 0.2}, 0.1, 0.2),
+        ({"do_normalize": False}, 0, 1),
+        ({"rescale_factor": 2 / 255, "image_mean": 1, "image_std": 1}, 0.5, 0.5),
+    ):
+        file.write_text(json.dumps(settings))
+        model = vmae.load_pretrained(folder).model
+        np.testing.assert_allclose(model.pixel_mean, [mean] * 3)
+        np.testing.assert_allclose(model.pixel_std, [std] * 3)
+
+
+def test_multi_label_models_stay_so(tmp_path):
+    folder = official.rewritten(tmp_path, problem_type="multi_label_classification")
+    loaded = vmae.load_pretrained(folder)
+    assert loaded.multi_label
+    vmae.save_pretrained(tmp_path / "again", loaded)
+    assert vmae.load_pretrained(tmp_path / "again").multi_label
+
+
+def test_a_local_path_has_no_revision(tmp_path):
+    with pytest.raises(vmae.PretrainedError, match="has no revision 'v1'"):
+        vmae.load_pretrained(CHECKPOINTS / "hf_classifier", revision="v1")
+    with pytest.raises(vmae.PretrainedError, match="no file or folder ''"):
+        vmae.load_pretrained("")

@@ -1,0 +1,222 @@
+"""The models against the reference implementation's numbers and tables."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import videomae_jax as vmae
+from tests.helpers import official
+from videomae_jax.models import vit
+
+
+@pytest.fixture(scope="module")
+def golden():
+    return np.load(official.GOLDEN / "pretrain_step.npz")
+
+
+@pytest.fixture(scope="module")
+def inputs(golden):
+    video = official.video(golden["video_uint8_bcthw"])
+    return (video, *vmae.masking.ids_from_mask(golden["mask"]))
+
+
+def loss_fn(params, model, video, visible, masked):
+    prediction = model.apply({"params": params}, video, visible, masked)
+    target = vmae.pixel_targets(video, masked, model.patch_size, model.tubelet_size)
+    return vmae.reconstruction_loss(prediction, target)
+
+
+def test_matches_reference(golden, inputs):
+    params = official.parameters(golden)
+    model = official.model()
+    video, visible, masked = inputs
+    tokens = model.apply({"params": params}, video, visible, method="encode")
+    prediction = model.apply({"params": params}, *inputs)
+    target = vmae.pixel_targets(video, masked, 16, 2)
+    np.testing.assert_allclose(tokens, golden["encoder_tokens"], atol=5e-5, rtol=0)
+    np.testing.assert_allclose(prediction, golden["prediction"], atol=5e-5, rtol=0)
+    np.testing.assert_allclose(target, golden["target"], atol=5e-5, rtol=0)
+    loss = loss_fn(params, model, *inputs)
+    np.testing.assert_allclose(loss, golden["loss"], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("remat", ["none", "dots", "blocks"])
+def test_gradients_match_reference(golden, inputs, remat):
+    params = official.parameters(golden)
+    expected = official.parameters(golden, "grad/")
+    grads = jax.jit(jax.grad(loss_fn), static_argnums=1)(
+        params, official.model(remat=remat), *inputs
+    )
+
+    def check(path, ours, theirs):
+        # Each tensor of each layer on its own: a stack would hide a small one.
+        stacked = "blocks" in jax.tree_util.keystr(path)
+        pairs = zip(ours, theirs, strict=True) if stacked else [(ours, theirs)]
+        for one, other in pairs:
+            error = np.linalg.norm(one - other) / np.linalg.norm(other)
+            assert error < 1e-4, (jax.tree_util.keystr(path), error)
+
+    assert jax.tree.structure(grads) == jax.tree.structure(expected)
+    jax.tree.map_with_path(check, grads, expected)
+
+
+def test_normalised_floats_equal_raw_pixels(golden, inputs):
+    params = official.parameters(golden)
+    video, visible, masked = inputs
+    floats = (video / 255 - vit.IMAGENET_MEAN) / vit.IMAGENET_STD
+    one = loss_fn(params, official.model(), video, visible, masked)
+    other = loss_fn(
+        params, official.model(), floats.astype(np.float32), visible, masked
+    )
+    np.testing.assert_allclose(one, other, rtol=1e-5)
+
+
+def test_bfloat16_is_close_and_keeps_float32_parameters(golden, inputs):
+    model = official.model(dtype="bfloat16")
+    params = model.init(jax.random.key(0), *inputs)["params"]
+    assert {x.dtype for x in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+    reference = official.parameters(golden)
+    loss = loss_fn(reference, model, *inputs)
+    assert loss.dtype == jnp.float32
+    np.testing.assert_allclose(loss, golden["loss"], rtol=2e-2)
+
+
+# The table of parameter counts in VideoMAE's and VideoMAE V2's reference code.
+V2_DECODER = {"decoder_width": 512, "decoder_depth": 4, "decoder_heads": 8}
+
+
+@pytest.mark.parametrize(
+    "variant, overrides, encoder, bridge, decoder, total",
+    [
+        ("small", {}, 21_879_936, 73_920, 2_075_520, 24_029_376),
+        ("base", {}, 86_227_200, 295_296, 7_688_448, 94_210_944),
+        ("large", {}, 303_860_736, 524_800, 38_611_456, 342_996_992),
+        ("large", V2_DECODER, 303_860_736, 524_800, 13_396_480, 317_782_016),
+        ("huge", {}, 631_607_040, 819_840, 60_060_416, 692_487_296),
+        ("huge", V2_DECODER, 631_607_040, 655_872, 13_396_480, 645_659_392),
+        ("giant", {}, 1_011_610_752, 721_408, 13_974_400, 1_026_306_560),
+    ],
+)
+def test_parameter_counts(variant, overrides, encoder, bridge, decoder, total):
+    params = abstract_params(vmae.VideoMAE.from_variant(variant, **overrides))
+    assert count(params["encoder"]) == encoder
+    # The reference table counts the mask token with the bridge.
+    assert count(params["encoder_to_decoder"]) + count(params["mask_token"]) == bridge
+    assert count(params["decoder"]) == decoder
+    assert count(params) == total
+
+
+def count(tree):
+    return sum(x.size for x in jax.tree.leaves(tree))
+
+
+def abstract_params(model, frames=16, size=224):
+    grid = vit.token_grid((frames, size, size, 3), model.patch_size, 2)
+    video = jax.ShapeDtypeStruct((1, frames, size, size, 3), jnp.uint8)
+    key = jax.eval_shape(jax.random.key, 0)
+    visible, masked = jax.eval_shape(
+        lambda key: vmae.masking.tube(key, 1, grid, 0.9), key
+    )
+    return jax.eval_shape(model.init, key, video, visible, masked)["params"]
+
+
+def lowered_hlo(depth):
+    model = vmae.VideoMAE.from_variant("small", depth=depth, decoder_depth=depth)
+    params = abstract_params(model)
+    video = jax.ShapeDtypeStruct((1, 16, 224, 224, 3), jnp.uint8)
+    visible = jax.ShapeDtypeStruct((1, 160), jnp.int32)
+    masked = jax.ShapeDtypeStruct((1, 1408), jnp.int32)
+    step = jax.jit(jax.value_and_grad(loss_fn), static_argnums=1)
+    return step.lower(params, model, video, visible, masked).as_text()
+
+
+def test_program_does_not_grow_with_depth():
+    shallow, deep = lowered_hlo(2), lowered_hlo(24)
+    assert deep.count("\n") == shallow.count("\n")
+
+
+@pytest.mark.parametrize("frames, size", [(2, 32), (8, 64), (32, 48)])
+def test_any_clip_length_and_image_size(frames, size):
+    model = official.model()
+    key = jax.random.key(0)
+    video = jax.random.randint(key, (2, frames, size, size + 32, 3), 0, 256)
+    video = video.astype(jnp.uint8)
+    grid = vit.token_grid(video.shape, 16, 2)
+    visible, masked = vmae.masking.tube(key, 2, grid, 0.75)
+    variables = model.init(key, video, visible, masked)
+    out = model.apply(variables, video, visible, masked)
+    assert out.shape == (2, masked.shape[1], 1536)
+
+
+def test_masked_pixels_do_not_reach_the_prediction(golden, inputs):
+    params = official.parameters(golden)
+    video, visible, masked = inputs
+    patches = np.array(vit.patchify(video, 16, 2))
+    np.put_along_axis(patches, masked[..., None], 0, axis=1)
+    blanked = vit.unpatchify(patches, (4, 4, 4), 16, 2)
+    apply = lambda video: official.model().apply(  # noqa: E731
+        {"params": params}, video, visible, masked
+    )
+    np.testing.assert_array_equal(apply(video), apply(blanked))
+
+
+def test_patchify_round_trip_and_order():
+    video = np.arange(2 * 4 * 4 * 6 * 3).reshape(2, 4, 4, 6, 3).astype(np.float32)
+    patches = vit.patchify(video, 2, 2)
+    assert patches.shape == (2, 12, 24)
+    # Token 1 is the second column of the first time slot; channel is fastest.
+    np.testing.assert_array_equal(patches[0, 1], video[0, :2, :2, 2:4].reshape(-1))
+    np.testing.assert_array_equal(vit.unpatchify(patches, (2, 2, 3), 2, 2), video)
+
+
+def test_initialisers():
+    model = official.model()
+    video = jnp.zeros((1, 8, 64, 64, 3), jnp.uint8)
+    visible, masked = vmae.masking.tube(jax.random.key(1), 1, (4, 4, 4), 0.75)
+    params = model.init(jax.random.key(0), video, visible, masked)["params"]
+    qkv = params["encoder"]["blocks"]["attention"]["qkv"]["kernel"]
+    assert qkv.shape == (2, 48, 144)
+    bound = np.sqrt(6 / (48 + 144))  # Xavier over the fused matrix
+    assert 0.95 * bound < np.abs(qkv).max() <= bound
+    assert not np.array_equal(qkv[0], qkv[1])
+    embedding = params["encoder"]["embedding"]
+    bound = 1 / np.sqrt(1536)
+    assert 0.95 * bound < np.abs(embedding["kernel"]).max() <= bound
+    assert 0.5 * bound < np.abs(embedding["bias"]).max() <= bound
+    assert 0 < np.abs(params["mask_token"]).max() <= 0.02
+    bridge = params["encoder_to_decoder"]["kernel"]
+    assert 0.95 / np.sqrt(48) < np.abs(bridge).max() <= 1 / np.sqrt(48)
+
+
+def test_raw_pixel_targets():
+    video = np.random.default_rng(0).integers(0, 256, (1, 2, 32, 32, 3), np.uint8)
+    masked = np.array([[1, 2]], np.int32)
+    target = vmae.pixel_targets(video, masked, 16, 2, normalize=False)
+    np.testing.assert_allclose(
+        target[0, 0], video[0, :, :16, 16:].reshape(-1) / 255, rtol=1e-6
+    )
+
+
+@pytest.mark.parametrize(
+    "build, message",
+    [
+        (lambda: vmae.VideoMAE.from_variant("basic"), "tiny, small, base"),
+        (lambda: init(frames=7), "7 frames"),
+        (lambda: init(size=60), "60x60"),
+        (lambda: init(dtype=jnp.int32), "int32"),
+        (lambda: init(remat="some"), "remat is 'some'"),
+        (lambda: init(heads=5), "multiple of the 5 heads"),
+        (lambda: init(masked=10), "do not make up"),
+    ],
+)
+def test_errors_say_what_is_wrong(build, message):
+    with pytest.raises(ValueError, match=message):
+        build()
+
+
+def init(frames=8, size=64, dtype=jnp.uint8, masked=48, heads=3, **overrides):
+    model = official.model(**overrides).clone(heads=heads)
+    ids = jnp.arange(64)[None]
+    video = jnp.zeros((1, frames, size, size, 3), dtype)
+    model.init(jax.random.key(0), video, ids[:, :16], ids[:, 16 : 16 + masked])

@@ -1,0 +1,275 @@
+"""The train step compiled for TPU slices: what fits, and what moves between chips."""
+
+import functools
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from configs import common
+from videomae_jax.__main__ import main
+from videomae_jax.cli import compile_for_tpu
+from videomae_jax.tpu import compile, topology
+
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None,
+    reason="libtpu, of the extra `tpu`, is not installed",
+)
+
+
+def tiny(**fields):
+    """A small autoencoder on 2 clips a chip of four, with fields such as `mesh`."""
+    config = common.pretrain()
+    config.update(batch_size=8)
+    config.model.update(width=128, depth=2, heads=2)
+    config.model.update(decoder_width=128, decoder_depth=2, decoder_heads=2)
+    config.data.update(num_frames=4, image_size=32)
+    config.mask.ratio = 0.5
+    config.update(fields)
+    return config
+
+
+@functools.cache
+def compiled(fields: str, slices: int = 1) -> dict:
+    """What the compiler makes of `tiny` on slices of four chips, as JSON knows it.
+
+    In a process of its own: the flags and the cache of tests are for the CPU.
+    """
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("XLA_", "JAX_"))
+    }
+    ended = subprocess.run(
+        [
+            *(sys.executable, "-W", "error", "-m", "tests.tpu.test_compile"),
+            *(fields, str(slices)),
+        ],
+        env=environment | {"JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+    )
+    assert not ended.returncode, ended.stderr
+    return json.loads(ended.stdout)
+
+
+def moved(fields: str) -> dict[str, int]:
+    """Bytes in collectives, by kind."""
+    return {kind: t["bytes"] for kind, t in compiled(fields)["traffic"].items()}
+
+
+@needs_libtpu
+def test_replicas_sum_gradients_and_nothing_else():
+    found = compiled("{}")
+    assert found["traffic"].keys() == {"all-reduce"}
+    # One for each layer of both towers, one for the rest, one for the loss and the
+    # layer norms, whose gradients are float32.
+    assert found["traffic"]["all-reduce"]["count"] == 2 + 2 + 2
+    # Once each parameter, in the dtype of computation.
+    assert 2 <= found["traffic"]["all-reduce"]["bytes"] / parameters() < 2.1
+    assert found["needed"] < found["available"] == int(15.75 * 2**30)
+    assert found["device_kind"] == "TPU v5 lite"
+
+
+@needs_libtpu
+def test_fsdp_gathers_parameters_and_moves_no_activations():
+    found = compiled('{"mesh": {"fsdp": 4}}')
+    split = found["arguments"] / compiled("{}")["arguments"]
+    assert 0.25 < split < 0.4
+    traffic = moved('{"mesh": {"fsdp": 4}}')
+    assert traffic.keys() <= {"all-reduce", "all-gather", "reduce-scatter"}
+    # Forwards and backwards, in the dtype of computation.
+    assert 2 < traffic["all-gather"] / parameters() < 4.5
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_fsdp_of_two_splits_the_state_in_two():
+    found = compiled('{"mesh": {"fsdp": 2}}')
+    assert 0.5 < found["arguments"] / compiled("{}")["arguments"] < 0.6
+    assert found["traffic"].keys() <= {"all-reduce", "all-gather", "reduce-scatter"}
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_zero_splits_the_moments_alone():
+    found = compiled('{"mesh": {"shard_optimizer": true}}')
+    # Of parameters and two moments, the moments are cut in four.
+    split = found["arguments"] / compiled("{}")["arguments"]
+    assert 1 / 3 + 2 / 3 / 4 < split < 0.6
+    assert found["traffic"].keys() <= {"all-reduce", "all-gather", "reduce-scatter"}
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_what_slices_send_each_other_is_told():
+    found = compiled('{"mesh": {"shard_optimizer": true}}', slices=2)["traffic"]
+    between = {kind: t["bytes"] for kind, t in found.items() if "slices" in kind}
+    assert between.keys() == {
+        "between slices: all-reduce",
+        "between slices: all-gather",
+    }
+    # A chip of four sums a quarter of the bfloat16 gradients with its like, and gives
+    # the eighth of the float32 parameters that it has updated.
+    assert 1 <= between["between slices: all-reduce"] / (parameters() / 2) < 1.1
+    assert 0.95 < between["between slices: all-gather"] / (parameters() / 2) <= 1
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_micro_batches_are_cut_where_they_are():
+    found = compiled('{"max_clips_per_device": 1}')
+    assert found["accumulation"] == 2
+    assert found["traffic"].keys() == {"all-reduce"}
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_what_does_not_fit_is_an_answer():
+    clips = 2**23
+    found = compiled(json.dumps({"batch_size": clips, "max_clips_per_device": clips}))
+    assert found["needed"] > found["available"] and found["traffic"] is None
+
+
+def test_refusals_of_the_compiler_tell_what_is_needed():
+    gibi = 2**30
+    message = (
+        "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for "
+        "HLO temporaries (24.5G) exceeds available HBM (15.75G)."
+    )
+    assert compile.bytes_needed(message) == 24.5 * gibi
+    message = (
+        "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in "
+        "memory space hbm. Used 17.25G of 15.75G hbm. Exceeded hbm capacity by 1.50G."
+    )
+    assert compile.bytes_needed(message) == 17.25 * gibi
+    assert compile.bytes_needed("INTERNAL: Mosaic failed to compile") is None
+
+
+@needs_libtpu
+@pytest.mark.parametrize(
+    ("name", "count", "kind"),
+    [
+        ("v5e-1", 1, "TPU v5 lite"),
+        ("v5e:2x4", 8, "TPU v5 lite"),
+        ("v5litepod-256", 256, "TPU v5 lite"),
+        ("v4-8", 4, "TPU v4"),
+        ("v5p-128", 64, "TPU v5"),
+        ("v6e-256", 256, "TPU v6 lite"),
+        ("tpu7x-8", 8, "TPU7x"),
+        ("v5p:4x4x12", 192, "TPU v5"),
+    ],
+)
+def test_slices_by_name(name, count, kind):
+    devices = topology.devices(name)
+    assert (len(devices), devices[0].device_kind) == (count, kind)
+
+
+@needs_libtpu
+def test_several_slices():
+    devices = topology.devices("v5e-4", slices=3)
+    assert [device.slice_index for device in devices] == [0] * 4 + [1] * 4 + [2] * 4
+
+
+@pytest.mark.parametrize("name", ["v5e-7", "v5p-7", "h100-8", "v5e:2x2x1", "v5e", ""])
+def test_unknown_slices_are_refused_with_those_there_are(name):
+    with pytest.raises(topology.SliceError, match="v5e-256(.|\n)*tpu7x-8"):
+        topology.devices(name)
+
+
+def test_without_libtpu_the_error_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(topology.SliceError, match=r"pip install 'libtpu==0\.0\.\d+"):
+        topology.devices("v5e-8")
+
+
+def test_largest_climbs_or_descends_until_it_changes(monkeypatch):
+    def tried(clips, limit, accumulation=1):
+        traffic = {} if clips <= limit else None
+        layout = compile.sharding.Layout(1, False, "")
+        return compile.Compilation(
+            4, "", layout, clips, accumulation, 0.0, 0, 0, traffic=traffic
+        )
+
+    config = common.finetune()
+    for limit, first, accumulation, expected in (
+        (20, 8, 1, [8, 12, 16, 24]),
+        (20, 32, 4, [8, 12, 16, 24]),
+        (5, 17, 1, [16, 12, 8, 6, 4]),
+        (0, 3, 1, [3, 2, 1]),
+    ):
+
+        def compile_step(config, devices, limit=limit):
+            clips = config.max_clips_per_device
+            assert config.batch_size * 2 == clips * len(devices)
+            return tried(clips, limit)
+
+        monkeypatch.setattr(compile, "compile_step", compile_step)
+        start = tried(first, limit, accumulation)
+        found = compile.largest(config, [None] * 4, start)
+        assert [x.clips for x in found] == expected
+
+
+@needs_libtpu
+def test_command_explains_what_is_wrong(capsys):
+    def error(*arguments):
+        with pytest.raises(SystemExit) as end:
+            main(["compile-for-tpu", *arguments])
+        return str(end.value.code)
+
+    recipe = "--config=configs/k400_vitb_pretrain.py"
+    assert "v5e-256" in error(recipe, "--topology=v5e-3")
+    assert "modell" in error(recipe, "--topology=v5e-4", "--config.modell.remat=none")
+    assert "batch_size" in error(recipe, "--topology=v5e-4", "--config.batch_size=a")
+    assert "do not divide" in error(recipe, "--topology=v5e-4", "--config.batch_size=2")
+    assert "'debag'" in error(recipe + ":debag", "--topology=v5e-4")
+    assert main(["compile-for-tpu", "--config=not/there.py", "--topology=v5e-4"]) == 1
+    assert "not/there.py" in capsys.readouterr().err
+    tuning = "--config=configs/k400_vitb_finetune.py"
+    assert "--config.data.num_classes=400" in error(tuning, "--topology=v5e-4")
+
+
+@needs_libtpu
+def test_command_tells_why_the_compiler_refused(monkeypatch):
+    def refuse(*_):
+        raise jax.errors.JaxRuntimeError("UNIMPLEMENTED: not today\nat some_file.cc:1")
+
+    monkeypatch.setattr(jax.stages.Lowered, "compile", refuse)
+    recipe = "--config=configs/k400_vitb_pretrain.py:debug"
+    with pytest.raises(SystemExit) as end:
+        main(["compile-for-tpu", recipe, "--topology=v5e-4"])
+    refusal, advice = end.value.code.splitlines()
+    assert refusal == "error: the compiler refused: UNIMPLEMENTED: not today"
+    assert "--config.mesh.fsdp" in advice
+
+
+def test_command_reads_configs_as_training_does():
+    config = compile_for_tpu.read_config(
+        "configs/k400_vitb_finetune.py:debug",
+        ["--config.model.remat=blocks", "--config.data.num_classes=7"],
+    )
+    assert config.batch_size == 8 and config.model.remat == "blocks"
+    assert config.data.num_classes == 7
+
+
+@functools.cache
+def parameters() -> int:
+    config = tiny()
+    shapes = jax.eval_shape(
+        compile.make_task(config).init,
+        jax.random.key(0),
+        jax.ShapeDtypeStruct((1, 4, 32, 32, 3), "uint8"),
+    )
+    return sum(x.size for x in jax.tree.leaves(shapes))
+
+
+if __name__ == "__main__":
+    step = compile.compile_step(
+        tiny(**json.loads(sys.argv[1])), topology.devices("v5e-4", int(sys.argv[2]))
+    )
+    traffic = step.traffic and {k: vars(t) for k, t in step.traffic.items()}
+    print(json.dumps(vars(step) | {"layout": None, "traffic": traffic}))

@@ -1,0 +1,368 @@
+"""One training step: the reference's trajectory, accumulation, meshes, bad steps."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import videomae_jax as vmae
+from configs import common
+from tests.helpers import official
+from videomae_jax.distributed import sharding
+from videomae_jax.training import optimizer
+from videomae_jax.training.finetune import Finetuning
+from videomae_jax.training.pretrain import Pretraining
+from videomae_jax.training.train_step import TrainState, make_train_step
+
+
+class GivenMasks(Pretraining):
+    """Pretraining with the masks that the batch brings along."""
+
+    def prepare(self, batch, key):
+        return batch
+
+
+@pytest.fixture(scope="module")
+def videos_list(tmp_path_factory):
+    """Ten classes; the videos themselves are not looked at here."""
+    path = tmp_path_factory.mktemp("lists") / "train.txt"
+    path.write_text("".join(f"{i}.mp4 {i % 10}\n" for i in range(20)))
+    return str(path)
+
+
+def small(config, videos_list):
+    config.model.update(width=48, depth=2, heads=3, dtype="float32")
+    config.data.update(train=videos_list, num_frames=8, image_size=64)
+    return config
+
+
+@pytest.fixture(scope="module")
+def pretraining(videos_list):
+    config = small(common.pretrain(), videos_list)
+    config.model.update(decoder_width=32, decoder_depth=2, decoder_heads=2)
+    config.mask.ratio = 0.75
+    return config
+
+
+@pytest.fixture(scope="module")
+def finetuning(videos_list):
+    """With all that is random in it: mixing, drop-path, dropout."""
+    config = small(common.finetune(), videos_list)
+    config.model.update(drop_path=0.2, dropout=0.2, head_init_scale=1.0)
+    config.model.position_size = 64
+    return config
+
+
+@pytest.fixture(scope="module")
+def trajectory():
+    return np.load(official.GOLDEN / "pretrain_trajectory.npz")
+
+
+def test_learning_rate_table(trajectory):
+    schedule = optimizer.warmup_cosine(2e-3, 1e-4, 256, 10, 40)
+    ours = [schedule(step) for step in range(40)]
+    np.testing.assert_allclose(ours, trajectory["lr"], atol=1e-9, rtol=0)
+
+
+def test_learning_rate_scales_with_the_batch_but_for_nothing_else():
+    one = optimizer.warmup_cosine(2e-3, 1e-4, 256, 3, 20)
+    eight = optimizer.warmup_cosine(2e-3, 1e-4, 2048, 3, 20)
+    for step in range(20):
+        np.testing.assert_allclose(eight(step), 8 * one(step), rtol=1e-6)
+    assert one(0) == 0 and np.isclose(one(2), 2e-3) and np.isclose(one(3), 2e-3)
+
+
+@pytest.mark.parametrize("mesh_shape", [(1, 1), (2, 2)])
+def test_trajectory_matches_reference(pretraining, trajectory, mesh_shape):
+    golden = np.load(official.GOLDEN / "pretrain_step.npz")
+    tx = optimizer.adamw(
+        *trajectory["betas"],
+        float(trajectory["eps"]),
+        float(trajectory["weight_decay"]),
+    )
+    schedule = optimizer.warmup_cosine(2e-3, 1e-4, 256, 10, 40)
+    task = GivenMasks(pretraining)
+    step, state, mesh = jitted(
+        task, official.parameters(golden), tx, schedule, mesh_shape
+    )
+    videos = official.video(trajectory["videos_uint8_bcthw"])
+    for i in range(40):
+        visible, masked = vmae.masking.ids_from_mask(trajectory["masks"][i])
+        batch = {
+            "video": videos[trajectory["batch_indices"][i]],
+            "visible": visible,
+            "masked": masked,
+        }
+        state, metrics = step(
+            state, sharding.to_devices(batch, mesh), jax.random.key(0)
+        )
+        np.testing.assert_allclose(metrics["loss"], trajectory["loss"][i], rtol=1e-3)
+        np.testing.assert_allclose(
+            metrics["grad_norm"], trajectory["grad_norm"][i], rtol=1e-2
+        )
+        np.testing.assert_allclose(
+            metrics["learning_rate"], trajectory["lr"][i], atol=1e-9
+        )
+
+
+@pytest.mark.parametrize("mesh_shape", [(1, 1), (2, 2)])
+def test_layer_decay_trajectory_matches_reference(finetuning, mesh_shape):
+    golden = np.load(official.GOLDEN / "finetune_step.npz")
+    trajectory = np.load(official.GOLDEN / "finetune_trajectory.npz")
+    config = finetuning.copy_and_resolve_references()
+    config.model.update(drop_path=0.0, dropout=0.0)
+    config.mix.probability = 0.0
+    task = Finetuning(config)
+    params = official.classifier_parameters(golden)
+    decay = float(trajectory["layer_decay"])
+    scales = optimizer.layer_scales(params, decay)
+    blocks = scales["encoder"]["blocks"]["mlp"]["fc1"]["bias"].ravel()
+    ours = [scales["encoder"]["embedding"]["bias"], *blocks, scales["head"]["kernel"]]
+    np.testing.assert_allclose(ours, trajectory["layer_scale"], rtol=1e-6)
+    tx = optimizer.adamw(
+        *trajectory["betas"], 1e-8, float(trajectory["weight_decay"]), layer_decay=decay
+    )
+    rates = jnp.asarray(trajectory["lr"])
+    step, state, mesh = jitted(task, params, tx, lambda step: rates[step], mesh_shape)
+    videos = official.video(trajectory["videos_uint8_bcthw"])
+    for i, chosen in enumerate(trajectory["batch_indices"]):
+        batch = {
+            "video": videos[chosen],
+            "label": trajectory["labels"][chosen].astype(np.int32),
+        }
+        state, metrics = step(
+            state, sharding.to_devices(batch, mesh), jax.random.key(0)
+        )
+        np.testing.assert_allclose(metrics["loss"], trajectory["loss"][i], rtol=1e-3)
+
+
+def jitted(
+    task,
+    params,
+    tx,
+    schedule,
+    mesh_shape=(1, 1),
+    accumulation=1,
+    ema_decay=0.0,
+    statistics=None,
+):
+    count = mesh_shape[0] * mesh_shape[1]
+    mesh = sharding.make_mesh(mesh_shape[1], jax.devices()[:count])
+    params = jax.tree.map(jnp.asarray, params)
+    ema = params if ema_decay else None
+    state = TrainState(jnp.int32(0), params, tx.init(params), statistics or {}, ema)
+    shardings = sharding.state_shardings(state, mesh)
+    step = jax.jit(
+        make_train_step(task, tx, schedule, accumulation, ema_decay),
+        out_shardings=(shardings, None),
+    )
+    return step, jax.device_put(state, shardings), mesh
+
+
+@pytest.fixture(scope="module")
+def task(pretraining):
+    return Pretraining(pretraining)
+
+
+@pytest.fixture(scope="module")
+def video():
+    return np.random.default_rng(0).integers(0, 256, (16, 8, 64, 64, 3), np.uint8)
+
+
+@pytest.fixture(scope="module")
+def params(task, video):
+    return jax.jit(task.init)(jax.random.key(0), video[:1])[0]
+
+
+def run(task, params, video, steps=3, tx=None, **kwargs):
+    tx = tx or optimizer.adamw(0.9, 0.95, 1e-8, 0.05)
+    step, state, mesh = jitted(task, params, tx, lambda step: 1e-3, **kwargs)
+    arrays = {"video": video, "label": np.arange(len(video), dtype=np.int32) % 10}
+    batch = sharding.to_devices(arrays, mesh)
+    losses = []
+    for _ in range(steps):
+        state, metrics = step(state, batch, jax.random.key(1))
+        losses.append(float(metrics["loss"]))
+    return losses, state
+
+
+layouts = pytest.mark.parametrize(
+    "kwargs",
+    [
+        {"mesh_shape": (8, 1)},
+        {"mesh_shape": (2, 4)},
+        {"mesh_shape": (1, 1), "accumulation": 4},
+        {"mesh_shape": (4, 2), "accumulation": 2},
+    ],
+)
+
+
+@pytest.fixture(scope="module", params=["pretrain", "finetune"])
+def on_one_device(request, task, finetuning, video):
+    """A task, its parameters, and three steps with all that is random in it."""
+    # Plain gradient descent: Adam would blow rounding up where gradients vanish.
+    tx = optax.identity()
+    task = task if request.param == "pretrain" else Finetuning(finetuning)
+    params, _ = jax.jit(task.init)(jax.random.key(0), video[:1])
+    return task, params, tx, *run(task, params, video, tx=tx)
+
+
+@layouts
+def test_meshes_and_accumulation_change_nothing(on_one_device, video, kwargs):
+    task, params, tx, losses, state = on_one_device
+    other_losses, other_state = run(task, params, video, tx=tx, **kwargs)
+    np.testing.assert_allclose(losses, other_losses, rtol=1e-5)
+    assert losses[2] != losses[0]
+    jax.tree.map(
+        lambda one, other: np.testing.assert_allclose(one, other, atol=1e-6),
+        state.params,
+        other_state.params,
+    )
+
+
+def test_fsdp_splits_parameters_and_moments(task, params, video):
+    _, state = run(task, params, video, steps=1, mesh_shape=(2, 4))
+    kernels = 0
+    for path, x in jax.tree_util.tree_leaves_with_path((state.params, state.opt_state)):
+        name = jax.tree_util.keystr(path)
+        shard = x.addressable_shards[0].data
+        if "kernel" in name:
+            kernels += 1
+            assert shard.size == x.size // 4, name
+            if "blocks" in name:
+                assert shard.shape[0] == x.shape[0], name
+        else:
+            assert shard.size == x.size, name
+    assert kernels == 3 * 11
+
+
+def test_weight_decay_spares_all_but_matrices(params):
+    spared = {"bias", "scale", "q_bias", "v_bias", "mask_token"}
+    for path, decays in jax.tree_util.tree_leaves_with_path(optimizer.decays(params)):
+        assert decays == (path[-1].key not in spared), path
+    tx = optimizer.adamw(0.9, 0.95, 1e-8, 0.1)
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = tx.update(zeros, tx.init(params), params)
+    np.testing.assert_allclose(
+        updates["decoder"]["head"]["kernel"], 0.1 * params["decoder"]["head"]["kernel"]
+    )
+    assert not np.any(updates["mask_token"])
+    assert not np.any(updates["encoder"]["blocks"]["norm1"]["scale"])
+
+
+def test_clipping_bounds_the_update_but_not_the_report():
+    grads = {"kernel": jnp.full((4,), 3.0)}
+    tx = optimizer.adamw(0.0, 0.0, 1.0, 0.0, clip_norm=0.5)
+    updates, _ = tx.update(grads, tx.init(grads), grads)
+    clipped = 3.0 * 0.5 / 6.0
+    np.testing.assert_allclose(updates["kernel"], clipped / (clipped + 1), rtol=1e-5)
+
+
+def test_step_that_is_not_finite_touches_nothing_but_the_count(task, params):
+    tx = optimizer.adamw(0.9, 0.95, 1e-8, 0.05)
+    step, state, mesh = jitted(task, params, tx, lambda step: 1e-3)
+    video = np.full((4, 8, 64, 64, 3), np.nan, np.float32)
+    new, metrics = step(
+        state, sharding.to_devices({"video": video}, mesh), jax.random.key(0)
+    )
+    assert np.isnan(metrics["loss"]) and new.step == 1
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        (new.params, new.opt_state),
+        (state.params, state.opt_state),
+    )
+
+
+@pytest.mark.parametrize(
+    "clips, devices, most, expected",
+    [(64, 8, 8, 1), (64, 8, 3, 4), (2048, 64, 32, 1), (2048, 8, 32, 8), (6, 2, 2, 3)],
+)
+def test_accumulation_follows_from_the_devices(clips, devices, most, expected):
+    steps = sharding.accumulation_steps(clips, devices, most)
+    assert steps == expected
+    assert clips // devices % steps == 0 and clips // devices // steps <= most
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda: sharding.accumulation_steps(10, 8, 4), "do not divide over 8"),
+        (lambda: sharding.accumulation_steps(8, 8, 0), "at least 1"),
+        (lambda: sharding.make_mesh(3), "divide the 8 devices"),
+        (lambda: sharding.make_mesh(0), "divide the 8 devices"),
+    ],
+)
+def test_impossible_layouts_are_explained(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+@pytest.fixture(scope="module")
+def probe(finetuning, video):
+    """A linear probe, its parameters and statistics."""
+    config = finetuning.copy_and_resolve_references()
+    config.freeze = "^encoder/"
+    config.model.update(head_norm="batch", drop_path=0.0)
+    task = Finetuning(config)
+    return task, *jax.jit(task.init)(jax.random.key(0), video[:1])
+
+
+def test_frozen_parameters_stay_and_have_no_moments(probe, video):
+    task, params, statistics = probe
+    tx = optimizer.adamw(0.9, 0.999, 1e-8, 0.05, 1.0, 0.75, "^encoder/")
+    losses, state = run(task, params, video, tx=tx, statistics=statistics)
+    assert losses[2] != losses[0]
+    jax.tree.map(
+        np.testing.assert_array_equal, state.params["encoder"], params["encoder"]
+    )
+    assert np.any(state.params["head"]["kernel"] != params["head"]["kernel"])
+    moments = sum(x.size for x in jax.tree.leaves(state.opt_state))
+    trained = sum(x.size for x in jax.tree.leaves(params["head"]))
+    assert moments == 2 * trained + 1
+
+
+def test_batch_norm_follows_the_batches(probe, video):
+    task, params, statistics = probe
+    kwargs = {"tx": optax.identity(), "statistics": statistics}
+    _, state = run(task, params, video, **kwargs)
+    mean = state.statistics["batch_stats"]["norm"]["mean"]
+    assert np.abs(mean).max() > 0
+    # Micro-batches see other statistics, but their running mean is that of the batch.
+    _, other = run(task, params, video, steps=1, accumulation=4, **kwargs)
+    _, one = run(task, params, video, steps=1, **kwargs)
+    np.testing.assert_allclose(
+        other.statistics["batch_stats"]["norm"]["mean"],
+        one.statistics["batch_stats"]["norm"]["mean"],
+        atol=1e-6,
+    )
+
+
+def test_average_of_parameters(task, params, video):
+    decay = 1 / 10  # of the first step
+    _, state = run(task, params, video, steps=1, ema_decay=0.5)
+    jax.tree.map(
+        lambda ema, new, old: np.testing.assert_allclose(
+            ema, decay * old + (1 - decay) * new, atol=1e-6
+        ),
+        state.ema,
+        state.params,
+        params,
+    )
+
+
+def test_freezing_nothing_or_everything_is_refused(params):
+    for pattern in ("^encoders/", "."):
+        with pytest.raises(ValueError, match="config.freeze"):
+            optimizer.is_frozen(params, pattern)
+
+
+@pytest.mark.parametrize("freeze", ["", "norm1", "^encoder/blocks/"])
+def test_freezing_does_not_change_the_layers_rates(finetuning, video, freeze):
+    task = Finetuning(finetuning)
+    params, _ = jax.eval_shape(task.init, jax.random.key(0), video[:1])
+    ones = jax.tree.map(lambda x: jnp.ones(x.shape, x.dtype), params)
+    tx = optimizer.adamw(0.0, 0.0, 1e-8, 0.0, layer_decay=0.5, freeze=freeze)
+    updates, _ = tx.update(ones, tx.init(ones), ones)
+    np.testing.assert_allclose(updates["encoder"]["embedding"]["bias"], 0.5**3)
+    np.testing.assert_allclose(updates["head"]["bias"], 1.0)

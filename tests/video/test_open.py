@@ -1,0 +1,187 @@
+"""Frame folders and TFDS data sets of frames, wherever videos are wanted."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from tests.helpers.frames import write_frames, write_tfds
+from tests.helpers.videos import moving_noise, write_video
+from tests.training import test_finetune, test_loop
+from videomae_jax import VideoClassifier, VideoMAE, save_pretrained
+from videomae_jax.__main__ import main
+from videomae_jax.data import pipeline, sources
+from videomae_jax.data.clips import PretrainingClips
+from videomae_jax.interop.pretrained import Preprocessing, Pretrained
+from videomae_jax.training import loop
+
+one_device = test_loop.one_device
+CLASSES = ["left", "right", "up"]
+NAME = "{:06d}.png"
+COUNT = 6
+
+
+def _frames(i: int) -> np.ndarray:
+    return moving_noise(12 + i, 48, 64, seed=i)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The same videos as frame folders, which lists name, and made by TFDS in `clips`.
+
+    `pretrain.txt` has lines of VideoMAE V2's kind, `finetune.txt` too, and both a video
+    file besides, and a folder in which an image is missing.
+    """
+    folder = tmp_path_factory.mktemp("frames")
+    for i in range(COUNT):
+        write_frames(folder / str(i), _frames(i), NAME)
+    write_frames(folder / "gap", _frames(0)[:5], NAME)
+    write_video(str(folder / "a.mp4"), _frames(0))
+    lines = [f"{i} 1 {12 + i}\n" for i in range(COUNT)]
+    (folder / "pretrain.txt").write_text("".join([*lines, "a.mp4 0 -1\ngap 1 99\n"]))
+    lines = [f"{i} {12 + i} {i % 3}\n" for i in range(COUNT)]
+    (folder / "finetune.txt").write_text("".join([*lines, "a.mp4 0\ngap 99 1\n"]))
+    write_tfds(folder, [(_frames(i), i % 3) for i in range(COUNT)], CLASSES)
+    return folder
+
+
+def test_batches_are_those_of_the_frames(folder):
+    """The same pixels from both kinds, in this process and in others."""
+    reader = PretrainingClips(4, 2, 32, (1.0, 0.75), 0.5, 1)
+    listed = sources.load(str(folder / "pretrain.txt"), frame_name=NAME)[:COUNT]
+    made = sources.load(f"tfds:{folder}/clips/train", require_labels=True)
+
+    def length(record):
+        with pipeline.open_video(record) as video:
+            return video.num_frames
+
+    for found in (listed, sorted(made, key=length)):
+        for workers in (0, 1):
+            with pipeline.batches(
+                found, reader, 3, seed=0, steps=range(2), num_workers=workers
+            ) as stream:
+                got = [batch.arrays["video"] for batch in stream]
+            if found is listed and not workers:
+                wanted = got
+            np.testing.assert_array_equal(got, wanted)
+
+
+def test_pretraining(folder, tmp_path):
+    config = test_loop.tiny(folder / "pretrain.txt", steps=4, batch_size=4)
+    config.data.frame_name = NAME
+    config.data.max_bad_fraction = 0.5
+    loop.train_and_evaluate(config, str(tmp_path))
+    assert np.isfinite([row["loss"] for row in test_loop.metrics(tmp_path)]).all()
+    [line] = (tmp_path / "bad_videos.jsonl").read_text().splitlines()
+    assert json.loads(line)["id"] == "gap"
+    assert "is missing: the list asks for 99 images" in json.loads(line)["reason"]
+
+
+@pytest.mark.parametrize("kind", ["frame folders", "tfds"])
+def test_finetuning(folder, tmp_path, kind):
+    source = f"tfds:{folder}/clips/train"
+    names = folder / "clips" / "2.0.0" / "kind.labels.txt"
+    if kind == "frame folders":
+        source = str(folder / "finetune.txt")
+    config = test_finetune.tiny(folder, steps=2, batch_size=3)
+    config.data.update(
+        train=source,
+        validation="",
+        test=source,
+        labels=str(names),
+        frame_name=NAME,
+        max_bad_fraction=0.5,
+    )
+    loop.train_and_evaluate(config, str(tmp_path))
+    told = json.loads((tmp_path / "test" / "metrics.json").read_text())
+    bad = kind == "frame folders"
+    assert told["videos"] == COUNT + bad and told["unreadable"] == bad
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """A classifier and a VideoMAE in folders, small ones."""
+    folder = tmp_path_factory.mktemp("models")
+    clip = np.zeros((1, 4, 32, 32, 3), np.uint8)
+    ids = np.arange(8, dtype=np.int32)[None]
+    mae = VideoMAE(24, 1, 2, 24, 1, 2)
+    for name, model, inputs in [
+        ("classifier", VideoClassifier(24, 1, 2, num_classes=3), (clip,)),
+        ("mae", mae, (clip, ids[:, :2], ids[:, 2:])),
+    ]:
+        params = jax.jit(model.init)(jax.random.key(0), *inputs)["params"]
+        pretrained = Pretrained(model, params, preprocessing=Preprocessing(4, 2, 32))
+        save_pretrained(folder / name, pretrained, format="jax")
+    return folder
+
+
+@pytest.fixture
+def command(models, capsys):
+    """Runs a command with --json; returns the status and the objects it prints."""
+
+    def run(name, *arguments):
+        model = models / ("mae" if name == "reconstruct" else "classifier")
+        given = [f"--model={model}", f"--frame-name={NAME}", "--json"]
+        status = main([name, *map(str, arguments), *given])
+        printed = capsys.readouterr()
+        return status, [json.loads(line) for line in printed.out.splitlines()], printed
+
+    return run
+
+
+def test_predict(folder, command, tmp_path):
+    (tmp_path / "list.txt").write_text(f"{folder}/3 1 15\n{folder}/gap 1 99\n")
+    status, told, printed = command(
+        *("predict", folder / "3", f"{folder}/[45]/", tmp_path / "list.txt"),
+        *(f"tfds:{folder}/clips/train", f"--overlays={tmp_path}/out"),
+    )
+    assert status == 1 and "gap: " in printed.err and "is missing" in printed.err
+    names = [one["video"] for one in told]
+    assert names[:4] == [
+        f"{folder}/3",
+        f"{folder}/4/",
+        f"{folder}/5/",
+        f"{folder}/3",
+    ]
+    assert len(names) == 4 + COUNT and all("array_record" in x for x in names[4:])
+    # The same frames give the same, wherever they are.
+    assert told[0]["predictions"] == told[3]["predictions"]
+    assert told[0]["predictions"] in [one["predictions"] for one in told[4:]]
+    pictures = {path.name for path in (tmp_path / "out").glob("*.png")}
+    assert len(pictures) == 3 + COUNT and "3_activation.png" in pictures
+    status, _, printed = command("predict", folder / "3", "--timeline")
+    assert status == 1 and "does not tell its frame rate" in printed.err
+
+
+def test_reconstruct(folder, command, tmp_path):
+    status, told, _ = command(
+        *("reconstruct", folder / "3", f"tfds:{folder}/clips/train"),
+        *(f"--out={tmp_path}", "--formats=png"),
+    )
+    assert status == 0 and len(told) == 1 + COUNT
+    assert told[0]["files"] == [f"{tmp_path}/3_reconstruction.png"]
+    assert len(list(tmp_path.iterdir())) == 1 + COUNT
+    assert told[0]["loss"] in [one["loss"] for one in told[1:]]
+
+
+def test_features(folder, command, tmp_path):
+    listed, made = tmp_path / "listed", tmp_path / "made"
+    status, [told], printed = command(
+        "features", folder / "pretrain.txt", f"--out={listed}"
+    )
+    assert status == 1 and "is missing" in printed.err
+    assert (told["extracted"], told["unreadable"]) == (COUNT + 1, 1)
+    arguments = ("features", f"tfds:{folder}/clips/train", f"--out={made}")
+    status, [told], _ = command(*arguments)
+    assert status == 0 and told["extracted"] == COUNT
+    files = [path.read_bytes() for path in made.glob("*.npy")]
+    assert len(files) == COUNT
+    for i in range(COUNT):
+        assert (listed / f"{i}.npy").read_bytes() in files
+    # Nothing is done again, though folders and shards change around the videos.
+    (folder / "3" / "more.txt").touch()
+    status, [told], _ = command(*arguments)
+    assert (told["extracted"], told["kept"]) == (0, COUNT)
+    _, [told], _ = command("features", folder / "pretrain.txt", f"--out={listed}")
+    assert (told["extracted"], told["kept"]) == (0, COUNT + 1)

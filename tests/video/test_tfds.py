@@ -1,0 +1,185 @@
+"""Data sets that TFDS has made give the frames and labels that went into them."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.helpers.frames import encode, write_tfds
+from tests.helpers.videos import moving_noise
+from videomae_jax.data import sources as records
+from videomae_jax.data.sources import RecordError
+from videomae_jax.video import images
+from videomae_jax.video import open as video_open
+from videomae_jax.video.source import VideoError
+
+CLASSES = ["jump", "run", "sit"]
+
+
+def _frames(i: int) -> np.ndarray:
+    return moving_noise(5 + i, 32, 48, seed=i)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Seven videos of 5 to 11 frames, video i of class i % 3."""
+    videos = [(_frames(i), i % 3) for i in range(7)]
+    return write_tfds(tmp_path_factory.mktemp("tfds"), videos, CLASSES)
+
+
+def _change(folder: Path, file: str, **changes) -> None:
+    path = folder / "2.0.0" / file
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def _copy(made: Path, target: Path) -> Path:
+    (target / "clips" / "2.0.0").mkdir(parents=True)
+    for path in (made / "2.0.0").iterdir():
+        (target / "clips" / "2.0.0" / path.name).write_bytes(path.read_bytes())
+    return target / "clips"
+
+
+@pytest.mark.parametrize("place", ["", "/2.0.0", "/.."])
+def test_frames_and_labels(made, place):
+    found = records.load(f"tfds:{made}{place}/train", require_labels=True)
+    assert len(list((made / "2.0.0").glob("*array_record-*"))) == 2
+    lengths = []
+    for record in found:
+        name, position = re.fullmatch(
+            r"(clips-train\..*)__([0-9]+)", record.id
+        ).groups()
+        assert record.path.endswith(f"/{name}") and record.position == int(position)
+        with video_open.open_video(record) as video:
+            i = video.num_frames - 5
+            lengths.append(i)
+            assert record.label == i % 3
+            assert (video.height, video.width, video.fps) == (32, 48, None)
+            np.testing.assert_array_equal(video.read([4, 0, 4]), _frames(i)[[4, 0, 4]])
+    assert sorted(lengths) == list(range(7))
+    assert len({record.id for record in found}) == 7
+
+
+def test_listing_decodes_nothing_and_reads_nothing_without_labels(made, monkeypatch):
+    monkeypatch.setattr(images, "decode", None)
+    assert len(records.load(f"tfds:{made}/train", require_labels=True)) == 7
+    assert {r.label for r in records.load(f"tfds:{made}/train")} == {0, 1, 2}
+    several = records.load(f"tfds:{made}/train", several_labels=True)
+    labels = [label for record in several for label in record.label]
+    assert sorted(labels) == [0, 0, 0, 1, 1, 2, 2]
+    monkeypatch.setattr("videomae_jax.video.shards.read_example", None)
+    found = records.load(f"tfds:{made}/train", want_labels=False)
+    assert {record.label for record in found} == {None}
+
+
+def test_only_wanted_frames_are_decoded(made, monkeypatch):
+    decoded = []
+    decode = images.decode
+    monkeypatch.setattr(
+        images, "decode", lambda content: decoded.append(content) or decode(content)
+    )
+    with video_open.open_video(records.load(f"tfds:{made}/train")[0]) as video:
+        video.read([1, 3, 1])
+        assert len(decoded) == 2
+    with pytest.raises(VideoError, match="closed"):
+        video.read([0])
+
+
+def test_a_sequence_of_images(tmp_path):
+    folder = write_tfds(tmp_path, [(_frames(0), -1)], CLASSES, is_video=False)
+    [record] = records.load(f"tfds:{folder}/train")
+    with video_open.open_video(record) as video:
+        np.testing.assert_array_equal(video.read(range(5)), _frames(0))
+    with pytest.raises(RecordError, match="__0 has no label"):
+        records.load(f"tfds:{folder}/train", require_labels=True)
+    [record] = records.load(f"tfds:{folder}/train", several_labels=True)
+    assert record.label == ()
+
+
+def test_bad_videos(tmp_path):
+    good = [encode(image, ".jpg") for image in _frames(0)]
+    other = encode(_frames(0)[0][:16])
+    videos = [
+        ([*good[:2], good[2][: len(good[2]) // 2], *good[3:]], 0),
+        ([*good[:2], other, *good[3:]], 1),
+        ([], 2),
+    ]
+    folder = write_tfds(tmp_path, videos, CLASSES)
+    reasons = {}
+    for record in records.load(f"tfds:{folder}/train", require_labels=True):
+        with (
+            pytest.raises(VideoError) as raised,
+            video_open.open_video(record) as video,
+        ):
+            assert video.read([0, 1, 3]).shape == (3, 32, 48, 3)
+            video.read([2, 0])
+        reasons[record.label] = str(raised.value)
+        assert reasons[record.label].startswith(f"{record.path}: {record.id}: ")
+    assert "frame 2 is damaged: image file is truncated" in reasons[0]
+    assert "resolution: frame 2 is 48x16, others 48x32" in reasons[1]
+    assert "holds no frames in its feature 'clip'" in reasons[2]
+
+
+def test_damaged_shard(made, tmp_path):
+    folder = _copy(made, tmp_path)
+    found = records.load(f"tfds:{folder}/train", want_labels=False)
+    path = Path(found[0].path)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 255
+    path.write_bytes(content)
+    bad = 0
+    for record in found:
+        try:
+            with video_open.open_video(record) as video:
+                video.read(range(video.num_frames))
+        except VideoError as error:
+            bad += 1
+            assert str(path) in str(error) and record.path == str(path)
+    assert bad == 1
+    with pytest.raises(RecordError, match="tfds:.*cannot be read"):
+        records.load(f"tfds:{folder}/train", require_labels=True)
+    path.unlink()
+    with pytest.raises(RecordError, match=f"the shard {path} is missing"):
+        records.load(f"tfds:{folder}/train", want_labels=False)
+
+
+def test_other_data_sets(made, tmp_path):
+    with pytest.raises(
+        RecordError, match="no split 'test'; there is tfds:.*clips/trai"
+    ):
+        records.load(f"tfds:{made}/test")
+    folder = _copy(made, tmp_path)
+    source = f"tfds:{folder}/train"
+    _change(folder, "dataset_info.json", fileFormat="tfrecord", configName="small")
+    with pytest.raises(
+        RecordError,
+        match="stored as tfrecord.*`tfds build clips/small --file_format=array_record",
+    ):
+        records.load(source)
+    _change(folder, "dataset_info.json", alternativeFileFormats=["array_record"])
+    assert len(records.load(source)) == 7
+    features = json.loads((folder / "2.0.0" / "features.json").read_text())
+    own = features["featuresDict"]["features"]
+    for changed, message in [
+        ({"about": own["about"]}, "no feature of kind Video, only about"),
+        (own | {"more": own["clip"]}, "one feature of kind Video is wanted.*clip"),
+        (own | {"more": own["kind"]}, "one feature of kind ClassLabel is wanted"),
+        ({"clip": own["clip"]}, "no feature of kind ClassLabel"),
+    ]:
+        _change(folder, "features.json", featuresDict={"features": changed})
+        with pytest.raises(RecordError, match=message):
+            records.load(source, require_labels=True)
+    (folder / "3.0.0").mkdir()
+    (folder / "3.0.0" / "dataset_info.json").write_text("{}")
+    with pytest.raises(
+        RecordError, match="several data sets.*2.0.0/train.*3.0.0/train"
+    ):
+        records.load(source)
+
+
+def test_neither_of_prepare_nor_of_tfds(tmp_path):
+    with pytest.raises(RecordError, match="holds no finished split 'train'"):
+        records.load(f"tfds:{tmp_path}/none/train")
+    with pytest.raises(RecordError, match="tfds:FOLDER/SPLIT is wanted"):
+        records.load("tfds:train")

@@ -1,0 +1,1 @@
+"""Tools that make and check data sets before training."""

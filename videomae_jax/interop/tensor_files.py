@@ -1,0 +1,91 @@
+"""The tensors of a single file, whatever kind it is; its first bytes tell."""
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from videomae_jax.interop import torch_pickle
+from videomae_jax.interop.pretrained import PretrainedError
+
+
+def read_tensors(path: pathlib.Path) -> tuple[dict[str, Any], Mapping[str, Any]]:
+    """The tensors of a file, and the arguments of the script that wrote it.
+
+    Raises:
+        PretrainedError: if it cannot be opened, is damaged, or of another kind.
+    """
+    head = first_bytes(path)
+    if head.startswith(b"PK"):
+        return _torch_tensors(path)
+    if head[8:9] == b"{":
+        return read_safetensors(path), {}
+    hint = ""
+    if not head:
+        hint = ": it is empty"
+    elif head[:2] in (b"\x80\x02", b"\x80\x04", b"\x80\x05"):
+        hint = (
+            ". It is a pickle that is no archive, as PyTorch before 1.6 wrote; open it "
+            "with PyTorch and save it again with torch.save"
+        )
+    elif head.startswith(b"version https://"):
+        hint = ". It is a pointer of Git LFS: run `git lfs pull` for the file itself"
+    raise PretrainedError(
+        f"{path} is neither safetensors, nor a .pth of PyTorch, nor HDF5{hint}"
+    )
+
+
+def first_bytes(path: pathlib.Path) -> bytes:
+    """The first 16 bytes of a file; raises PretrainedError if it cannot be opened."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(16)
+    except OSError as error:
+        raise PretrainedError(f"{path} cannot be opened: {error.strerror}") from error
+
+
+def read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """The arrays of a safetensors file; raises PretrainedError if it is damaged."""
+    try:
+        import safetensors.flax
+    except ImportError as error:
+        raise PretrainedError(
+            f"reading {path} needs safetensors (pip install safetensors)"
+        ) from error
+    try:
+        # As JAX's arrays, for bfloat16; on the host.
+        with jax.default_device(jax.local_devices(backend="cpu")[0]):
+            tensors = safetensors.flax.load_file(path)
+    except (safetensors.SafetensorError, OSError, ValueError) as error:
+        raise PretrainedError(
+            f"{path} is damaged or cut off ({error}); copy or download it again"
+        ) from error
+    return {name: np.asarray(x) for name, x in tensors.items()}
+
+
+def _torch_tensors(
+    path: pathlib.Path,
+) -> tuple[dict[str, torch_pickle.Tensor], Mapping[str, Any]]:
+    content = torch_pickle.read(path)
+    tensors, arguments = content, {}
+    if isinstance(content, dict):
+        for key in ("model", "module", "state_dict"):
+            if isinstance(content.get(key), dict):
+                tensors = content[key]
+                break
+        arguments = content.get("args")
+        if isinstance(arguments, torch_pickle.Inert):
+            arguments = vars(arguments)
+    tensors = {
+        name: x
+        for name, x in (tensors.items() if isinstance(tensors, dict) else ())
+        if isinstance(x, torch_pickle.Tensor) and isinstance(name, str)
+    }
+    if not tensors:
+        raise PretrainedError(
+            f"{path} holds no weights: looked under 'model', 'module', 'state_dict' "
+            "and at the top"
+        )
+    return tensors, arguments if isinstance(arguments, dict) else {}

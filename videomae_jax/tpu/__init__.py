@@ -1,0 +1,1 @@
+"""Compiles for TPUs without one."""

@@ -1,0 +1,1 @@
+"""From a path to the frames of a video."""
