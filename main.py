@@ -52,7 +52,7 @@ def main(argv):
         with failures.ending_together(workdir, loop.EXPLAINED_ERRORS):
             try:
                 loop.run(_CONFIG.value, workdir)
-            except preemption.AskedToStop as stop:
+            except preemption.Preempted as stop:
                 # All processes come here: an end as any other.
                 log.info("%s", stop)
                 return preemption.EXIT_CODE

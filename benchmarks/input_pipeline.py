@@ -39,10 +39,12 @@ from videomae_jax import (
 from videomae_jax.data import augmentation, sampling, sources  # noqa: E402
 from videomae_jax.data.clips import FinetuningClips, MultiViewClips, PretrainingClips  # noqa: E402
 from videomae_jax.data.randaugment import RandAugment  # noqa: E402
-from videomae_jax.data.sources import Record  # noqa: E402
+
+# noqa: E402
 from videomae_jax.models.vit import IMAGENET_MEAN, IMAGENET_STD  # noqa: E402
 from videomae_jax.video.decoder import Video  # noqa: E402
 from videomae_jax.video.open import open_video  # noqa: E402
+from videomae_jax.video.record import Record
 
 FRAMES, STRIDE, SIZE, BATCH = 16, 4, 224, 8
 SCALES = (1.0, 0.875, 0.75, 0.66)

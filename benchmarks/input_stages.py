@@ -26,8 +26,10 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 from videomae_jax import processes
 from videomae_jax.data import augmentation, sampling  # noqa: E402
 from videomae_jax.data.randaugment import RandAugment  # noqa: E402
-from videomae_jax.data.sources import Record  # noqa: E402
+
+# noqa: E402
 from videomae_jax.video.open import open_video  # noqa: E402
+from videomae_jax.video.record import Record
 
 FRAMES, STRIDE, SIZE = (
     input_pipeline.FRAMES,

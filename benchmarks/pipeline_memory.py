@@ -28,7 +28,9 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from videomae_jax.data import pipeline, resources, workers  # noqa: E402
 from videomae_jax.data.clips import PretrainingClips  # noqa: E402
-from videomae_jax.data.sources import Record  # noqa: E402
+from videomae_jax.video.record import Record
+
+# noqa: E402
 
 FRAMES, STRIDE, SCALES = 16, 4, (1.0, 0.875, 0.75, 0.66)
 MB = 10**6
@@ -88,10 +90,10 @@ def main():
     )
     how = chosen.arguments
     if arguments.rows:
-        how["rows_per_part"] = arguments.rows
+        how["chunk_size"] = arguments.rows
     needs = workers.bytes_needed(task, *how.values())
     print(
-        f"{chosen.describe()}, parts of {how['rows_per_part']}, batches of "
+        f"{chosen.describe()}, parts of {how['chunk_size']}, batches of "
         f"{arguments.batch} clips of {clip_bytes / MB:.2f} MB; estimated: at most "
         f"{needs / MB:.0f} MB more than the {held(os.getpid(), ['Pss:']) / MB:.0f} MB "
         "before\n"

@@ -21,7 +21,7 @@ def _training() -> ConfigDict:
     # Videos per step over all devices. The learning rate scales with it.
     config.batch_size = placeholder(int)
     # The most clips one device takes at once; beyond it, gradients are accumulated.
-    config.max_clips_per_device = 32
+    config.micro_batch_per_device = 32
     config.epochs = placeholder(int)
     # Steps of the whole run; 0 means `epochs` over the training videos.
     config.steps = 0
@@ -119,7 +119,7 @@ def _training() -> ConfigDict:
     config.checkpoint.every = 1000
     config.checkpoint.keep_last = 2
     # Steps whose multiples are kept for good; 0: none.
-    config.checkpoint.milestone_every = 0
+    config.checkpoint.keep_period = 0
     return config
 
 
@@ -163,7 +163,7 @@ def pretrain() -> ConfigDict:
     config.picture.clips = 4
     # Whose mean and contrast hidden patches are shown with: the visible patches', or
     # the hidden ones' own, as the official code does (that shows part of the answer).
-    config.picture.statistics = "visible"
+    config.picture.unpatch_stats = "visible"
     return config.lock()
 
 
@@ -205,7 +205,7 @@ def finetune() -> ConfigDict:
     # dense: the official code's, whose frames are 64 / 15 apart at stride 4; exact:
     # `stride` apart; uniform: one of each of num_frames parts (Something-Something);
     # mmaction: as exact, tested as MMAction2 does.
-    config.data.frames = "dense"
+    config.data.frame_sampling = "dense"
     config.data.flip = 0.5
     # Augmentations per decoded video (repeated augmentation).
     config.data.num_samples = 2
@@ -273,7 +273,7 @@ def debug(config: ConfigDict) -> ConfigDict:
     """
     config.update(
         batch_size=8,
-        max_clips_per_device=4,
+        micro_batch_per_device=4,
         steps=20,
         log_every=5,
     )
@@ -282,7 +282,7 @@ def debug(config: ConfigDict) -> ConfigDict:
     config.data.image_size = min(config.data.image_size, 96)
     if config.model.variant == "giant":
         config.data.image_size = 98
-    config.checkpoint.update(every=10, milestone_every=0)
+    config.checkpoint.update(every=10, keep_period=0)
     if config.task == "pretrain":
         config.model.update(decoder_width=48, decoder_depth=1, decoder_heads=3)
         config.picture.every = 10

@@ -14,8 +14,8 @@ name a line. Results: `<workdir>/test` (accuracy, predictions, confusion matrix)
 
 What most often has to change:
 - config.data.flip = 0.0, where left and right tell classes apart.
-- config.data.frames = "uniform", where a class is a whole short action from start to
-  end; "dense" looks at num_frames * stride consecutive frames.
+- config.data.frame_sampling = "uniform", where a class is a whole short action from
+  start to end; "dense" looks at num_frames * stride consecutive frames.
 - config.batch_size and config.epochs: with a few thousand videos, 16 to 64 and 50 to
   100. The learning rate follows the batch size by itself.
 - config.loss.class_balance = 0.999, where some classes have far more videos.
@@ -37,7 +37,7 @@ def get_config(arg: str = ""):
     config.data.test = "data/custom/val.txt"
     config.model.variant = "base"
     config.batch_size = 32
-    config.max_clips_per_device = 16
+    config.micro_batch_per_device = 16
     config.epochs = 50
     config.optimizer.base_lr = 1e-3
     config.checkpoint.every = 200

@@ -20,7 +20,7 @@ def get_config(arg: str = ""):
     config.data.num_frames = 8
     config.data.stride = 1
     config.data.image_size = 32
-    config.data.frames = "exact"
+    config.data.frame_sampling = "exact"
     config.data.num_workers = 0
     # A mirrored or turned motion has another label, and the digits wrap around the
     # border: hardly an augmentation is left.

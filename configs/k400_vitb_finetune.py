@@ -19,7 +19,7 @@ def get_config(arg: str = ""):
     common.lists(config, "kinetics400")
     config.model.variant = "base"
     config.batch_size = 384
-    config.max_clips_per_device = 12
+    config.micro_batch_per_device = 12
     config.epochs = 75
     config.optimizer.base_lr = 5e-4
     return common.finish(config, arg)

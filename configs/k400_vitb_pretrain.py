@@ -18,7 +18,7 @@ def get_config(arg: str = ""):
     config = common.pretrain()
     config.model.variant = "base"
     config.batch_size = 2048
-    config.max_clips_per_device = 32
+    config.micro_batch_per_device = 32
     config.epochs = 800
     config.data.train = "data/kinetics400/train.txt"
     return common.finish(config, arg)

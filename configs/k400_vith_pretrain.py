@@ -19,7 +19,7 @@ def get_config(arg: str = ""):
     config.model.variant = "huge"
     config.model.remat = "blocks"
     config.batch_size = 1024
-    config.max_clips_per_device = 16
+    config.micro_batch_per_device = 16
     config.epochs = 1600
     config.data.train = "data/kinetics400/train.txt"
     return common.finish(config, arg)

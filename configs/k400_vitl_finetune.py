@@ -19,7 +19,7 @@ def get_config(arg: str = ""):
     common.lists(config, "kinetics400")
     config.model.variant = "large"
     config.batch_size = 128
-    config.max_clips_per_device = 4
+    config.micro_batch_per_device = 4
     config.epochs = 35
     config.optimizer.base_lr = 2e-3
     return common.finish(config, arg)

@@ -18,7 +18,7 @@ def get_config(arg: str = ""):
     config = common.pretrain()
     config.model.variant = "large"
     config.batch_size = 512
-    config.max_clips_per_device = 8
+    config.micro_batch_per_device = 8
     config.epochs = 1600
     config.data.train = "data/kinetics400/train.txt"
     return common.finish(config, arg)

@@ -19,7 +19,7 @@ def get_config(arg: str = ""):
     common.lists(config, "kinetics400")
     config.model.variant = "small"
     config.batch_size = 384
-    config.max_clips_per_device = 24
+    config.micro_batch_per_device = 24
     config.epochs = 150
     config.optimizer.base_lr = 5e-4
     return common.finish(config, arg)

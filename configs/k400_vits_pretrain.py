@@ -18,7 +18,7 @@ def get_config(arg: str = ""):
     config = common.pretrain()
     config.model.variant = "small"
     config.batch_size = 1024
-    config.max_clips_per_device = 32
+    config.micro_batch_per_device = 32
     config.epochs = 1600
     config.data.train = "data/kinetics400/train.txt"
     return common.finish(config, arg)

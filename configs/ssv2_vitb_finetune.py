@@ -18,11 +18,11 @@ def get_config(arg: str = ""):
     config = common.finetune()
     config.init.source = "runs/ssv2_vitb_pretrain"
     common.lists(config, "ssv2")
-    config.data.frames = "uniform"
+    config.data.frame_sampling = "uniform"
     config.data.flip = 0.0
     config.model.variant = "base"
     config.batch_size = 384
-    config.max_clips_per_device = 12
+    config.micro_batch_per_device = 12
     config.epochs = 30
     config.optimizer.base_lr = 5e-4
     config.evaluation.segments = 2

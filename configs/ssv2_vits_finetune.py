@@ -18,11 +18,11 @@ def get_config(arg: str = ""):
     config = common.finetune()
     config.init.source = "runs/ssv2_vits_pretrain"
     common.lists(config, "ssv2")
-    config.data.frames = "uniform"
+    config.data.frame_sampling = "uniform"
     config.data.flip = 0.0
     config.model.variant = "small"
     config.batch_size = 384
-    config.max_clips_per_device = 24
+    config.micro_batch_per_device = 24
     config.epochs = 40
     config.optimizer.base_lr = 1e-3
     config.optimizer.layer_decay = 0.7

@@ -18,10 +18,10 @@ def get_config(arg: str = ""):
     config = common.pretrain()
     config.model.variant = "base"
     config.batch_size = 192
-    config.max_clips_per_device = 24
+    config.micro_batch_per_device = 24
     config.epochs = 3200
     config.data.train = "data/ucf101/train.txt"
     config.mask.ratio = 0.75
     config.optimizer.base_lr = 3e-4
-    config.checkpoint.milestone_every = 4900
+    config.checkpoint.keep_period = 4900
     return common.finish(config, arg)

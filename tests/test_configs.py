@@ -126,7 +126,7 @@ def test_finetuning_recipe_equals_the_official_script(
     assert (config.data.num_samples, config.data.erase) == (2, 0.25)
     assert (config.mix.mixup, config.mix.cutmix, config.loss.smoothing) == (0.8, 1, 0.1)
     something = name.startswith("ssv2")
-    assert config.data.frames == ("uniform" if something else "dense")
+    assert config.data.frame_sampling == ("uniform" if something else "dense")
     assert config.data.flip == (0.0 if something else 0.5)
     assert (config.evaluation.segments, config.evaluation.crops) == (segments, 3)
 

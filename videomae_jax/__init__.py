@@ -22,7 +22,7 @@ _LAZY = {
     "class_activation": "videomae_jax.inference.attribution",
     "Preprocessing": "videomae_jax.interop.pretrained",
     "Pretrained": "videomae_jax.interop.pretrained",
-    "PretrainedError": "videomae_jax.interop.pretrained",
+    "PretrainedError": "videomae_jax.errors",
     "load_pretrained": "videomae_jax.interop.loading",
     "predict": "videomae_jax.inference.predict",
     "read_clip": "videomae_jax.video.decoder",

@@ -6,10 +6,9 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from videomae_jax.data.sources import RecordError
-from videomae_jax.video.source import VideoError
+from videomae_jax.errors import UserError
 
-# What each does. commands/NAME.py, where _ stands for a dash, has
+# What each does. cli/NAME.py, where _ stands for a dash, has
 # `add_arguments(parser)` and `run(args)`.
 COMMANDS = {
     "predict": "tell which actions videos show, as a whole or through time",
@@ -45,9 +44,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             command.description = module.__doc__
             module.add_arguments(command)
             command.set_defaults(run=module.run)
-    # Not above: the processes that a command starts import this module, not JAX.
-    from videomae_jax.interop.pretrained import PretrainedError
-
     args, unknown = parser.parse_known_args(argv)
     if unknown and not hasattr(args, "config"):
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
@@ -60,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.getLogger("absl").setLevel(logging.ERROR)
     try:
         args.run(args)
-    except (RecordError, VideoError, PretrainedError, OSError) as error:
+    except (UserError, OSError) as error:
         # What a user can mend is told without a trace through our code.
         print(f"error: {error}", file=sys.stderr)
         return 1

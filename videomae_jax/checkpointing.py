@@ -14,11 +14,9 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
+from videomae_jax.errors import CheckpointError
+
 ITEMS = ("params", "opt_state", "ema", "statistics")
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that does not fit the model it is to be restored into."""
 
 
 class Checkpoints:
@@ -28,7 +26,7 @@ class Checkpoints:
         self,
         workdir: str,
         keep_last: int,
-        milestone_every: int,
+        keep_period: int,
         read_only: bool = False,
     ):
         """Opens the folder, making it if needed.
@@ -36,13 +34,13 @@ class Checkpoints:
         Args:
             workdir: the run's folder.
             keep_last: how many of the newest checkpoints to keep.
-            milestone_every: keep those at multiples of this many steps for good;
+            keep_period: keep those at multiples of this many steps for good;
                 0 keeps none.
             read_only: nothing is made, saved or deleted.
         """
         keep = [checkpoint_managers.LatestN(keep_last)]
-        if milestone_every:
-            keep.append(checkpoint_managers.EveryNSteps(milestone_every))
+        if keep_period:
+            keep.append(checkpoint_managers.EveryNSteps(keep_period))
         self.folder = pathlib.Path(workdir).absolute() / "checkpoints"
         self._manager = ocp.CheckpointManager(
             self.folder,

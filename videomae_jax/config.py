@@ -8,7 +8,7 @@ from typing import Any
 
 import flax
 
-from videomae_jax.checkpointing import CheckpointError
+from videomae_jax.errors import CheckpointError, ConfigError
 
 log = logging.getLogger(__name__)
 
@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 SEEN_BY_THE_MODEL = (
     "data.num_frames",
     "data.stride",
-    "data.frames",
+    "data.frame_sampling",
     "data.image_size",
 )
 _ONLY_IN_TRAINING = (
@@ -28,10 +28,6 @@ _ONLY_IN_TRAINING = (
     "model.dropout",
     "model.head_init_scale",
 )
-
-
-class ConfigError(ValueError):
-    """Fields of the config fit neither each other nor the devices, or do not exist."""
 
 
 @contextlib.contextmanager

@@ -1,39 +1,147 @@
-"""Files of a run with a JSON object a line, each with the step that it belongs to."""
+"""Files of a run or a data set: replaced atomically, JSON, and JSON lines."""
 
+import contextlib
+import glob
 import json
+import os
 import pathlib
+import uuid
+from collections.abc import Iterable, Iterator
+from typing import IO, Any, BinaryIO, TypeVar
+
+# A pathlib.Path, or an epath.Path, which may name an object of a store (gs://...).
+_Path = TypeVar("_Path")
+
+# Ends the names of files that are not finished.
+PARTIAL_SUFFIX = ".part"
 
 
-def read(path: pathlib.Path, last_step: int) -> list[dict]:
-    """The rows up to a step, in their order; none if there is no file."""
-    if not path.exists():
-        return []
-    rows = []
-    for line in path.read_text().splitlines():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue  # cut short when the run was killed
-    # Bad videos had no steps at first.
-    return [row for row in rows if row.get("step", 0) <= last_step]
+def is_url(path: str | os.PathLike) -> bool:
+    """Returns whether a path names an object of a store, such as gs://bucket/x."""
+    return "://" in os.fspath(path)
 
 
-def drop_after(path: pathlib.Path, last_step: int) -> None:
-    """Forgets what a run wrote after the checkpoint from which it now goes on.
+def absolute(path: str) -> str:
+    """The path from the root on, with ~ replaced; a URL is left as it is."""
+    return path if is_url(path) else os.path.abspath(os.path.expanduser(path))
 
-    A kill leaves the old file or the new one.
+
+def open_binary(path: str) -> BinaryIO:
+    """Opens a file, or what a URL names, to be read.
+
+    Raises:
+        OSError: if that fails.
     """
-    if path.exists():
-        new = path.with_suffix(".tmp")
-        new.write_text(_text(read(path, last_step)))
-        new.replace(path)
+    if not is_url(path):
+        return open(path, "rb")
+    from etils import epath
+
+    return epath.Path(path).open("rb")
 
 
-def append(path: pathlib.Path, rows: list[dict]) -> None:
-    """Adds rows at the end, making the file if needed."""
-    with path.open("a") as file:
-        file.write(_text(rows))
+@contextlib.contextmanager
+def atomic_path(path: _Path) -> Iterator[_Path]:
+    """Yields a temporary path beside `path`, which it replaces if no error is raised.
+
+    A reader, or a kill at any moment, finds the old file or the new one. The temporary
+    name is unique: two processes never write to the same file.
+
+    Args:
+        path: a pathlib.Path or an epath.Path; its folder must exist.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{PARTIAL_SUFFIX}")
+    try:
+        yield temporary
+        if not is_url(temporary):
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
 
 
-def _text(rows):
-    return "".join(json.dumps(row) + "\n" for row in rows)
+@contextlib.contextmanager
+def atomic_write(path: _Path, mode: str = "w") -> Iterator[IO]:
+    """Yields an open file that replaces `path` if no error is raised.
+
+    Args:
+        path: as in `atomic_path`.
+        mode: "w" for UTF-8 text, "wb" for bytes.
+    """
+    encoding = None if "b" in mode else "utf-8"
+    with (
+        atomic_path(path) as temporary,
+        temporary.open(mode, encoding=encoding) as file,
+    ):
+        yield file
+
+
+def remove_partial(path: pathlib.Path) -> None:
+    """Removes what killed processes have left of writing `path`."""
+    for partial in path.parent.glob(f".{glob.escape(path.name)}.*{PARTIAL_SUFFIX}"):
+        partial.unlink(missing_ok=True)
+
+
+def read_json(path: _Path) -> Any | None:
+    """Returns the content of a JSON file; None if it is missing or not JSON.
+
+    A file that was cut off by a power failure is not JSON.
+    """
+    try:
+        return json.loads(path.read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def json_line(row: dict) -> str:
+    """Returns a line of a .jsonl file.
+
+    Raises:
+        ValueError: a number is not finite, which JSON has no form for.
+    """
+    return json.dumps(row, allow_nan=False) + "\n"
+
+
+def write_json_lines(path: pathlib.Path, rows: Iterable[dict]) -> None:
+    """Writes a .jsonl file atomically; removes it if there are no rows."""
+    rows = list(rows)
+    if not rows:
+        path.unlink(missing_ok=True)
+        return
+    with atomic_write(path) as file:
+        file.writelines(map(json_line, rows))
+
+
+class JsonLines:
+    """A file that a run appends rows to, each with the step that it belongs to."""
+
+    def __init__(self, path: pathlib.Path):
+        """Names the file, which need not exist."""
+        self.path = path
+
+    def read(self, last_step: int) -> list[dict]:
+        """Returns the rows up to a step, in their order."""
+        if not self.path.exists():
+            return []
+        rows = []
+        for line in self.path.read_text().splitlines():
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError:
+                continue  # the last line, cut off by a kill
+        # Rows of bad videos had no step in the first version.
+        return [row for row in rows if row.get("step", 0) <= last_step]
+
+    def truncate(self, last_step: int) -> None:
+        """Removes the rows after the checkpoint that a run resumes from."""
+        if self.path.exists():
+            rows = self.read(last_step)
+            with atomic_write(self.path) as file:
+                file.writelines(json.dumps(row) + "\n" for row in rows)
+
+    def append(self, rows: Iterable[dict]) -> None:
+        """Appends rows, creating the file if needed."""
+        with self.path.open("a") as file:
+            file.write("".join(json.dumps(row) + "\n" for row in rows))

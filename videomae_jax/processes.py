@@ -1,6 +1,9 @@
 """What a process that only reads videos sets for itself."""
 
 import ctypes
+import multiprocessing
+import os
+import threading
 
 import cv2
 
@@ -31,3 +34,16 @@ def _keep_freed_memory() -> None:
     if mallopt:
         mallopt(_M_TRIM_THRESHOLD, KEPT_BYTES)
         mallopt(_M_MMAP_THRESHOLD, _LARGEST_PIECE)
+
+
+def exit_with_parent() -> None:
+    """Ends this process, from a thread of its own, when the one that started it ends.
+
+    For processes that `multiprocessing` started.
+    """
+
+    def watch():
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

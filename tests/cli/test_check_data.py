@@ -23,12 +23,12 @@ from tests.video.test_decoder import _with_packets
 from videomae_jax.__main__ import main
 from videomae_jax.cli import check_data
 from videomae_jax.data import sources
-from videomae_jax.data.sources import Record
 from videomae_jax.datasets import probe
 from videomae_jax.datasets import report as checking
-from videomae_jax.datasets.probe import Examination, Job, examine
+from videomae_jax.datasets.probe import Job, ProbeResult, examine
+from videomae_jax.errors import VideoError
 from videomae_jax.video.decoder import Video
-from videomae_jax.video.source import VideoError
+from videomae_jax.video.record import Record
 
 _SIZE = (48, 64)
 
@@ -52,7 +52,7 @@ def in_process(monkeypatch):
         for index, item in enumerate(items):
             yield index, function(item)
 
-    monkeypatch.setattr(check_data, "isolated_map", plain_map)
+    monkeypatch.setattr(check_data, "process_map", plain_map)
 
 
 def _report(folder: Path) -> tuple[dict, dict]:
@@ -118,8 +118,8 @@ def folder(tmp_path_factory) -> Path:
         "empty.mp4": b"",
         "cut.mp4": cut[: len(cut) * 2 // 3],
         "damaged.mp4": _damaged(good),
-        "miscounted.mp4": _miscounted(),
-        "unindexed.avi": video_bytes(
+        "frame_count_mismatch.mp4": _miscounted(),
+        "no_index.avi": video_bytes(
             frames, container="avi", **_x264("keyint=12:bframes=3")
         ),
     }
@@ -143,8 +143,8 @@ _STATUSES = {
     "empty.mp4": "unreadable",
     "cut.mp4": "unreadable",
     "damaged.mp4": "unreadable",
-    "miscounted.mp4": "miscounted",
-    "unindexed.avi": "unindexed",
+    "frame_count_mismatch.mp4": "frame_count_mismatch",
+    "no_index.avi": "no_index",
     "missing.mp4": "unreadable",
     "good.mp4#2": "duplicate",
 }
@@ -159,7 +159,7 @@ def test_every_kind_of_problem(folder, check):
     assert {name: row["status"] for name, row in rows.items()} == _STATUSES
     assert list(rows) == list(_STATUSES)
     kept = [row["id"] for row in rows.values() if row["clean"]]
-    assert kept == ["good.mp4", "short.mp4", "just enough.mp4", "unindexed.avi"]
+    assert kept == ["good.mp4", "short.mp4", "just enough.mp4", "no_index.avi"]
     clean = sources.load(str(folder / "train_check/clean.txt"))
     assert [record.label for record in clean] == [0, 2, 0, 0]
 
@@ -168,7 +168,7 @@ def test_every_kind_of_problem(folder, check):
         "empty.mp4": "empty file (0 bytes)",
         "cut.mp4": "cut off: ",
         "damaged.mp4": "damaged near frame ",
-        "miscounted.mp4": "its packets announce 64 frames, but ",
+        "frame_count_mismatch.mp4": "its packets announce 64 frames, but ",
         "missing.mp4": "no such file",
     }.items():
         assert rows[name]["reason"].startswith(f"{folder / name}: {reason}")
@@ -209,7 +209,7 @@ def test_every_kind_of_problem(folder, check):
         "4 classes",
         "2 without a video that is left: run, swim",
         "1 videos have labels from 4 on, which are no class: missing.mp4",
-        "advice: unindexed videos (1) are decoded from their beginning",
+        "advice: no_index videos (1) are decoded from their beginning",
         "1 of the duplicates have another label",
     ):
         assert line in output
@@ -229,7 +229,7 @@ def test_options(folder, check, tmp_path):
 
     check(*arguments, "--drop-short", "--keep-duplicates")
     clean = sources.load(str(tmp_path / "clean.txt"))
-    left_out = ("unreadable", "miscounted", "short")
+    left_out = ("unreadable", "frame_count_mismatch", "short")
     assert [Path(record.path).name for record in clean] == [
         name.partition("#")[0]
         for name, status in _STATUSES.items()
@@ -239,12 +239,14 @@ def test_options(folder, check, tmp_path):
     # What only a decode can tell.
     check(*arguments, "--fast")
     assert statuses() == _STATUSES | dict.fromkeys(
-        ("damaged.mp4", "miscounted.mp4"), "good"
+        ("damaged.mp4", "frame_count_mismatch.mp4"), "good"
     )
 
     status, _, errors = check(*arguments, "--strict")
     assert status == 1 and (tmp_path / "clean.txt").exists()
-    assert "--strict: 1 short, 3 duplicate, 1 miscounted, 5 unreadable" in errors
+    assert (
+        "--strict: 1 short, 3 duplicate, 1 frame_count_mismatch, 5 unreadable" in errors
+    )
     status, _, errors = check(tmp_path / "clean.txt", f"--out={tmp_path}")
     assert status == 1 and "is the list to check" in errors
     # Nothing is wrong with a clean list.
@@ -396,7 +398,7 @@ def test_prepared_shards(in_process, check, tmp_path, monkeypatch):
     assert all(row["codec"] == "h264" and row["bytes"] for row in report["records"])
 
 
-def _examine_or_misbehave(job: Job) -> Examination | str:
+def _examine_or_misbehave(job: Job) -> ProbeResult | str:
     """Runs in the workers, in place of a decoder with such faults."""
     name = os.path.basename(job.record.path)
     if name == "1.mp4":
@@ -453,12 +455,12 @@ def test_corrupted_videos_are_each_accounted_for(check, tmp_path):
         if row["clean"]:
             with Video(row["path"]) as video:
                 video.read(range(video.num_frames))
-        elif row["status"] == "miscounted":
+        elif row["status"] == "frame_count_mismatch":
             with Video(row["path"]) as video, pytest.raises(VideoError):
                 video.read(range(video.num_frames))
 
 
-def _examination(**changes) -> Examination:
+def _examination(**changes) -> ProbeResult:
     facts = {
         "num_frames": 300,
         "decoded_frames": 300,
@@ -472,7 +474,7 @@ def _examination(**changes) -> Examination:
         "container": "mp4",
         "digest": None,
     }
-    return Examination(**facts | changes)
+    return ProbeResult(**facts | changes)
 
 
 @pytest.mark.parametrize(
@@ -484,7 +486,7 @@ def _examination(**changes) -> Examination:
             {"keyframe_interval": 250.0},
             ["about 125 frames are decoded before a clip's"],
         ),
-        ({"indexed": False}, ["unindexed videos (10) are decoded from their beginn"]),
+        ({"indexed": False}, ["no_index videos (10) are decoded from their beginn"]),
     ],
 )
 def test_advice(changes, advice):

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from videomae_jax import __main__ as command_line
 from videomae_jax.cli import lists
 from videomae_jax.data import labels, sources
+from videomae_jax.errors import RecordError
 
 
 @pytest.fixture
@@ -545,7 +546,7 @@ def test_write_list_round_trip(list_path, rows):
     ],
 )
 def test_write_list_refuses(tmp_path, path, label, message):
-    with pytest.raises(sources.RecordError, match=message):
+    with pytest.raises(RecordError, match=message):
         sources.write_list(tmp_path / "a.txt", [("good.mp4", 0), (path, label)])
     assert not list(tmp_path.iterdir())
 

@@ -27,8 +27,9 @@ from tests.helpers.videos import moving_noise, write_folder, write_video
 from videomae_jax.data import pipeline
 from videomae_jax.data import sources as records
 from videomae_jax.data.clips import PretrainingClips
-from videomae_jax.data.sources import RecordError, write_list
+from videomae_jax.data.sources import write_list
 from videomae_jax.datasets.encode import Settings, encode
+from videomae_jax.errors import RecordError
 from videomae_jax.video import open as video_open
 
 

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from videomae_jax.data import bad_videos
+from videomae_jax.errors import TooManyBadVideosError
 
 
 def bad(name, reason, step=1, row=0):
@@ -47,7 +48,7 @@ def test_what_came_after_the_checkpoint_is_met_again(tmp_path):
     met = [bad("a", "a: why", 3), bad("b", "b: why", 5), bad("c", "c: why", 5, 1)]
     for _ in range(3):  # the same end, however often it is tried
         account = bad_videos.BadVideos(path, 4, 20, 0.1)
-        with pytest.raises(bad_videos.TooManyBadVideosError):
+        with pytest.raises(TooManyBadVideosError):
             account.add(met, 20)
         assert rows(path) == met
     # One that only counts reads what is to be kept, and leaves the file alone.
@@ -63,6 +64,6 @@ def test_too_many_stop_the_run(tmp_path, size, seen, allowed):
     account = bad_videos.BadVideos(tmp_path / "bad.jsonl", 0, size, 0.01)
     for i in range(allowed):
         account.add([bad(f"{i}", f"{i}: broken")], seen)
-    with pytest.raises(bad_videos.TooManyBadVideosError, match="last: broken") as error:
+    with pytest.raises(TooManyBadVideosError, match="last: broken") as error:
         account.add([bad("last", "last: broken")], seen)
     assert "max_bad_fraction" in str(error.value) and "bad.jsonl" in str(error.value)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from videomae_jax.data import digits, sources
+from videomae_jax.errors import RecordError
 
 SMALL_SIZES = {"train": 48, "val": 16}
 
@@ -156,7 +157,7 @@ def test_ensure_makes_once_and_says_so(quick, tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out == ""
     assert (place / "train/00000.mp4").stat().st_mtime_ns == stamp
     assert len(sources.load("digits:train_small", require_labels=True)) == 8
-    with pytest.raises(sources.RecordError, match="digits:train, digits:val"):
+    with pytest.raises(RecordError, match="digits:train, digits:val"):
         sources.load("digits:tset")
 
 

@@ -6,15 +6,15 @@ import pytest
 from tests.helpers.videos import moving_noise, write_folder, write_video
 from videomae_jax.data import augmentation, pipeline, sampling, sources
 from videomae_jax.data.clips import (
-    FRAME_RULES,
+    SAMPLERS,
     CenterClips,
     FinetuningClips,
     MultiViewClips,
     PretrainingClips,
 )
 from videomae_jax.data.randaugment import RandAugment
-from videomae_jax.data.sources import Record
 from videomae_jax.video.decoder import Video
+from videomae_jax.video.record import Record
 
 CLIPS = PretrainingClips(
     num_frames=4, stride=2, size=32, scales=(1, 0.75, 0.5), flip=0.5, num_samples=1
@@ -67,7 +67,7 @@ def test_workers_change_nothing(videos, reference, workers):
 def test_hosts_share_the_global_batch(videos, reference, hosts):
     local = 4 // hosts
     rows = [range(i * local, (i + 1) * local) for i in range(hosts)]
-    parts = [read(videos, rows_here=part) for part in rows]
+    parts = [read(videos, local_indices=part) for part in rows]
     for step, batch in enumerate(reference):
         rows = [part[step].arrays["video"] for part in parts]
         np.testing.assert_array_equal(np.concatenate(rows), batch.arrays["video"])
@@ -75,7 +75,7 @@ def test_hosts_share_the_global_batch(videos, reference, hosts):
 
 
 def test_a_host_may_have_any_rows(videos, reference):
-    for batch, whole in zip(read(videos, rows_here=[0, 3]), reference, strict=True):
+    for batch, whole in zip(read(videos, local_indices=[0, 3]), reference, strict=True):
         video = whole.arrays["video"]
         np.testing.assert_array_equal(batch.arrays["video"], video[[0, 3]])
         assert batch.ids == [whole.ids[0], whole.ids[3]]
@@ -174,14 +174,14 @@ FINETUNING = {
 }
 
 
-@pytest.mark.parametrize("rule", FRAME_RULES)
+@pytest.mark.parametrize("rule", SAMPLERS)
 def test_finetuning_augments_one_decode_several_times(videos, rule, monkeypatch):
     reads = []
     read_frames = Video.read
     monkeypatch.setattr(
         Video, "read", lambda self, i: reads.append(1) or read_frames(self, i)
     )
-    clips = FinetuningClips(frames=rule, num_samples=3, **FINETUNING)
+    clips = FinetuningClips(frame_sampling=rule, num_samples=3, **FINETUNING)
     (batch,) = read(videos, range(1), clips)
     assert len(reads) == 4
     assert batch.arrays["video"].shape == (12, 4, 32, 32, 3)
@@ -193,7 +193,7 @@ def test_labels_come_along(folder, tmp_path):
     path = tmp_path / "list.txt"
     path.write_text("".join(f"{i}.mp4 {i % 3}\n" for i in range(10)))
     videos = sources.load(str(path), str(folder))
-    clips = FinetuningClips(frames="dense", num_samples=2, **FINETUNING)
+    clips = FinetuningClips(frame_sampling="dense", num_samples=2, **FINETUNING)
     for batch in read(videos, range(3), clips):
         wanted = [int(name.removesuffix(".mp4")) % 3 for name in batch.ids]
         assert batch.arrays["label"].tolist() == wanted

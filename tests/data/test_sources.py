@@ -9,6 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from videomae_jax.data import sources
+from videomae_jax.errors import RecordError
+from videomae_jax.video.record import Record
 
 
 @pytest.fixture
@@ -115,7 +117,7 @@ def test_wrong_lines(load, line, message):
     if message is None:
         assert len(load(text)) == 3
         return
-    with pytest.raises(sources.RecordError, match=r"train\.txt:4: ") as raised:
+    with pytest.raises(RecordError, match=r"train\.txt:4: ") as raised:
         load(text)
     assert re.search(message, str(raised.value))
     assert line[:60] in str(raised.value) and len(str(raised.value)) < 600
@@ -147,7 +149,7 @@ def test_folders_and_parts(tmp_path, line, unlabelled, labelled):
     path.write_text(line)
     for required, wanted in ((False, unlabelled), (True, labelled)):
         if wanted is None:
-            with pytest.raises(sources.RecordError, match=":1: "):
+            with pytest.raises(RecordError, match=":1: "):
                 sources.load(str(path), require_labels=required)
             continue
         [record] = sources.load(
@@ -156,7 +158,7 @@ def test_folders_and_parts(tmp_path, line, unlabelled, labelled):
         name, is_folder, frames, label = wanted
         assert record.path == str(tmp_path / name)
         assert record.frame_name == ("{:06}.png" if is_folder else "")
-        assert (record.frames, record.label) == (frames, label)
+        assert (record.frame_range, record.label) == (frames, label)
         assert record.id in (name, name.removesuffix(".mp4"))
 
 
@@ -179,14 +181,14 @@ def test_a_header_decides(tmp_path, header, line, frames, label, required):
     path = tmp_path / "train.txt"
     path.write_text(f"{header}\n{line}\n")
     if required and label is None:
-        with pytest.raises(sources.RecordError, match=":2: the label is missing"):
+        with pytest.raises(RecordError, match=":2: the label is missing"):
             sources.load(str(path), require_labels=True)
         return
     [record] = sources.load(str(path), require_labels=required)
-    assert (record.frames, record.label) == (frames, label)
+    assert (record.frame_range, record.label) == (frames, label)
     if label is not None:
         [record] = sources.load(str(path), several_labels=True)
-        assert (record.frames, record.label) == (frames, (label,))
+        assert (record.frame_range, record.label) == (frames, (label,))
 
 
 @pytest.mark.parametrize(
@@ -199,7 +201,7 @@ def test_a_header_decides(tmp_path, header, line, frames, label, required):
     ],
 )
 def test_lines_that_do_not_fit_the_header(load, text, message):
-    with pytest.raises(sources.RecordError, match=rf":2: .*({message})"):
+    with pytest.raises(RecordError, match=rf":2: .*({message})"):
         load(text)
 
 
@@ -217,7 +219,7 @@ def test_several_labels_of_frame_folders(tmp_path):
 @pytest.mark.parametrize("name", ["img.jpg", "{}{}.jpg", "{:05", "{x}.jpg", "a/{}.jpg"])
 def test_a_frame_name_that_is_no_template(tmp_path, name):
     (tmp_path / "train.txt").write_text("a/")
-    with pytest.raises(sources.RecordError, match="frame_name.*template.*img_{:05}"):
+    with pytest.raises(RecordError, match="frame_name.*template.*img_{:05}"):
         sources.load(str(tmp_path / "train.txt"), frame_name=name)
 
 
@@ -239,12 +241,12 @@ def test_written_records_load_as_they_were(list_path, data):
     for name, is_folder, frames, own in rows:
         path = f"{list_path.parent}/{name}{'' if is_folder else '.mp4'}"
         wanted.append(
-            sources.Record(
+            Record(
                 path,
                 own,
                 "",
                 frame_name="img_{:05}.jpg" if is_folder else "",
-                frames=frames,
+                frame_range=frames,
             )
         )
     sources.write_records(list_path, wanted)
@@ -277,7 +279,7 @@ def test_a_first_line_that_is_no_header(load):
 def test_labels_required(load):
     assert load("a.mp4 3\nb.mp4\n") == [("a.mp4", 3), ("b.mp4", None)]
     for line in ("b.mp4", "b.mp4 0 -1", '"b.mp4"'):
-        with pytest.raises(sources.RecordError, match=r":2: the label is missing"):
+        with pytest.raises(RecordError, match=r":2: the label is missing"):
             load(f"a.mp4 3\n{line}\n", require_labels=True)
 
 
@@ -316,17 +318,17 @@ def test_folder(tmp_path, monkeypatch):
         assert [r.id for r in loaded] == sorted(names)
         assert [r.path for r in loaded] == [f"{tmp_path}/videos/{r.id}" for r in loaded]
         assert {r.label for r in loaded} == {None}
-    with pytest.raises(sources.RecordError, match="no labels"):
+    with pytest.raises(RecordError, match="no labels"):
         sources.load("videos", require_labels=True)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(sources.RecordError, match="'empty' holds no videos"):
+    with pytest.raises(RecordError, match="'empty' holds no videos"):
         sources.load("empty")
 
 
 @pytest.mark.parametrize("source", ["", "missing.txt", "missing/"])
 def test_missing_source(source, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(sources.RecordError) as raised:
+    with pytest.raises(RecordError) as raised:
         sources.load(source)
     message = str(raised.value)
     assert source in message and "find /videos -name '*.mp4' > train.txt" in message
@@ -351,13 +353,13 @@ def test_the_example_of_the_message_loads(load):
     ],
 )
 def test_not_text(load, data, line):
-    with pytest.raises(sources.RecordError, match=rf":{line}: .*not a UTF-8 text file"):
+    with pytest.raises(RecordError, match=rf":{line}: .*not a UTF-8 text file"):
         load(data)
 
 
 @pytest.mark.parametrize("text", ["", "\n\n", "# nothing\n", "path,label\n", "\ufeff"])
 def test_empty_list(load, text):
-    with pytest.raises(sources.RecordError, match="names no videos"):
+    with pytest.raises(RecordError, match="names no videos"):
         load(text)
 
 
@@ -380,7 +382,7 @@ def test_any_text_loads_or_says_which_line(list_path, text, required):
     list_path.write_bytes(text.encode("utf-8", "replace"))
     try:
         loaded = sources.load(str(list_path), require_labels=required)
-    except sources.RecordError as error:
+    except RecordError as error:
         if "names no videos" not in str(error):
             named = re.match(rf"{re.escape(str(list_path))}:(\d+): ", str(error))
             assert 1 <= int(named[1]) <= text.count("\n") + 1
@@ -399,7 +401,7 @@ def test_any_bytes_load_or_raise_a_record_error(list_path, data):
     list_path.write_bytes(data)
     try:
         sources.load(str(list_path))
-    except sources.RecordError:
+    except RecordError:
         pass
 
 

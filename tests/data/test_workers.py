@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from videomae_jax.data import resources
 from videomae_jax.data import workers as readers
 from videomae_jax.data.resources import Resources
-from videomae_jax.data.workers import Readers, Task
+from videomae_jax.data.workers import Task, WorkerConfig
 
 GB = 10**9
 CLIP = 16 * 224 * 224 * 3
@@ -40,12 +40,12 @@ def test_choice_is_within_its_budget_or_the_least_there_is(task, machine, memory
     total = memory_gb * 1e9 if memory_gb else machine.memory / 2
     assert chosen.budget == pytest.approx(total / 2, abs=1)
     needs = readers.bytes_needed(
-        task, chosen.num_workers, chosen.num_threads, chosen.rows_per_part
+        task, chosen.num_workers, chosen.num_threads, chosen.chunk_size
     )
     assert chosen.needs == needs
-    least = (chosen.num_workers, chosen.num_threads, chosen.rows_per_part) == (0, 1, 1)
+    least = (chosen.num_workers, chosen.num_threads, chosen.chunk_size) == (0, 1, 1)
     assert needs <= chosen.budget or least
-    shared = readers.shared_bytes(task, chosen.num_workers, chosen.rows_per_part)
+    shared = readers.shared_bytes(task, chosen.num_workers, chosen.chunk_size)
     assert shared <= 0.9 * machine.shared_memory
 
 
@@ -54,7 +54,7 @@ def test_somebody_reads_and_what_was_said_holds(
     task, machine, num_workers, num_threads, memory_gb
 ):
     chosen = readers.choose(task, machine, num_workers, num_threads, memory_gb)
-    assert chosen.num_threads >= 1 and 1 <= chosen.rows_per_part <= task.batch_rows
+    assert chosen.num_threads >= 1 and 1 <= chosen.chunk_size <= task.batch_rows
     assert 1 <= chosen.parallel <= machine.cores
     if num_workers is not None:
         assert chosen.num_workers == num_workers
@@ -121,9 +121,11 @@ def test_numbers_that_are_too_small_are_refused(wrong):
 
 
 def test_readers_describe_themselves():
-    assert Readers(15, 2, 6, 15, 16, 0, 0).describe() == "15 workers with 2 threads"
-    assert Readers(1, 1, 6, 15, 16, 0, 0).describe() == "1 worker with 1 thread"
-    assert Readers(0, 2, 6, 15, 16, 0, 0).describe() == "2 threads of this process"
+    assert (
+        WorkerConfig(15, 2, 6, 15, 16, 0, 0).describe() == "15 workers with 2 threads"
+    )
+    assert WorkerConfig(1, 1, 6, 15, 16, 0, 0).describe() == "1 worker with 1 thread"
+    assert WorkerConfig(0, 2, 6, 15, 16, 0, 0).describe() == "2 threads of this process"
 
 
 @pytest.fixture

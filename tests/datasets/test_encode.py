@@ -11,8 +11,8 @@ import pytest
 from tests.helpers.prepared import ROOT, frames_of
 from tests.helpers.videos import moving_noise, video_bytes
 from videomae_jax.datasets.encode import Settings, Trim, encode
+from videomae_jax.errors import VideoError
 from videomae_jax.video.decoder import Video
-from videomae_jax.video.source import VideoError
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from videomae_jax.datasets.process_pool import Failure, isolated_map
+from videomae_jax.datasets.process_pool import TaskFailure, process_map
 
 
 def _act(item):
@@ -45,18 +45,18 @@ def _note_process(folder: pathlib.Path) -> None:
 
 def test_each_item_comes_once_with_what_became_of_it():
     crash = "crashes: the process that had it"
-    hang = Failure("timeout", "hangs: no result within 3 s")
+    hang = TaskFailure("timeout", "hangs: no result within 3 s")
     expected = {
-        "segfault": Failure("crash", f"{crash} was ended by SIGSEGV"),
-        "exit": Failure("crash", f"{crash} ended with exit code 3"),
-        "sys.exit": Failure("error", "SystemExit: bye"),
-        "memory": Failure("error", "MemoryError"),
+        "segfault": TaskFailure("crash", f"{crash} was ended by SIGSEGV"),
+        "exit": TaskFailure("crash", f"{crash} ended with exit code 3"),
+        "sys.exit": TaskFailure("error", "SystemExit: bye"),
+        "memory": TaskFailure("error", "MemoryError"),
         "sleep": hang,
         "hold the GIL": hang,
         "nothing": None,
     }
     items = ["lambda", *expected, *range(20)]
-    found = list(isolated_map(_act, items, num_workers=2, timeout=3))
+    found = list(process_map(_act, items, num_workers=2, timeout=3))
     assert sorted(index for index, _ in found) == list(range(len(items)))
     outcomes = {items[index]: outcome for index, outcome in found}
     refused = outcomes.pop("lambda")
@@ -72,14 +72,14 @@ def _die_first(folder: pathlib.Path, item: int) -> int:
 
 
 def test_a_bystander_is_tried_again(tmp_path):
-    found = isolated_map(functools.partial(_die_first, tmp_path), range(3), 1, 60)
+    found = process_map(functools.partial(_die_first, tmp_path), range(3), 1, 60)
     assert list(found) == [(0, 0), (1, -1), (2, -2)]
     assert (tmp_path / "died").exists()
 
 
 def test_nothing_to_do_needs_no_process():
-    assert list(isolated_map(_act, [], 4, 60)) == []
-    assert list(isolated_map(_act, [], 4, 60, ahead=1)) == []
+    assert list(process_map(_act, [], 4, 60)) == []
+    assert list(process_map(_act, [], 4, 60, ahead=1)) == []
 
 
 def _note_begin(folder: pathlib.Path, item: int) -> bytes:
@@ -95,7 +95,7 @@ def _note_begin(folder: pathlib.Path, item: int) -> bytes:
 
 def test_in_order_and_not_too_far_ahead(tmp_path):
     function = functools.partial(_note_begin, tmp_path)
-    found = isolated_map(function, range(16), 2, 60, ahead=4)
+    found = process_map(function, range(16), 2, 60, ahead=4)
     outcomes = []
     for index, outcome in found:
         begun = max(int(path.name) for path in tmp_path.iterdir())
@@ -114,7 +114,7 @@ class _EndsItsReader:
 def test_processes_that_do_not_start():
     function = functools.partial(_act, _EndsItsReader())
     with pytest.raises(RuntimeError, match="do not start: .* exit code 5"):
-        list(isolated_map(function, range(9), 1, 60))
+        list(process_map(function, range(9), 1, 60))
 
 
 def _runs(pid: int) -> bool:
@@ -133,7 +133,7 @@ def _wait_until(condition) -> None:
 
 
 def test_closing_ends_the_processes(tmp_path):
-    found = isolated_map(_act, [1, tmp_path], 2, 60)
+    found = process_map(_act, [1, tmp_path], 2, 60)
     assert next(found) == (0, 1)
     _wait_until(lambda: list(tmp_path.iterdir()))
     (pid,) = (int(path.name) for path in tmp_path.iterdir())
@@ -145,12 +145,12 @@ def test_closing_ends_the_processes(tmp_path):
 _SCRIPT = """
 import pathlib, signal, sys
 from tests.test_isolated import _act
-from videomae_jax.data.isolated import isolated_map
+from videomae_jax.data.isolated import process_map
 
 if __name__ == "__main__":
     # A shell's background jobs, and what they start, ignore it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    list(isolated_map(_act, [pathlib.Path(sys.argv[1])] * 2, 2, 500))
+    list(process_map(_act, [pathlib.Path(sys.argv[1])] * 2, 2, 500))
 """
 
 

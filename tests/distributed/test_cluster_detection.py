@@ -6,6 +6,7 @@ import jax
 import pytest
 
 from videomae_jax.distributed import hosts
+from videomae_jax.errors import ClusterError
 
 SLURM = {
     "SLURM_JOB_ID": "7",
@@ -143,7 +144,7 @@ def test_others_that_cannot_be_found_are_told(environment, wanted, no_cluster):
     """To train alone would be to train once more on every host, into one folder."""
     for name, value in environment.items():
         no_cluster.setenv(name, value)
-    with pytest.raises(hosts.ClusterError, match=f"(?s){wanted}.*JAX_PROCESS_ID"):
+    with pytest.raises(ClusterError, match=f"(?s){wanted}.*JAX_PROCESS_ID"):
         hosts.initialize()
 
 
@@ -156,7 +157,7 @@ def test_only_a_tpu_host_may_be_alone(found, no_cluster):
     no_cluster.setattr(hosts.failures, "explain_aborts", lambda: None)
     no_cluster.setattr(jax.distributed, "initialize", nobody)
     if found:
-        with pytest.raises(hosts.ClusterError, match="cannot join the other processes"):
+        with pytest.raises(ClusterError, match="cannot join the other processes"):
             hosts.initialize()
     else:
         hosts.initialize()
@@ -168,7 +169,7 @@ def test_processes_with_other_numbers_of_devices_are_named(monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 4)
     monkeypatch.setattr(jax, "devices", lambda: devices)
     message = "process 1 has 1, process 2 has 0, all others 2"
-    with pytest.raises(hosts.ClusterError, match=message):
+    with pytest.raises(ClusterError, match=message):
         hosts.check_devices()
     devices += map(Device, (1, 2, 2))
     hosts.check_devices()

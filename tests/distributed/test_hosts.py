@@ -18,6 +18,7 @@ from tests.helpers.official import CHECKPOINTS
 from tests.helpers.videos import write_folder
 from tests.training.test_loop import metrics
 from videomae_jax.distributed import hosts, sharding
+from videomae_jax.errors import ClusterError
 from videomae_jax.training import finetune, loop, preemption
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -31,7 +32,7 @@ import jax
 from videomae_jax.training import checkpointing, history
 
 event = os.environ.get("RUN_EVENT", "0 0 0").split()
-add, save = history.History.add, checkpointing.Checkpoints.save
+add, save = history.MetricBuffer.add, checkpointing.Checkpoints.save
 
 def noted_add(self, step, metrics, ids):
     add(self, step, metrics, ids)
@@ -46,7 +47,7 @@ def waiting_save(self, *args):
     save(self, *args)
     self.wait()
 
-history.History.add, checkpointing.Checkpoints.save = noted_add, waiting_save
+history.MetricBuffer.add, checkpointing.Checkpoints.save = noted_add, waiting_save
 if os.environ.get("RUN_MESH"):
     from jax.experimental import mesh_utils
     in_order = mesh_utils.create_device_mesh
@@ -292,7 +293,7 @@ def test_processes_that_differ_are_named(monkeypatch):
         return [value, ["host1", digests], ["host2", digests | {"flags": "other"}]]
 
     monkeypatch.setattr(hosts, "gather", gather)
-    with pytest.raises(hosts.ClusterError, match=r"flags of process 2 \(host2\) diff"):
+    with pytest.raises(ClusterError, match=r"flags of process 2 \(host2\) diff"):
         hosts.check_alike(videos=["a", "b"], flags={"seed": 0})
     hosts.check_alike(videos=["a", "b"])
 
@@ -335,7 +336,7 @@ def test_rows_of_scattered_devices(monkeypatch):
 
     monkeypatch.setattr(sharding, "batch_sharding", lambda mesh: Scattered())
     mesh = sharding.make_mesh(devices=jax.devices()[:4])
-    assert sharding.rows_here(mesh, 8).tolist() == [0, 1, 4, 5]
-    assert sharding.rows_here(mesh, 4, clips_per_video=2).tolist() == [0, 2]
+    assert sharding.local_indices(mesh, 8).tolist() == [0, 1, 4, 5]
+    assert sharding.local_indices(mesh, 4, clips_per_video=2).tolist() == [0, 2]
     with pytest.raises(ValueError, match="make config.batch_size, 2, a multiple of"):
-        sharding.rows_here(mesh, 2, clips_per_video=4)
+        sharding.local_indices(mesh, 2, clips_per_video=4)

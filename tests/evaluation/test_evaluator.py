@@ -14,11 +14,10 @@ import pytest
 
 from tests.training import test_finetune
 from tests.training.test_finetune import folder, undisturbed  # noqa: F401
-from videomae_jax import checkpointing
 from videomae_jax.data import sources
 from videomae_jax.data.clips import MultiViewClips
-from videomae_jax.data.pipeline import NoReadableVideoError
 from videomae_jax.distributed import sharding
+from videomae_jax.errors import CheckpointError, NoReadableVideoError, RecordError
 from videomae_jax.evaluation.evaluator import Evaluator
 from videomae_jax.training import finetune, loop, setup
 from videomae_jax.video.decoder import Video
@@ -106,7 +105,7 @@ def test_probabilities_are_the_mean_over_views(folder, monkeypatch):
         test_finetune.tiny(folder, **{"model.head_init_scale": 50.0})
     )
     config = test_finetune.tiny(folder)
-    params, _ = task.init(jax.random.key(0), setup.first_video(config))
+    params, _ = task.init(jax.random.key(0), setup.dummy_clip(config))
     videos = sources.load(str(folder / "good.txt"))[:3]
     reads = []
     read_frames = Video.read
@@ -138,7 +137,7 @@ def test_equal_file_names_in_two_folders_stay_apart(folder, tmp_path):
     (tmp_path / "list.txt").write_text("a/same.mp4 0\nb/same.mp4 1\n")
     config = test_finetune.tiny(folder, **{"data.test": str(tmp_path / "list.txt")})
     task = finetune.Finetuning(config)
-    params, _ = task.init(jax.random.key(0), setup.first_video(config))
+    params, _ = task.init(jax.random.key(0), setup.dummy_clip(config))
     state = loop.TrainState(0, params, (), {})
     task.finish(state, sharding.make_mesh(1, jax.devices()[:1]), tmp_path)
     rows = [json.loads(line) for line in predictions(tmp_path).splitlines()]
@@ -149,7 +148,7 @@ def test_only_unreadable_videos_are_an_error(folder, tmp_path):
     (tmp_path / "list.txt").write_text("missing.mp4 0\n")
     config = test_finetune.tiny(folder, **{"data.test": str(tmp_path / "list.txt")})
     task = finetune.Finetuning(config)
-    params, _ = task.init(jax.random.key(0), setup.first_video(config))
+    params, _ = task.init(jax.random.key(0), setup.dummy_clip(config))
     state = loop.TrainState(0, params, (), {})
     with pytest.raises(NoReadableVideoError, match="none of 1 .*\n.*missing.mp4"):
         task.finish(state, sharding.make_mesh(1, jax.devices()[:1]), tmp_path)
@@ -170,16 +169,16 @@ def test_another_use_of_the_parameters_is_refused(
     message,
 ):
     config = test_finetune.tiny(folder, **overrides)
-    with pytest.raises(checkpointing.CheckpointError, match=message):
+    with pytest.raises(CheckpointError, match=message):
         loop.evaluate(config, str(trained[0]))
 
 
 def test_eval_without_a_test_list_is_an_error(folder, trained):
     config = test_finetune.tiny(folder, **{"data.test": ""})
-    with pytest.raises(sources.RecordError, match="config.data.test"):
+    with pytest.raises(RecordError, match="config.data.test"):
         loop.evaluate(config, str(trained[0]))
 
 
 def test_nothing_to_evaluate_is_explained(folder, tmp_path):
-    with pytest.raises(checkpointing.CheckpointError, match="no checkpoint"):
+    with pytest.raises(CheckpointError, match="no checkpoint"):
         loop.evaluate(test_finetune.tiny(folder), str(tmp_path))

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from videomae_jax.data import labels, sources
+from videomae_jax.errors import RecordError
 from videomae_jax.evaluation import multi_label
 from videomae_jax.training import losses
 
@@ -91,15 +92,15 @@ def test_lists_with_several_labels(tmp_path):
     assert labels.counts(videos, 6).tolist() == [1, 1, 1, 1, 0, 1]
     assert labels.multi_hot(videos, 6)[2].tolist() == [1, 0, 0, 0, 0, 1]
     assert len(labels.class_names(videos, "list.txt")) == 6
-    with pytest.raises(sources.RecordError, match="a.mp4 has label 3"):
+    with pytest.raises(RecordError, match="a.mp4 has label 3"):
         labels.check(videos, "list.txt", 3)
     path.write_text("e.mp4 1 -2\n")
-    with pytest.raises(sources.RecordError, match="'-2' is not a label"):
+    with pytest.raises(RecordError, match="'-2' is not a label"):
         sources.load(str(path), require_labels=True, several_labels=True)
     path.write_text("e.mp4\nf.mp4 0 1\n")  # of no class, and of two
     videos = sources.load(str(path), require_labels=True, several_labels=True)
     assert labels.multi_hot(videos, 2).tolist() == [[0, 0], [1, 1]]
-    with pytest.raises(sources.RecordError, match="config.loss.kind=sigmoid"):
+    with pytest.raises(RecordError, match="config.loss.kind=sigmoid"):
         sources.load(str(path), require_labels=False)
 
 

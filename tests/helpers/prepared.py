@@ -51,7 +51,7 @@ def serial(monkeypatch):
         for index, item in enumerate(items):
             yield index, function(item)
 
-    monkeypatch.setattr(command, "isolated_map", plain_map)
+    monkeypatch.setattr(command, "process_map", plain_map)
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,9 @@ from matplotlib import colormaps
 from PIL import Image
 
 import videomae_jax as vmae
+from videomae_jax.errors import PretrainedError
 from videomae_jax.inference import attribution
-from videomae_jax.interop.pretrained import Pretrained, PretrainedError
+from videomae_jax.interop.pretrained import Pretrained
 from videomae_jax.models import vit
 
 SIZES = {"width": 24, "depth": 2, "heads": 2, "patch_size": 8}

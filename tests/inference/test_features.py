@@ -18,7 +18,7 @@ from tests.helpers.videos import moving_noise, write_video
 from videomae_jax.cli import arguments as common
 from videomae_jax.cli import features as command
 from videomae_jax.data import augmentation
-from videomae_jax.data.sources import RecordError
+from videomae_jax.errors import PretrainedError, RecordError, VideoError
 from videomae_jax.inference.feature_store import names
 from videomae_jax.inference.features import (
     Extractor,
@@ -28,11 +28,10 @@ from videomae_jax.inference.features import (
     extract,
     without_normalization,
 )
-from videomae_jax.interop.pretrained import Preprocessing, Pretrained, PretrainedError
+from videomae_jax.interop.pretrained import Preprocessing, Pretrained
 from videomae_jax.models.classifier import VideoClassifier
 from videomae_jax.models.mae import VideoMAE
 from videomae_jax.video.decoder import Video
-from videomae_jax.video.source import VideoError
 
 ROOT = pathlib.Path(__file__).parents[2]
 FEEDING = Preprocessing(num_frames=4, stride=2, image_size=32)

@@ -13,14 +13,14 @@ from tests.helpers import official
 from tests.helpers.videos import moving_noise, video_bytes, write_folder, write_video
 from videomae_jax import VideoClassifier, VideoMAE, __main__, save_pretrained
 from videomae_jax.data import augmentation, clips, sampling
+from videomae_jax.errors import PretrainedError, VideoError
 from videomae_jax.inference import predict as recognition
 from videomae_jax.inference import timeline as timelines
 from videomae_jax.inference.predict import predict
 from videomae_jax.inference.timeline import Timeline, plot_timeline, timeline
-from videomae_jax.interop.pretrained import Preprocessing, Pretrained, PretrainedError
+from videomae_jax.interop.pretrained import Preprocessing, Pretrained
 from videomae_jax.video import windows
 from videomae_jax.video.decoder import Video
-from videomae_jax.video.source import VideoError
 
 LABELS = ("running", "jumping", "flying", "swimming", "sleeping")
 FRAMES, STRIDE, SIZE = 4, 2, 32  # a clip spans 8 frames

@@ -16,11 +16,11 @@ from tests.helpers import videos
 from videomae_jax.cli import arguments as common
 from videomae_jax.cli import reconstruct as command
 from videomae_jax.data import augmentation
+from videomae_jax.errors import PretrainedError, VideoError
 from videomae_jax.inference import reconstruct
-from videomae_jax.interop.pretrained import Preprocessing, Pretrained, PretrainedError
+from videomae_jax.interop.pretrained import Preprocessing, Pretrained
 from videomae_jax.models import masking, vit
 from videomae_jax.video.decoder import Video
-from videomae_jax.video.source import VideoError
 
 GRID, PATCH, TUBELET = (2, 3, 4), 4, 2
 

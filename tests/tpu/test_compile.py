@@ -13,6 +13,7 @@ import pytest
 from configs import common
 from videomae_jax.__main__ import main
 from videomae_jax.cli import compile_for_tpu
+from videomae_jax.errors import TopologyError
 from videomae_jax.tpu import compile, topology
 
 needs_libtpu = pytest.mark.skipif(
@@ -122,7 +123,7 @@ def test_what_slices_send_each_other_is_told():
 @needs_libtpu
 @pytest.mark.slow
 def test_micro_batches_are_cut_where_they_are():
-    found = compiled('{"max_clips_per_device": 1}')
+    found = compiled('{"micro_batch_per_device": 1}')
     assert found["accumulation"] == 2
     assert found["traffic"].keys() == {"all-reduce"}
 
@@ -131,7 +132,7 @@ def test_micro_batches_are_cut_where_they_are():
 @pytest.mark.slow
 def test_what_does_not_fit_is_an_answer():
     clips = 2**23
-    found = compiled(json.dumps({"batch_size": clips, "max_clips_per_device": clips}))
+    found = compiled(json.dumps({"batch_size": clips, "micro_batch_per_device": clips}))
     assert found["needed"] > found["available"] and found["traffic"] is None
 
 
@@ -177,13 +178,13 @@ def test_several_slices():
 
 @pytest.mark.parametrize("name", ["v5e-7", "v5p-7", "h100-8", "v5e:2x2x1", "v5e", ""])
 def test_unknown_slices_are_refused_with_those_there_are(name):
-    with pytest.raises(topology.SliceError, match="v5e-256(.|\n)*tpu7x-8"):
+    with pytest.raises(TopologyError, match="v5e-256(.|\n)*tpu7x-8"):
         topology.devices(name)
 
 
 def test_without_libtpu_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(topology.SliceError, match=r"pip install 'libtpu==0\.0\.\d+"):
+    with pytest.raises(TopologyError, match=r"pip install 'libtpu==0\.0\.\d+"):
         topology.devices("v5e-8")
 
 
@@ -204,7 +205,7 @@ def test_largest_climbs_or_descends_until_it_changes(monkeypatch):
     ):
 
         def compile_step(config, devices, limit=limit):
-            clips = config.max_clips_per_device
+            clips = config.micro_batch_per_device
             assert config.batch_size * 2 == clips * len(devices)
             return tried(clips, limit)
 

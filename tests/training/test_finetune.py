@@ -14,8 +14,8 @@ from tests.helpers import official
 from tests.helpers.videos import write_folder
 from tests.training import test_loop
 from videomae_jax import checkpointing
-from videomae_jax.data.sources import RecordError
 from videomae_jax.distributed import sharding
+from videomae_jax.errors import CheckpointError, RecordError
 from videomae_jax.evaluation import results as predictions
 from videomae_jax.interop.loading import load_pretrained
 from videomae_jax.models import positions
@@ -180,7 +180,7 @@ def test_devices_workers_and_accumulation_train_alike(folder, tmp_path, monkeypa
     monkeypatch.undo()
     config.mesh.fsdp = 2
     config.data.num_workers = 2
-    config.max_clips_per_device = 1
+    config.micro_batch_per_device = 1
     devices = jax.devices()
     monkeypatch.setattr(jax, "devices", lambda: devices[:4])
     loop.train_and_evaluate(config, str(tmp_path / "other"))
@@ -197,7 +197,7 @@ def start(folder, source, **overrides):
     """The task's parameters before and after loading, and the report."""
     config = tiny(folder, **{"init.source": str(source)} | overrides)
     task = finetune.Finetuning(config)
-    params, _ = task.init(jax.random.key(0), setup.first_video(config))
+    params, _ = task.init(jax.random.key(0), setup.dummy_clip(config))
     return params, task.load(params)
 
 
@@ -248,7 +248,7 @@ def test_encoder_comes_from_other_libraries_too(folder, tmp_path, caplog, monkey
     np.testing.assert_array_equal(loaded["head"]["kernel"], params["head"]["kernel"])
 
     config.model.heads = 2
-    with pytest.raises(checkpointing.CheckpointError, match="heads is 2.*'s is 3"):
+    with pytest.raises(CheckpointError, match="heads is 2.*'s is 3"):
         finetune.Finetuning(config).load(params)
 
 
@@ -274,7 +274,7 @@ def test_head_of_a_finetuned_run_on_request(folder, undisturbed):
         {"data.num_frames": 16},
         {"data.image_size": 48},
         {"data.image_size": 48, "model.position_size": 0},
-        {"data.frames": "uniform", "evaluation.segments": 3},
+        {"data.frame_sampling": "uniform", "evaluation.segments": 3},
         {"freeze": "^encoder/", "model.head_norm": "batch", "model.drop_path": 0.0},
         {"freeze": "^encoder/", "model.pooling": "attentive"},
         {"loss.class_balance": 0.9, "mix.mode": "sample"},
@@ -334,7 +334,11 @@ def test_image_size_interpolates_the_pretrained_positions(folder, pretrained):
             r"2\.mp4 has label 2, but with 2 classes labels are 0 to 1",
         ),
         ({"data.labels": "nowhere.txt"}, RecordError, "config.data.labels"),
-        ({"data.frames": "sparse"}, ValueError, "config.data.frames.*dense"),
+        (
+            {"data.frame_sampling": "sparse"},
+            ValueError,
+            "config.data.frame_sampling.*dense",
+        ),
         (
             {"loss.kind": "sigmoid", "evaluation.dump": "out.pkl"},
             ValueError,
@@ -343,7 +347,7 @@ def test_image_size_interpolates_the_pretrained_positions(folder, pretrained):
         ({"loss.kind": "hinge"}, ValueError, "config.loss.kind.*sigmoid"),
         ({"mix.mode": "elem"}, ValueError, "config.mix.mode.*sample"),
         ({"model.pooling": "cls"}, ValueError, "first_token"),
-        ({"init.source": "nowhere"}, checkpointing.CheckpointError, "nowhere"),
+        ({"init.source": "nowhere"}, CheckpointError, "nowhere"),
         ({"data.image_size": 40}, ValueError, "multiple"),
         ({"freeze": "backbone"}, ValueError, "config.freeze"),
         ({"model.head_norm": "batch"}, ValueError, "config.freeze=.encoder/"),
@@ -365,7 +369,7 @@ def test_mistakes_are_explained(folder, tmp_path, overrides, error, message):
     ],
 )
 def test_weights_of_another_model_are_refused(folder, pretrained, overrides, message):
-    with pytest.raises(checkpointing.CheckpointError, match=message):
+    with pytest.raises(CheckpointError, match=message):
         start(folder, pretrained, **overrides)
 
 

@@ -14,12 +14,12 @@ from tests.training.test_loop import tiny
 from videomae_jax.data import resources
 from videomae_jax.data.pipeline import Batch
 from videomae_jax.data.resources import Resources
-from videomae_jax.data.sources import Record
-from videomae_jax.data.workers import Readers
+from videomae_jax.data.workers import WorkerConfig
 from videomae_jax.distributed import sharding
 from videomae_jax.training import input_report, loop
 from videomae_jax.training import workers as readers
 from videomae_jax.training.input_report import InputReport
+from videomae_jax.video.record import Record
 
 one_device = test_loop.one_device
 folder = test_loop.folder
@@ -42,7 +42,7 @@ def batch(clips=8, cpu_seconds=0.4):
 def report(video=SHARDED, workers=15, on_cores=False, **fields):
     config = common.pretrain()
     config.data.update(fields)
-    chosen = Readers(workers, 2, 4, 15, 16, 0, 0)
+    chosen = WorkerConfig(workers, 2, 4, 15, 16, 0, 0)
     return InputReport(config.data, chosen, [video], on_cores)
 
 
@@ -174,7 +174,7 @@ class Mesh:
 def choose(**fields):
     config = common.pretrain()
     config.data.update(fields)
-    return readers.choose_readers(config.data, 1, 32, 1000, 1000, Mesh())
+    return readers.choose_workers(config.data, 1, 32, 1000, 1000, Mesh())
 
 
 def test_choice_is_told_with_its_reason(machine, log):
@@ -191,7 +191,7 @@ def test_choice_is_told_with_its_reason(machine, log):
 
 
 def test_too_much_for_the_memory_is_a_warning(machine, log, caplog):
-    assert choose(num_workers=100).rows_per_part == 1
+    assert choose(num_workers=100).chunk_size == 1
     assert "more than the 2.5 GB it may have" in log()[-1]
     assert caplog.records[-1].levelno == logging.WARNING
 
@@ -220,5 +220,5 @@ def test_processes_of_a_host_share_it(machine, monkeypatch):
 def test_cpu_devices_are_cores():
     mesh = sharding.make_mesh(1, jax.devices()[:1])
     config = common.pretrain()
-    chosen = readers.choose_readers(config.data, 1, 32, 1000, 1000, mesh)
+    chosen = readers.choose_workers(config.data, 1, 32, 1000, 1000, mesh)
     assert chosen.num_workers == 0 and chosen.num_threads == 2

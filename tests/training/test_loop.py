@@ -14,8 +14,8 @@ from configs import common
 from tests.helpers import official
 from tests.helpers.videos import moving_noise, write_folder, write_video
 from videomae_jax import checkpointing
-from videomae_jax.data import bad_videos, sources
 from videomae_jax.distributed import hosts
+from videomae_jax.errors import CheckpointError, RecordError, TooManyBadVideosError
 from videomae_jax.interop.loading import load_pretrained
 from videomae_jax.interop.pretrained import Preprocessing
 from videomae_jax.training import loop, pretrain
@@ -143,7 +143,7 @@ def test_resumes_on_other_devices(folder, undisturbed, tmp_path, monkeypatch):
 
 def test_eight_devices_train_alike(folder, undisturbed, tmp_path, monkeypatch):
     monkeypatch.undo()
-    config = tiny(folder, **{"max_clips_per_device": 1})
+    config = tiny(folder, **{"micro_batch_per_device": 1})
     loop.train_and_evaluate(config, str(tmp_path))
     for one, other in zip(metrics(tmp_path), metrics(undisturbed[0]), strict=True):
         np.testing.assert_allclose(one["loss"], other["loss"], rtol=1e-5)
@@ -188,7 +188,10 @@ def test_a_run_is_complete_when_nothing_is_left_to_do(
         ({"batch_size": 0}, "config.batch_size is 0, not 1 or more"),
         ({"mask.kind": "cube"}, "config.mask.kind is 'cube'"),
         ({"batch_size": 12}, "config.batch_size .* do not divide over 8 devices"),
-        ({"max_clips_per_device": 0}, "config.max_clips_per_device must be at least 1"),
+        (
+            {"micro_batch_per_device": 0},
+            "config.micro_batch_per_device must be at least 1",
+        ),
         ({"mesh.fsdp": 3}, "config.mesh.fsdp is 3"),
         ({"data.num_workers": -1}, "config.data.num_workers is -1"),
         (
@@ -213,7 +216,7 @@ def test_mistakes_of_the_code_keep_their_trace(folder, tmp_path, monkeypatch):
     def add(*_):
         raise ValueError("out of luck")
 
-    monkeypatch.setattr(loop.History, "add", add)
+    monkeypatch.setattr(loop.MetricBuffer, "add", add)
     with pytest.raises(ValueError, match="out of luck") as error:
         loop.run(tiny(folder), str(tmp_path))
     assert not isinstance(error.value, loop.EXPLAINED_ERRORS)
@@ -221,12 +224,12 @@ def test_mistakes_of_the_code_keep_their_trace(folder, tmp_path, monkeypatch):
 
 def test_another_models_checkpoint_is_refused(folder, undisturbed):
     config = tiny(folder, **{"model.width": 48, "steps": 10})
-    with pytest.raises(checkpointing.CheckpointError, match="another model"):
+    with pytest.raises(CheckpointError, match="another model"):
         loop.train_and_evaluate(config, str(undisturbed[0]))
 
 
 def test_checkpoints_keep_the_last_and_the_milestones(folder, tmp_path):
-    config = tiny(folder, **{"checkpoint.every": 1, "checkpoint.milestone_every": 3})
+    config = tiny(folder, **{"checkpoint.every": 1, "checkpoint.keep_period": 3})
     loop.train_and_evaluate(config, str(tmp_path))
     kept = {int(p.name) for p in (tmp_path / "checkpoints").iterdir()}
     assert kept == {3, 6, 7, 8}
@@ -265,7 +268,7 @@ def test_nothing_is_read_from_the_devices_between_logs(folder, tmp_path, monkeyp
     monkeypatch.setattr(
         array, "_value", property(lambda self: reads.append(1) or value.fget(self))
     )
-    fetch = loop.History.fetch
+    fetch = loop.MetricBuffer.fetch
 
     def allowed(*args):
         assert not reads
@@ -274,7 +277,7 @@ def test_nothing_is_read_from_the_devices_between_logs(folder, tmp_path, monkeyp
         fetched.append(bool(reads))
         del reads[:]
 
-    monkeypatch.setattr(loop.History, "fetch", allowed)
+    monkeypatch.setattr(loop.MetricBuffer, "fetch", allowed)
     steps = loop.profiling.traced
 
     def guarded(*args):
@@ -360,7 +363,7 @@ def test_list_of_good_and_bad_videos_trains_through(folder, tmp_path):
     assert "audio" in reasons["audio.mp4"]
     config.data.max_bad_fraction = 0.1
     for _ in range(2):  # whoever starts it again is told again
-        with pytest.raises(bad_videos.TooManyBadVideosError, match="max_bad_fraction"):
+        with pytest.raises(TooManyBadVideosError, match="max_bad_fraction"):
             loop.train_and_evaluate(config, str(tmp_path / "strict"))
 
 
@@ -387,7 +390,7 @@ def only_audio(path):
 
 
 def test_missing_list_is_explained(tmp_path):
-    with pytest.raises(sources.RecordError, match="train.txt") as error:
+    with pytest.raises(RecordError, match="train.txt") as error:
         loop.train_and_evaluate(tiny(tmp_path / "train.txt"), str(tmp_path / "run"))
     assert "find" in str(error.value)
     assert not (tmp_path / "run").exists()
@@ -411,11 +414,11 @@ def test_pretraining_goes_on_from_other_weights(folder, tmp_path):
     assert 0 < max(jax.tree.leaves(moved)) < 1e-3
 
     config.model.decoder_heads = 4
-    with pytest.raises(checkpointing.CheckpointError, match="decoder_heads is 4"):
+    with pytest.raises(CheckpointError, match="decoder_heads is 4"):
         loop.train_and_evaluate(config, str(tmp_path / "other"))
     config.model.decoder_heads = 2
     config.init.source = str(golden.parent / "hf_classifier")
-    with pytest.raises(checkpointing.CheckpointError, match="decoder/.*: missing"):
+    with pytest.raises(CheckpointError, match="decoder/.*: missing"):
         loop.train_and_evaluate(config, str(tmp_path / "another"))
 
 

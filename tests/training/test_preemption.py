@@ -13,7 +13,7 @@ from tests.training.test_loop import metrics, tiny
 from videomae_jax import checkpointing
 from videomae_jax.training import loop
 from videomae_jax.training import metrics as history
-from videomae_jax.training.preemption import AskedToStop
+from videomae_jax.training.preemption import Preempted
 from videomae_jax.training.reporting import Reporter
 
 folder = test_loop.folder
@@ -31,14 +31,14 @@ def unheard():
 
 
 def ask_at(step, monkeypatch):
-    add = history.History.add
+    add = history.MetricBuffer.add
 
     def add_and_ask(self, at, *args):
         add(self, at, *args)
         if at == step:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(history.History, "add", add_and_ask)
+    monkeypatch.setattr(history.MetricBuffer, "add", add_and_ask)
 
 
 def ask_while_saving(monkeypatch):
@@ -58,7 +58,7 @@ def test_asked_twice_a_run_saves_nevertheless(
     with monkeypatch.context() as patch:
         ask_at(3, patch)
         ask_while_saving(patch)
-        with pytest.raises(AskedToStop, match="saved step 3; run again"):
+        with pytest.raises(Preempted, match="saved step 3; run again"):
             loop.train_and_evaluate(tiny(folder), str(tmp_path))
     assert not unheard
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["3"]
@@ -81,7 +81,7 @@ def test_asked_in_its_last_step_a_run_begins_no_test(
         ask_at(8, monkeypatch)
     else:
         ask_while_saving(monkeypatch)
-    with pytest.raises(AskedToStop, match="saved step 8"):
+    with pytest.raises(Preempted, match="saved step 8"):
         loop.train_and_evaluate(tiny(folder), str(tmp_path))
     assert (tmp_path / "checkpoints" / "8").exists()
     assert not finished and not unheard

@@ -279,7 +279,7 @@ def test_step_that_is_not_finite_touches_nothing_but_the_count(task, params):
     [(64, 8, 8, 1), (64, 8, 3, 4), (2048, 64, 32, 1), (2048, 8, 32, 8), (6, 2, 2, 3)],
 )
 def test_accumulation_follows_from_the_devices(clips, devices, most, expected):
-    steps = sharding.accumulation_steps(clips, devices, most)
+    steps = sharding.grad_accum_steps(clips, devices, most)
     assert steps == expected
     assert clips // devices % steps == 0 and clips // devices // steps <= most
 
@@ -287,8 +287,8 @@ def test_accumulation_follows_from_the_devices(clips, devices, most, expected):
 @pytest.mark.parametrize(
     "call, message",
     [
-        (lambda: sharding.accumulation_steps(10, 8, 4), "do not divide over 8"),
-        (lambda: sharding.accumulation_steps(8, 8, 0), "at least 1"),
+        (lambda: sharding.grad_accum_steps(10, 8, 4), "do not divide over 8"),
+        (lambda: sharding.grad_accum_steps(8, 8, 0), "at least 1"),
         (lambda: sharding.make_mesh(3), "divide the 8 devices"),
         (lambda: sharding.make_mesh(0), "divide the 8 devices"),
     ],

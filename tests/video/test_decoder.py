@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.helpers.videos import moving_noise, video_bytes, write_video
+from videomae_jax.errors import VideoError
 from videomae_jax.video.decoder import Video, read_clip
-from videomae_jax.video.source import VideoError
 
 _NUM_FRAMES = 50
 _SIZE = (48, 64)

@@ -12,11 +12,12 @@ from PIL import Image
 from tests.helpers.frames import encode, write_frames
 from tests.helpers.videos import moving_noise, write_video
 from videomae_jax.data import sources as records
+from videomae_jax.errors import RecordError, VideoError
 from videomae_jax.video import images
 from videomae_jax.video import open as video_open
 from videomae_jax.video.decoder import Video
 from videomae_jax.video.frame_folder import FrameFolder
-from videomae_jax.video.source import VideoError
+from videomae_jax.video.record import Record
 
 FRAMES = moving_noise(7, 48, 64)
 
@@ -159,7 +160,7 @@ def test_no_folder(tmp_path):
 
 def test_url(folder, monkeypatch):
     monkeypatch.setattr("etils.epath.Path", lambda url: Path(url.removeprefix("gs://")))
-    record = records.Record(f"gs://{folder}", None, "a", frame_name="img_{:05}.png")
+    record = Record(f"gs://{folder}", None, "a", frame_name="img_{:05}.png")
     with video_open.open_video(record) as video:
         np.testing.assert_array_equal(video.read(range(7)), FRAMES)
 
@@ -202,7 +203,7 @@ def test_lists(tmp_path):
 
 def test_part_of_a_video(tmp_path):
     write_video(str(tmp_path / "c.mp4"), FRAMES)
-    record = records.Record(str(tmp_path / "c.mp4"), None, "c", frames=(2, 4))
+    record = Record(str(tmp_path / "c.mp4"), None, "c", frame_range=(2, 4))
     with video_open.open_video(record) as video:
         assert video.fps == pytest.approx(25)
         for index in (-1, 4):
@@ -223,7 +224,7 @@ def test_a_folder_of_frame_folders(tmp_path):
     assert [bool(record.frame_name) for record in found] == [True, True, True, False]
     [record] = records.load(str(root / "y"))
     assert (record.id, record.path) == ("y", str(root / "y"))
-    with pytest.raises(records.RecordError, match=r"img_00001\.jpg.*frame_name"):
+    with pytest.raises(RecordError, match=r"img_00001\.jpg.*frame_name"):
         records.load(str(root / "y"), frame_name="{}.jpg")
     os.rename(root / "y" / "img_00001.jpg", root / "y" / ".hidden.jpg")
     assert len(records.load(str(root / "y"))) == 1

@@ -5,9 +5,9 @@ import pytest
 
 from tests.helpers.videos import moving_noise, video_bytes
 from videomae_jax.datasets.encode import Settings, encode
+from videomae_jax.errors import VideoError
 from videomae_jax.video.decoder import Video
 from videomae_jax.video.packet_index import IndexedVideo, PacketIndex
-from videomae_jax.video.source import VideoError
 
 
 def by_index(encoded, content=None):

@@ -10,10 +10,9 @@ import pytest
 from tests.helpers.frames import encode, write_tfds
 from tests.helpers.videos import moving_noise
 from videomae_jax.data import sources as records
-from videomae_jax.data.sources import RecordError
+from videomae_jax.errors import RecordError, VideoError
 from videomae_jax.video import images
 from videomae_jax.video import open as video_open
-from videomae_jax.video.source import VideoError
 
 CLASSES = ["jump", "run", "sit"]
 

@@ -7,10 +7,12 @@ import os
 from collections.abc import Iterable, Iterator
 
 from videomae_jax.data import labels, resources, sources
-from videomae_jax.data.sources import Record, RecordError
+from videomae_jax.errors import PretrainedError, RecordError
+from videomae_jax.files import absolute
 from videomae_jax.interop.loading import load_pretrained
-from videomae_jax.interop.pretrained import Pretrained, PretrainedError
+from videomae_jax.interop.pretrained import Pretrained
 from videomae_jax.video import frame_names
+from videomae_jax.video.record import Record
 
 _WHAT = (
     "whatever load_pretrained takes: a name on the Hugging Face hub, a folder, a .pth, "
@@ -153,7 +155,7 @@ def _find(names: Iterable[str], frame_name: str) -> Iterator[Record]:
     for name in names:
         if os.path.isdir(name):
             for record in sources.load(name, frame_name=frame_name):
-                is_name = record.path == sources.absolute(name)
+                is_name = record.path == absolute(name)
                 id = name if is_name else os.path.join(name, record.id)
                 yield dataclasses.replace(record, id=id)
         elif name.startswith(("tfds:", "digits:")) or name.endswith((".txt", ".csv")):
@@ -164,7 +166,7 @@ def _find(names: Iterable[str], frame_name: str) -> Iterator[Record]:
                 raise RecordError(f"there is no video {name!r}")
             yield from _find(found, frame_name)
         else:
-            yield Record(sources.absolute(name), None, name)
+            yield Record(absolute(name), None, name)
 
 
 def stem(record: Record) -> str:

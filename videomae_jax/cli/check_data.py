@@ -10,16 +10,17 @@ own: a video that crashes the decoder or hangs is reported like any other. Each 
 status, the last of these that applies:
 
     good        nothing is wrong
-    unindexed   its timestamps do not tell which frame is where; reading it is slow
+    no_index   its timestamps do not tell which frame is where; reading it is slow
     short       fewer frames than a clip spans: training repeats frames
     duplicate   same bytes as a readable video before it in the list; where frames are
                 images, same pixels (not with --fast)
-    miscounted  the decoder gives other frames than the file announces; some reads fail
+    frame_count_mismatch  the decoder gives other frames than the file announces; some
+                reads fail
     unreadable  it cannot be opened or decoded to its end, or crashes or hangs
 
 Into the folder --out, by default LIST without its extension and with _check, go:
 
-    clean.txt         the good, unindexed and short ones, in the order of LIST, with
+    clean.txt         the good, no_index and short ones, in the order of LIST, with
                       absolute paths; short ones not with --drop-short, duplicates also
                       with --keep-duplicates. Not of a tfds: source, since a list cannot
                       name a video in a shard
@@ -29,8 +30,9 @@ Into the folder --out, by default LIST without its extension and with _check, go
 
 The exit status is 0 when all videos were looked at, whatever was found, and 1 if none
 is left for clean.txt or something else went wrong. With --strict it is 1, too, if a
-video is short, duplicate (unless these are kept), miscounted or unreadable, a class has
-no videos, or a label is missing or no class; all files are written nevertheless.
+video is short, duplicate (unless these are kept), frame_count_mismatch or
+unreadable, a class has no videos, or a label is missing or no class; all files are
+written nevertheless.
 """
 
 import argparse
@@ -48,11 +50,12 @@ import tqdm
 
 from videomae_jax.cli import arguments
 from videomae_jax.data import labels, sources
-from videomae_jax.data.sources import Record, RecordError
 from videomae_jax.datasets import probe, report, report_plot
-from videomae_jax.datasets.probe import Examination
-from videomae_jax.datasets.process_pool import Failure, isolated_map
+from videomae_jax.datasets.probe import ProbeResult
+from videomae_jax.datasets.process_pool import TaskFailure, process_map
 from videomae_jax.datasets.report import Checked
+from videomae_jax.errors import RecordError
+from videomae_jax.video.record import Record
 
 _SHOWN = 5  # names, reasons, classes in a line
 
@@ -182,12 +185,12 @@ def _examine_all(
     found: Sequence[Record],
     sizes: Sequence[int | None],
     bad_file: pathlib.Path,
-) -> list[Examination | str]:
+) -> list[ProbeResult | str]:
     """Examines all videos, and writes down those that cannot be read as they come."""
-    outcomes: list[Examination | str | None] = [_unlistable(record) for record in found]
+    outcomes: list[ProbeResult | str | None] = [_unlistable(record) for record in found]
     places = [i for i, outcome in enumerate(outcomes) if outcome is None]
     all_jobs = report.jobs(found, sizes, decode=not args.fast)
-    finished = isolated_map(
+    finished = process_map(
         probe.examine, [all_jobs[i] for i in places], args.workers, args.timeout
     )
     with (
@@ -207,7 +210,7 @@ def _examine_all(
                 bar.update()
         for place, outcome in finished:
             record = found[places[place]]
-            if isinstance(outcome, Failure):
+            if isinstance(outcome, TaskFailure):
                 outcome = f"{record.place}: {outcome.reason}"
             outcomes[places[place]] = outcome
             reason = report.reason(record, outcome)
@@ -240,9 +243,7 @@ def _left_out(args: argparse.Namespace) -> set[str]:
 
 def _findings(summary: dict[str, Any], args: argparse.Namespace) -> list[str]:
     """What --strict does not accept."""
-    accepted = {"good", "unindexed"} | (
-        {"duplicate"} if args.keep_duplicates else set()
-    )
+    accepted = {"good", "no_index"} | ({"duplicate"} if args.keep_duplicates else set())
     found = [
         f"{count} {status}"
         for status, count in summary["statuses"].items()
@@ -271,7 +272,7 @@ def _write_report(
         file.write(json.dumps({**summary, "records": []})[:-2])
         for number, (video, keep) in enumerate(zip(videos, kept, strict=True)):
             found = video.found
-            facts = dataclasses.asdict(found) if isinstance(found, Examination) else {}
+            facts = dataclasses.asdict(found) if isinstance(found, ProbeResult) else {}
             facts.pop("size", None)
             row = {
                 "id": video.record.id,

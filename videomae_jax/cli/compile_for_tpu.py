@@ -142,7 +142,7 @@ def _print_largest(config, devices, first: compile.Compilation) -> None:
         )
         best = at_once if tried.fits else None
     if best:
-        print(f"set --config.max_clips_per_device={best}")
+        print(f"set --config.micro_batch_per_device={best}")
     else:
         print(
             "not even one clip fits: --config.model.remat=blocks takes least memory, "

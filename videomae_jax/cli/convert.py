@@ -18,9 +18,10 @@ import numpy as np
 
 from videomae_jax.cli import arguments
 from videomae_jax.data import labels
+from videomae_jax.errors import PretrainedError
 from videomae_jax.interop import edit_head, huggingface
 from videomae_jax.interop.loading import load_pretrained
-from videomae_jax.interop.pretrained import Pretrained, PretrainedError
+from videomae_jax.interop.pretrained import Pretrained
 from videomae_jax.interop.saving import FORMATS, save_pretrained
 from videomae_jax.models import masking, vit
 from videomae_jax.models.mae import VideoMAE

@@ -30,10 +30,11 @@ import tqdm
 
 from videomae_jax.cli import arguments
 from videomae_jax.data import resources, sources
-from videomae_jax.data.sources import Record, RecordError
+from videomae_jax.errors import RecordError
 from videomae_jax.inference.feature_store import FeatureFolder
 from videomae_jax.inference.features import Extractor, Windows, without_normalization
 from videomae_jax.interop.pretrained import Pretrained, model_fields
+from videomae_jax.video.record import Record
 
 _SHOWN = 3  # names in a message
 

@@ -14,9 +14,9 @@ import pathlib
 from collections.abc import Callable, Sequence
 
 from videomae_jax.data import sources
-from videomae_jax.data.sources import RecordError
 from videomae_jax.datasets import annotations
 from videomae_jax.datasets.annotations import Annotations, Entry
+from videomae_jax.errors import RecordError
 
 _SPLITS = ("train", "val", "test")
 _SHOWN = 3  # names in a message

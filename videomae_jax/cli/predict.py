@@ -19,12 +19,12 @@ from collections.abc import Callable, Iterable
 import numpy as np
 
 from videomae_jax.cli import arguments
-from videomae_jax.data.sources import Record, RecordError
+from videomae_jax.errors import RecordError, VideoError
 from videomae_jax.inference import attribution, predict, timeline
 from videomae_jax.inference.timeline import Timeline
 from videomae_jax.interop.pretrained import Pretrained
 from videomae_jax.video.open import open_video
-from videomae_jax.video.source import VideoError
+from videomae_jax.video.record import Record
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

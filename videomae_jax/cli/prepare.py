@@ -36,12 +36,13 @@ import videomae_jax
 from videomae_jax.cli import arguments
 from videomae_jax.data import labels, sources
 from videomae_jax.data.bad_videos import JUDGED_AGAINST
-from videomae_jax.data.sources import Record, RecordError
 from videomae_jax.datasets import encode as encoding
 from videomae_jax.datasets import shard_writer
 from videomae_jax.datasets.encode import Encoded, Settings, Trim
-from videomae_jax.datasets.process_pool import Failure, isolated_map
+from videomae_jax.datasets.process_pool import TaskFailure, process_map
 from videomae_jax.datasets.shard_writer import Shard, Split
+from videomae_jax.errors import RecordError
+from videomae_jax.video.record import Record
 
 _SHOWN = 5  # videos in a message
 # How many videos each worker may be ahead of the one that is to be written next.
@@ -203,7 +204,7 @@ def _check_kinds(found: Sequence[Record], args: argparse.Namespace) -> bool:
                 f"{record.id}: its frames are images: without --copy they become a "
                 "video file"
             )
-        if record.frames and not record.is_images:
+        if record.frame_range and not record.is_images:
             raise RecordError(
                 f"{record.id}: parts of video files cannot be prepared; list whole "
                 "files, or train on the list as it is"
@@ -312,12 +313,12 @@ def _encode_all(
 ) -> Iterator[Encoded | str]:
     """Encodes videos in processes of their own and gives them in order."""
     workers = args.workers
-    outcomes = isolated_map(
+    outcomes = process_map(
         _encoder(settings), found, workers, args.timeout, ahead=_AHEAD * workers
     )
     with contextlib.closing(outcomes):
         for index, outcome in outcomes:
-            if isinstance(outcome, Failure):
+            if isinstance(outcome, TaskFailure):
                 what = f"{found[index].path}: {outcome.reason}"
                 tqdm.tqdm.write(arguments.printable(what), file=sys.stderr)
                 outcome = _REASONS.get(outcome.kind, outcome.reason)

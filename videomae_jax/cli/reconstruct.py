@@ -15,12 +15,12 @@ import sys
 from collections.abc import Sequence
 
 from videomae_jax.cli import arguments
-from videomae_jax.data.sources import Record
+from videomae_jax.errors import PretrainedError, VideoError
 from videomae_jax.inference import attribution, visualize
 from videomae_jax.inference.reconstruct import Reconstruction, reconstruct
-from videomae_jax.interop.pretrained import Pretrained, PretrainedError
+from videomae_jax.interop.pretrained import Pretrained
 from videomae_jax.models import masking
-from videomae_jax.video.source import VideoError
+from videomae_jax.video.record import Record
 
 _UNKNOWN_FPS = 8.0  # of videos that do not tell
 

@@ -4,17 +4,14 @@ import logging
 import pathlib
 from collections.abc import Iterable
 
-from videomae_jax import files
+from videomae_jax.errors import TooManyBadVideosError
+from videomae_jax.files import JsonLines
 
 log = logging.getLogger(__name__)
 
 # The share of bad videos is judged against at least so many, or the whole data set if
 # it is smaller: a few bad ones at the start of a large data set say nothing yet.
 JUDGED_AGAINST = 1000
-
-
-class TooManyBadVideosError(RuntimeError):
-    """More videos than allowed could not be read; the message lists them."""
 
 
 class BadVideos:
@@ -42,12 +39,12 @@ class BadVideos:
             max_fraction: the share of bad videos from which on the run stops.
             active: whether to write and warn; of several processes, one does.
         """
-        self._path, self._num_records = path, num_records
+        self._file, self._num_records = JsonLines(path), num_records
         self._max_fraction, self._active = max_fraction, active
-        known = files.read(path, start_step)
+        known = self._file.read(start_step)
         self.reasons = {row["id"]: row["reason"] for row in known}
         if active:
-            files.drop_after(path, start_step)
+            self._file.truncate(start_step)
 
     def add(self, bad: Iterable[dict], videos_seen: int) -> None:
         """Takes note of bad videos; every process has to be told the same.
@@ -70,7 +67,7 @@ class BadVideos:
         first = len(self.reasons) + 1
         self.reasons |= {name: row["reason"] for name, row in new.items()}
         if self._active:
-            files.append(self._path, list(new.values()))
+            self._file.append(new.values())
             for number, row in enumerate(new.values(), first):
                 log.warning(
                     "bad video %d, replaced by another: %s", number, row["reason"]
@@ -81,7 +78,7 @@ class BadVideos:
             raise TooManyBadVideosError(
                 f"{len(self.reasons)} of {judged} videos could not be read, more than "
                 f"config.data.max_bad_fraction = {self._max_fraction:g} allows. "
-                f"All are in {self._path}; the last ones:\n"
+                f"All are in {self._file.path}; the last ones:\n"
                 + "\n".join(f"  {reason}" for reason in shown)
                 + "\nMend or remove them, and their lines there, or raise "
                 "config.data.max_bad_fraction."

@@ -58,7 +58,7 @@ class PretrainingClips:
 
 
 @dataclasses.dataclass(frozen=True)
-class FrameRule:
+class Sampler:
     """Which frames a classifier sees; N is the number of frames of the video.
 
     Attributes:
@@ -72,22 +72,22 @@ class FrameRule:
     test: Callable[..., np.ndarray]
 
 
-FRAME_RULES = {
+SAMPLERS = {
     # The official code's for Kinetics, UCF101 and HMDB51: a training clip of 16 frames
     # at stride 4 spans 64 frames, so its frames are 64 / 15 apart.
-    "dense": FrameRule(
+    "dense": Sampler(
         sampling.sample_dense,
         sampling.dense_center_indices,
         sampling.dense_test_indices,
     ),
     # Frames exactly `stride` apart.
-    "exact": FrameRule(
+    "exact": Sampler(
         sampling.sample_pretrain,
         sampling.exact_center_indices,
         sampling.dense_test_indices,
     ),
     # A frame of each of `num_frames` equal parts of the video; Something-Something.
-    "uniform": FrameRule(
+    "uniform": Sampler(
         lambda rng, n, frames, stride: sampling.sample_uniform(rng, n, frames),
         lambda n, frames, stride: sampling.uniform_center_indices(n, frames),
         lambda n, frames, stride, segments: sampling.uniform_test_indices(
@@ -95,7 +95,7 @@ FRAME_RULES = {
         ),
     ),
     # As "exact", tested as MMAction2 does.
-    "mmaction": FrameRule(
+    "mmaction": Sampler(
         sampling.sample_pretrain,
         sampling.exact_center_indices,
         sampling.mmaction_test_indices,
@@ -108,7 +108,7 @@ class FinetuningClips:
     """Reads a video for fine-tuning: one decode, several augmentations of its frames.
 
     Attributes:
-        frames: a key of FRAME_RULES.
+        frame_sampling: a key of SAMPLERS.
         num_frames: frames of a clip; stride: frames between two of them.
         size: height and width of the crops in pixels.
         rand_augment: applied to whole frames, before the crop; None for none.
@@ -119,7 +119,7 @@ class FinetuningClips:
         num_samples: augmentations of the same decoded frames.
     """
 
-    frames: str
+    frame_sampling: str
     num_frames: int
     stride: int
     size: int
@@ -132,7 +132,7 @@ class FinetuningClips:
 
     def __call__(self, video: Video, rng: np.random.Generator) -> np.ndarray:
         """Returns uint8 [num_samples, T, size, size, 3]."""
-        indices = FRAME_RULES[self.frames].train(
+        indices = SAMPLERS[self.frame_sampling].train(
             rng, video.num_frames, self.num_frames, self.stride
         )
         frames = video.read(indices)
@@ -155,17 +155,17 @@ class CenterClips:
     Attributes:
         num_frames: frames of a clip; stride: frames between two of them.
         size: height and width of the central crop in pixels.
-        frames: a key of FRAME_RULES.
+        frame_sampling: a key of SAMPLERS.
     """
 
     num_frames: int
     stride: int
     size: int
-    frames: str = "exact"
+    frame_sampling: str = "exact"
 
     def __call__(self, video: Video, rng: np.random.Generator) -> np.ndarray:
         """Returns uint8 [1, T, size, size, 3]."""
-        indices = FRAME_RULES[self.frames].validation(
+        indices = SAMPLERS[self.frame_sampling].validation(
             video.num_frames, self.num_frames, self.stride
         )
         return augmentation.spatial_crops(video.read(indices), self.size, 1)
@@ -183,7 +183,7 @@ class MultiViewClips:
     Attributes:
         num_frames: frames of a clip; stride: frames between two of them.
         size: height and width of the crops in pixels.
-        frames: a key of FRAME_RULES.
+        frame_sampling: a key of SAMPLERS.
         segments: clips in time.
         crops: crops of each, along the longer side; 1 is the centre.
     """
@@ -191,13 +191,13 @@ class MultiViewClips:
     num_frames: int
     stride: int
     size: int
-    frames: str
+    frame_sampling: str
     segments: int
     crops: int
 
     def __call__(self, video: Video, rng: np.random.Generator) -> np.ndarray:
         """Returns uint8 [segments * crops, T, size, size, 3], crops adjacent."""
-        indices = FRAME_RULES[self.frames].test(
+        indices = SAMPLERS[self.frame_sampling].test(
             video.num_frames, self.num_frames, self.stride, self.segments
         )
         wanted, places = np.unique(indices, return_inverse=True)

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from videomae_jax.data import digits
-from videomae_jax.data.sources import Record, RecordError
+from videomae_jax.errors import RecordError
+from videomae_jax.video.record import Record
 
 
 def class_names(

@@ -68,7 +68,7 @@ class Row:
 
     name: str
     is_folder: bool
-    frames: tuple[int, int] | None
+    frame_range: tuple[int, int] | None
     label: int | tuple[int, ...] | None
 
 
@@ -115,7 +115,7 @@ def parse(
             raise _too_many(columns)
         layout = ("total", "label") if labelled else ("start", "total")
         start, total, labels = _read_columns(columns, layout, several)
-    frames = None
+    frame_range = None
     if total is not None:
         is_folder = is_folder or not is_video(path)
         if start is None and not is_folder:
@@ -123,10 +123,12 @@ def parse(
                 "a part of a video file needs to begin somewhere: give the list the "
                 "header path,start,total,label"
             )
-        frames = (1 if start is None else start, total)
+        frame_range = (1 if start is None else start, total)
     if several:
-        return Row(name, is_folder, frames, tuple(sorted(set(map(_label, labels)))))
-    return Row(name, is_folder, frames, _label(labels[0]) if labels else None)
+        return Row(
+            name, is_folder, frame_range, tuple(sorted(set(map(_label, labels))))
+        )
+    return Row(name, is_folder, frame_range, _label(labels[0]) if labels else None)
 
 
 def _read_columns(

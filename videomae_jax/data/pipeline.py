@@ -13,20 +13,16 @@ import grain
 import numpy as np
 
 from videomae_jax.data.prefetch import read_ahead
-from videomae_jax.data.sources import Record
+from videomae_jax.errors import NoReadableVideoError, VideoError
 from videomae_jax.video.decoder import Video
 from videomae_jax.video.open import open_video
-from videomae_jax.video.source import VideoError
+from videomae_jax.video.record import Record
 
 # Reads one opened video with the given randomness: uint8 [samples, T, H, W, 3].
 ReadClips = Callable[[Video, np.random.Generator], np.ndarray]
 
 # A stream where so many draws in a row fail holds hardly a readable video.
 MAX_DRAWS = 50
-
-
-class NoReadableVideoError(RuntimeError):
-    """Draw after draw could not be read; the message names the last ones."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,8 +54,8 @@ def batches(
     steps: range,
     num_workers: int = 0,
     num_threads: int = 2,
-    rows_per_part: int = 4,
-    rows_here: Sequence[int] | None = None,
+    chunk_size: int = 4,
+    local_indices: Sequence[int] | None = None,
 ) -> Iterator[Iterator[Batch]]:
     """Opens the stream of training batches, reshuffled every epoch.
 
@@ -71,9 +67,9 @@ def batches(
         steps: which batches of the endless stream to give.
         num_workers: processes that read; 0 reads in threads of this process.
         num_threads: threads that read, in each worker.
-        rows_per_part: videos that a thread reads at a time.
-        rows_here: which videos of every global batch this process reads, of those that
-            share it; by default all.
+        chunk_size: videos that a thread reads at a time.
+        local_indices: which videos of every global batch this process reads, of
+            those that share it; by default all.
 
     Yields:
         An iterator over the Batch of each step.
@@ -81,7 +77,7 @@ def batches(
     Raises:
         NoReadableVideoError: from the iterator, if nearly nothing can be read.
     """
-    rows_here = range(batch_size) if rows_here is None else rows_here
+    local_indices = range(batch_size) if local_indices is None else local_indices
     rows = (
         grain.MapDataset.range(len(records))
         .seed(seed)
@@ -89,11 +85,11 @@ def batches(
         .repeat()
         .random_map(_ReadRecord(list(records), read_clips))
     )
-    rows = _HostRows(rows, batch_size, rows_here)
+    rows = _HostRows(rows, batch_size, local_indices)
     with read_ahead(
-        rows, len(rows_here), steps, num_workers, num_threads, rows_per_part
+        rows, len(local_indices), steps, num_workers, num_threads, chunk_size
     ) as stream:
-        yield _with_records(stream, records, rows_here)
+        yield _with_records(stream, records, local_indices)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,7 +117,7 @@ def each_once(
     batch_size: int,
     num_workers: int = 0,
     num_threads: int = 2,
-    rows_per_part: int = 4,
+    chunk_size: int = 4,
     process: tuple[int, int] = (0, 1),
 ) -> Iterator[Iterator[Views]]:
     """Opens a pass over all records, each exactly once and in order.
@@ -133,7 +129,7 @@ def each_once(
         batch_size: videos of a global batch; the last one is filled up with padding.
         num_workers: processes that read; 0 reads in threads of this process.
         num_threads: threads that read, in each worker.
-        rows_per_part: videos that a thread reads at a time.
+        chunk_size: videos that a thread reads at a time.
         process: (index, count) of this host; it gets the index-th contiguous part of
             every batch, and all hosts get the same number of batches.
 
@@ -152,9 +148,7 @@ def each_once(
         _ReadViews(list(records), read_clips, clips_shape)
     )
     rows = _HostRows(rows, batch_size, range(index * local, (index + 1) * local))
-    with read_ahead(
-        rows, local, None, num_workers, num_threads, rows_per_part
-    ) as stream:
+    with read_ahead(rows, local, None, num_workers, num_threads, chunk_size) as stream:
         yield map(_views, stream)
 
 
@@ -255,7 +249,7 @@ def _views(read: tuple[np.ndarray, list[dict], float]) -> Views:
 def _with_records(
     stream: Iterator[tuple[np.ndarray, list[dict], float]],
     records: Sequence[Record],
-    rows_here: Sequence[int],
+    local_indices: Sequence[int],
 ) -> Iterator[Batch]:
     labels = _label_array(records)
     for video, rows, seconds in stream:
@@ -267,7 +261,7 @@ def _with_records(
             ids=[records[i].id for i in index],
             bad=[
                 (int(place), records[i], reason)
-                for place, row in zip(rows_here, rows, strict=True)
+                for place, row in zip(local_indices, rows, strict=True)
                 for i, reason in row["bad"]
             ],
             arrays=arrays,

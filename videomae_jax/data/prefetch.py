@@ -23,15 +23,14 @@ import numpy as np
 from absl import flags
 from grain.multiprocessing import SharedMemoryArray
 
-from videomae_jax import processes
-from videomae_jax.datasets.process_pool import exit_with_parent
+from videomae_jax.processes import exit_with_parent, set_up
 
 # What is kept in memory at the same time, which data/readers.py counts with.
 # Parts of each worker, besides one for each of its threads: one that it copies into
 # shared memory, its copy, one in the pipe to this process, and here two in line.
-PARTS_UNDER_WAY = 5
+CHUNKS_IN_FLIGHT = 5
 # Those of them in shared memory: all but the first.
-PARTS_SHARED = 4
+CHUNKS_SHARED = 4
 # Threads that copy parts into a batch. One copies about 1,000 clips of 16x224x224 a
 # second, of memory that is new to it.
 COPYING_THREADS = 4
@@ -54,7 +53,7 @@ def read_ahead(
     steps: range | None,
     num_workers: int,
     num_threads: int,
-    rows_per_part: int,
+    chunk_size: int,
 ) -> Iterator[Iterator[tuple[np.ndarray, list[dict], float]]]:
     """Starts the threads or processes that read, and stops them.
 
@@ -64,13 +63,13 @@ def read_ahead(
         steps: which batches to read; None for all.
         num_workers: processes that read; 0 reads in threads of this process.
         num_threads: threads that read, in each worker.
-        rows_per_part: rows that a thread reads at a time.
+        chunk_size: rows that a thread reads at a time.
 
     Yields:
         An iterator over the batches: their "video" [rows, samples, T, H, W, 3], in
         memory of its own; the rows without it; and the CPU seconds that reading took.
     """
-    parts = _Parts(rows, batch_rows, rows_per_part)
+    parts = _Chunks(rows, batch_rows, chunk_size)
     if steps is not None:
         per_batch = parts.per_batch
         parts = parts[steps.start * per_batch : steps.stop * per_batch]
@@ -88,19 +87,19 @@ def read_ahead(
         )
     iterator = iter(stream)
     try:
-        with _one_ahead(_put_together(iterator, batch_rows)) as batches:
+        with _one_ahead(_assemble_batches(iterator, batch_rows)) as batches:
             yield batches
     finally:
         iterator.close()
         _finish_freeing()
 
 
-class _Parts(grain.MapDataset):
+class _Chunks(grain.MapDataset):
     """Rows of a batch that one thread reads; the last part of a batch may be short."""
 
-    def __init__(self, parent, batch_rows: int, rows_per_part: int):
+    def __init__(self, parent, batch_rows: int, chunk_size: int):
         super().__init__(parent)
-        self._batch_rows, self._rows = batch_rows, min(rows_per_part, batch_rows)
+        self._batch_rows, self._rows = batch_rows, min(chunk_size, batch_rows)
         self.per_batch = -(-batch_rows // self._rows)
 
     def __len__(self) -> int:
@@ -125,7 +124,7 @@ class _Parts(grain.MapDataset):
         return {"video": video, "rows": rows, "cpu_seconds": seconds}
 
 
-def _put_together(
+def _assemble_batches(
     parts: Iterator[dict], batch_rows: int
 ) -> Iterator[tuple[np.ndarray, list[dict], float]]:
     """Copies the parts of each batch into one array.
@@ -216,4 +215,4 @@ def _start_worker(worker: int, count: int) -> None:
     os.setpgrp()
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_REPRIEVE_SECONDS))
     exit_with_parent()
-    processes.set_up()
+    set_up()

@@ -46,11 +46,13 @@ pretraining, its label (0, 1, 2, ...):
 import dataclasses
 import os
 from collections.abc import Iterable, Sequence
-from typing import BinaryIO
 
 from videomae_jax.data import list_format
 from videomae_jax.data.list_format import EXTENSIONS, LineError
+from videomae_jax.errors import RecordError
+from videomae_jax.files import absolute, is_url, open_binary
 from videomae_jax.video import frame_names
+from videomae_jax.video.record import Record
 
 _IMAGES = (".jpg", ".jpeg", ".png", ".webp")
 
@@ -62,47 +64,6 @@ To make one without labels: find /videos -name '*.mp4' > train.txt
 A folder of images, one for each frame, is a video too: `folder/ 0`, with its slash.
 A folder of videos (without labels), tfds:FOLDER/SPLIT (made by the command prepare, or
 by TFDS) or digits:train (made on first use) do as well."""
-
-
-class RecordError(ValueError):
-    """A source of videos that cannot be read, with the line and what to do."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Record:
-    """One video.
-
-    Attributes:
-        path: the file or frame folder, absolute.
-        label: its class, or None; a tuple of classes in a multi-label list.
-        id: its name in messages and predictions: the path as the list wrote it, or
-            relative to the source folder. Unique: repeats become `name#2`, `name#3`.
-        position: which one of the videos in the file `path`, an ArrayRecord shard;
-            None if the file is the video. `sources.open_video` opens whatever it is.
-        frame_name: if `path` is a frame folder, the template of its images' names.
-        frames: first and number of the frames, if the record is a part of what is
-            there: numbers of images in a folder, or frames of a file, from 0.
-        feature: which feature of a TFDS data set's example the frames are, if not
-            `prepare` has made the shard.
-    """
-
-    path: str
-    label: int | tuple[int, ...] | None
-    id: str
-    position: int | None = None
-    frame_name: str = ""
-    frames: tuple[int, int] | None = None
-    feature: str = ""
-
-    @property
-    def is_images(self) -> bool:
-        """Whether the frames are images, each encoded by itself."""
-        return bool(self.frame_name or self.feature)
-
-    @property
-    def place(self) -> str:
-        """What messages about the video begin with: where it is."""
-        return self.path if self.position is None else f"{self.path}: {self.id}"
 
 
 def load(
@@ -160,29 +121,6 @@ def load(
     return _load_list(source, text, base, require_labels, several_labels, frame_name)
 
 
-def is_url(path: str) -> bool:
-    """Whether a path is one of a store such as gs://, and not of a file system."""
-    return "://" in path
-
-
-def absolute(path: str) -> str:
-    """The path from the root on, with ~ replaced; a URL is left as it is."""
-    return path if is_url(path) else os.path.abspath(os.path.expanduser(path))
-
-
-def open_binary(path: str) -> BinaryIO:
-    """Opens a file, or what a URL names, to be read.
-
-    Raises:
-        OSError: if that fails.
-    """
-    if not is_url(path):
-        return open(path, "rb")
-    from etils import epath
-
-    return epath.Path(path).open("rb")
-
-
 def write_list(target: str | os.PathLike, rows: Iterable[tuple[str, int | None]]):
     """Writes a list file that `load` reads back as it was.
 
@@ -213,13 +151,13 @@ def write_records(target: str | os.PathLike, found: Sequence[Record]) -> None:
     for record in found:
         if record.position is not None:
             raise RecordError(f"{record.id}: a list cannot name a video in a shard")
-        start, total = record.frames or (0, -1)
+        start, total = record.frame_range or (0, -1)
         numbers = [start] if "start" in layout else []
         numbers += [total] if "total" in layout else []
         label = record.label
         labels = label if isinstance(label, tuple) else [] if label is None else [label]
         # Without numbers, or like a video, only a slash tells a folder.
-        needs_slash = not record.frames or list_format.is_video(record.path)
+        needs_slash = not record.frame_range or list_format.is_video(record.path)
         is_folder = bool(record.frame_name) and needs_slash
         lines.append(_line(record.path, labels, numbers, is_folder))
     _write(target, lines)
@@ -228,12 +166,12 @@ def write_records(target: str | os.PathLike, found: Sequence[Record]) -> None:
 def _layout(found: Sequence[Record]) -> tuple[str, ...]:
     """The columns after the path that can hold the records."""
     labels = any(record.label is not None for record in found)
-    parts = [record for record in found if record.frames]
+    parts = [record for record in found if record.frame_range]
     if not parts:
         return ("label",) if labels else ()
     if not labels:
         return ("start", "total")
-    if all(record.frame_name and record.frames[0] == 1 for record in parts):
+    if all(record.frame_name and record.frame_range[0] == 1 for record in parts):
         return ("total", "label")
     return ("start", "total", "label")
 
@@ -363,7 +301,7 @@ def _load_list(
                 row.label,
                 _unique(name, times),
                 frame_name=frame_name if row.is_folder else "",
-                frames=row.frames,
+                frame_range=row.frame_range,
             )
         )
     if not records:

@@ -6,7 +6,7 @@ row, which is what one video gives: its clips, or all its views.
 - Processes: one for each core but one, or but a sixteenth of the cores, which are left
   to the training process; none where training itself computes on the cores.
 - Threads of each: two, so that a core has work while a file is waited for.
-- Rows of a part: as many as make PART_BYTES, but few enough that all processes work on
+- Rows of a part: as many as make CHUNK_BYTES, but few enough that all processes work on
   the same batch.
 
 Then memory is looked at. `bytes_needed` estimates what a choice takes at most. Where
@@ -18,9 +18,9 @@ import dataclasses
 
 from videomae_jax.data.prefetch import (
     BATCHES_AHEAD,
+    CHUNKS_IN_FLIGHT,
+    CHUNKS_SHARED,
     COPYING_THREADS,
-    PARTS_SHARED,
-    PARTS_UNDER_WAY,
 )
 from videomae_jax.data.resources import Resources
 
@@ -30,7 +30,7 @@ THREADS = 2
 THREADS_WITHOUT_PROCESSES = 8
 # Large enough that handing a part over costs nothing, small enough that a batch is soon
 # there.
-PART_BYTES = 16 << 20
+CHUNK_BYTES = 16 << 20
 
 # Measured: 142 to 149 MB a process, counting what it shares by halves and thirds.
 PROCESS_BYTES = 160 << 20
@@ -68,13 +68,13 @@ class Task:
 
 
 @dataclasses.dataclass(frozen=True)
-class Readers:
+class WorkerConfig:
     """A choice of readers; the first three fields are what pipeline.py takes.
 
     Attributes:
         num_workers: processes; 0: the threads are this process's.
         num_threads: threads of each.
-        rows_per_part: videos that a thread reads at a time.
+        chunk_size: videos that a thread reads at a time.
         best: how many processes would read if memory did not matter.
         cores: how many cores there are to read with.
         needs: bytes that they take at most, estimated.
@@ -83,7 +83,7 @@ class Readers:
 
     num_workers: int
     num_threads: int
-    rows_per_part: int
+    chunk_size: int
     best: int
     cores: int
     needs: int
@@ -92,7 +92,7 @@ class Readers:
     @property
     def arguments(self) -> dict[str, int]:
         """Those of `pipeline.batches` and `pipeline.each_once`."""
-        names = ("num_workers", "num_threads", "rows_per_part")
+        names = ("num_workers", "num_threads", "chunk_size")
         return {name: getattr(self, name) for name in names}
 
     @property
@@ -118,7 +118,7 @@ def choose(
     num_workers: int | None = None,
     num_threads: int | None = None,
     memory_gb: float | None = None,
-) -> Readers:
+) -> WorkerConfig:
     """Chooses the readers of a task.
 
     Args:
@@ -130,8 +130,8 @@ def choose(
             default SHARE_OF_MEMORY of what there is.
 
     Returns:
-        Readers whose `needs` are within their `budget`, if there are such; else those
-        that need least.
+        A WorkerConfig whose `needs` are within its `budget`, if there is one; otherwise
+        the one that needs least.
 
     Raises:
         ValueError: if a number is too small to read with.
@@ -168,7 +168,7 @@ def choose(
     rows = next((n for n in range(most, 1, -1) if fits(workers, threads, n)), 1)
     needs = bytes_needed(task, workers, threads, rows)
     best = _processes(task, resources)
-    return Readers(workers, threads, rows, best, resources.cores, needs, budget)
+    return WorkerConfig(workers, threads, rows, best, resources.cores, needs, budget)
 
 
 def bytes_needed(task: Task, workers: int, threads: int, rows: int) -> int:
@@ -178,14 +178,14 @@ def bytes_needed(task: Task, workers: int, threads: int, rows: int) -> int:
     part = rows * task.row_bytes
     if not workers:
         return batches + in_work + (threads + COPYING_THREADS) * part
-    parts = (threads + PARTS_UNDER_WAY) * part
+    parts = (threads + CHUNKS_IN_FLIGHT) * part
     process = PROCESS_BYTES + RECORD_BYTES * task.records
     return batches + COPYING_THREADS * part + workers * (process + in_work + parts)
 
 
 def shared_bytes(task: Task, workers: int, rows: int) -> int:
     """What of it is in shared memory."""
-    parts = PARTS_SHARED * workers + COPYING_THREADS if workers else 0
+    parts = CHUNKS_SHARED * workers + COPYING_THREADS if workers else 0
     return parts * rows * task.row_bytes
 
 
@@ -209,4 +209,4 @@ def _threads(task: Task, resources: Resources, workers: int) -> int:
 def _rows(task: Task, workers: int, threads: int) -> int:
     """Rows of a part, as far as memory does not matter."""
     spread = -(-task.batch_rows // max(workers or threads, 1))
-    return max(min(PART_BYTES // max(task.row_bytes, 1), spread), 1)
+    return max(min(CHUNK_BYTES // max(task.row_bytes, 1), spread), 1)

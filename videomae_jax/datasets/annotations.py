@@ -10,7 +10,7 @@ import pathlib
 import re
 from collections.abc import Sequence
 
-from videomae_jax.data.sources import RecordError
+from videomae_jax.errors import RecordError
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

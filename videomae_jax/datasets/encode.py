@@ -18,13 +18,13 @@ import numpy as np
 from av.video.frame import PictureType
 from av.video.reformatter import ColorRange, Interpolation, VideoReformatter
 
-from videomae_jax.data.sources import Record
+from videomae_jax.errors import VideoError
 from videomae_jax.video import open as video_open
 from videomae_jax.video.decoder import Video
 from videomae_jax.video.images import ImageVideo
 from videomae_jax.video.packet_index import PacketIndex
-from videomae_jax.video.rgb import TurnedError, display_matrix, upright
-from videomae_jax.video.source import VideoError
+from videomae_jax.video.record import Record
+from videomae_jax.video.rgb import RotationError, display_matrix, upright
 
 # Bit-exact: without shortcuts that differ from one kind of processor to another.
 _SCALING = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
@@ -263,7 +263,7 @@ def _encode(
                 out.mux(stream.encode(None))
     except av.FFmpegError as error:
         raise VideoError(f"cannot be encoded: {error.strerror}") from error
-    except TurnedError as error:
+    except RotationError as error:
         raise VideoError(f"frame {count} {error}") from error
     return target.getvalue(), count
 

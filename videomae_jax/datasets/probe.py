@@ -9,11 +9,12 @@ from typing import NamedTuple
 
 import av
 
-from videomae_jax.data.sources import Record, is_url
+from videomae_jax.errors import VideoError
+from videomae_jax.files import is_url
 from videomae_jax.video import images
 from videomae_jax.video.open import open_video, read_bytes
 from videomae_jax.video.packets import packet_table
-from videomae_jax.video.source import VideoError
+from videomae_jax.video.record import Record
 
 _RUN = 16  # images decoded at a time
 
@@ -27,7 +28,7 @@ class Job(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Examination:
+class ProbeResult:
     """What was found out of a video that can be opened.
 
     Attributes:
@@ -60,12 +61,12 @@ class Examination:
     size: int | None = None
 
     @property
-    def miscounted(self) -> bool:
+    def frame_count_mismatch(self) -> bool:
         """Whether the decoder contradicts the packets."""
         return self.decoded_frames not in (None, self.num_frames)
 
 
-def examine(job: Job) -> Examination | str:
+def examine(job: Job) -> ProbeResult | str:
     """Reads a video as training does, but all of it; returns why if that fails.
 
     Uses one thread. Memory is the size of the compressed file and a few frames.
@@ -75,7 +76,7 @@ def examine(job: Job) -> Examination | str:
         if record.is_images:
             return _examine_images(job)
         found = _examine_file(job)
-        if record.frames is None or found.miscounted:
+        if record.frame_range is None or found.frame_count_mismatch:
             return found
         # All of the file was read, for what precedes a part may be needed to decode it.
         with open_video(record) as part:
@@ -92,9 +93,9 @@ def examine(job: Job) -> Examination | str:
         return f"{record.place}: cannot be read: {error.strerror}"
 
 
-def _examine_file(job: Job) -> Examination:
+def _examine_file(job: Job) -> ProbeResult:
     """Examines a video file, or one that a shard holds."""
-    record = dataclasses.replace(job.record, frames=None)
+    record = dataclasses.replace(job.record, frame_range=None)
     is_file = record.position is None and not is_url(record.path)
     with open_video(record) as video:
         num_frames, fps = video.num_frames, video.fps
@@ -119,7 +120,7 @@ def _examine_file(job: Job) -> Examination:
         digest = None
         if job.digest:
             digest = _digest(path) if is_file else hashlib.blake2b(content).hexdigest()
-        return Examination(
+        return ProbeResult(
             num_frames=num_frames,
             decoded_frames=decoded,
             indexed=table is not None,
@@ -135,7 +136,7 @@ def _examine_file(job: Job) -> Examination:
         )
 
 
-def _examine_images(job: Job) -> Examination:
+def _examine_images(job: Job) -> ProbeResult:
     """Examines a video whose frames are images."""
     with open_video(job.record) as video:
         count = video.num_frames
@@ -145,7 +146,7 @@ def _examine_images(job: Job) -> Examination:
         for start in range(0, wanted, _RUN):
             frames = video.read(range(start, min(start + _RUN, wanted)))
             digest.update(frames)
-        return Examination(
+        return ProbeResult(
             num_frames=count,
             decoded_frames=count if job.decode else None,
             indexed=True,

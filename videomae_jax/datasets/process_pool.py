@@ -11,15 +11,15 @@ import contextlib
 import dataclasses
 import itertools
 import multiprocessing
-import os
 import pathlib
 import pickle
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import connection, resource_tracker
 from typing import Any, Literal
+
+from videomae_jax.processes import exit_with_parent
 
 # Not fork: a copy of a process with threads, such as JAX's, may lock up.
 _CONTEXT = multiprocessing.get_context("spawn")
@@ -31,7 +31,7 @@ _EXIT_SECONDS = 10  # from closing the pipe to the end of a process
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Failure:
+class TaskFailure:
     """What became of an item in place of a result.
 
     Attributes:
@@ -44,13 +44,13 @@ class Failure:
     reason: str
 
 
-def isolated_map(
+def process_map(
     function: Callable[[Any], Any],
     items: Sequence[Any],
     num_workers: int,
     timeout: float,
     ahead: int | None = None,
-) -> Iterator[tuple[int, Any | Failure]]:
+) -> Iterator[tuple[int, Any | TaskFailure]]:
     """Applies a function to each item, in worker processes.
 
     Every index comes exactly once, whatever the items do. An item whose process died is
@@ -74,7 +74,7 @@ def isolated_map(
             result yet.
 
     Yields:
-        (index of the item, result or Failure).
+        (index of the item, result or TaskFailure).
 
     Raises:
         RuntimeError: if processes do not even start, three times in a row.
@@ -82,7 +82,7 @@ def isolated_map(
     todo = collections.deque(range(len(items)))
     died_once = set()
     failed_starts = 0
-    results: dict[int, Any | Failure] = {}  # that are not given yet
+    results: dict[int, Any | TaskFailure] = {}  # that are not given yet
     first = 0  # index of the next result to give, if they are given in order
     busy: list[_Worker] = []  # starting, or with an item
     idle: list[_Worker] = []
@@ -92,7 +92,7 @@ def isolated_map(
         while busy:
             for worker in _wait(busy):
                 index, outcome = worker.index, worker.receive()
-                lost = isinstance(outcome, Failure) and outcome.kind != "error"
+                lost = isinstance(outcome, TaskFailure) and outcome.kind != "error"
                 if index is None:
                     failed_starts = failed_starts + 1 if lost else 0
                     if todo and failed_starts == _START_ATTEMPTS:
@@ -132,19 +132,6 @@ def isolated_map(
             worker.kill()
 
 
-def exit_with_parent() -> None:
-    """Ends this process, from a thread of its own, when the one that started it ends.
-
-    For processes that `multiprocessing` started.
-    """
-
-    def watch():
-        multiprocessing.parent_process().join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
 class _Worker:
     """A process, and what it is doing.
 
@@ -173,19 +160,21 @@ class _Worker:
         with contextlib.suppress(ConnectionError):  # If it has died, `receive` tells.
             self.pipe.send(item)
 
-    def receive(self) -> Any | Failure:
+    def receive(self) -> Any | TaskFailure:
         """What became of the item, or, from a process that has started, None.
 
         Only for a worker that `_wait` found to have something or to be late.
         """
         if not self.pipe.poll():
-            return Failure("timeout", f"hangs: no result within {self._timeout:g} s")
+            return TaskFailure(
+                "timeout", f"hangs: no result within {self._timeout:g} s"
+            )
         try:
             succeeded, value = self.pipe.recv()
         except (EOFError, OSError):
             self._process.join(_EXIT_SECONDS)
-            return Failure("crash", _describe_exit(self._process.exitcode))
-        return value if succeeded else Failure("error", value)
+            return TaskFailure("crash", _describe_exit(self._process.exitcode))
+        return value if succeeded else TaskFailure("error", value)
 
     def kill(self) -> None:
         """Ends the process, whatever it is doing."""

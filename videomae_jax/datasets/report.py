@@ -9,23 +9,23 @@ import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from videomae_jax.data.sources import Record
-from videomae_jax.datasets.probe import Examination, Job
+from videomae_jax.datasets.probe import Job, ProbeResult
 from videomae_jax.video import open as video_open
+from videomae_jax.video.record import Record
 
 # Each video has one status: the last of these that applies.
 STATUSES = {
     "good": "nothing is wrong",
-    "unindexed": "its packets do not tell which frame is where: each read decodes from "
+    "no_index": "its packets do not tell which frame is where: each read decodes from "
     "its beginning",
     "short": "fewer frames than a clip spans: frames are repeated",
     "duplicate": "same content as a readable video before it in the list",
-    "miscounted": "other frames come out of the decoder than its packets announce: "
-    "some reads are refused",
+    "frame_count_mismatch": "other frames come out of the decoder than its packets "
+    "announce: some reads are refused",
     "unreadable": "it cannot be opened or decoded to its end, or crashes or hangs",
 }
 # What training reports as bad when it meets them.
-BAD = ("miscounted", "unreadable")
+BAD = ("frame_count_mismatch", "unreadable")
 
 FEW_VIDEOS = 5  # of a class; fewer are reported
 # Videos stored larger than this are decoded at a cost that pays for nothing: crops are
@@ -48,16 +48,16 @@ class Checked:
 
     record: Record
     size: int | None
-    found: Examination | str
+    found: ProbeResult | str
     status: str
     original: int | None = None
 
 
-def reason(record: Record, found: Examination | str) -> str | None:
+def reason(record: Record, found: ProbeResult | str) -> str | None:
     """Why training could not read a video, or some of it; None if it can."""
     if isinstance(found, str):
         return found
-    if found.miscounted:
+    if found.frame_count_mismatch:
         return (
             f"{record.place}: its packets announce {found.num_frames} frames, but "
             f"{found.decoded_frames} come out of the decoder"
@@ -87,7 +87,7 @@ def jobs(
 def judge(
     records: Sequence[Record],
     sizes: Sequence[int | None],
-    found: Sequence[Examination | str],
+    found: Sequence[ProbeResult | str],
     clip_span: int,
 ) -> list[Checked]:
     """Gives each video its status, in the order of the list.
@@ -102,8 +102,8 @@ def judge(
         original = None
         if isinstance(one, str):
             status = "unreadable"
-        elif one.miscounted:
-            status = "miscounted"
+        elif one.frame_count_mismatch:
+            status = "frame_count_mismatch"
         else:
             if one.digest is not None:
                 original = originals.setdefault((size, one.digest), i)
@@ -113,7 +113,7 @@ def judge(
             elif one.num_frames < clip_span:
                 status = "short"
             else:
-                status = "good" if one.indexed else "unindexed"
+                status = "good" if one.indexed else "no_index"
             size = one.size if size is None else size
         videos.append(Checked(record, size, one, status, original))
     return videos
@@ -123,7 +123,7 @@ def summarize(
     videos: Sequence[Checked], kept: Sequence[bool], span: int
 ) -> dict[str, Any]:
     """What is told of all videos together."""
-    readable = [v.found for v in videos if isinstance(v.found, Examination)]
+    readable = [v.found for v in videos if isinstance(v.found, ProbeResult)]
     statuses = collections.Counter(video.status for video in videos)
     reasons = collections.Counter(
         # Without the path, and alike for all numbers.
@@ -171,11 +171,11 @@ def summarize(
     }
 
 
-def _hours(found: Sequence[Examination]) -> float:
+def _hours(found: Sequence[ProbeResult]) -> float:
     return math.fsum(one.seconds or 0 for one in found) / 3600
 
 
-def _advice(readable: Sequence[Examination], span: int) -> list[str]:
+def _advice(readable: Sequence[ProbeResult], span: int) -> list[str]:
     """What would make training read faster, a line each."""
     if not readable:
         return []
@@ -195,10 +195,12 @@ def _advice(readable: Sequence[Examination], span: int) -> list[str]:
             f"keyframes are so far apart that about {ahead:.0f} frames are decoded "
             f"before a clip's {span}: {prepare} sets more of them"
         )
-    unindexed = sum(not (found.indexed or found.miscounted) for found in readable)
-    if unindexed:
+    no_index = sum(
+        not (found.indexed or found.frame_count_mismatch) for found in readable
+    )
+    if no_index:
         advice.append(
-            f"unindexed videos ({unindexed}) are decoded from their beginning at each "
+            f"no_index videos ({no_index}) are decoded from their beginning at each "
             f"read: {prepare} mends them"
         )
     return advice

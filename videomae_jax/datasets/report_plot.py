@@ -5,7 +5,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from videomae_jax.datasets.probe import Examination
+from videomae_jax.datasets.probe import ProbeResult
 from videomae_jax.datasets.report import Checked, LabelStatistics
 
 _BLUE, _RED = "#4c72b0", "#c44e52"
@@ -30,7 +30,7 @@ def draw(
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    readable = [v.found for v in videos if isinstance(v.found, Examination)]
+    readable = [v.found for v in videos if isinstance(v.found, ProbeResult)]
     figure = Figure(figsize=(13, 7), dpi=110, layout="constrained")
     name = os.path.basename(summary["list"].rstrip("/"))
     name = name.encode(errors="replace").decode()

@@ -24,11 +24,12 @@ import tensorflow_datasets as tfds
 from array_record.python import array_record_module
 from etils import epath
 
-from videomae_jax.data import sources as records_lib
-from videomae_jax.data.sources import Record, RecordError
 from videomae_jax.datasets.encode import Encoded
+from videomae_jax.errors import RecordError
+from videomae_jax.files import absolute, is_url
 from videomae_jax.video import shards as prepared
 from videomae_jax.video.packet_index import PacketIndex
+from videomae_jax.video.record import Record
 
 # One video is one chunk, for random access. Compressing them again would gain nothing.
 _WRITER_OPTIONS = "group_size:1,uncompressed"
@@ -71,7 +72,7 @@ def _row(record: Record) -> list:
     """What a record asks for."""
     row = [record.id, record.label]
     if record.is_images:
-        row += [record.frame_name, record.frames]
+        row += [record.frame_name, record.frame_range]
     return row
 
 
@@ -159,7 +160,7 @@ class Split:
             RecordError: if there are such shards, without `overwrite`; if other splits
                 have other classes; if a name is none that TFDS takes.
         """
-        place = epath.Path(records_lib.absolute(out))
+        place = epath.Path(absolute(out))
         for name in (place.name, split):
             if not _NAME.fullmatch(name):
                 raise RecordError(
@@ -375,7 +376,7 @@ def _appearing(path: epath.Path) -> Iterator[epath.Path]:
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
     try:
         yield temporary
-        if not records_lib.is_url(os.fspath(temporary)):
+        if not is_url(os.fspath(temporary)):
             with open(temporary, "rb") as file:
                 os.fsync(file.fileno())
         temporary.replace(path)
@@ -388,7 +389,7 @@ def _appearing(path: epath.Path) -> Iterator[epath.Path]:
 @contextlib.contextmanager
 def _local(path: epath.Path) -> Iterator[str]:
     """Gives a file to write to: ArrayRecord cannot write to a store such as gs://."""
-    if not records_lib.is_url(os.fspath(path)):
+    if not is_url(os.fspath(path)):
         yield os.fspath(path)
         return
     with tempfile.TemporaryDirectory() as folder:

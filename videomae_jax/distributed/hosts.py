@@ -23,6 +23,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from videomae_jax.distributed import failures
+from videomae_jax.errors import ClusterError
 
 log = logging.getLogger(__name__)
 
@@ -32,10 +33,6 @@ _SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID")
 # JAX finds the others, and its choice of devices is right. Not {}, which is for a host
 # that may be alone.
 _LEFT_TO_JAX = {"local_device_ids": None}
-
-
-class ClusterError(RuntimeError):
-    """The processes of a run are none together; the message says what to do."""
 
 
 def initialize() -> None:

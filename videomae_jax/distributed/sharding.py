@@ -81,10 +81,10 @@ def choose_layout(
     """
     params = _bytes(state.params)
     rest = _bytes((state.opt_state, state.ema))
-    islands = _islands(devices)
+    slices = _slices(devices)
     if fsdp is not None:
-        _check_fsdp(fsdp, islands)
-    count, together = len(devices), len(islands[0])
+        _check_fsdp(fsdp, slices)
+    count, together = len(devices), len(slices[0])
 
     def taken(ways, shard):
         return 2 * params / ways + rest / (count if shard else ways)
@@ -147,20 +147,20 @@ def make_mesh(fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mes
         ValueError: if `fsdp` does not divide the devices, those of each slice, or not
             all slices have as many.
     """
-    islands = _islands(jax.devices() if devices is None else devices)
-    _check_fsdp(fsdp, islands)
-    shape = len(islands[0]) // fsdp, fsdp
+    slices = _slices(jax.devices() if devices is None else devices)
+    _check_fsdp(fsdp, slices)
+    shape = len(slices[0]) // fsdp, fsdp
     # A group may be part of a row of the slice's grid of chips, which jax.make_mesh
     # refuses for all but v5e.
     grids = [
         mesh_utils.create_device_mesh(shape, island, allow_split_physical_axes=True)
-        for island in islands
+        for island in slices
     ]
     return Mesh(np.concatenate(grids), AXES, axis_types=(AxisType.Auto,) * 2)
 
 
-def _check_fsdp(fsdp: int, islands: list[list[jax.Device]]) -> None:
-    sizes = [len(island) for island in islands]
+def _check_fsdp(fsdp: int, slices: list[list[jax.Device]]) -> None:
+    sizes = [len(island) for island in slices]
     if len(set(sizes)) > 1:
         raise ValueError(
             f"the hosts (of TPUs, slices) of the run have {', '.join(map(str, sizes))} "
@@ -168,21 +168,21 @@ def _check_fsdp(fsdp: int, islands: list[list[jax.Device]]) -> None:
         )
     together = sizes[0]
     if fsdp < 1 or together % fsdp:
-        where = f" of each of {len(islands)} slices" if len(islands) > 1 else ""
+        where = f" of each of {len(slices)} slices" if len(slices) > 1 else ""
         raise ValueError(
             f"config.mesh.fsdp is {fsdp}, which does not divide the {together} "
             f"devices{where}"
         )
 
 
-def _islands(devices: Sequence[jax.Device]) -> list[list[jax.Device]]:
+def _slices(devices: Sequence[jax.Device]) -> list[list[jax.Device]]:
     """The devices by fast network: slices of TPUs, hosts of GPUs."""
-    islands = collections.defaultdict(list)
+    slices = collections.defaultdict(list)
     for device in devices:
         # JAX numbers hosts of GPUs like slices, whatever processes there are.
         accelerator = device.platform != "cpu"
-        islands[getattr(device, "slice_index", 0) if accelerator else 0].append(device)
-    return [islands[index] for index in sorted(islands)]
+        slices[getattr(device, "slice_index", 0) if accelerator else 0].append(device)
+    return [slices[index] for index in sorted(slices)]
 
 
 def _bytes(tree) -> int:
@@ -236,7 +236,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P(AXES))
 
 
-def rows_here(mesh: Mesh, batch_size: int, clips_per_video: int = 1) -> np.ndarray:
+def local_indices(mesh: Mesh, batch_size: int, clips_per_video: int = 1) -> np.ndarray:
     """Which videos of a global batch this process has to read: those on its devices.
 
     A mesh follows the network between devices, and takes the processes in no particular
@@ -268,7 +268,7 @@ def rows_here(mesh: Mesh, batch_size: int, clips_per_video: int = 1) -> np.ndarr
 
 
 def to_devices(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """Makes global arrays of what each process has read; see `rows_here`."""
+    """Makes global arrays of what each process has read; see `local_indices`."""
     sharding = batch_sharding(mesh)
     return {
         name: jax.make_array_from_process_local_data(sharding, rows)
@@ -276,7 +276,7 @@ def to_devices(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]
     }
 
 
-def accumulation_steps(clips: int, devices: int, max_per_device: int) -> int:
+def grad_accum_steps(clips: int, devices: int, max_per_device: int) -> int:
     """Micro-batches per step: the fewest that keep each device within its limit.
 
     Args:
@@ -293,7 +293,7 @@ def accumulation_steps(clips: int, devices: int, max_per_device: int) -> int:
             f"do not divide over {devices} devices"
         )
     if max_per_device < 1:
-        raise ValueError("config.max_clips_per_device must be at least 1")
+        raise ValueError("config.micro_batch_per_device must be at least 1")
     per_device = clips // devices
     steps = math.ceil(per_device / max_per_device)
     while per_device % steps:

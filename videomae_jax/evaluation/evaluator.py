@@ -17,11 +17,11 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from videomae_jax.data import labels, pipeline
-from videomae_jax.data.pipeline import NoReadableVideoError
-from videomae_jax.data.sources import Record
 from videomae_jax.distributed import hosts, sharding
+from videomae_jax.errors import NoReadableVideoError
 from videomae_jax.evaluation import multi_label, results
 from videomae_jax.models.classifier import VideoClassifier
+from videomae_jax.video.record import Record
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ class Evaluator:
         videos_per_device: int,
         num_workers: int = 0,
         num_threads: int = 2,
-        rows_per_part: int = 4,
+        chunk_size: int = 4,
     ):
         """Prepares the pass.
 
@@ -60,7 +60,7 @@ class Evaluator:
                 one after the other; so memory holds this many clips' activations.
             num_workers: processes that read; 0 reads in threads of this process.
             num_threads: threads that read, in each worker.
-            rows_per_part: videos that a thread reads at a time.
+            chunk_size: videos that a thread reads at a time.
         """
         self._records, self._class_names = records, list(class_names)
         self._mesh = mesh
@@ -72,7 +72,7 @@ class Evaluator:
             videos_per_device * mesh.size,
             num_workers,
             num_threads,
-            rows_per_part,
+            chunk_size,
             (jax.process_index(), jax.process_count()),
         )
         # Every process gets every result: each can then count the whole set.

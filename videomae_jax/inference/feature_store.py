@@ -23,9 +23,10 @@ from typing import Any
 import numpy as np
 
 from videomae_jax.data import sources as records
-from videomae_jax.data.sources import Record, RecordError
+from videomae_jax.errors import RecordError
 from videomae_jax.inference.features import Part, Unreadable
 from videomae_jax.video import open as video_open
+from videomae_jax.video.record import Record
 
 # Settings that say where weights came from. What they are is a setting of its own.
 _ORIGIN = ("model", "revision")

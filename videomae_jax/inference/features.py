@@ -20,12 +20,12 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from videomae_jax.data import augmentation
 from videomae_jax.distributed import sharding
-from videomae_jax.interop.pretrained import Pretrained, PretrainedError
+from videomae_jax.errors import PretrainedError, VideoError
+from videomae_jax.interop.pretrained import Pretrained
 from videomae_jax.models import vit
 from videomae_jax.models.mae import VideoMAE
 from videomae_jax.video.decoder import Video
 from videomae_jax.video.open import Source, open_video
-from videomae_jax.video.source import VideoError
 from videomae_jax.video.windows import read_windows
 
 # Windows that a device takes at once. A CPU gets no faster by more than one, and each

@@ -12,7 +12,8 @@ import jax
 import numpy as np
 
 from videomae_jax.data import clips
-from videomae_jax.interop.pretrained import Pretrained, PretrainedError
+from videomae_jax.errors import PretrainedError
+from videomae_jax.interop.pretrained import Pretrained
 from videomae_jax.models.classifier import VideoClassifier
 from videomae_jax.video.open import Source, open_video
 

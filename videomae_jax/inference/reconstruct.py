@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from videomae_jax.data.sources import Record
-from videomae_jax.interop.pretrained import Preprocessing, Pretrained, PretrainedError
+from videomae_jax.errors import PretrainedError
+from videomae_jax.interop.pretrained import Preprocessing, Pretrained
 from videomae_jax.models import masking, vit
 from videomae_jax.models.mae import (
     VideoMAE,
@@ -17,6 +17,7 @@ from videomae_jax.models.mae import (
     pixel_targets,
     reconstruction_loss,
 )
+from videomae_jax.video.record import Record
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,11 +8,11 @@ import textwrap
 import numpy as np
 
 from videomae_jax.data import augmentation
+from videomae_jax.errors import VideoError
 from videomae_jax.inference import predict
 from videomae_jax.interop.pretrained import Pretrained
 from videomae_jax.video import open as video_open
 from videomae_jax.video.open import Source
-from videomae_jax.video.source import VideoError
 from videomae_jax.video.windows import read_windows
 
 

@@ -13,8 +13,9 @@ import flax
 import jax
 import numpy as np
 
+from videomae_jax.errors import PretrainedError
 from videomae_jax.interop import huggingface, mmaction, official
-from videomae_jax.interop.pretrained import Preprocessing, Pretrained, PretrainedError
+from videomae_jax.interop.pretrained import Preprocessing, Pretrained
 from videomae_jax.interop.torch_pickle import Tensor
 from videomae_jax.models.classifier import VideoClassifier
 from videomae_jax.models.mae import VideoMAE

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 import jax
 import numpy as np
 
+from videomae_jax.errors import PretrainedError
 from videomae_jax.interop.assemble import initialize
-from videomae_jax.interop.pretrained import Pretrained, PretrainedError
+from videomae_jax.interop.pretrained import Pretrained
 from videomae_jax.models import vit
 from videomae_jax.models.classifier import VideoClassifier
 

@@ -10,14 +10,10 @@ import flax
 import jax
 import numpy as np
 
+from videomae_jax.errors import PretrainedError
 from videomae_jax.interop import huggingface
 from videomae_jax.interop.assemble import initialize
-from videomae_jax.interop.pretrained import (
-    Preprocessing,
-    Pretrained,
-    PretrainedError,
-    model_fields,
-)
+from videomae_jax.interop.pretrained import Preprocessing, Pretrained, model_fields
 from videomae_jax.models.classifier import VideoClassifier
 from videomae_jax.models.mae import VideoMAE
 

@@ -3,7 +3,7 @@
 import pathlib
 import re
 
-from videomae_jax.interop.pretrained import PretrainedError
+from videomae_jax.errors import PretrainedError
 
 _FILES = (["*.json", "*.safetensors"], ["*.json", "pytorch_model*.bin"])
 

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from videomae_jax.errors import PretrainedError
 from videomae_jax.interop import official
-from videomae_jax.interop.pretrained import Preprocessing, PretrainedError
+from videomae_jax.interop.pretrained import Preprocessing
 from videomae_jax.models.classifier import VideoClassifier
 from videomae_jax.models.mae import VideoMAE
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from videomae_jax.interop.pretrained import PretrainedError
+from videomae_jax.errors import PretrainedError
 
 # A block's weights in their order; qkv stands third, at the first matrix.
 _BLOCK = (

@@ -10,9 +10,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from videomae_jax.errors import PretrainedError
 from videomae_jax.interop import export, hub, huggingface, keras, official
 from videomae_jax.interop.assemble import Source, assemble
-from videomae_jax.interop.pretrained import Pretrained, PretrainedError
+from videomae_jax.interop.pretrained import Pretrained
 from videomae_jax.interop.tensor_files import (
     first_bytes,
     read_safetensors,

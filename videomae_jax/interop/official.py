@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from videomae_jax.interop.pretrained import PretrainedError
+from videomae_jax.errors import PretrainedError
 
 # Ours within a block, or wherever the part is, to the official ones.
 _BLOCK = {

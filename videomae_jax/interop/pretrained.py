@@ -8,10 +8,6 @@ from videomae_jax.models.classifier import VideoClassifier
 from videomae_jax.models.mae import VideoMAE
 
 
-class PretrainedError(ValueError):
-    """Weights that cannot be read, are of an unknown model, or do not fit it."""
-
-
 def model_fields(model: VideoMAE | VideoClassifier) -> dict[str, Any]:
     """What a model is made of, by the names of its fields."""
     return {
@@ -33,7 +29,7 @@ class Preprocessing:
         stride: frames of the video between two of them.
         image_size: height and width of the crops in pixels; the shorter side of a
             video is resized to it.
-        frames: which frames a clip has, a key of `data.clips.FRAME_RULES`.
+        frames: which frames a clip has, a key of `data.clips.SAMPLERS`.
     """
 
     num_frames: int = 16

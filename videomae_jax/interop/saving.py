@@ -10,8 +10,9 @@ from typing import Any
 import flax
 import numpy as np
 
+from videomae_jax.errors import PretrainedError
 from videomae_jax.interop import edit_head, export, huggingface, official
-from videomae_jax.interop.pretrained import Pretrained, PretrainedError
+from videomae_jax.interop.pretrained import Pretrained
 from videomae_jax.models.classifier import VideoClassifier
 
 FORMATS = ("huggingface", "official", "jax")

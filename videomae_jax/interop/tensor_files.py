@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from videomae_jax.errors import PretrainedError
 from videomae_jax.interop import torch_pickle
-from videomae_jax.interop.pretrained import PretrainedError
 
 
 def read_tensors(path: pathlib.Path) -> tuple[dict[str, Any], Mapping[str, Any]]:

@@ -16,7 +16,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from videomae_jax.interop.pretrained import PretrainedError
+from videomae_jax.errors import PretrainedError
 
 _DTYPES = {
     "DoubleStorage": np.float64,

@@ -10,7 +10,8 @@ import ml_collections
 import numpy as np
 
 from videomae_jax import checkpointing
-from videomae_jax.interop.pretrained import Preprocessing, Pretrained, PretrainedError
+from videomae_jax.errors import PretrainedError
+from videomae_jax.interop.pretrained import Preprocessing, Pretrained
 from videomae_jax.training import finetune, pretrain
 
 
@@ -47,7 +48,7 @@ def read(folder: pathlib.Path, fields: Mapping[str, Any]) -> Pretrained:
     else:
         labels = tuple(meta["class_names"])
         model = finetune.make_model(config.model, len(labels))
-        preprocessing["frames"] = config.data.frames
+        preprocessing["frames"] = config.data.frame_sampling
     item = "ema" if items["ema"] else "params"
     return Pretrained(
         model=model.clone(**(plain | dict(fields))),

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import ml_collections
 
 from videomae_jax.data import labels
-from videomae_jax.data.sources import RecordError
 from videomae_jax.distributed import sharding
+from videomae_jax.errors import CompilerError, RecordError
 from videomae_jax.tpu import collectives
 from videomae_jax.training import setup
 from videomae_jax.training.finetune import Finetuning
@@ -22,10 +22,6 @@ from videomae_jax.training.pretrain import Pretraining
 
 # Clips that a device is tried with.
 BATCHES = tuple(n for k in range(10) for n in (2**k, 3 * 2 ** (k - 1)) if n == int(n))
-
-
-class CompilerError(ValueError):
-    """The compiler refused a program, for another reason than its memory."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,7 +140,7 @@ def with_clips(config: ml_collections.ConfigDict, clips: int, devices: int):
         return None
     config = config.copy_and_resolve_references()
     config.batch_size = videos
-    config.max_clips_per_device = clips
+    config.micro_batch_per_device = clips
     return config
 
 
@@ -195,7 +191,7 @@ def with_the_batch(config: ml_collections.ConfigDict, devices, most: int):
     """
     for clips in reversed([n for n in BATCHES if n <= most]):
         config = config.copy_and_resolve_references()
-        config.max_clips_per_device = clips
+        config.micro_batch_per_device = clips
         tried = compile_step(config, devices)
         yield tried
         if tried.fits:

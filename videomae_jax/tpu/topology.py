@@ -9,6 +9,8 @@ import re
 import jax
 from jax.experimental import topologies
 
+from videomae_jax.errors import TopologyError
+
 _FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 _CUBES = (
     *("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8"),
@@ -36,10 +38,6 @@ _ENVIRONMENT = {
 }
 
 
-class SliceError(ValueError):
-    """A slice that there is not, or no compiler for it."""
-
-
 def devices(name: str, slices: int = 1) -> list:
     """The devices of TPU slices: programs can be compiled for them, but not run.
 
@@ -49,11 +47,11 @@ def devices(name: str, slices: int = 1) -> list:
         slices: so many of them, joined by the data centre's network.
 
     Raises:
-        SliceError: if there is no such slice, or libtpu is not installed.
+        TopologyError: if there is no such slice, or libtpu is not installed.
     """
     generation, grid = _parse(name)
     if importlib.util.find_spec("libtpu") is None:
-        raise SliceError(
+        raise TopologyError(
             "compiling for TPU takes libtpu, which runs without one:\n"
             f"    pip install '{_requirement()}'"
         )
@@ -74,7 +72,7 @@ def devices(name: str, slices: int = 1) -> list:
             ).devices
         )
     except jax.errors.JaxRuntimeError as error:
-        raise SliceError(f"no slice {name!r}: {error}") from error
+        raise TopologyError(f"no slice {name!r}: {error}") from error
 
 
 def _parse(name: str) -> tuple[str, str]:
@@ -88,7 +86,7 @@ def _parse(name: str) -> tuple[str, str]:
             return generation, named[size]
         if separator == ":" and re.fullmatch(re.sub(r"\d+", r"\\d+", grids[0]), size):
             return generation, size
-    raise SliceError(
+    raise TopologyError(
         f"no slice {name!r}; there are these, and others by their grid of chips, such "
         f"as v5e:2x4 or v5p:2x2x1:\n{_table()}"
     )

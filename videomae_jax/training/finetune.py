@@ -10,7 +10,7 @@ import ml_collections
 
 from videomae_jax.data import labels, sources
 from videomae_jax.data.clips import (
-    FRAME_RULES,
+    SAMPLERS,
     CenterClips,
     FinetuningClips,
     MultiViewClips,
@@ -21,13 +21,14 @@ from videomae_jax.evaluation.evaluator import Evaluator
 from videomae_jax.models import vit
 from videomae_jax.models.classifier import HEAD_NORMS, POOLINGS, VideoClassifier
 from videomae_jax.training import initialization, losses, mixup, optimizer
-from videomae_jax.training.workers import choose_readers
+from videomae_jax.training.workers import choose_workers
+from videomae_jax.video.record import Record
 
 log = logging.getLogger(__name__)
 
 # Fields of the config that name one of several.
 _CHOICES = {
-    "data.frames": FRAME_RULES,
+    "data.frame_sampling": SAMPLERS,
     "model.pooling": POOLINGS,
     "model.head_norm": HEAD_NORMS,
     "mix.mode": mixup.MODES,
@@ -43,7 +44,7 @@ class Finetuning:
         class_names: a name for each logit.
         training_videos: the records to train on.
         training_clips: what is read from each of them.
-        check_every: steps between evaluations on the validation videos; 0 for none.
+        eval_every: steps between evaluations on the validation videos; 0 for none.
     """
 
     def __init__(
@@ -104,7 +105,7 @@ class Finetuning:
         if config.model.head_norm == "batch":
             self._check_that_this_is_a_probe()
         clip = {
-            "frames": data.frames,
+            "frame_sampling": data.frame_sampling,
             "num_frames": data.num_frames,
             "stride": data.stride,
             "size": data.image_size,
@@ -126,15 +127,15 @@ class Finetuning:
                 **clip,
             ),
         }
-        self.check_every = config.evaluation.every if data.validation else 0
+        self.eval_every = config.evaluation.every if data.validation else 0
         self._evaluators = {}
 
     @property
-    def lists(self) -> list[list[sources.Record]]:
+    def lists(self) -> list[list[Record]]:
         """The records of every list that is read."""
         return [self.training_videos, *self._held_out.values()]
 
-    def _load(self, source: str) -> list[sources.Record]:
+    def _load(self, source: str) -> list[Record]:
         return sources.load(
             source,
             self._config.data.root,
@@ -183,8 +184,8 @@ class Finetuning:
         batch |= {"keys": jax.random.split(drop_key, len(video))}
         if mix.probability and (mix.mixup or mix.cutmix):
             batch |= {
-                "partner_video": video[::-1],
-                "partner_label": batch["label"][::-1],
+                "mixup_pair_video": video[::-1],
+                "mixup_pair_label": batch["label"][::-1],
                 "mix": mixup.draw(
                     mix_key,
                     len(video),
@@ -208,9 +209,9 @@ class Finetuning:
         video, targets = batch["video"], self._targets(batch["label"])
         if "mix" in batch:
             video = mixup.mix_videos(
-                video, batch["partner_video"], batch["mix"], self.model.dtype
+                video, batch["mixup_pair_video"], batch["mix"], self.model.dtype
             )
-            partner = self._targets(batch["partner_label"])
+            partner = self._targets(batch["mixup_pair_label"])
             targets = mixup.mix_targets(targets, partner, batch["mix"])
         logits, statistics = self.model.apply(
             {"params": params, **statistics},
@@ -268,7 +269,7 @@ class Finetuning:
             videos, read_clips = self._held_out[split], self._read_clips[split]
             per_device = self._config.evaluation.videos_per_device
             batch_size = per_device * mesh.size
-            readers = choose_readers(
+            readers = choose_workers(
                 self._config.data,
                 read_clips.views,
                 batch_size,

@@ -9,9 +9,9 @@ import flax
 import jax
 import numpy as np
 
-from videomae_jax.checkpointing import CheckpointError, Checkpoints, restore_part
+from videomae_jax.checkpointing import Checkpoints, restore_part
+from videomae_jax.errors import CheckpointError, PretrainedError
 from videomae_jax.interop import edit_head, loading
-from videomae_jax.interop.pretrained import PretrainedError
 from videomae_jax.models import vit
 
 # What must agree although the shapes of parameters may not show it.

@@ -8,8 +8,8 @@ import jax
 import ml_collections
 
 from videomae_jax.data.pipeline import Batch
-from videomae_jax.data.sources import Record
-from videomae_jax.data.workers import Readers
+from videomae_jax.data.workers import WorkerConfig
+from videomae_jax.video.record import Record
 
 log = logging.getLogger(__name__)
 
@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 MEASURED_STEP = 3
 # Share of the time spent waiting for data from which on advice is given.
 TOO_MUCH_WAITING = 0.1
-# Readers that compute less than this share of the time wait for something themselves.
+# Workers that compute less than this share of the time wait for something themselves.
 BUSY = 0.5
 
 
@@ -28,7 +28,7 @@ class InputReport:
     def __init__(
         self,
         data: ml_collections.ConfigDict,
-        readers: Readers,
+        readers: WorkerConfig,
         videos: Sequence[Record],
         on_cores: bool,
     ):

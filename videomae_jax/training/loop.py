@@ -19,22 +19,28 @@ from clu import parameter_overview
 
 from videomae_jax import __version__
 from videomae_jax import config as config_checks
-from videomae_jax.checkpointing import CheckpointError, Checkpoints
-from videomae_jax.config import ConfigError
+from videomae_jax.checkpointing import Checkpoints
 from videomae_jax.data import pipeline
-from videomae_jax.data.bad_videos import BadVideos, TooManyBadVideosError
-from videomae_jax.data.pipeline import NoReadableVideoError
-from videomae_jax.data.sources import RecordError
+from videomae_jax.data.bad_videos import BadVideos
 from videomae_jax.distributed import hosts, sharding
+from videomae_jax.errors import (
+    CheckpointError,
+    ClusterError,
+    ConfigError,
+    NonFiniteLossError,
+    NoReadableVideoError,
+    RecordError,
+    TooManyBadVideosError,
+)
 from videomae_jax.training import preemption, profiling
 from videomae_jax.training import setup as programs
 from videomae_jax.training.finetune import Finetuning
 from videomae_jax.training.input_report import InputReport
-from videomae_jax.training.metrics import History, NonFiniteLossError
+from videomae_jax.training.metrics import MetricBuffer
 from videomae_jax.training.pretrain import Pretraining
 from videomae_jax.training.reporting import Reporter
 from videomae_jax.training.train_step import TrainState
-from videomae_jax.training.workers import choose_readers
+from videomae_jax.training.workers import choose_workers
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +50,7 @@ TASKS = {"pretrain": Pretraining, "finetune": Finetuning}
 EXPLAINED_ERRORS = (
     CheckpointError,
     ConfigError,
-    hosts.ClusterError,
+    ClusterError,
     NonFiniteLossError,
     NoReadableVideoError,
     RecordError,
@@ -84,7 +90,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> Train
         The final state.
 
     Raises:
-        AskedToStop: at a step that is saved, after SIGTERM on one of the hosts.
+        Preempted: at a step that is saved, after SIGTERM on one of the hosts.
         ConfigError: if fields of the config do not fit each other or the devices.
         RecordError: if the list of videos is missing or malformed.
         CheckpointError: if the work directory holds the run of another model.
@@ -121,11 +127,11 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> Train
     workdir.mkdir(parents=True, exist_ok=True)
     hosts.check_shared(workdir)
     checkpoints = Checkpoints(
-        str(workdir), config.checkpoint.keep_last, config.checkpoint.milestone_every
+        str(workdir), config.checkpoint.keep_last, config.checkpoint.keep_period
     )
     start = checkpoints.latest_step()
     hosts.check_alike(checkpoints=start)
-    history = History([], 0, config.max_nonfinite_steps)
+    history = MetricBuffer([], 0, config.max_nonfinite_steps)
     if start is None:
         start = 0
         state = program.init(init_key)
@@ -135,7 +141,9 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> Train
     else:
         meta = checkpoints.meta(start)
         config_checks.report_changes(meta["config"], config)
-        history = History(meta["rows"], meta["nonfinite"], config.max_nonfinite_steps)
+        history = MetricBuffer(
+            meta["rows"], meta["nonfinite"], config.max_nonfinite_steps
+        )
         state = program.state.replace(
             step=jax.device_put(jnp.int32(start), program.state.step.sharding),
             **checkpoints.restore(start, program.state.items()),
@@ -189,7 +197,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> Train
             }
             checkpoints.save(step, state.items(), meta | task.meta)
 
-        readers = choose_readers(
+        readers = choose_workers(
             config.data,
             config.data.num_samples,
             config.batch_size,
@@ -198,7 +206,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> Train
             mesh,
         )
         with config_checks.checking():
-            rows_here = sharding.rows_here(
+            local_indices = sharding.local_indices(
                 mesh, config.batch_size, config.data.num_samples
             )
         on_cores = mesh.devices.flat[0].platform == "cpu"
@@ -211,7 +219,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> Train
                 config.seed,
                 range(start, total_steps),
                 **readers.arguments,
-                rows_here=rows_here,
+                local_indices=local_indices,
             )
         )
         stack.enter_context(jax.set_mesh(mesh))
@@ -241,15 +249,15 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> Train
                 history.fetch(checkpoints.latest_step())
                 note_bad_videos(step)
                 inputs.advise(*reporter.metrics(step, history.mean()))
-            if task.check_every and (last or step % task.check_every == 0):
+            if task.eval_every and (last or step % task.eval_every == 0):
                 task.check(step, state, mesh, reporter)
             if last or step % config.checkpoint.every == 0:
                 save(step)
             if notice.asked(step):
                 save(step)
-                raise preemption.AskedToStop(step)
+                raise preemption.Preempted(step)
     if notice.asked(total_steps + 1):  # while the last step was saved
-        raise preemption.AskedToStop(total_steps)
+        raise preemption.Preempted(total_steps)
     preemption.leave_sigterm()
     task.finish(state, mesh, workdir)
     log.info(_COMPLETE, workdir, total_steps, total_steps)
@@ -297,7 +305,7 @@ def evaluate(config: ml_collections.ConfigDict, workdir: str) -> TrainState:
     hosts.check_shared(pathlib.Path(workdir))
     hosts.check_alike(checkpoints=step)
     preemption.leave_sigterm()
-    video = programs.first_video(config)
+    video = programs.dummy_clip(config)
     shapes = jax.eval_shape(task.init, jax.random.key(0), video)
     state = TrainState(jnp.int32(0), shapes[0], (), shapes[1])
     with config_checks.checking():
@@ -327,7 +335,9 @@ def check_hosts(config: ml_collections.ConfigDict, task) -> None:
     """
     hosts.check_alike(
         flags=config.to_json(),
-        videos=[[(x.id, x.label, x.frames) for x in videos] for videos in task.lists],
+        videos=[
+            [(x.id, x.label, x.frame_range) for x in videos] for videos in task.lists
+        ],
         packages=(__version__, jax.__version__, flax.__version__),
     )
 

@@ -5,6 +5,8 @@ import logging
 import jax
 import numpy as np
 
+from videomae_jax.errors import NonFiniteLossError
+
 log = logging.getLogger(__name__)
 
 # How many steps the host may be ahead of the devices: enough that they never wait for
@@ -12,11 +14,7 @@ log = logging.getLogger(__name__)
 STEPS_AHEAD = 2
 
 
-class NonFiniteLossError(RuntimeError):
-    """The loss or its gradient is not finite; the message says where to look."""
-
-
-class History:
+class MetricBuffer:
     """The metrics of the steps since the last report, still on the devices.
 
     Fetching them is the only place where the host waits for the devices' results.

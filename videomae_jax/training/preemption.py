@@ -12,7 +12,7 @@ from videomae_jax.checkpointing import Checkpoints
 EXIT_CODE = 128 + signal.SIGTERM
 
 
-class AskedToStop(Exception):
+class Preempted(Exception):
     """A run was asked to stop, has saved its last step, and can be continued."""
 
     def __init__(self, step: int):

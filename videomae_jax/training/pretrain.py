@@ -16,6 +16,7 @@ from videomae_jax.inference import reconstruct
 from videomae_jax.models import masking, vit
 from videomae_jax.models.mae import VideoMAE, pixel_targets, reconstruction_loss
 from videomae_jax.training import initialization
+from videomae_jax.video.record import Record
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +27,7 @@ class Pretraining:
     Attributes:
         model: the VideoMAE.
         training_clips: what is read from each training video.
-        check_every: steps between pictures; 0 for none.
+        eval_every: steps between pictures; 0 for none.
     """
 
     # What a checkpoint says of the model besides its parameters: nothing.
@@ -55,7 +56,7 @@ class Pretraining:
             ratio=config.mask.ratio,
         )
         self._normalize_targets = config.normalize_targets
-        self._statistics = config.picture.statistics
+        self._statistics = config.picture.unpatch_stats
         self.training_clips = PretrainingClips(
             num_frames=data.num_frames,
             stride=data.stride,
@@ -66,10 +67,10 @@ class Pretraining:
         )
         self._picture_clips = CenterClips(data.num_frames, data.stride, data.image_size)
         self._pictures = config.picture.clips
-        self.check_every = config.picture.every if self._pictures else 0
+        self.eval_every = config.picture.every if self._pictures else 0
 
     @functools.cached_property
-    def _videos(self) -> tuple[list[sources.Record], list[sources.Record]]:
+    def _videos(self) -> tuple[list[Record], list[Record]]:
         """What to train on, and what to make pictures of."""
         data = self._config.data
         load = functools.partial(
@@ -82,7 +83,7 @@ class Pretraining:
         return training, load(data.validation) if data.validation else training
 
     @property
-    def training_videos(self) -> list[sources.Record]:
+    def training_videos(self) -> list[Record]:
         """The records to train on.
 
         Raises:
@@ -91,7 +92,7 @@ class Pretraining:
         return self._videos[0]
 
     @property
-    def lists(self) -> list[list[sources.Record]]:
+    def lists(self) -> list[list[Record]]:
         """The records of every list that is read."""
         return list(self._videos)
 

@@ -11,7 +11,7 @@ import numpy as np
 import tensorboardX
 import tqdm
 
-from videomae_jax import files
+from videomae_jax.files import JsonLines
 from videomae_jax.inference import visualize
 
 log = logging.getLogger(__name__)
@@ -61,8 +61,8 @@ class Reporter:
         self._waited = self._paused = 0.0
         if not active:
             return
-        self._metrics = workdir / "metrics.jsonl"
-        files.drop_after(self._metrics, start_step)
+        self._metrics = JsonLines(workdir / "metrics.jsonl")
+        self._metrics.truncate(start_step)
         self._tensorboard = tensorboardX.SummaryWriter(
             str(workdir / "tensorboard"),
             purge_step=start_step + 1,
@@ -130,7 +130,7 @@ class Reporter:
             self._write({"step": step} | values)
 
     def _write(self, row: dict) -> None:
-        files.append(self._metrics, [row])
+        self._metrics.append([row])
         for name, value in row.items():
             if name != "step":
                 self._tensorboard.add_scalar(name, value, row["step"])

@@ -85,7 +85,7 @@ def build(
         return TrainState(jnp.int32(0), params, tx.init(params), statistics, ema)
 
     def init(key):
-        return start(*task.init(key, first_video(config)))
+        return start(*task.init(key, dummy_clip(config)))
 
     shapes = jax.eval_shape(init, jax.random.key(0))
     layout = sharding.choose_layout(
@@ -93,13 +93,13 @@ def build(
     )
     mesh = sharding.make_mesh(layout.fsdp, devices)
     num_clips = config.batch_size * config.data.num_samples
-    accumulation = sharding.accumulation_steps(
-        num_clips, mesh.size, config.max_clips_per_device
+    accumulation = sharding.grad_accum_steps(
+        num_clips, mesh.size, config.micro_batch_per_device
     )
     if accumulation > 1 and shapes.statistics:
         log.warning(
             "batch norm sees %d clips at a time, not the batch of %d: raise "
-            "config.max_clips_per_device",
+            "config.micro_batch_per_device",
             num_clips // accumulation,
             num_clips,
         )
@@ -131,7 +131,7 @@ def check_attention(
         attention.check(model.get(name), devices[0].platform, f"config.model.{name}")
 
 
-def first_video(config: ml_collections.ConfigDict) -> jax.Array:
+def dummy_clip(config: ml_collections.ConfigDict) -> jax.Array:
     """A clip of the config's shape, to initialise with."""
     size, frames = config.data.image_size, config.data.num_frames
     return jnp.zeros((1, frames, size, size, 3), jnp.uint8)

@@ -14,19 +14,19 @@ from jax.sharding import Mesh
 
 from videomae_jax import config
 from videomae_jax.data import resources
-from videomae_jax.data.workers import Readers, Task, choose, shared_bytes
+from videomae_jax.data.workers import Task, WorkerConfig, choose, shared_bytes
 
 log = logging.getLogger(__name__)
 
 
-def choose_readers(
+def choose_workers(
     data: ml_collections.ConfigDict,
     clips_per_video: int,
     batch_size: int,
     batches: int,
     records: int,
     mesh: Mesh,
-) -> Readers:
+) -> WorkerConfig:
     """Chooses the readers of this process, and logs the choice.
 
     Every process has to call it, if there are several.
@@ -57,7 +57,7 @@ def choose_readers(
     log.info(
         "reading: %s, %d video(s) at a time, at most about %s (%s)",
         readers.describe(),
-        readers.rows_per_part,
+        readers.chunk_size,
         gigabytes,
         _why(data, task, mine, readers),
     )
@@ -69,7 +69,7 @@ def choose_readers(
             gigabytes,
             readers.budget / 1e9,
         )
-    shared = shared_bytes(task, readers.num_workers, readers.rows_per_part)
+    shared = shared_bytes(task, readers.num_workers, readers.chunk_size)
     if shared > mine.shared_memory:
         log.warning(
             "reading may take %.2g GB of shared memory, but /dev/shm has %.2g GB: set "
@@ -80,7 +80,7 @@ def choose_readers(
     return readers
 
 
-def _why(data, task: Task, mine: resources.Resources, readers: Readers) -> str:
+def _why(data, task: Task, mine: resources.Resources, readers: WorkerConfig) -> str:
     if data.num_workers is not None:
         return "config.data.num_workers"
     if task.on_cores:

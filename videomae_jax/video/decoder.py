@@ -21,7 +21,7 @@ import av
 import numpy as np
 
 from videomae_jax.video.packets import packet_table
-from videomae_jax.video.rgb import Frames, TurnedError, upright_size
+from videomae_jax.video.rgb import DecodedFrames, RotationError, upright_size
 from videomae_jax.video.source import FrameSource
 
 # Frames with their indices.
@@ -94,7 +94,7 @@ class Video(FrameSource):
             self._container.close()
             self._container = None
 
-    def decode(self, indices: Sequence[int]) -> Frames:
+    def decode(self, indices: Sequence[int]) -> DecodedFrames:
         """Decodes frames without converting them to RGB, of which parts may do.
 
         Args:
@@ -105,7 +105,7 @@ class Video(FrameSource):
             VideoError: As in `read`.
         """
         wanted, places = self._distinct(indices)
-        return Frames(self._decode(wanted), places, self.error)
+        return DecodedFrames(self._decode(wanted), places, self.error)
 
     def _decode(self, wanted: list[int]) -> list[av.VideoFrame]:
         """Decodes frames, given in increasing order."""
@@ -333,7 +333,7 @@ class Video(FrameSource):
         """Returns a frame of the size that others have had."""
         try:
             size = upright_size(frame)
-        except TurnedError as error:
+        except RotationError as error:
             raise self.error(f"frame {index} {error}") from error
         self._check_size(f"frame {index}", size)
         return frame

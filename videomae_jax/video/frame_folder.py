@@ -8,7 +8,7 @@ the frames that are wanted are opened.
 
 import os
 
-from videomae_jax.data import sources
+from videomae_jax.files import is_url, open_binary
 from videomae_jax.video import frame_names
 from videomae_jax.video.images import ImageVideo
 
@@ -48,7 +48,7 @@ class FrameFolder(ImageVideo):
             VideoError: if it is missing or cannot be read.
         """
         try:
-            with sources.open_binary(self._place(index)) as file:
+            with open_binary(self._place(index)) as file:
                 return file.read()
         except (FileNotFoundError, NotADirectoryError):
             raise self._missing(index) from None
@@ -66,7 +66,7 @@ class FrameFolder(ImageVideo):
         """
         place = self._place(index)
         try:
-            if not sources.is_url(place):
+            if not is_url(place):
                 return os.path.getsize(place)
             from etils import epath
 
@@ -117,7 +117,7 @@ class FrameFolder(ImageVideo):
 
     def _names(self) -> list[str]:
         try:
-            if not sources.is_url(self._path):
+            if not is_url(self._path):
                 return os.listdir(self._path)
             from etils import epath
 

@@ -11,19 +11,19 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from videomae_jax.data import sources
-from videomae_jax.data.sources import Record
+from videomae_jax.errors import VideoError
+from videomae_jax.files import is_url, open_binary
 from videomae_jax.video.decoder import Video
 from videomae_jax.video.frame_folder import FrameFolder
 from videomae_jax.video.images import ImageVideo
-from videomae_jax.video.rgb import Frames
-from videomae_jax.video.source import VideoError
+from videomae_jax.video.record import Record
+from videomae_jax.video.rgb import DecodedFrames
 
 # What callers may give in place of a record: a path, or the content of a file.
 Source = Record | str | os.PathLike | bytes
 
 
-def open_video(source: Source) -> "Video | ImageVideo | VideoPart":
+def open_video(source: Source) -> "Video | ImageVideo | VideoSegment":
     """Opens the video of a record, whatever holds it; or a file, or its content.
 
     Raises:
@@ -42,11 +42,11 @@ def open_video(source: Source) -> "Video | ImageVideo | VideoPart":
         from videomae_jax.video import shards
 
         return shards.open_video(source)
-    if sources.is_url(source.path):
+    if is_url(source.path):
         video = Video(read_bytes(source), source.path)
     else:
         video = Video(source.path)
-    return VideoPart(video, source) if source.frames else video
+    return VideoSegment(video, source) if source.frames else video
 
 
 def read_bytes(record: Record) -> bytes:
@@ -55,14 +55,14 @@ def read_bytes(record: Record) -> bytes:
     Raises:
         VideoError: if it cannot be read, or is no file but images or a part of one.
     """
-    if record.is_images or record.frames:
+    if record.is_images or record.frame_range:
         raise VideoError(f"{record.path}: is not a whole video file")
     if record.position is not None:
         from videomae_jax.video import shards
 
         return shards.read(record)
     try:
-        with sources.open_binary(record.path) as file:
+        with open_binary(record.path) as file:
             return file.read()
     except FileNotFoundError:
         raise VideoError(f"{record.path}: no such file") from None
@@ -75,8 +75,8 @@ def read_bytes(record: Record) -> bytes:
 
 def file_size(record: Record) -> int | None:
     """Bytes of the video's file; None if it has none of its own, or none is there."""
-    shared = record.position is not None or record.frames
-    if shared or record.frame_name or sources.is_url(record.path):
+    shared = record.position is not None or record.frame_range
+    if shared or record.frame_name or is_url(record.path):
         return None
     try:
         return os.path.getsize(record.path)
@@ -91,7 +91,7 @@ def name(source: Source) -> str:
     return "<bytes>" if isinstance(source, bytes) else os.fsdecode(source)
 
 
-class VideoPart:
+class VideoSegment:
     """A run of frames of a video, as a video by itself.
 
     Attributes:
@@ -106,7 +106,7 @@ class VideoPart:
             VideoError: the video ends before the part.
         """
         self._video = video
-        self._start, self.num_frames = record.frames
+        self._start, self.num_frames = record.frame_range
         end = self._start + self.num_frames
         if end > video.num_frames:
             video.close()
@@ -115,7 +115,7 @@ class VideoPart:
                 f"from frame {self._start} on, but the video has {video.num_frames}"
             )
 
-    def __enter__(self) -> "VideoPart":
+    def __enter__(self) -> "VideoSegment":
         """Returns the part itself."""
         return self
 
@@ -146,7 +146,7 @@ class VideoPart:
         """Decodes frames, as `Video.read` does; frame 0 is the first of the part."""
         return self._video.read(self._of_video(indices))
 
-    def decode(self, indices: Sequence[int]) -> Frames:
+    def decode(self, indices: Sequence[int]) -> DecodedFrames:
         """Decodes frames, as `Video.decode` does; frame 0 is the first of the part."""
         return self._video.decode(self._of_video(indices))
 

@@ -15,11 +15,11 @@ _BLOCKWISE = ("yuv420p", "yuvj420p")
 _PIXELS_AT_ONCE = 2**19
 
 
-class TurnedError(ValueError):
+class RotationError(ValueError):
     """A frame that is to be turned in a way that cannot be found out."""
 
 
-class Frames:
+class DecodedFrames:
     """Frames of a video as the decoder gave them, not yet RGB.
 
     Attributes:
@@ -156,7 +156,7 @@ def upright(image: np.ndarray, frame: av.VideoFrame) -> np.ndarray:
         A view, [height, width, channels] or [width, height, channels].
 
     Raises:
-        TurnedError: The frame is to be turned, but it cannot be told how.
+        RotationError: The frame is to be turned, but it cannot be told how.
     """
     matrix = display_matrix(frame)
     if matrix is None:
@@ -173,14 +173,14 @@ def display_matrix(frame: av.VideoFrame):
     """What tells how a frame is to be turned, None for not at all.
 
     Raises:
-        TurnedError: It is to be turned, but it cannot be told how.
+        RotationError: It is to be turned, but it cannot be told how.
     """
     try:
         return frame.side_data.get("DISPLAYMATRIX")
     except ValueError as error:
         # PyAV 18 fails over kinds that it has no name for, such as EXIF.
         if frame.rotation:  # 180 degrees may be a mirror image
-            raise TurnedError(f"cannot be turned upright: {error}") from error
+            raise RotationError(f"cannot be turned upright: {error}") from error
         return None
 
 

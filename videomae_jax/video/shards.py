@@ -18,11 +18,11 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from videomae_jax.data import sources as records_lib
-from videomae_jax.data.sources import Record, RecordError
+from videomae_jax.errors import RecordError, VideoError
+from videomae_jax.files import absolute, is_url
 from videomae_jax.video.decoder import Video
 from videomae_jax.video.packet_index import IndexedVideo, PacketIndex
-from videomae_jax.video.source import VideoError
+from videomae_jax.video.record import Record
 
 try:
     from array_record.python import array_record_module
@@ -55,7 +55,7 @@ def load(
     out, _, split = source.removeprefix("tfds:").rpartition("/")
     if not out or not split:
         raise RecordError(f"{source!r}: tfds:FOLDER/SPLIT is wanted")
-    place = epath.Path(records_lib.absolute(out))
+    place = epath.Path(absolute(out))
     folder = place / VERSION
     index = read_json(folder / f"{place.name}-{split}.index.json")
     if index is None:
@@ -69,7 +69,7 @@ def load(
     found, videos = [], iter(index["videos"])
     for shard in index["shards"]:
         path = os.fspath(folder / shard["file"])
-        if not records_lib.is_url(path) and size(path) != shard["bytes"]:
+        if not is_url(path) and size(path) != shard["bytes"]:
             raise RecordError(
                 f"{source}: the shard {path} is missing or has not its "
                 f"{shard['bytes']} bytes: run the same `prepare` again to mend it"

@@ -6,9 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-
-class VideoError(ValueError):
-    """A video that cannot be read; the message says which file and why."""
+from videomae_jax.errors import VideoError
 
 
 class FrameSource(abc.ABC):

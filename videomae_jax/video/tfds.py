@@ -19,11 +19,11 @@ from typing import Any
 from etils import epath
 
 from videomae_jax.data import resources
-from videomae_jax.data import sources as records_lib
-from videomae_jax.data.sources import Record, RecordError
+from videomae_jax.errors import RecordError, VideoError
+from videomae_jax.files import absolute, is_url
 from videomae_jax.video import shards
 from videomae_jax.video.images import ImageVideo
-from videomae_jax.video.source import VideoError
+from videomae_jax.video.record import Record
 
 _INFO = "dataset_info.json"
 _FORMAT = "array_record"
@@ -42,7 +42,7 @@ def find(source: str) -> epath.Path | None:
         RecordError: if there are several versions.
     """
     out = source.removeprefix("tfds:").rpartition("/")[0]
-    place = epath.Path(records_lib.absolute(out))
+    place = epath.Path(absolute(out))
     for pattern in (_INFO, f"*/{_INFO}", f"*/*/{_INFO}"):
         folders = sorted(
             os.fspath(path.parent)
@@ -162,7 +162,7 @@ def _shards(
     )
     paths = [os.fspath(path) for path in template.sharded_filepaths(len(lengths))]
     for path in paths:
-        if not records_lib.is_url(path) and not os.path.exists(path):
+        if not is_url(path) and not os.path.exists(path):
             raise RecordError(f"{source}: the shard {path} is missing")
     if not sum(lengths):
         raise RecordError(f"{source}: the split {split!r} is empty")
