@@ -19,7 +19,7 @@ from videomae_jax.data import augmentation
 from videomae_jax.errors import PretrainedError, VideoError
 from videomae_jax.inference import reconstruct
 from videomae_jax.interop.pretrained import Preprocessing, Pretrained
-from videomae_jax.models import masking, vit
+from videomae_jax.models import inpainting, masking, vit
 from videomae_jax.video.decoder import Video
 
 GRID, PATCH, TUBELET = (2, 3, 4), 4, 2
@@ -42,7 +42,7 @@ def place(video, ids, value):
 def test_the_right_prediction_gives_the_original(clip, normalized):
     video, visible, masked = clip
     prediction = vmae.pixel_targets(video, masked, PATCH, TUBELET, normalized)
-    out = reconstruct.fill_in(
+    out = inpainting.fill_in(
         prediction,
         video,
         visible,
@@ -59,8 +59,8 @@ def test_visible_statistics_show_nothing_of_the_hidden_patches(clip):
     video, visible, masked = clip
     prediction = jax.random.normal(jax.random.key(1), (2, masked.shape[1], 96))
     args = (visible, masked, PATCH, TUBELET)
-    one = reconstruct.fill_in(prediction, video, *args)
-    other = reconstruct.fill_in(prediction, place(video, masked, 7), *args)
+    one = inpainting.fill_in(prediction, video, *args)
+    other = inpainting.fill_in(prediction, place(video, masked, 7), *args)
     np.testing.assert_array_equal(one, other)
     np.testing.assert_array_equal(place(one, masked, 0), place(video, masked, 0))
 
@@ -70,21 +70,21 @@ def test_visible_statistics_follow_the_nearest_patches():
     video[:, :, :, :4], video[:, :, :, 12:] = 50, 200  # flat patches at both ends
     visible, masked = np.array([[0, 3]]), np.array([[1, 2]])
     flat = np.zeros((1, 2, 96), np.float32)
-    out = reconstruct.fill_in(flat, video, visible, masked, PATCH, TUBELET)
+    out = inpainting.fill_in(flat, video, visible, masked, PATCH, TUBELET)
     # Squared distances 1 and 4: four parts of the nearer, one of the farther.
     assert (out[0, :, :, 4:8] == 80).all() and (out[0, :, :, 8:12] == 170).all()
 
 
 def test_hidden_patches_are_grey_and_visible_ones_untouched(clip):
     video, _, masked = clip
-    hidden = reconstruct.hide(video, masked, PATCH, TUBELET)
+    hidden = inpainting.hide(video, masked, PATCH, TUBELET)
     np.testing.assert_array_equal(hidden, place(video, masked, 128))
 
 
 def test_unknown_statistics_are_refused(clip):
     video, visible, masked = clip
     with pytest.raises(ValueError, match="'visible' or 'hidden'"):
-        reconstruct.fill_in(
+        inpainting.fill_in(
             np.zeros(1), video, visible, masked, PATCH, TUBELET, statistics="own"
         )
 
@@ -135,7 +135,7 @@ def test_a_video_is_read_masked_and_filled_in(
     target = vmae.pixel_targets(clip, masked, 8, 2, normalized)
     loss = vmae.reconstruction_loss(prediction, target)
     assert result.loss == pytest.approx(float(loss), rel=1e-5)
-    filled = reconstruct.fill_in(
+    filled = inpainting.fill_in(
         prediction,
         clip,
         visible,

@@ -56,7 +56,7 @@ def test_official_pretraining(name):
 def test_classifiers(name, format, atol):
     loaded = vmae.load_pretrained(CHECKPOINTS / name, heads=3)
     assert loaded.format == format and loaded.labels is None
-    assert loaded.preprocessing.frames == (
+    assert loaded.preprocessing.frame_sampling == (
         "mmaction" if format == "mmaction" else "dense"
     )
     arrays = golden("finetune_step")

@@ -74,7 +74,7 @@ def predict(
             feeding.num_frames,
             feeding.stride,
             feeding.image_size,
-            feeding.frames,
+            feeding.frame_sampling,
             segments,
             crops,
         )
@@ -88,7 +88,7 @@ def center_clips(pretrained: Pretrained) -> clips.CenterClips:
     """What reads the clip in the middle of a video, as the model was trained."""
     feeding = pretrained.preprocessing
     return clips.CenterClips(
-        feeding.num_frames, feeding.stride, feeding.image_size, feeding.frames
+        feeding.num_frames, feeding.stride, feeding.image_size, feeding.frame_sampling
     )
 
 

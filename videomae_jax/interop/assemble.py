@@ -155,7 +155,7 @@ def assemble(source: Source, strict: bool, fields: Mapping[str, Any]) -> Pretrai
         )
     preprocessing = Preprocessing(**source.preprocessing)
     if classes == _CLASSES_OF_SSV2:
-        preprocessing = dataclasses.replace(preprocessing, frames="uniform")
+        preprocessing = dataclasses.replace(preprocessing, frame_sampling="uniform")
     clip = preprocessing.num_frames, preprocessing.image_size
     if source.preprocessing and (
         clip[0] % model.tubelet_size or clip[1] % model.patch_size

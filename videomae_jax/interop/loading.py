@@ -231,7 +231,7 @@ def _named(path: str, tensors: dict[str, Any]) -> Source:
         tensors = official.normalize_names(tensors)
     source = Source(path, format, tensors)
     if format == "mmaction":
-        source.preprocessing["frames"] = "mmaction"
+        source.preprocessing["frame_sampling"] = "mmaction"
     return source
 
 

@@ -29,13 +29,13 @@ class Preprocessing:
         stride: frames of the video between two of them.
         image_size: height and width of the crops in pixels; the shorter side of a
             video is resized to it.
-        frames: which frames a clip has, a key of `data.clips.SAMPLERS`.
+        frame_sampling: which frames a clip has, a key of `data.clips.SAMPLERS`.
     """
 
     num_frames: int = 16
     stride: int = 4
     image_size: int = 224
-    frames: str = "dense"
+    frame_sampling: str = "dense"
 
 
 @dataclasses.dataclass(frozen=True)

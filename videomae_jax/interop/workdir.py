@@ -12,7 +12,7 @@ import numpy as np
 from videomae_jax import checkpointing
 from videomae_jax.errors import PretrainedError
 from videomae_jax.interop.pretrained import Preprocessing, Pretrained
-from videomae_jax.training import finetune, pretrain
+from videomae_jax.models import build
 
 
 def read(folder: pathlib.Path, fields: Mapping[str, Any]) -> Pretrained:
@@ -43,12 +43,12 @@ def read(folder: pathlib.Path, fields: Mapping[str, Any]) -> Pretrained:
     plain = {"dtype": "float32", "remat": "none", "attention": None}
     if config.task == "pretrain":
         plain |= {"decoder_remat": None, "decoder_attention": None}
-        model = pretrain.make_model(config.model)
-        preprocessing["frames"] = "exact"
+        model = build.autoencoder(config.model)
+        preprocessing["frame_sampling"] = "exact"
     else:
         labels = tuple(meta["class_names"])
-        model = finetune.make_model(config.model, len(labels))
-        preprocessing["frames"] = config.data.frame_sampling
+        model = build.classifier(config.model, len(labels))
+        preprocessing["frame_sampling"] = config.data.frame_sampling
     item = "ema" if items["ema"] else "params"
     return Pretrained(
         model=model.clone(**(plain | dict(fields))),

@@ -18,8 +18,8 @@ from videomae_jax.data.clips import (
 from videomae_jax.data.randaugment import RandAugment
 from videomae_jax.evaluation import multi_label, results
 from videomae_jax.evaluation.evaluator import Evaluator
-from videomae_jax.models import vit
-from videomae_jax.models.classifier import HEAD_NORMS, POOLINGS, VideoClassifier
+from videomae_jax.models import build, vit
+from videomae_jax.models.classifier import HEAD_NORMS, POOLINGS
 from videomae_jax.training import initialization, losses, mixup, optimizer
 from videomae_jax.training.workers import choose_workers
 from videomae_jax.video.record import Record
@@ -97,7 +97,7 @@ class Finetuning:
         }
         for name, videos in self._held_out.items():
             labels.check(videos, data[name], len(self.class_names))
-        self.model = make_model(config.model, len(self.class_names))
+        self.model = build.classifier(config.model, len(self.class_names))
         self._image_shape = (data.num_frames, data.image_size, data.image_size, 3)
         vit.token_grid(
             self._image_shape, self.model.patch_size, self.model.tubelet_size
@@ -299,20 +299,4 @@ def _shown(metrics: dict[str, float]) -> str:
         f"{name} {value:.6g}"
         for name, value in metrics.items()
         if metrics["unreadable"] or "unreadable" not in name
-    )
-
-
-def make_model(config: ml_collections.ConfigDict, num_classes: int) -> VideoClassifier:
-    """The classifier that `config.model` tells of."""
-    overrides = {
-        name: value
-        for name, value in config.items()
-        if name not in ("variant", "position_size") and value is not None
-    }
-    size = config.position_size
-    return VideoClassifier.from_variant(
-        config.variant,
-        num_classes,
-        position_size=(size, size) if size else None,
-        **overrides,
     )

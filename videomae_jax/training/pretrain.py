@@ -12,9 +12,8 @@ from jax.experimental import multihost_utils
 from videomae_jax.data import pipeline, sources
 from videomae_jax.data.clips import CenterClips, PretrainingClips
 from videomae_jax.distributed import hosts
-from videomae_jax.inference import reconstruct
-from videomae_jax.models import masking, vit
-from videomae_jax.models.mae import VideoMAE, pixel_targets, reconstruction_loss
+from videomae_jax.models import build, inpainting, masking, vit
+from videomae_jax.models.mae import pixel_targets, reconstruction_loss
 from videomae_jax.training import initialization
 from videomae_jax.video.record import Record
 
@@ -40,7 +39,7 @@ class Pretraining:
             ValueError: if model, mask and clip of the config do not fit together.
         """
         self._config, data = config, config.data
-        self.model = make_model(config.model)
+        self.model = build.autoencoder(config.model)
         if config.mask.kind not in masking.KINDS:
             raise ValueError(
                 f"config.mask.kind is {config.mask.kind!r}; it must be one of "
@@ -167,8 +166,8 @@ class Pretraining:
         patch = self.model.patch_size, self.model.tubelet_size
         return [
             video,
-            reconstruct.hide(video, masked, *patch),
-            reconstruct.fill_in(
+            inpainting.hide(video, masked, *patch),
+            inpainting.fill_in(
                 self.model.apply({"params": params}, video, visible, masked),
                 video,
                 visible,
@@ -178,13 +177,3 @@ class Pretraining:
                 statistics=self._statistics,
             ),
         ]
-
-
-def make_model(config: ml_collections.ConfigDict) -> VideoMAE:
-    """The autoencoder that `config.model` tells of."""
-    overrides = {
-        name: value
-        for name, value in config.items()
-        if name != "variant" and value is not None
-    }
-    return VideoMAE.from_variant(config.variant, **overrides)
