@@ -1,1 +1,1 @@
-"""Experiments: one short file each; `common.py` holds what they share."""
+"""Experiments, one short file each. `common.py` explains every field."""

@@ -1,10 +1,13 @@
-"""Every field of a run, with VideoMAE's values for Kinetics-400, ViT-B.
+"""Every field of a run, with VideoMAE's values for ViT-B on Kinetics-400.
 
-`pretrain()` and `finetune()` each give the fields of `_training()` and their own. The
-recipes in this folder change a few of them. On the command line any field is set
-with `--config.<field>=<value>`; a misspelt one is refused. Every recipe also takes
-`:debug` (`--config=configs/k400_vitb_pretrain.py:debug`): the same code with a small
-model and few steps, in seconds on two CPU cores.
+`pretrain()` and `finetune()` return the fields of `_training()` and their own. The
+recipes in this folder change a few of them. On the command line, any field is set with
+`--config.<field>=<value>`; an unknown field is refused.
+
+Every recipe also takes `:debug` (`--config=configs/k400_vitb_pretrain.py:debug`), which
+runs the same code with a small model for a few steps: seconds on two CPU cores.
+
+Fields declared with `placeholder` are None until they are set.
 """
 
 from ml_collections import ConfigDict
@@ -12,29 +15,33 @@ from ml_collections.config_dict import placeholder
 
 
 def _training() -> ConfigDict:
-    """Returns what pretraining and fine-tuning have in common."""
+    """Returns the fields that pretraining and fine-tuning share."""
     config = ConfigDict()
-    # train, or eval: test the newest checkpoint of a fine-tuning run's --workdir.
+    # train: train, then test. eval: only test the newest checkpoint of --workdir, which
+    # must be a fine-tuning run.
     config.mode = "train"
-    # Decides everything random: parameters, order, frames, crops, masks.
+    # Seeds everything random: parameters, order, frames, crops, masks.
     config.seed = 0
     # Videos per step over all devices. The learning rate scales with it.
     config.batch_size = placeholder(int)
-    # The most clips one device takes at once; beyond it, gradients are accumulated.
+    # Maximum number of clips that a device processes at once. A larger share of the
+    # batch is split into micro-batches, whose gradients are accumulated.
     config.micro_batch_per_device = 32
+    # Passes over the training videos.
     config.epochs = placeholder(int)
-    # Steps of the whole run; 0 means `epochs` over the training videos.
+    # Steps of the whole run. 0: `epochs` passes over the training videos.
     config.steps = 0
-    # How many steps with a loss that is not finite may be skipped before stopping.
+    # Steps with a non-finite loss that may be skipped before the run stops.
     config.max_nonfinite_steps = 0
     # Steps between lines of metrics.
     config.log_every = 20
-    # Regular expression: parameters in whose path, such as encoder/norm/scale, it is
-    # found are not trained.
+    # Regular expression. Parameters in whose path, such as encoder/norm/scale, it is
+    # found are not trained. Empty: all are trained.
     config.freeze = ""
 
     config.model = ConfigDict()
-    # tiny, small, base, large, huge or giant; the fields left None are the variant's.
+    # tiny, small, base, large, huge or giant. The sizes below that are None are the
+    # variant's.
     config.model.variant = "base"
     config.model.width = placeholder(int)
     config.model.depth = placeholder(int)
@@ -42,48 +49,52 @@ def _training() -> ConfigDict:
     config.model.patch_size = placeholder(int)
     config.model.tubelet_size = placeholder(int)
     config.model.mlp_ratio = placeholder(float)
-    # Computation only: parameters, softmax and loss are float32.
+    # Dtype of the computation. Parameters, softmax and loss are always float32.
     config.model.dtype = "bfloat16"
-    # What the backward pass keeps: none (all is kept), dots, blocks (least memory).
+    # What is kept for the backward pass. none: everything; dots: results of matrix
+    # products; blocks: only the inputs of blocks, which takes the least memory and the
+    # most computation.
     config.model.remat = "none"
-    # How attention is computed: xla, by_head (CPU), cudnn (GPU), splash (TPU); None
-    # chooses.
+    # Attention implementation: xla, by_head (CPU), cudnn (GPU) or splash (TPU).
+    # None: chosen automatically.
     config.model.attention = placeholder(str)
 
     config.data = ConfigDict()
-    # A list file (a video, or a folder of its frames, and its label a line),
-    # tfds:FOLDER/SPLIT, or digits:train, the embedded data set; for pretraining also a
-    # list without labels, or a folder of videos.
+    # The training videos. A list file (one video, or folder of frames, and its label
+    # per line), tfds:FOLDER/SPLIT, or digits:train, the embedded data set. Pretraining
+    # also takes a list without labels, or a folder of videos.
     config.data.train = ""
-    # Held-out videos: pretraining's pictures (of training videos if this is empty),
-    # fine-tuning's accuracy while it trains (none if empty).
+    # Held-out videos. Pretraining shows their reconstructions (those of training videos
+    # if this is empty); fine-tuning measures accuracy on them during training (not at
+    # all if this is empty).
     config.data.validation = ""
-    # Where relative paths of a list start; beside the list file if empty.
+    # Folder that relative paths of a list start from. Empty: the list file's folder.
     config.data.root = ""
-    # How images of frame folders are named, with a place for the number.
+    # Names of the images in a folder of frames, with a place for the frame's number.
     config.data.frame_name = "img_{:05}.jpg"
     config.data.num_frames = 16
-    # Frames of the video between two frames of the clip.
+    # Distance between two frames of a clip, in frames of the video.
     config.data.stride = 4
+    # Height and width of a clip, in pixels.
     config.data.image_size = 224
     # Probability of a horizontal flip.
     config.data.flip = 0.0
     # Clips per decoded video, each with its own crop, augmentation and mask.
     config.data.num_samples = 1
-    # Processes that decode for each training process, of which there is one on a host
-    # unless it was started otherwise; 0 decodes in threads of the training process.
-    # None: by the cores and the memory that there are (videomae_jax/data/workers.py).
+    # Worker processes that decode, per training process (one per host by default).
+    # 0: threads of the training process decode. None: chosen automatically from cores
+    # and memory (videomae_jax/data/workers.py).
     config.data.num_workers = placeholder(int)
-    # Threads that decode, in each of them; None: likewise.
+    # Threads that decode in each worker. None: chosen automatically.
     config.data.num_threads = placeholder(int)
-    # Memory in GB that decoding may take for each training process: half of it for
-    # training, half for an evaluation meanwhile; None: half of what there is.
+    # Memory for decoding in GB, per training process: half for training, half for an
+    # evaluation that runs meanwhile. None: half of the available memory.
     config.data.memory_gb = placeholder(float)
-    # The run stops when a larger share of the videos cannot be read.
+    # The run stops when a larger fraction of the videos is unreadable.
     config.data.max_bad_fraction = 0.01
 
     config.optimizer = ConfigDict()
-    # Both rates are for a batch of 256; VideoMAE, appendix.
+    # Peak and final learning rate for a batch of 256 (VideoMAE, appendix).
     config.optimizer.base_lr = placeholder(float)
     config.optimizer.min_lr = placeholder(float)
     config.optimizer.warmup_epochs = placeholder(float)
@@ -91,40 +102,45 @@ def _training() -> ConfigDict:
     config.optimizer.b1 = 0.9
     config.optimizer.b2 = placeholder(float)
     config.optimizer.eps = 1e-8
-    # Largest gradient norm; 0 clips nothing. V2 uses 0.02 to pretrain giant.
+    # Maximum gradient norm. 0: no clipping. VideoMAE V2 uses 0.02 to pretrain giant.
     config.optimizer.clip_norm = 0.0
-    # Learning rate of each block relative to the next one; 1: all alike.
+    # Learning rate of each block relative to that of the next block. 1: all the same.
     config.optimizer.layer_decay = 1.0
 
     config.ema = ConfigDict()
-    # Of an average of the parameters, which is then what is evaluated; 0: none. Early
-    # on it is less, (1 + step) / (10 + step).
+    # Decay of the exponential moving average of the parameters, which is evaluated in
+    # their place. 0: no average. Early in training the decay is at most
+    # (1 + step) / (10 + step).
     config.ema.decay = 0.0
 
     config.mesh = ConfigDict()
-    # Ways to split parameters and optimizer state; all devices split the batch. None:
-    # chosen by the sizes of model and memory, as the log says.
+    # Number of devices that share one copy of parameters and optimizer state. None:
+    # chosen automatically from the sizes of model and memory; the log gives the reason.
+    # The batch is always split over all devices.
     config.mesh.fsdp = placeholder(int)
-    # Split the optimizer's state over all devices even where the parameters are not;
-    # None: likewise.
+    # Split the optimizer state over all devices, even where parameters are replicated.
+    # None: chosen automatically.
     config.mesh.shard_optimizer = placeholder(bool)
 
     config.profile = ConfigDict()
-    # The first step to trace for XProf, into <workdir>/profile, such as 20, counted
-    # from where the run starts or goes on; 0: none.
+    # First step to trace for XProf, into <workdir>/profile, counted from the start or
+    # resumption of the run; for example 20. 0: no trace.
     config.profile.first = 0
+    # Steps to trace.
     config.profile.steps = 3
 
     config.checkpoint = ConfigDict()
+    # Steps between checkpoints.
     config.checkpoint.every = 1000
+    # How many of the newest checkpoints to keep.
     config.checkpoint.keep_last = 2
-    # Steps whose multiples are kept for good; 0: none.
+    # Checkpoints at multiples of this number of steps are never deleted. 0: none.
     config.checkpoint.keep_period = 0
     return config
 
 
 def pretrain() -> ConfigDict:
-    """Returns the fields of a pretraining run; no other can be added."""
+    """Returns the fields of a pretraining run; the config is locked."""
     config = _training()
     config.task = "pretrain"
     config.batch_size = 2048
@@ -133,23 +149,25 @@ def pretrain() -> ConfigDict:
     config.model.decoder_width = placeholder(int)
     config.model.decoder_depth = placeholder(int)
     config.model.decoder_heads = placeholder(int)
-    # Where they are not the encoder's; None: the same remat, its own choice.
+    # As `remat`, for the decoder. None: the encoder's.
     config.model.decoder_remat = placeholder(str)
+    # As `attention`, for the decoder. None: chosen automatically.
     config.model.decoder_attention = placeholder(str)
 
     config.init = ConfigDict()
-    # Where training goes on from: a work directory, or what load_pretrained takes, with
-    # its decoder; empty: from scratch.
+    # Weights to start from: a work directory, or whatever load_pretrained takes, with a
+    # decoder. Empty: random initialisation.
     config.init.source = ""
 
     config.mask = ConfigDict()
-    # tube (the same places in every frame) or random.
+    # tube (the same patches in all frames) or random.
     config.mask.kind = "tube"
     config.mask.ratio = 0.9
-    # Targets are normalised per patch and channel; False: plain pixels in [0, 1].
+    # Predict patches normalised per patch and channel. False: pixels in [0, 1].
     config.normalize_targets = True
 
-    # Crops are these shares of the shorter side, then resized (official code).
+    # Sides of the random crop, as fractions of the shorter side of the frame (official
+    # code). The crop is then resized to image_size.
     config.data.crop_scales = (1.0, 0.875, 0.75, 0.66)
 
     config.optimizer.base_lr = 1.5e-4
@@ -158,82 +176,89 @@ def pretrain() -> ConfigDict:
     config.optimizer.b2 = 0.95
 
     config.picture = ConfigDict()
-    # Steps between pictures of originals, masks and reconstructions; 0: none.
+    # Steps between pictures of original, masked and reconstructed clips. 0: none.
     config.picture.every = 5000
+    # Clips in a picture.
     config.picture.clips = 4
-    # Whose mean and contrast hidden patches are shown with: the visible patches', or
-    # the hidden ones' own, as the official code does (that shows part of the answer).
+    # Source of the mean and contrast with which hidden patches are shown. visible: the
+    # visible patches nearby. hidden: the hidden patches, as in the official code, which
+    # gives away part of the answer.
     config.picture.unpatch_stats = "visible"
     return config.lock()
 
 
 def finetune() -> ConfigDict:
-    """Returns the fields of a fine-tuning run; no other can be added."""
+    """Returns the fields of a fine-tuning run; the config is locked."""
     config = _training()
     config.task = "finetune"
     config.batch_size = 384
     config.epochs = 75
 
     config.init = ConfigDict()
-    # The --workdir of a pretraining run, or of a fine-tuning run to go on from, or what
-    # load_pretrained takes, as MCG-NJU/videomae-base; empty: from scratch.
+    # Weights to start from: the work directory of a pretraining or fine-tuning run, or
+    # whatever load_pretrained takes, such as MCG-NJU/videomae-base. Empty: random
+    # initialisation.
     config.init.source = ""
-    # Take the head of a fine-tuning run too: the same classes are wanted.
+    # Also load the classification head. The classes must be the source's.
     config.init.head = False
 
-    # mean (of all tokens), first_token (most fine-tunes made with Hugging Face's
-    # library) or attentive (a cross-attention block).
+    # mean (of all tokens), first_token (most models fine-tuned with Hugging Face
+    # transformers) or attentive (a cross-attention block).
     config.model.pooling = "mean"
-    # layer, or batch: MAE's for a linear probe.
+    # Normalisation before the head: layer, batch (MAE's linear probe) or none.
     config.model.head_norm = "layer"
-    # Size of pretraining's images in pixels, whose position table is interpolated to
-    # image_size; 0: the plain 1-D table, as in the official V1 code.
+    # Image size of pretraining in pixels, whose position table is interpolated to
+    # image_size. 0: the plain 1-D table, as in the official V1 code.
     config.model.position_size = 224
-    # Probability of dropping the last block's branches, rising from 0 in the first.
+    # Stochastic depth: probability of dropping the last block's branches, rising
+    # linearly from 0 in the first block.
     config.model.drop_path = 0.1
-    # Of the pooled features.
+    # Dropout rate of the pooled features.
     config.model.dropout = 0.0
+    # Factor on the initial weights of the head.
     config.model.head_init_scale = 0.001
 
     # The list of the final test, and of config.mode=eval.
     config.data.test = ""
-    # Class names, one a line, or digits:labels; by default the videos' folders, where
-    # each class has its own.
+    # File of class names, one per line, or digits:labels. Empty: the folders of the
+    # videos, if each class has its own.
     config.data.labels = ""
-    # By default as many as `labels` names, or the training list has.
+    # None: the number of names in `labels`, or of classes in the training list.
     config.data.num_classes = placeholder(int)
-    # dense: the official code's, whose frames are 64 / 15 apart at stride 4; exact:
-    # `stride` apart; uniform: one of each of num_frames parts (Something-Something);
-    # mmaction: as exact, tested as MMAction2 does.
+    # Which frames make a clip. dense: as in the official code, whose frames are 64 / 15
+    # apart at stride 4. exact: `stride` apart. uniform: one from each of num_frames
+    # segments of the video (Something-Something). mmaction: trains as exact, tests as
+    # MMAction2.
     config.data.frame_sampling = "dense"
     config.data.flip = 0.5
-    # Augmentations per decoded video (repeated augmentation).
+    # Repeated augmentation: augmented clips per decoded video.
     config.data.num_samples = 2
-    # rand-m<magnitude>-n<operations>-mstd<spread>-inc1; empty: none.
+    # rand-m<magnitude>-n<operations>-mstd<spread>-inc1. Empty: none.
     config.data.rand_augment = "rand-m7-n4-mstd0.5-inc1"
-    # Smallest and largest share of the frame, and width over height, of a crop.
+    # Range of the crop's area as a fraction of the frame, and of its width / height.
     config.data.crop_area = (0.08, 1.0)
     config.data.crop_aspect = (3 / 4, 4 / 3)
-    # Probability of erasing a box of the clip.
+    # Probability of random erasing: a box of the clip is replaced by noise.
     config.data.erase = 0.25
 
     config.mix = ConfigDict()
-    # Alphas of the Beta distributions; 0 switches one off.
+    # Alpha of the Beta distribution of mixup and of cutmix. 0 disables one.
     config.mix.mixup = 0.8
     config.mix.cutmix = 1.0
-    # Of mixing at all; of cutmix rather than mixup.
+    # Probability of mixing, and of cutmix instead of mixup.
     config.mix.probability = 1.0
     config.mix.switch_probability = 0.5
-    # batch: one draw for all clips; sample: one for each.
+    # batch: one random draw for all clips; sample: one for each clip.
     config.mix.mode = "batch"
 
     config.loss = ConfigDict()
-    # softmax: one class a video; sigmoid: multi-label, where a line of a list may have
-    # several labels, each class is asked for itself, and mean average precision counts.
+    # softmax: one class per video. sigmoid: multi-label, scored by mean average
+    # precision; a line of the list may have several labels.
     config.loss.kind = "softmax"
+    # Label smoothing.
     config.loss.smoothing = 0.1
-    # Weighs classes by their effective number of videos (Cui et al. 2019), such as
-    # 0.999; 0: all alike.
+    # Class-balanced loss: beta of the effective number of videos (Cui et al. 2019), for
+    # example 0.999. 0: all classes weigh the same.
     config.loss.class_balance = 0.0
 
     config.optimizer.base_lr = 5e-4
@@ -243,20 +268,20 @@ def finetune() -> ConfigDict:
     config.optimizer.layer_decay = 0.75
 
     config.evaluation = ConfigDict()
-    # Steps between evaluations on the validation videos' centre clips; 0: none.
+    # Steps between evaluations on the centre clips of the validation videos. 0: none.
     config.evaluation.every = 1000
-    # Views of each test video: clips in time, and crops of each.
+    # Views of a test video: segments in time, and spatial crops of each.
     config.evaluation.segments = 5
     config.evaluation.crops = 3
-    # Videos that each device takes at once, view by view.
+    # Videos per device in a batch; their views are computed one after another.
     config.evaluation.videos_per_device = 4
-    # A file for the test's probabilities as MMAction2's --dump writes them.
+    # File for the test's probabilities, in the format of MMAction2's --dump.
     config.evaluation.dump = ""
     return config.lock()
 
 
 def lists(config: ConfigDict, name: str) -> None:
-    """Sets the lists that `python -m videomae_jax lists NAME` makes, in data/NAME."""
+    """Sets the lists that `python -m videomae_jax lists NAME` writes to data/NAME."""
     config.data.update(
         train=f"data/{name}/train.txt",
         validation=f"data/{name}/val.txt",
@@ -267,9 +292,9 @@ def lists(config: ConfigDict, name: str) -> None:
 
 
 def debug(config: ConfigDict) -> ConfigDict:
-    """Shrinks a recipe to seconds on two CPU cores, leaving the code it runs the same.
+    """Shrinks a recipe to seconds on two CPU cores; the code it runs stays the same.
 
-    Sizes that must divide each other stay as they are relative to each other.
+    Sizes that must divide each other keep their ratios.
     """
     config.update(
         batch_size=8,
@@ -288,7 +313,7 @@ def debug(config: ConfigDict) -> ConfigDict:
         config.picture.every = 10
     else:
         config.evaluation.update(every=10, segments=2, videos_per_device=2)
-        # What the pretraining recipe's :debug leaves.
+        # The image size of the pretraining recipe's :debug.
         config.model.position_size = min(
             config.model.position_size, config.data.image_size
         )
@@ -298,11 +323,13 @@ def debug(config: ConfigDict) -> ConfigDict:
 
 
 def finish(config: ConfigDict, arg: str) -> ConfigDict:
-    """What every recipe ends with: nothing after the colon, or `debug`.
+    """Applies the option after the colon: nothing, or `debug`.
 
     Raises:
-        ValueError: for any other word after the colon.
+        ValueError: if the option is neither.
     """
     if arg not in ("", "debug"):
-        raise ValueError(f"config option {arg!r}: only ':debug' may follow the file")
+        raise ValueError(
+            f"config option {arg!r}: only ':debug' may follow the config file"
+        )
     return debug(config) if arg else config

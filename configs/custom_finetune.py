@@ -7,19 +7,20 @@
         --config.data.test=data/gestures/val.txt \
         --config.init.source=runs/k400_vitb_pretrain
 
-The lists have a video and its label (0, 1, 2, ...) a line; docs/data.md tells more. The
-number of classes is the highest label plus one, and their names are those of the
-folders that the videos lie in, unless config.data.labels names a file with one class
-name a line. Results: `<workdir>/test` (accuracy, predictions, confusion matrix).
+Each line of a list holds a video and its label (0, 1, 2, ...); see docs/data.md. The
+number of classes is the highest label plus one. The class names are those of the
+folders that contain the videos, unless config.data.labels names a file with one class
+name per line. Results are written to `<workdir>/test`: accuracy, predictions, confusion
+matrix.
 
-What most often has to change:
-- config.data.flip = 0.0, where left and right tell classes apart.
-- config.data.frame_sampling = "uniform", where a class is a whole short action from
-  start to end; "dense" looks at num_frames * stride consecutive frames.
+Fields that most often need changing:
+- config.data.flip = 0.0, if left and right distinguish classes.
+- config.data.frame_sampling = "uniform", if a class is a whole short action from start
+  to end; "dense" looks at num_frames * stride consecutive frames.
 - config.batch_size and config.epochs: with a few thousand videos, 16 to 64 and 50 to
-  100. The learning rate follows the batch size by itself.
-- config.loss.class_balance = 0.999, where some classes have far more videos.
-- With few videos, first try a probe, whose encoder is not trained and which is fast:
+  100. The learning rate scales with the batch size automatically.
+- config.loss.class_balance = 0.999, if some classes have far more videos.
+- With few videos, first try a probe, which does not train the encoder and is fast:
   --config.freeze=^encoder/ --config.model.head_norm=batch (linear) or
   --config.model.pooling=attentive, with --config.model.drop_path=0 and
   --config.mix.probability=0.
@@ -29,7 +30,7 @@ from configs import common
 
 
 def get_config(arg: str = ""):
-    """Returns the config; `:debug` after the file name shrinks it."""
+    """Returns the config; the option `debug` shrinks it."""
     config = common.finetune()
     config.init.source = "runs/k400_vitb_pretrain"
     config.data.train = "data/custom/train.txt"

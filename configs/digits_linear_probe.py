@@ -1,17 +1,19 @@
-"""A linear classifier on the frozen pretrained digits encoder.
+"""Trains a linear classifier on the frozen, pretrained encoder of the digits.
 
     python main.py --config=configs/digits_linear_probe.py
 
-MAE's probe (section 4.1 there): batch norm without scale and bias, then one linear
-layer, no weight decay and no augmentation. A quarter of a minute on two CPU cores,
-after configs/digits_pretrain.py.
+Recipe: MAE's linear probe (MAE, section 4.1): batch norm without scale and bias, then
+one linear layer; no weight decay, no augmentation. It takes a quarter of a minute on
+two CPU cores, after configs/digits_pretrain.py.
+
+Expected: about 97 % top-1 (the README's table).
 """
 
 from configs import digits_finetune
 
 
 def get_config(arg: str = ""):
-    """Returns the config; `:debug` after the file name shrinks it."""
+    """Returns the config; the option `debug` shrinks it."""
     config = digits_finetune.get_config(arg)
     config.freeze = "^encoder/"
     config.model.head_norm = "batch"

@@ -1,22 +1,25 @@
-"""VideoMAE on the embedded moving digits.
+"""Pretrains a small VideoMAE on the embedded moving digits.
 
     python main.py --config=configs/digits_pretrain.py
 
-3,000 small mp4 files are made on first use (about 20 s). 2,000 steps of 32 clips take
-five to six minutes on two CPU cores. Predicting each patch's mean would give a loss of
-0.50 (half of the patches are plain paper, whose target is zero); the run stays there
-for some 300 steps, until it has found out where to look, and ends near 0.26. The
-pictures in runs/digits_pretrain/pictures show digits completed in the hidden places.
+The first run makes 3,000 small mp4 files (about 20 s). Its 2,000 steps of 32 clips take
+five to six minutes on two CPU cores.
 
-Why not VideoMAE's values: with 75 % of the places hidden, 2,400 steps ended at 0.34 and
-showed few digits; with four heads of width 32 the plateau lasted much longer.
+Expected: a loss near 0.26. Predicting each patch's mean would give 0.50, because half
+of the patches are plain background, whose target is zero. The loss stays there for some
+300 steps and then falls. The pictures in runs/digits_pretrain/pictures show digits
+completed in the hidden patches.
+
+VideoMAE's own settings work less well on these videos. With 75 % of the patches hidden,
+2,400 steps ended at 0.34 and showed few digits; with four heads of width 32, the loss
+stayed at 0.50 for much longer.
 """
 
 from configs import common
 
 
 def get_config(arg: str = ""):
-    """Returns the config; `:debug` after the file name shrinks it."""
+    """Returns the config; the option `debug` shrinks it."""
     config = common.pretrain()
     config.data.train = "digits:train"
     config.data.validation = "digits:val"

@@ -3,18 +3,20 @@
     python main.py --config=configs/hmdb51_vitb_finetune.py \
         --config.init.source=runs/k400_vitb_pretrain
 
-No official script exists for HMDB51: this is the official recipe for UCF101 (batch 128
-with two augmentations of each video, layer decay 0.7, drop-path 0.2, dropout 0.5), with
-stride 2, as the short videos of HMDB51 suggest and as V2 has it, and half the epochs.
-The lists are made as docs/data.md tells. The paper reports 73.3 % top-1 after Kinetics
-pretraining with settings it does not publish; this library has not run the recipe.
+Recipe: no official script exists for HMDB51. This is the official recipe for UCF101
+(batch 128 with two augmentations of each video, layer decay 0.7, drop-path 0.2, dropout
+0.5) with half the epochs, and with stride 2 as in VideoMAE V2, because the videos are
+short. docs/data.md explains how the lists are made.
+
+Expected: unknown. The paper reports 73.3 % top-1 after pretraining on Kinetics, with
+settings it does not publish; this library has not run the recipe.
 """
 
 from configs import common
 
 
 def get_config(arg: str = ""):
-    """Returns the config; `:debug` after the file name shrinks it."""
+    """Returns the config; the option `debug` shrinks it."""
     config = common.finetune()
     config.init.source = "runs/k400_vitb_pretrain"
     common.lists(config, "hmdb51")

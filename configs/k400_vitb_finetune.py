@@ -1,19 +1,21 @@
-"""Fine-tunes VideoMAE ViT-B (1600 epochs of pretraining) on Kinetics-400.
+"""Fine-tunes VideoMAE ViT-B (pretrained for 1600 epochs) on Kinetics-400.
 
     python main.py --config=configs/k400_vitb_finetune.py \
         --config.init.source=runs/k400_vitb_pretrain
 
-The official script's recipe: batch 384 with two augmentations of each video, peak
-learning rate 5e-4 * 384 / 256, 75 epochs, layer decay 0.75, test on 5 x 3 views. The
-lists are made as docs/data.md tells. The paper's authors report 81.5 % top-1, 95.1 %
-top-5; this library has not run the whole recipe.
+Recipe: the official script's. Batch 384 with two augmentations of each video, peak
+learning rate 5e-4 * 384 / 256, 75 epochs, layer decay 0.75, test on 5 x 3 views.
+docs/data.md explains how the lists are made.
+
+Expected: 81.5 % top-1, 95.1 % top-5, as reported by the authors. This library has not
+run the whole recipe.
 """
 
 from configs import common
 
 
 def get_config(arg: str = ""):
-    """Returns the config; `:debug` after the file name shrinks it."""
+    """Returns the config; the option `debug` shrinks it."""
     config = common.finetune()
     config.init.source = "runs/k400_vitb_pretrain"
     common.lists(config, "kinetics400")

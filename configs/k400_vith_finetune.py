@@ -1,20 +1,22 @@
-"""Fine-tunes VideoMAE ViT-H (1600 epochs of pretraining) on Kinetics-400.
+"""Fine-tunes VideoMAE ViT-H (pretrained for 1600 epochs) on Kinetics-400.
 
     python main.py --config=configs/k400_vith_finetune.py \
         --config.init.source=runs/k400_vith_pretrain --config.mesh.fsdp=8
 
-The official script's recipe: batch 512 with two augmentations of each video, peak
+Recipe: the official script's. Batch 512 with two augmentations of each video, peak
 learning rate 1e-3 * 512 / 256, 50 epochs, layer decay 0.75, drop-path 0.2, dropout 0.5
-before the head, recomputed blocks, test on 5 x 3 views. The lists are made as
-docs/data.md tells. The paper's authors report 86.6 % top-1, 97.1 % top-5; this library
-has not run the whole recipe.
+before the head, remat of all blocks, test on 5 x 3 views. docs/data.md explains how the
+lists are made.
+
+Expected: 86.6 % top-1, 97.1 % top-5, as reported by the authors. This library has not
+run the whole recipe.
 """
 
 from configs import common
 
 
 def get_config(arg: str = ""):
-    """Returns the config; `:debug` after the file name shrinks it."""
+    """Returns the config; the option `debug` shrinks it."""
     config = common.finetune()
     config.init.source = "runs/k400_vith_pretrain"
     common.lists(config, "kinetics400")

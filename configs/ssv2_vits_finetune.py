@@ -1,20 +1,22 @@
-"""Fine-tunes VideoMAE ViT-S (2400 epochs of pretraining) on Something-Something V2.
+"""Fine-tunes VideoMAE ViT-S (pretrained for 2400 epochs) on Something-Something V2.
 
     python main.py --config=configs/ssv2_vits_finetune.py \
         --config.init.source=runs/ssv2_vits_pretrain
 
-The official script's recipe: batch 384 with two augmentations of each video, peak
-learning rate 1e-3 * 384 / 256, 40 epochs, layer decay 0.7, a frame from each of 16
-parts of the video, no flips (left and right are in the labels), test on 2 x 3 views.
-The lists are made as docs/data.md tells. The paper's authors report 66.8 % top-1,
-90.3 % top-5; this library has not run the whole recipe.
+Recipe: the official script's. Batch 384 with two augmentations of each video, peak
+learning rate 1e-3 * 384 / 256, 40 epochs, layer decay 0.7, one frame from each of 16
+segments of the video, no flips (labels distinguish left and right), test on 2 x 3
+views. docs/data.md explains how the lists are made.
+
+Expected: 66.8 % top-1, 90.3 % top-5, as reported by the authors. This library has not
+run the whole recipe.
 """
 
 from configs import common
 
 
 def get_config(arg: str = ""):
-    """Returns the config; `:debug` after the file name shrinks it."""
+    """Returns the config; the option `debug` shrinks it."""
     config = common.finetune()
     config.init.source = "runs/ssv2_vits_pretrain"
     common.lists(config, "ssv2")

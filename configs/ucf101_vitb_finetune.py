@@ -1,20 +1,21 @@
-"""Fine-tunes VideoMAE ViT-B (3200 epochs of pretraining on UCF101) on UCF101, split 1.
+"""Fine-tunes VideoMAE ViT-B (pretrained on UCF101 for 3200 epochs) on UCF101, split 1.
 
     python main.py --config=configs/ucf101_vitb_finetune.py \
         --config.init.source=runs/ucf101_vitb_pretrain
 
-The official script's recipe: batch 128 with two augmentations of each video, peak
+Recipe: the official script's. Batch 128 with two augmentations of each video, peak
 learning rate 5e-4 * 128 / 256, 100 epochs, layer decay 0.7, drop-path 0.2, dropout 0.5
-before the head, test on 5 x 3 views. The lists are made as docs/data.md tells. The
-paper's authors report 91.3 % top-1, 98.5 % top-5; this library has not run the whole
-recipe.
+before the head, test on 5 x 3 views. docs/data.md explains how the lists are made.
+
+Expected: 91.3 % top-1, 98.5 % top-5, as reported by the authors. This library has not
+run the whole recipe.
 """
 
 from configs import common
 
 
 def get_config(arg: str = ""):
-    """Returns the config; `:debug` after the file name shrinks it."""
+    """Returns the config; the option `debug` shrinks it."""
     config = common.finetune()
     config.init.source = "runs/ucf101_vitb_pretrain"
     common.lists(config, "ucf101")
