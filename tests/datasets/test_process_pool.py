@@ -1,4 +1,4 @@
-"""Whatever a worker process does, every item is told of exactly once."""
+"""Whatever a worker process does, every item gets exactly one result."""
 
 import functools
 import os
@@ -15,7 +15,7 @@ from videomae_jax.datasets.process_pool import TaskFailure, process_map
 
 
 def _act(item):
-    """What an item asks for, in a worker."""
+    """Misbehaves in a worker as the item says."""
     match item:
         case "segfault":
             os.kill(os.getpid(), signal.SIGSEGV)
@@ -32,22 +32,18 @@ def _act(item):
         case "hold the GIL":  # so that no thread of the process can do anything
             re.match("(a+)+b", "a" * 60)
         case pathlib.Path():
-            _note_process(item)
+            (item / str(os.getpid())).touch()
             time.sleep(1000)
         case int():
             return item**2
     return None
 
 
-def _note_process(folder: pathlib.Path) -> None:
-    (folder / str(os.getpid())).touch()
-
-
-def test_each_item_comes_once_with_what_became_of_it():
-    crash = "crashes: the process that had it"
+def test_each_item_is_yielded_once_with_its_outcome():
+    crash = "crashes: its process"
     hang = TaskFailure("timeout", "hangs: no result within 3 s")
     expected = {
-        "segfault": TaskFailure("crash", f"{crash} was ended by SIGSEGV"),
+        "segfault": TaskFailure("crash", f"{crash} was killed by SIGSEGV"),
         "exit": TaskFailure("crash", f"{crash} ended with exit code 3"),
         "sys.exit": TaskFailure("error", "SystemExit: bye"),
         "memory": TaskFailure("error", "MemoryError"),
@@ -56,11 +52,11 @@ def test_each_item_comes_once_with_what_became_of_it():
         "nothing": None,
     }
     items = ["lambda", *expected, *range(20)]
-    found = list(process_map(_act, items, num_workers=2, timeout=3))
-    assert sorted(index for index, _ in found) == list(range(len(items)))
-    outcomes = {items[index]: outcome for index, outcome in found}
-    refused = outcomes.pop("lambda")
-    assert refused.kind == "error" and "lambda" in refused.reason
+    results = list(process_map(_act, items, num_workers=2, timeout=3))
+    assert sorted(index for index, _ in results) == list(range(len(items)))
+    outcomes = {items[index]: outcome for index, outcome in results}
+    failure = outcomes.pop("lambda")
+    assert failure.kind == "error" and "lambda" in failure.reason
     assert outcomes == expected | {i: i**2 for i in range(20)}
 
 
@@ -71,21 +67,22 @@ def _die_first(folder: pathlib.Path, item: int) -> int:
     return -item
 
 
-def test_a_bystander_is_tried_again(tmp_path):
-    found = process_map(functools.partial(_die_first, tmp_path), range(3), 1, 60)
-    assert list(found) == [(0, 0), (1, -1), (2, -2)]
+def test_an_item_whose_process_died_is_retried_once(tmp_path):
+    function = functools.partial(_die_first, tmp_path)
+    results = process_map(function, range(3), num_workers=1, timeout=60)
+    assert list(results) == [(0, 0), (1, -1), (2, -2)]
     assert (tmp_path / "died").exists()
 
 
-def test_nothing_to_do_needs_no_process():
-    assert list(process_map(_act, [], 4, 60)) == []
-    assert list(process_map(_act, [], 4, 60, ahead=1)) == []
+def test_no_items_start_no_process():
+    assert list(process_map(_act, [], num_workers=4, timeout=60)) == []
+    assert list(process_map(_act, [], num_workers=4, timeout=60, ahead=1)) == []
 
 
-def _note_begin(folder: pathlib.Path, item: int) -> bytes:
+def _record_start(folder: pathlib.Path, item: int) -> bytes:
     (folder / str(item)).touch()
     if item == 0:
-        while len(list(folder.iterdir())) < 4:  # as many as may be begun
+        while len(list(folder.iterdir())) < 4:  # as many as may be started
             time.sleep(0.02)
         time.sleep(0.5)
     if item == 5:
@@ -93,28 +90,28 @@ def _note_begin(folder: pathlib.Path, item: int) -> bytes:
     return bytes([item]) * 2_000_000  # more than a pipe holds
 
 
-def test_in_order_and_not_too_far_ahead(tmp_path):
-    function = functools.partial(_note_begin, tmp_path)
-    found = process_map(function, range(16), 2, 60, ahead=4)
+def test_results_in_order_with_bounded_read_ahead(tmp_path):
+    function = functools.partial(_record_start, tmp_path)
+    results = process_map(function, range(16), num_workers=2, timeout=60, ahead=4)
     outcomes = []
-    for index, outcome in found:
-        begun = max(int(path.name) for path in tmp_path.iterdir())
-        if index == 0:  # Meanwhile each of the two workers has begun another one.
-            assert begun < 4 + 2
+    for index, outcome in results:
+        started = max(int(path.name) for path in tmp_path.iterdir())
+        if index == 0:  # meanwhile each of the two workers has started another item
+            assert started < 4 + 2
         outcomes.append(outcome)
     assert outcomes.pop(5).kind == "crash"
     assert outcomes == [bytes([i]) * 2_000_000 for i in range(16) if i != 5]
 
 
-class _EndsItsReader:
+class _ExitsOnUnpickling:
     def __reduce__(self):
         return os._exit, (5,)
 
 
 def test_processes_that_do_not_start():
-    function = functools.partial(_act, _EndsItsReader())
+    function = functools.partial(_act, _ExitsOnUnpickling())
     with pytest.raises(RuntimeError, match="do not start: .* exit code 5"):
-        list(process_map(function, range(9), 1, 60))
+        list(process_map(function, range(9), num_workers=1, timeout=60))
 
 
 def _runs(pid: int) -> bool:
@@ -122,7 +119,7 @@ def _runs(pid: int) -> bool:
         status = pathlib.Path(f"/proc/{pid}/stat").read_text()
     except OSError:
         return False
-    return status.rpartition(")")[2].split()[0] != "Z"  # it may wait for its parent
+    return status.rpartition(")")[2].split()[0] != "Z"  # a zombie has ended
 
 
 def _wait_until(condition) -> None:
@@ -133,24 +130,25 @@ def _wait_until(condition) -> None:
 
 
 def test_closing_ends_the_processes(tmp_path):
-    found = process_map(_act, [1, tmp_path], 2, 60)
-    assert next(found) == (0, 1)
+    results = process_map(_act, [1, tmp_path], num_workers=2, timeout=60)
+    assert next(results) == (0, 1)
     _wait_until(lambda: list(tmp_path.iterdir()))
     (pid,) = (int(path.name) for path in tmp_path.iterdir())
     assert _runs(pid)
-    found.close()
+    results.close()
     assert not _runs(pid)
 
 
 _SCRIPT = """
 import pathlib, signal, sys
-from tests.test_isolated import _act
-from videomae_jax.data.isolated import process_map
+from tests.datasets.test_process_pool import _act
+from videomae_jax.datasets.process_pool import process_map
 
 if __name__ == "__main__":
     # A shell's background jobs, and what they start, ignore it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    list(process_map(_act, [pathlib.Path(sys.argv[1])] * 2, 2, 500))
+    items = [pathlib.Path(sys.argv[1])] * 2
+    list(process_map(_act, items, num_workers=2, timeout=500))
 """
 
 
@@ -176,9 +174,9 @@ def test_processes_end_with_their_parent(tmp_path, ending):
         _, errors = parent.communicate(timeout=30)
         assert parent.returncode == -ending
         _wait_until(lambda: not any(map(_runs, pids)))
-        # The workers have nothing to say.
-        told = errors.count("Traceback")
-        assert told == (ending == signal.SIGINT), errors
+        # The workers print no traceback of their own.
+        tracebacks = errors.count("Traceback")
+        assert tracebacks == (ending == signal.SIGINT), errors
     finally:
         parent.kill()
         parent.wait()

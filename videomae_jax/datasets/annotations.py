@@ -1,6 +1,6 @@
-"""What public data sets say of their videos: which ones, in which split, what class.
+"""Reads the annotations of public data sets: videos, splits, and classes.
 
-Each reader takes the files as their publishers distribute them.
+Each function takes the files as their publishers distribute them.
 """
 
 import csv
@@ -9,19 +9,34 @@ import json
 import pathlib
 import re
 from collections.abc import Sequence
+from typing import IO, Any
 
 from videomae_jax.errors import RecordError
+
+# Names that publishers and users give to the files or folders of a split.
+SPLIT_NAMES = {
+    "train": ("train",),
+    "val": ("val", "validate", "validation", "valid"),
+    "test": ("test",),
+}
+_KINETICS_PREFIXES = ("", "kinetics_") + tuple(
+    f"{start}{count}_"
+    for count in (400, 600, 700)
+    for start in ("kinetics-", "kinetics", "k")
+)
+# CVDF ships intact copies of some broken videos in a folder of its own.
+_KINETICS_REPLACEMENTS = ("replacement", "replacement_for_corrupted_k400")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Entry:
-    """One video.
+    """One annotated video.
 
     Attributes:
-        name: its file name without extension, which copies often change.
-        label: its class, or None where that is not published.
-        folders: names of folders that tell the right one of several files of this
-            name, best first.
+        name: the file name without its extension, which often differs between copies.
+        label: the class, or None if it is not published.
+        folders: names of the folders to prefer if several files have this name, best
+            first.
     """
 
     name: str
@@ -31,12 +46,12 @@ class Entry:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Annotations:
-    """A data set.
+    """An annotated data set.
 
     Attributes:
         classes: their names, by label.
-        splits: the videos of train, val and test, as far as they are published.
-        unused: names of videos that belong to the data set, but to none of `splits`.
+        splits: the published ones of train, val and test, each with its videos.
+        unused: names of videos of the data set that are in none of the splits.
     """
 
     classes: list[str]
@@ -45,113 +60,92 @@ class Annotations:
 
 
 def kinetics(folder: pathlib.Path) -> Annotations:
-    """Reads train.csv, val.csv (or validate.csv) and test.csv, as far as they exist.
+    """Reads train.csv and, if they exist, val.csv (or validate.csv) and test.csv.
 
-    Labels are the alphabetical order of the class names: for Kinetics-400 the usual
-    one, from 0 abseiling to 399 zumba.
+    Labels follow the alphabetical order of the class names. For Kinetics-400 this is
+    the usual order, from 0 abseiling to 399 zumba.
     """
     rows = {}
-    for split, words in _SPLIT_WORDS.items():
-        names = [prefix + word for word in words for prefix in _KINETICS_PREFIXES]
-        file = _find(folder, [f"{name}.csv" for name in names], split == "train")
+    for split, names in SPLIT_NAMES.items():
+        patterns = [f"{prefix}{n}.csv" for n in names for prefix in _KINETICS_PREFIXES]
+        file = (_find if split == "train" else _find_optional)(folder, patterns)
         if file:
             rows[split] = _read_kinetics(file)
-    classes = sorted({row[1] for found in rows.values() for row in found} - {None})
+    classes = sorted({label for split in rows.values() for _, label in split} - {None})
     label_of = {name: label for label, name in enumerate(classes)} | {None: None}
-    return Annotations(
-        classes,
-        {
-            split: [
-                # CVDF ships sound copies of some broken videos in a folder of its own.
-                Entry(
-                    name,
-                    label_of[label],
-                    ("replacement", "replacement_for_corrupted_k400")
-                    + _SPLIT_WORDS[split],
-                )
-                for name, label in found
-            ]
-            for split, found in rows.items()
-        },
-    )
-
-
-_SPLIT_WORDS = {
-    "train": ("train",),
-    "val": ("val", "validate", "validation"),
-    "test": ("test",),
-}
-_KINETICS_PREFIXES = ("", "kinetics_") + tuple(
-    f"{start}{count}_"
-    for count in (400, 600, 700)
-    for start in ("kinetics-", "kinetics", "k")
-)
+    splits = {
+        split: [
+            Entry(name, label_of[label], _KINETICS_REPLACEMENTS + SPLIT_NAMES[split])
+            for name, label in videos
+        ]
+        for split, videos in rows.items()
+    }
+    return Annotations(classes, splits)
 
 
 def _read_kinetics(file: pathlib.Path) -> list[tuple[str, str | None]]:
-    wanted = ("youtube_id", "time_start", "time_end")
+    required = ("youtube_id", "time_start", "time_end")
     with _open(file, newline="") as lines:
         reader = csv.DictReader(lines)
         columns = reader.fieldnames or []
-        if not set(wanted) <= set(columns):
+        if not set(required) <= set(columns):
             raise RecordError(
-                f"{file}: the first line has to name the columns label, "
-                f"{', '.join(wanted)}, as in the official files; it names "
+                f"{file}: the first line must name the columns label, "
+                f"{', '.join(required)}, as in the official files, but it names "
                 f"{', '.join(columns) or 'none'}"
             )
-        found = []
+        videos = []
         for row in reader:
             try:
-                start, end = (int(float(row[name])) for name in wanted[1:])
+                start, end = (int(float(row[name])) for name in required[1:])
             except (TypeError, ValueError):
                 raise RecordError(
-                    f"{file}:{reader.line_num}: time_start and time_end have to be "
-                    f"numbers of seconds; here they are {row['time_start']!r} and "
+                    f"{file}:{reader.line_num}: time_start and time_end must be "
+                    f"numbers of seconds, got {row['time_start']!r} and "
                     f"{row['time_end']!r}"
                 ) from None
             name = f"{row['youtube_id']}_{start:06d}_{end:06d}"
-            found.append((name, row.get("label") or None))
-    return found
+            videos.append((name, row.get("label") or None))
+    return videos
 
 
 def something_something_v2(folder: pathlib.Path) -> Annotations:
     """Reads the JSON files of either release.
 
     The class is the template without its brackets, looked up in labels.json. The newer
-    release publishes the classes of the test videos, in test-answers.csv.
+    release publishes the classes of the test videos in test-answers.csv.
     """
 
-    def find(name: str, required: bool = True) -> pathlib.Path | None:
-        return _find(folder, [f"something-something-v2-{name}", name], required)
+    def patterns(name: str) -> list[str]:
+        return [f"something-something-v2-{name}", name]
 
-    label_file = find("labels.json")
+    label_file = _find(folder, patterns("labels.json"))
     labels = _read_json(label_file, dict)
     try:
         labels = {name: int(label) for name, label in labels.items()}
     except (TypeError, ValueError):
         labels = {}
     if not labels or sorted(labels.values()) != list(range(len(labels))):
-        raise RecordError(
-            f"{label_file}: a number from 0 up, each once, is wanted for each class"
-        )
+        raise RecordError(f"{label_file}: labels must be 0, 1, 2, ..., each used once")
 
     def label_of(text: str, file: pathlib.Path, name: str) -> int:
         text = text.replace("[", "").replace("]", "")
         if text not in labels:
             raise RecordError(
-                f"{file}: video {name} is of class {text!r}, which {label_file} lacks: "
-                "are both files from the same release?"
+                f"{file}: video {name} has class {text!r}, which is not in "
+                f"{label_file}: are both files from the same release?"
             )
         return labels[text]
 
     splits = {}
     for split, name in (("train", "train.json"), ("val", "validation.json")):
-        file = find(name)
+        file = _find(folder, patterns(name))
         splits[split] = [
             Entry(video, label_of(template, file, video))
             for video, template in _read_videos(file, "id", "template")
         ]
-    test, answers = find("test.json", False), find("test-answers.csv", False)
+    test = _find_optional(folder, patterns("test.json"))
+    answers = _find_optional(folder, patterns("test-answers.csv"))
     if test:
         label = {}
         if answers:
@@ -162,7 +156,7 @@ def something_something_v2(folder: pathlib.Path) -> Annotations:
         splits["test"] = [
             Entry(video, label.get(video)) for (video,) in _read_videos(test, "id")
         ]
-    return Annotations(sorted(labels, key=labels.get), splits)
+    return Annotations(sorted(labels, key=labels.__getitem__), splits)
 
 
 def _read_videos(file: pathlib.Path, *fields: str) -> list[tuple[str, ...]]:
@@ -173,35 +167,38 @@ def _read_videos(file: pathlib.Path, *fields: str) -> list[tuple[str, ...]]:
         ]
     except (KeyError, TypeError):
         raise RecordError(
-            f"{file}: a list of objects, each with {' and '.join(fields)}, is wanted"
+            f"{file}: expected a list of objects, each with {' and '.join(fields)}"
         ) from None
 
 
-def _read_json(file: pathlib.Path, kind: type):
+def _read_json(file: pathlib.Path, kind: type) -> Any:
     with _open(file) as text:
         try:
             content = json.load(text)
         except json.JSONDecodeError as error:
             raise RecordError(
-                f"{file}: not a whole JSON file ({error}): was it cut short?"
+                f"{file}: not a complete JSON file ({error}). Was it cut off?"
             ) from None
     if not isinstance(content, kind):
-        raise RecordError(f"{file}: its JSON is no {kind.__name__}: a different file?")
+        raise RecordError(
+            f"{file}: expected a JSON {kind.__name__}, got "
+            f"{type(content).__name__}. Is it the right file?"
+        )
     return content
 
 
 def ucf101(folder: pathlib.Path, split: int) -> Annotations:
     """Reads classInd.txt, trainlist0N.txt and testlist0N.txt; the test videos are val.
 
-    Labels are those of classInd.txt less one.
+    Labels are the numbers in classInd.txt minus one.
     """
     index = _find(folder, ["classInd.txt"])
     classes = []
-    for number, line in _lines(index):
-        count, _, name = line.partition(" ")
-        if count != str(len(classes) + 1) or not name:
+    for line_number, line in _lines(index):
+        number, _, name = line.partition(" ")
+        if number != str(len(classes) + 1) or not name:
             raise RecordError(
-                f"{index}:{number}: `{len(classes) + 1} ClassName` is wanted, not "
+                f"{index}:{line_number}: expected `{len(classes) + 1} ClassName`, got "
                 f"{line!r}"
             )
         classes.append(name)
@@ -210,14 +207,15 @@ def ucf101(folder: pathlib.Path, split: int) -> Annotations:
     for key, word in (("train", "train"), ("val", "test")):
         file = _find(folder, [f"{word}list0{split}.txt"])
         splits[key] = []
-        for number, line in _lines(file):
-            path, _, listed = line.partition(" ")
+        for line_number, line in _lines(file):
+            path, _, number = line.partition(" ")
             class_name, _, name = path.rpartition("/")
             label = label_of.get(class_name)
-            if label is None or listed not in ("", str(label + 1)):
+            if label is None or number not in ("", str(label + 1)):
                 raise RecordError(
-                    f"{file}:{number}: `Class/video.avi`, and for training videos the "
-                    f"number of the class in {index.name}, are wanted, not {line!r}"
+                    f"{file}:{line_number}: expected `Class/video.avi`, followed for "
+                    f"training videos by the number of the class in {index.name}, got "
+                    f"{line!r}"
                 )
             splits[key].append(Entry(_stem(name), label, (class_name,)))
     return Annotations(classes, splits)
@@ -226,7 +224,7 @@ def ucf101(folder: pathlib.Path, split: int) -> Annotations:
 def hmdb51(folder: pathlib.Path, split: int) -> Annotations:
     """Reads CLASS_test_splitN.txt of all classes; the test videos are val.
 
-    Labels are the alphabetical order of the class names.
+    Labels follow the alphabetical order of the class names.
     """
     ending = f"_test_split{split}.txt"
     first = _find(folder, [f"*{ending}"])
@@ -236,12 +234,12 @@ def hmdb51(folder: pathlib.Path, split: int) -> Annotations:
     unused = set()
     for label, class_name in enumerate(classes):
         file = first.parent / (class_name + ending)
-        for number, line in _lines(file):
+        for line_number, line in _lines(file):
             match = re.fullmatch(r"(.+\S)\s+([012])", line)
             if not match:
                 raise RecordError(
-                    f"{file}:{number}: `video.avi` and 0 (not used), 1 (training) or 2 "
-                    f"(test) are wanted, not {line!r}"
+                    f"{file}:{line_number}: expected `video.avi` and 0 (not used), "
+                    f"1 (training) or 2 (test), got {line!r}"
                 )
             name = _stem(match[1])
             if match[2] == "0":
@@ -252,49 +250,55 @@ def hmdb51(folder: pathlib.Path, split: int) -> Annotations:
     return Annotations(classes, splits, frozenset(unused))
 
 
-def _find(
-    folder: pathlib.Path, patterns: Sequence[str], required: bool = True
-) -> pathlib.Path | None:
+def _find(folder: pathlib.Path, patterns: Sequence[str]) -> pathlib.Path:
     """Finds a file by its possible names, in the folder or one level below."""
-    if not folder.is_dir():
-        raise RecordError(
-            f"--annotations: {str(folder)!r} is a file; its folder is wanted"
-            if folder.exists()
-            else f"--annotations: there is no folder {str(folder)!r}"
-        )
-    subfolders = [path for path in folder.iterdir() if path.is_dir()]
-    for places in ([folder], subfolders):
-        found = {}
-        for place in places:
-            for pattern in patterns:
-                for file in sorted(place.glob(pattern)):
-                    found.setdefault(place, file)
-        if len(found) > 1:
-            raise RecordError(
-                "several folders hold such annotations: give one of them with "
-                f"--annotations: {' '.join(str(place) for place in sorted(found))}"
-            )
-        for file in found.values():
-            return file
-    if not required:
-        return None
+    file = _find_optional(folder, patterns)
+    if file:
+        return file
     shown = ", ".join(patterns[:3]) + ("..." if len(patterns) > 3 else "")
     raise RecordError(
-        f"--annotations: neither {folder} nor a folder in it holds {shown}. "
-        "docs/data.md tells where each data set's annotations are found"
+        f"--annotations: {shown} not found in {folder} or one folder below. "
+        "docs/data.md lists where to download the annotations of each data set"
     )
 
 
+def _find_optional(
+    folder: pathlib.Path, patterns: Sequence[str]
+) -> pathlib.Path | None:
+    """Finds a file as `_find` does; returns None if it does not exist."""
+    if not folder.is_dir():
+        raise RecordError(
+            f"--annotations: {str(folder)!r} is a file, expected its folder"
+            if folder.exists()
+            else f"--annotations: folder {str(folder)!r} not found"
+        )
+    subfolders = [path for path in folder.iterdir() if path.is_dir()]
+    for candidates in ([folder], subfolders):
+        matches = {}
+        for candidate in candidates:
+            for pattern in patterns:
+                for file in sorted(candidate.glob(pattern)):
+                    matches.setdefault(candidate, file)
+        if len(matches) > 1:
+            raise RecordError(
+                "several folders contain such annotations. Pass one of them as "
+                f"--annotations: {' '.join(str(path) for path in sorted(matches))}"
+            )
+        for file in matches.values():
+            return file
+    return None
+
+
 def _lines(file: pathlib.Path) -> list[tuple[int, str]]:
-    """Lines that are not blank, with their numbers."""
+    """Returns the lines that are not blank, with their numbers."""
     with _open(file) as text:
         lines = [line.strip() for line in text]
     return [(number, line) for number, line in enumerate(lines, 1) if line]
 
 
-def _open(file: pathlib.Path, newline: str | None = None):
-    # "replace", because a wrong character matters only if it is in a name, and then
-    # shows up as a missing video.
+def _open(file: pathlib.Path, newline: str | None = None) -> IO[str]:
+    # "replace": a wrong character matters only in a name, where it shows up as a
+    # missing video.
     return open(file, encoding="utf-8-sig", errors="replace", newline=newline)
 
 

@@ -1,9 +1,9 @@
-"""A function applied to items in processes that may crash or hang without harm.
+"""A process pool that survives workers that crash or hang.
 
-A damaged video can crash the process that decodes it, keep it busy for ever, or take
-all memory, and no `except` sees that. Here, whatever becomes of the process that has an
-item, only this item fails: a new process goes on with the others. (`concurrent.futures`
-gives up all work when one of its processes dies, and cannot end one that hangs.)
+A damaged video can crash the process that decodes it, keep it busy forever, or use up
+all memory; `except` catches none of these. In this pool only the item being processed
+fails, and a new process continues with the others. (`concurrent.futures` aborts all
+work when one process dies, and cannot stop a process that hangs.)
 """
 
 import collections
@@ -21,23 +21,23 @@ from typing import Any, Literal
 
 from videomae_jax.processes import exit_with_parent
 
-# Not fork: a copy of a process with threads, such as JAX's, may lock up.
+# Forking a process with threads, such as JAX's, may deadlock.
 _CONTEXT = multiprocessing.get_context("spawn")
-_START_SECONDS = 300  # to import what the function needs; minutes on a busy file system
-# After which Python looks whether it was interrupted.
-_LONGEST_WAIT_SECONDS = 2
+# For the imports of the function's module; minutes on a busy file system.
+_START_SECONDS = 300
+_POLL_SECONDS = 2  # between checks for Ctrl-C
 _START_ATTEMPTS = 3
 _EXIT_SECONDS = 10  # from closing the pipe to the end of a process
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class TaskFailure:
-    """What became of an item in place of a result.
+    """Takes the place of the result of an item that failed.
 
     Attributes:
-        kind: "error", the function raised; "crash", its process died; "timeout", it
-            was ended because it took too long.
-        reason: a line for people.
+        kind: "error" if the function raised, "crash" if its process died, "timeout" if
+            it took too long and was killed.
+        reason: one line to show to the user.
     """
 
     kind: Literal["error", "crash", "timeout"]
@@ -47,43 +47,44 @@ class TaskFailure:
 def process_map(
     function: Callable[[Any], Any],
     items: Sequence[Any],
+    *,
     num_workers: int,
     timeout: float,
     ahead: int | None = None,
 ) -> Iterator[tuple[int, Any | TaskFailure]]:
     """Applies a function to each item, in worker processes.
 
-    Every index comes exactly once, whatever the items do. An item whose process died is
-    tried once more in another one, for it may have been a bystander: where memory ran
-    out, or after damage that an earlier item left. So the function must bear to be
-    repeated. It should not start processes, which would outlive a worker's end.
+    Every index is yielded exactly once, whatever the items do. An item whose process
+    died is tried once more in another process: it may not be the cause, for example if
+    memory ran out or an earlier item corrupted the process. The function must therefore
+    be idempotent. It should not start processes, which would outlive a killed worker.
 
-    Workers end with the generator: close it, or wrap it in `contextlib.closing`, if it
-    is not used up. They also end with this process, however that dies, and leave Ctrl-C
-    to it.
+    The workers end with the generator: close it, or wrap it in `contextlib.closing`, if
+    it is not exhausted. They also end when this process dies in any way, and ignore
+    Ctrl-C, which this process handles.
 
     Args:
-        function: at the top level of a module, or a `functools.partial` of such a one.
-            It, the items and the results are pickled.
-        items: what to apply it to, begun in this order.
-        num_workers: processes, at least 1.
-        timeout: seconds that an item may take, finite; starting a process not included.
-        ahead: None gives results as they come, for small ones. A number gives them in
-            the order of the items, and holds few in memory: an item is begun only when
-            it is less than so many places, at least 1, after the first one that has no
-            result yet.
+        function: defined at the top level of a module, or a `functools.partial` of such
+            a function. It, the items and the results are pickled.
+        items: its arguments, processed in this order.
+        num_workers: number of processes, at least 1.
+        timeout: finite limit in seconds per item, without the start of a process.
+        ahead: if None, results are yielded as they arrive. If a number, they are
+            yielded in the order of the items, and an item is started only if fewer than
+            `ahead` (at least 1) items separate it from the first one without a result;
+            this bounds the results held in memory.
 
     Yields:
         (index of the item, result or TaskFailure).
 
     Raises:
-        RuntimeError: if processes do not even start, three times in a row.
+        RuntimeError: if processes fail to start three times in a row.
     """
     todo = collections.deque(range(len(items)))
     died_once = set()
     failed_starts = 0
-    results: dict[int, Any | TaskFailure] = {}  # that are not given yet
-    first = 0  # index of the next result to give, if they are given in order
+    results: dict[int, Any | TaskFailure] = {}  # not yielded yet
+    first = 0  # index of the next result to yield, if yielded in order
     busy: list[_Worker] = []  # starting, or with an item
     idle: list[_Worker] = []
     try:
@@ -97,8 +98,8 @@ def process_map(
                     failed_starts = failed_starts + 1 if lost else 0
                     if todo and failed_starts == _START_ATTEMPTS:
                         raise RuntimeError(
-                            f"worker processes do not start: {outcome.reason}. In a "
-                            'script, call this below `if __name__ == "__main__":`'
+                            f"worker processes do not start: {outcome.reason}. A "
+                            'script must call this below `if __name__ == "__main__":`'
                         )
                 elif lost and outcome.kind == "crash" and index not in died_once:
                     died_once.add(index)
@@ -113,19 +114,19 @@ def process_map(
                     if todo:
                         busy.append(_Worker(function))
             if ahead is None:
-                given = list(results)
+                ready = list(results)
             else:
                 following = itertools.count(first)
-                given = list(itertools.takewhile(results.__contains__, following))
-            first += len(given)
-            # Before they are given: all workers are busy while the caller is.
+                ready = list(itertools.takewhile(results.__contains__, following))
+            first += len(ready)
+            # Assign new items before yielding: the caller may take long.
             while idle and todo and (ahead is None or todo[0] < first + ahead):
                 worker = idle.pop()
                 busy.append(worker)
-                worker.give(todo[0], items[todo.popleft()], timeout)
+                worker.assign(todo[0], items[todo.popleft()], timeout)
             while idle and not todo:
                 idle.pop().kill()
-            for index in given:
+            for index in ready:
                 yield index, results.pop(index)
     finally:
         for worker in busy + idle:
@@ -133,37 +134,37 @@ def process_map(
 
 
 class _Worker:
-    """A process, and what it is doing.
+    """A process and the item that it works on.
 
     Attributes:
-        pipe: readable when there is something to `receive`.
-        index: of the item in work; None while the process starts.
-        deadline: when to give it up, as `time.monotonic` counts.
+        pipe: readable if `receive` would return a result.
+        index: of the item in progress; None while the process starts.
+        deadline: when to kill the process, in seconds of `time.monotonic`.
     """
 
     def __init__(self, function: Callable[[Any], Any]):
         self.index: int | None = None
-        self.pipe, theirs = _CONTEXT.Pipe()
-        # A daemon, so that none is left if an interrupt comes before it is noted.
+        self.pipe, child_pipe = _CONTEXT.Pipe()
+        # A daemon also ends if Ctrl-C arrives before the caller has stored this object.
         self._process = _CONTEXT.Process(
-            target=_work, args=(theirs, function), daemon=True
+            target=_work, args=(child_pipe, function), daemon=True
         )
-        with _interrupts_held_back():
+        with _interrupts_blocked():
             self._process.start()
-        theirs.close()  # so that the pipe ends when the process does
+        child_pipe.close()  # so that reading reports the end of the process
         self._set_timeout(_START_SECONDS)
 
-    def give(self, index: int, item: Any, timeout: float) -> None:
-        """Sends the item to begin with."""
+    def assign(self, index: int, item: Any, timeout: float) -> None:
+        """Sends the next item to the process."""
         self.index = index
         self._set_timeout(timeout)
-        with contextlib.suppress(ConnectionError):  # If it has died, `receive` tells.
+        with contextlib.suppress(ConnectionError):  # `receive` reports a dead process
             self.pipe.send(item)
 
     def receive(self) -> Any | TaskFailure:
-        """What became of the item, or, from a process that has started, None.
+        """Returns the result of the item, or None from a process that has started.
 
-        Only for a worker that `_wait` found to have something or to be late.
+        Only for workers that `_wait` has returned.
         """
         if not self.pipe.poll():
             return TaskFailure(
@@ -177,7 +178,7 @@ class _Worker:
         return value if succeeded else TaskFailure("error", value)
 
     def kill(self) -> None:
-        """Ends the process, whatever it is doing."""
+        """Kills the process, whatever it is doing."""
         self._process.kill()
         self._process.join()
         self._process.close()
@@ -188,22 +189,22 @@ class _Worker:
 
 
 def _wait(workers: Sequence[_Worker]) -> list[_Worker]:
-    """Waits for workers that have sent something, died, or are late; not for long."""
+    """Waits briefly; returns workers that sent a result, died, or are overdue."""
     deadline = min(worker.deadline for worker in workers)
-    # Ctrl-C in the moment before the system call does not end it.
-    patience = min(max(deadline - time.monotonic(), 0), _LONGEST_WAIT_SECONDS)
+    # Not for long: Ctrl-C just before the system call would not interrupt it.
+    patience = min(max(deadline - time.monotonic(), 0), _POLL_SECONDS)
     ready = connection.wait([worker.pipe for worker in workers], patience)
     now = time.monotonic()
     return [w for w in workers if w.pipe in ready or w.deadline <= now]
 
 
 @contextlib.contextmanager
-def _interrupts_held_back() -> Iterator[None]:
-    """Keeps Ctrl-C from a process that is started meanwhile, for all its life.
+def _interrupts_blocked() -> Iterator[None]:
+    """Makes processes started in this context ignore Ctrl-C for their whole life.
 
     A terminal sends it to all processes, and each would print a traceback.
     """
-    resource_tracker.ensure_running()  # It would lift the mask when it starts.
+    resource_tracker.ensure_running()  # starting it later would reset the mask
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -212,30 +213,30 @@ def _interrupts_held_back() -> Iterator[None]:
 
 
 def _work(pipe: connection.Connection, function: Callable[[Any], Any]) -> None:
-    """What a worker process does: answers each item until it is killed."""
+    """Processes items until it is killed; runs in a worker process."""
     exit_with_parent()
-    # When memory runs out, Linux shall end a worker and neither the parent, which takes
-    # no notice of videos' sizes, nor something else that runs here.
+    # If memory runs out, Linux should kill a worker rather than the parent or another
+    # program of the machine.
     with contextlib.suppress(OSError):
         pathlib.Path("/proc/self/oom_score_adj").write_text("1000")
-    with contextlib.suppress(EOFError, ConnectionError):  # The parent has ended.
+    with contextlib.suppress(EOFError, ConnectionError):  # the parent has ended
         pipe.send((True, None))
         while True:
             item = pipe.recv()
             try:
-                answer = pickle.dumps((True, function(item)))
-            except BaseException as error:  # also sys.exit: the process can go on
+                message = pickle.dumps((True, function(item)))
+            except BaseException as error:  # also sys.exit: the process can continue
                 text = f"{type(error).__name__}: {error}".rstrip(": ")
-                answer = pickle.dumps((False, text))
-            pipe.send_bytes(answer)
+                message = pickle.dumps((False, text))
+            pipe.send_bytes(message)
 
 
 def _describe_exit(exitcode: int | None) -> str:
     if exitcode is None or exitcode >= 0:
-        return f"crashes: the process that had it ended with exit code {exitcode}"
+        return f"crashes: its process ended with exit code {exitcode}"
     try:
         name = signal.Signals(-exitcode).name
     except ValueError:
         name = f"signal {-exitcode}"
-    memory = " (as when memory runs out)" if -exitcode == signal.SIGKILL else ""
-    return f"crashes: the process that had it was ended by {name}{memory}"
+    memory = " (possibly out of memory)" if -exitcode == signal.SIGKILL else ""
+    return f"crashes: its process was killed by {name}{memory}"
