@@ -206,7 +206,7 @@ def main():
     contestants = {original: (originals(arguments.videos, to_float), 1)}
     with tempfile.TemporaryDirectory() as folder:
         kinds = {
-            "ordinary files": [Record(path, None, path) for path in arguments.videos],
+            "ordinary files": [Record(path, path) for path in arguments.videos],
             **{
                 f"prepared, short side {side}": prepared(arguments.videos, folder, side)
                 for side in (320, 256)

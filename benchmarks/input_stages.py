@@ -88,7 +88,7 @@ def main():
     processes.set_up()
     with tempfile.TemporaryDirectory() as folder:
         kinds = {
-            "ordinary files": [Record(path, None, path) for path in arguments.videos],
+            "ordinary files": [Record(path, path) for path in arguments.videos],
             "prepared": input_pipeline.prepared(arguments.videos, folder, 320),
         }
         means = {kind: collections.defaultdict(list) for kind in kinds}

@@ -78,7 +78,7 @@ def main():
     parser.add_argument("--pause", type=float, default=5, help="seconds")
     arguments = parser.parse_args()
     decode.print_hardware()
-    videos = [Record(path, None, path) for path in arguments.videos]
+    videos = [Record(path, path) for path in arguments.videos]
     clip_bytes = FRAMES * arguments.size**2 * 3
     task = workers.Task(clip_bytes, arguments.batch, arguments.clips, len(videos))
     chosen = workers.choose(

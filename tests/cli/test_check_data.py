@@ -28,7 +28,7 @@ from videomae_jax.datasets import report as checking
 from videomae_jax.datasets.probe import Job, ProbeResult, examine
 from videomae_jax.errors import VideoError
 from videomae_jax.video.decoder import Video
-from videomae_jax.video.record import Record
+from videomae_jax.video.record import LabelKind, Record
 
 _SIZE = (48, 64)
 
@@ -161,7 +161,7 @@ def test_every_kind_of_problem(folder, check):
     kept = [row["id"] for row in rows.values() if row["clean"]]
     assert kept == ["good.mp4", "short.mp4", "just enough.mp4", "no_index.avi"]
     clean = sources.load(str(folder / "train_check/clean.txt"))
-    assert [record.label for record in clean] == [0, 2, 0, 0]
+    assert [record.labels for record in clean] == [(0,), (2,), (0,), (0,)]
 
     for name, reason in {
         "text.mp4": "not a video",
@@ -272,8 +272,9 @@ def test_folders_and_several_labels(check, tmp_path):
     assert check(tmp_path / "many.txt")[0] == 1  # several labels, and not said so
     status, *_ = check(tmp_path / "many.txt", "--multi-label", *clip)
     assert status == 0
-    found = sources.load(str(tmp_path / "many_check/clean.txt"), several_labels=True)
-    assert [record.label for record in found] == [(1, 3), (), (1,)]
+    path = tmp_path / "many_check/clean.txt"
+    found = sources.load(str(path), label_kind=LabelKind.MANY)
+    assert [record.labels for record in found] == [(1, 3), (), (1,)]
 
     # A name that no list can hold is that video's problem.
     os.rename(tmp_path / "1.mp4", os.fsencode(tmp_path) + b"/\xff.mp4")
@@ -490,7 +491,7 @@ def _examination(**changes) -> ProbeResult:
     ],
 )
 def test_advice(changes, advice):
-    found = [Record(f"/{i}.mp4", None, f"{i}.mp4") for i in range(10)]
+    found = [Record(f"/{i}.mp4", f"{i}.mp4") for i in range(10)]
     sizes = list(range(10))
     videos = checking.judge(found, sizes, [_examination(**changes)] * 10, 61)
     told = checking.summarize(videos, [True] * 10, 61)
@@ -502,9 +503,9 @@ def test_advice(changes, advice):
 
 def test_label_statistics_of_any_labels():
     found = [
-        Record("/a", 10**9 - 1, "a"),
-        Record("/b", None, "b"),
-        Record("/c", 0, "c"),
+        Record("/a", "a", labels=(10**9 - 1,)),
+        Record("/b", "b"),
+        Record("/c", "c", labels=(0,)),
     ]
     covered = checking.label_statistics(found, [True, True, False])
     assert covered.num_classes == 10**9 and covered.num_empty == 10**9 - 1

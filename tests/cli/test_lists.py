@@ -15,6 +15,7 @@ from videomae_jax import __main__ as command_line
 from videomae_jax.cli import lists
 from videomae_jax.data import labels, sources
 from videomae_jax.errors import RecordError
+from videomae_jax.video.record import LabelKind
 
 
 @pytest.fixture
@@ -36,11 +37,19 @@ def make(folder, *paths, content=b"video"):
         file.write_bytes(content)
 
 
-def load(path, root, require_labels=True):
+def one_label(record):
+    """Returns the only label of a record, or None."""
+    (label,) = record.labels or (None,)
+    return label
+
+
+def load(path, root, label_kind=LabelKind.ONE):
     """The list as {path relative to root: label}; every path exists."""
-    loaded = sources.load(str(path), require_labels=require_labels)
+    loaded = sources.load(str(path), label_kind=label_kind)
     assert all(os.path.getsize(record.path) for record in loaded)
-    rows = {os.path.relpath(record.path, root): record.label for record in loaded}
+    rows = {
+        os.path.relpath(record.path, root): one_label(record) for record in loaded
+    }
     assert len(rows) == len(loaded)
     return rows
 
@@ -113,7 +122,7 @@ def test_kinetics(run, tmp_path, layout, names):
     assert (out / "labels.txt").read_text().splitlines() == CLASSES
     assert "the annotations name 4 classes, not 400" in output
     # As the training run reads them.
-    train = sources.load(str(out / "train.txt"), require_labels=True)
+    train = sources.load(str(out / "train.txt"), label_kind=LabelKind.ONE)
     assert labels.class_names(train, "train", str(out / "labels.txt")) == CLASSES
 
 
@@ -141,7 +150,8 @@ def test_kinetics_replaced_and_unlabelled(run, tmp_path):
     assert paths[1] == f"train/{second}.mp4"
     assert paths[2] == f"train/{third}.mp4"
     assert "test.txt has no labels" in output and "none of the lists" not in output
-    test = load(tmp_path / "data/kinetics400/test.txt", videos, require_labels=False)
+    path = tmp_path / "data/kinetics400/test.txt"
+    test = load(path, videos, label_kind=LabelKind.OPTIONAL)
     assert list(test.values()) == [None]
 
 
@@ -240,7 +250,8 @@ def test_ssv2(run, tmp_path, prefix, answers):
     assert load(out / "val.txt", videos) == {
         f"{i}.webm": [2, 0, 1][i % 3] for i in range(6, 9)
     }
-    test = load(out / "test.txt", videos, require_labels=answers)
+    kind = LabelKind.ONE if answers else LabelKind.OPTIONAL
+    test = load(out / "test.txt", videos, label_kind=kind)
     assert test == {"9.webm": 2 if answers else None, "10.webm": 0 if answers else None}
     assert ("test.txt has no labels" in output) == (not answers)
     names = (out / "labels.txt").read_text().splitlines()
@@ -528,7 +539,7 @@ def list_path(tmp_path_factory):
 def test_write_list_round_trip(list_path, rows):
     sources.write_list(list_path, rows)
     loaded = sources.load(str(list_path))
-    assert [(record.path, record.label) for record in loaded] == [
+    assert [(record.path, one_label(record)) for record in loaded] == [
         (os.path.join(list_path.parent, path), label) for path, label in rows
     ]
 

@@ -31,6 +31,7 @@ from videomae_jax.data.sources import write_list
 from videomae_jax.datasets.encode import Settings, encode
 from videomae_jax.errors import RecordError
 from videomae_jax.video import open as video_open
+from videomae_jax.video.record import LabelKind
 
 
 def test_trimmed_data_sets(tmp_path, serial, capsys):
@@ -72,9 +73,9 @@ def test_trimmed_data_sets(tmp_path, serial, capsys):
 
 
 def test_reads_what_was_encoded(videos, made):
-    found = records.load(f"tfds:{made}/train", require_labels=True)
+    found = records.load(f"tfds:{made}/train", label_kind=LabelKind.ONE)
     originals = [r for r in records.load(str(videos)) if r.id != f"{BAD}.mp4"]
-    assert [(r.id, r.label) for r in found] == [(r.id, r.label) for r in originals]
+    assert [(r.id, r.labels) for r in found] == [(r.id, r.labels) for r in originals]
     for record, original in zip(found, originals, strict=True):
         encoded = encode(pathlib.Path(original.path).read_bytes(), Settings())
         assert video_open.read_bytes(record) == encoded.video
@@ -160,14 +161,14 @@ def test_frames_that_are_images(tmp_path, serial):
     ]:
         out = tmp_path / out
         prepare(source, out, "--frame-name={:03}.png", "--fps=12")
-        found = records.load(f"tfds:{out}/train", require_labels=True)
-        assert sorted(record.label for record in found) == [0, 1, 2]
+        found = records.load(f"tfds:{out}/train", label_kind=LabelKind.ONE)
+        assert sorted(record.labels for record in found) == [(0,), (1,), (2,)]
         for record in found:
             with video_open.open_video(record) as video:
-                assert video.num_frames == kept + record.label
+                assert video.num_frames == kept + record.labels[0]
                 assert video.fps == pytest.approx(12)
                 got = video.read(range(video.num_frames)).astype(int)
-            wanted = frames[record.label][: kept + record.label]
+            wanted = frames[record.labels[0]][: kept + record.labels[0]]
             assert (
                 np.abs(got - wanted).mean() < np.abs(got[1:] - wanted[:-1]).mean() / 4
             )
@@ -213,7 +214,8 @@ def test_classes_several_labels_and_none(videos, tmp_path, serial):
     several.write_text(f"{videos.parent}/0.mp4 2 0\n{videos.parent}/1.mp4\n")
     prepare(several, tmp_path / "several", "--multi-label", "--copy")
     source = f"tfds:{tmp_path}/several/train"
-    assert [r.label for r in records.load(source, several_labels=True)] == [(0, 2), ()]
+    several = records.load(source, label_kind=LabelKind.MANY)
+    assert [r.labels for r in several] == [(0, 2), ()]
     with pytest.raises(RecordError, match="several labels: set config.loss.kind"):
         records.load(source)
     rows = tfds.data_source("several", data_dir=tmp_path, split="train")
@@ -223,9 +225,9 @@ def test_classes_several_labels_and_none(videos, tmp_path, serial):
     none.write_text(f"{videos.parent}/0.mp4\n")
     prepare(none, tmp_path / "none", "--copy")
     source = f"tfds:{tmp_path}/none/train"
-    assert [r.label for r in records.load(source)] == [None]
+    assert [r.labels for r in records.load(source)] == [()]
     with pytest.raises(RecordError, match="0.mp4 has no label"):
-        records.load(source, require_labels=True)
+        records.load(source, label_kind=LabelKind.ONE)
     rows = tfds.data_source("none", data_dir=tmp_path, split="train")
     assert [row["label"] for row in rows] == [-1]
 

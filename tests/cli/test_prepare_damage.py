@@ -115,7 +115,7 @@ def test_changed_bytes_are_found_and_named(videos, tmp_path, serial):
         other = tmp_path / f"{shard.name}.{place}"
         other.write_bytes(changed)
         with pytest.raises(VideoError, match=rf"{other.name}: video 0 \(2.mp4\).*hash"):
-            video_open.read_bytes(Record(str(other), None, "2.mp4", 0))
+            video_open.read_bytes(Record(str(other), "2.mp4", position=0))
     shard.write_bytes(changed)
 
     reader = PretrainingClips(4, 2, 32, (1.0,), 0.0, 1)
@@ -161,6 +161,6 @@ def test_a_damaged_shard_never_gives_other_bytes(made, tmp_path):
 
 def test_shards_of_another_data_set_are_noticed(made):
     first, second = records.load(f"tfds:{made}/train")[:2]
-    swapped = Record(first.path, None, second.id, first.position)
+    swapped = Record(first.path, second.id, position=first.position)
     with pytest.raises(VideoError, match="video 0 is 0.mp4, not 1.mp4"):
         video_open.open_video(swapped)

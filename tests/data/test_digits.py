@@ -11,6 +11,7 @@ import pytest
 
 from videomae_jax.data import digits, sources
 from videomae_jax.errors import RecordError
+from videomae_jax.video.record import LabelKind
 
 SMALL_SIZES = {"train": 48, "val": 16}
 
@@ -58,16 +59,16 @@ def test_videos_decode_to_what_was_drawn(folder):
         frames = decode(record.path)
         assert frames.shape == (16, 32, 32, 3) and frames.dtype == np.uint8
         drawn, label = digits.render("train", int(record.id[6:11]))
-        assert label == record.label
+        assert (label,) == record.labels
         error = frames.astype(float) - drawn[..., None]
         assert np.sqrt(np.mean(error**2)) < 4
 
 
 def test_the_label_is_the_direction_of_motion(folder):
-    loaded = sources.load(str(folder / "train.txt"), require_labels=True)
+    loaded = sources.load(str(folder / "train.txt"), label_kind=LabelKind.ONE)
     for record in loaded:
         rows, columns = velocity(decode(record.path)[..., 0])
-        assert direction(rows, columns) == record.label
+        assert (direction(rows, columns),) == record.labels
         assert 1.8 < np.hypot(rows, columns) < 3.2
     names = (folder / "labels.txt").read_text().split()
     assert tuple(names) == digits.DIRECTIONS and names[2] == "down"  # rows grow down
@@ -134,9 +135,9 @@ def test_same_bytes_twice(folder, tmp_path):
 
 
 def test_lists(folder):
-    loaded = sources.load(str(folder / "train_small.txt"), require_labels=True)
+    loaded = sources.load(str(folder / "train_small.txt"), label_kind=LabelKind.ONE)
     assert [r.id for r in loaded[:2]] == ["train/00000.mp4", "train/00001.mp4"]
-    assert np.bincount([r.label for r in loaded]).tolist() == [6] * 8
+    assert np.bincount([r.labels[0] for r in loaded]).tolist() == [6] * 8
     assert len(sources.load(str(folder / "val.txt"))) == 16
     videos = {r.id for r in sources.load(str(folder))}  # the folder as a source
     assert len(videos) == 64 and "val/00015.mp4" in videos
@@ -156,7 +157,7 @@ def test_ensure_makes_once_and_says_so(quick, tmp_path, monkeypatch, capsys):
     assert digits.ensure() == place
     assert capsys.readouterr().out == ""
     assert (place / "train/00000.mp4").stat().st_mtime_ns == stamp
-    assert len(sources.load("digits:train_small", require_labels=True)) == 8
+    assert len(sources.load("digits:train_small", label_kind=LabelKind.ONE)) == 8
     with pytest.raises(RecordError, match="digits:train, digits:val"):
         sources.load("digits:tset")
 

@@ -14,7 +14,7 @@ from videomae_jax.data.clips import (
 )
 from videomae_jax.data.randaugment import RandAugment
 from videomae_jax.video.decoder import Video
-from videomae_jax.video.record import Record
+from videomae_jax.video.record import LabelKind, Record
 
 CLIPS = PretrainingClips(
     num_frames=4, stride=2, size=32, scales=(1, 0.75, 0.5), flip=0.5, num_samples=1
@@ -129,10 +129,10 @@ def mixed(videos, tmp_path):
     (tmp_path / "text.mp4").write_text("no video at all\n" * 99)
     write_video(tmp_path / "one.mp4", moving_noise(1, 48, 64))
     bad = [
-        Record(str(tmp_path / f"{name}.mp4"), None, f"{name}.mp4")
+        Record(str(tmp_path / f"{name}.mp4"), f"{name}.mp4")
         for name in ("missing", "empty", "text")
     ]
-    one = Record(str(tmp_path / "one.mp4"), None, "one.mp4")
+    one = Record(str(tmp_path / "one.mp4"), "one.mp4")
     return [*videos[:5], *bad, one]
 
 
@@ -194,10 +194,24 @@ def test_labels_come_along(folder, tmp_path):
     path.write_text("".join(f"{i}.mp4 {i % 3}\n" for i in range(10)))
     videos = sources.load(str(path), str(folder))
     clips = FinetuningClips(frame_sampling="dense", num_samples=2, **FINETUNING)
-    for batch in read(videos, range(3), clips):
-        wanted = [int(name.removesuffix(".mp4")) % 3 for name in batch.ids]
-        assert batch.arrays["label"].tolist() == wanted
+    for batch in read(videos, range(3), clips, label_kind=LabelKind.ONE):
+        expected = [int(name.removesuffix(".mp4")) % 3 for name in batch.ids]
+        assert batch.arrays["label"].tolist() == expected
         assert batch.arrays["label"].dtype == np.int32
+    [batch] = read(videos, range(1), clips)
+    assert "label" not in batch.arrays
+
+
+def test_several_labels_are_padded(folder, tmp_path):
+    path = tmp_path / "list.txt"
+    labels = {"0.mp4": [0, 2], "1.mp4": [1], "2.mp4": [], "3.mp4": [3]}
+    lines = [" ".join(map(str, [name, *own])) for name, own in labels.items()]
+    path.write_text("\n".join(lines))
+    videos = sources.load(str(path), str(folder), label_kind=LabelKind.MANY)
+    [batch] = read(videos, range(1), label_kind=LabelKind.MANY)
+    expected = [(labels[name] + [-1, -1])[:2] for name in batch.ids]
+    assert batch.arrays["label"].tolist() == expected
+    assert batch.arrays["label"].dtype == np.int32
 
 
 def test_views_are_cut_from_the_whole_video(videos):

@@ -10,7 +10,13 @@ from hypothesis import strategies as st
 
 from videomae_jax.data import sources
 from videomae_jax.errors import RecordError
-from videomae_jax.video.record import Record
+from videomae_jax.video.record import LabelKind, Record
+
+
+def one(record):
+    """Returns the only label of a record, or None."""
+    (label,) = record.labels or (None,)
+    return label
 
 
 @pytest.fixture
@@ -21,7 +27,7 @@ def load(tmp_path):
         path = tmp_path / "train.txt"
         path.write_bytes(text if isinstance(text, bytes) else text.encode())
         loaded = sources.load(str(path), **kwargs)
-        return [(os.path.relpath(r.path, tmp_path), r.label) for r in loaded]
+        return [(os.path.relpath(r.path, tmp_path), one(r)) for r in loaded]
 
     return write_and_load
 
@@ -147,22 +153,25 @@ def test_wrong_lines(load, line, message):
 def test_folders_and_parts(tmp_path, line, unlabelled, labelled):
     path = tmp_path / "train.txt"
     path.write_text(line)
-    for required, wanted in ((False, unlabelled), (True, labelled)):
+    for label_kind, wanted in (
+        (LabelKind.OPTIONAL, unlabelled),
+        (LabelKind.ONE, labelled),
+    ):
         if wanted is None:
             with pytest.raises(RecordError, match=":1: "):
-                sources.load(str(path), require_labels=required)
+                sources.load(str(path), label_kind=label_kind)
             continue
         [record] = sources.load(
-            str(path), require_labels=required, frame_name="{:06}.png"
+            str(path), label_kind=label_kind, frame_name="{:06}.png"
         )
         name, is_folder, frames, label = wanted
         assert record.path == str(tmp_path / name)
         assert record.frame_name == ("{:06}.png" if is_folder else "")
-        assert (record.frame_range, record.label) == (frames, label)
+        assert (record.frame_range, one(record)) == (frames, label)
         assert record.id in (name, name.removesuffix(".mp4"))
 
 
-@pytest.mark.parametrize("required", [False, True])
+@pytest.mark.parametrize("label_kind", [LabelKind.OPTIONAL, LabelKind.ONE])
 @pytest.mark.parametrize(
     "header, line, frames, label",
     [
@@ -177,18 +186,18 @@ def test_folders_and_parts(tmp_path, line, unlabelled, labelled):
         ("path,start_idx,total_frames", "a.mp4 0 -1", None, None),
     ],
 )
-def test_a_header_decides(tmp_path, header, line, frames, label, required):
+def test_a_header_decides(tmp_path, header, line, frames, label, label_kind):
     path = tmp_path / "train.txt"
     path.write_text(f"{header}\n{line}\n")
-    if required and label is None:
+    if label_kind is LabelKind.ONE and label is None:
         with pytest.raises(RecordError, match=":2: the label is missing"):
-            sources.load(str(path), require_labels=True)
+            sources.load(str(path), label_kind=LabelKind.ONE)
         return
-    [record] = sources.load(str(path), require_labels=required)
-    assert (record.frame_range, record.label) == (frames, label)
+    [record] = sources.load(str(path), label_kind=label_kind)
+    assert (record.frame_range, one(record)) == (frames, label)
     if label is not None:
-        [record] = sources.load(str(path), several_labels=True)
-        assert (record.frame_range, record.label) == (frames, (label,))
+        [record] = sources.load(str(path), label_kind=LabelKind.MANY)
+        assert (record.frame_range, record.labels) == (frames, (label,))
 
 
 @pytest.mark.parametrize(
@@ -208,8 +217,8 @@ def test_lines_that_do_not_fit_the_header(load, text, message):
 def test_several_labels_of_frame_folders(tmp_path):
     path = tmp_path / "train.txt"
     path.write_text("a/ 3 17 3\nb/\n")
-    found = sources.load(str(path), several_labels=True)
-    assert [(record.id, record.label) for record in found] == [
+    found = sources.load(str(path), label_kind=LabelKind.MANY)
+    assert [(record.id, record.labels) for record in found] == [
         ("a", (3, 17)),
         ("b", ()),
     ]
@@ -243,8 +252,8 @@ def test_written_records_load_as_they_were(list_path, data):
         wanted.append(
             Record(
                 path,
-                own,
                 "",
+                labels=() if own is None else (own,),
                 frame_name="img_{:05}.jpg" if is_folder else "",
                 frame_range=frames,
             )
@@ -280,7 +289,7 @@ def test_labels_required(load):
     assert load("a.mp4 3\nb.mp4\n") == [("a.mp4", 3), ("b.mp4", None)]
     for line in ("b.mp4", "b.mp4 0 -1", '"b.mp4"'):
         with pytest.raises(RecordError, match=r":2: the label is missing"):
-            load(f"a.mp4 3\n{line}\n", require_labels=True)
+            load(f"a.mp4 3\n{line}\n", label_kind=LabelKind.ONE)
 
 
 def test_root(tmp_path, monkeypatch):
@@ -317,9 +326,9 @@ def test_folder(tmp_path, monkeypatch):
         loaded = sources.load(source)
         assert [r.id for r in loaded] == sorted(names)
         assert [r.path for r in loaded] == [f"{tmp_path}/videos/{r.id}" for r in loaded]
-        assert {r.label for r in loaded} == {None}
+        assert {r.labels for r in loaded} == {()}
     with pytest.raises(RecordError, match="no labels"):
-        sources.load("videos", require_labels=True)
+        sources.load("videos", label_kind=LabelKind.ONE)
     (tmp_path / "empty").mkdir()
     with pytest.raises(RecordError, match="'empty' holds no videos"):
         sources.load("empty")
@@ -337,7 +346,7 @@ def test_missing_source(source, tmp_path, monkeypatch):
 
 def test_the_example_of_the_message_loads(load):
     lines = [x for x in sources._HOW.split("\n") if x.startswith("    ")]
-    assert load("\n".join(lines), require_labels=True) == [
+    assert load("\n".join(lines), label_kind=LabelKind.ONE) == [
         ("abseiling/a1.mp4", 0),
         ("juggling balls/b 2.mp4", 1),
     ]
@@ -377,11 +386,11 @@ def list_path(tmp_path_factory):
 
 
 @settings(deadline=None, max_examples=400)
-@given(text=texts, required=st.booleans())
-def test_any_text_loads_or_says_which_line(list_path, text, required):
+@given(text=texts, label_kind=st.sampled_from(LabelKind))
+def test_any_text_loads_or_says_which_line(list_path, text, label_kind):
     list_path.write_bytes(text.encode("utf-8", "replace"))
     try:
-        loaded = sources.load(str(list_path), require_labels=required)
+        loaded = sources.load(str(list_path), label_kind=label_kind)
     except RecordError as error:
         if "names no videos" not in str(error):
             named = re.match(rf"{re.escape(str(list_path))}:(\d+): ", str(error))
@@ -391,8 +400,9 @@ def test_any_text_loads_or_says_which_line(list_path, text, required):
     for record in loaded:
         assert os.path.isabs(record.path)
         assert record.frame_name or "." in os.path.basename(record.path)
-        assert record.label is None or record.label >= 0
-        assert record.label is not None or not required
+        assert min(record.labels, default=0) >= 0
+        assert label_kind is not LabelKind.ONE or len(record.labels) == 1
+        assert label_kind is LabelKind.MANY or len(record.labels) <= 1
 
 
 @settings(deadline=None, max_examples=100)
@@ -430,7 +440,7 @@ def test_quoted_round_trip(list_path, wanted, quote, separator, end):
         lines.append(quoted(name, quote) + tail + end)
     list_path.write_bytes("".join(lines).encode())
     loaded = sources.load(str(list_path))
-    assert [r.label for r in loaded] == [label for _, label in wanted]
+    assert [one(r) for r in loaded] == [label for _, label in wanted]
     for record, (name, _) in zip(loaded, wanted, strict=True):
         path = os.path.join(list_path.parent, name)
         assert record.path in (path, path + ".mp4")
@@ -455,4 +465,4 @@ def test_unquoted_videos_round_trip(
     line = name if label is None else f"{name}{separator}{label}"
     list_path.write_bytes(line.encode())
     [record] = sources.load(str(list_path))
-    assert (record.id, record.label) == (name, label)
+    assert (record.id, one(record)) == (name, label)

@@ -13,6 +13,7 @@ from videomae_jax.data import labels, sources
 from videomae_jax.errors import RecordError
 from videomae_jax.evaluation import multi_label
 from videomae_jax.training import losses
+from videomae_jax.video.record import LabelKind
 
 
 def test_average_precision_by_hand():
@@ -87,8 +88,8 @@ def test_shapes_must_agree(found):
 def test_lists_with_several_labels(tmp_path):
     path = tmp_path / "list.txt"
     path.write_text('a.mp4 3 1\n"b c.mp4",2\nd.mp4\t0\t0\t5 # comment\n')
-    videos = sources.load(str(path), require_labels=True, several_labels=True)
-    assert [video.label for video in videos] == [(1, 3), (2,), (0, 5)]
+    videos = sources.load(str(path), label_kind=LabelKind.MANY)
+    assert [video.labels for video in videos] == [(1, 3), (2,), (0, 5)]
     assert labels.counts(videos, 6).tolist() == [1, 1, 1, 1, 0, 1]
     assert labels.multi_hot(videos, 6)[2].tolist() == [1, 0, 0, 0, 0, 1]
     assert len(labels.class_names(videos, "list.txt")) == 6
@@ -96,12 +97,12 @@ def test_lists_with_several_labels(tmp_path):
         labels.check(videos, "list.txt", 3)
     path.write_text("e.mp4 1 -2\n")
     with pytest.raises(RecordError, match="'-2' is not a label"):
-        sources.load(str(path), require_labels=True, several_labels=True)
+        sources.load(str(path), label_kind=LabelKind.MANY)
     path.write_text("e.mp4\nf.mp4 0 1\n")  # of no class, and of two
-    videos = sources.load(str(path), require_labels=True, several_labels=True)
+    videos = sources.load(str(path), label_kind=LabelKind.MANY)
     assert labels.multi_hot(videos, 2).tolist() == [[0, 0], [1, 1]]
     with pytest.raises(RecordError, match="config.loss.kind=sigmoid"):
-        sources.load(str(path), require_labels=False)
+        sources.load(str(path), label_kind=LabelKind.OPTIONAL)
 
 
 def test_targets_of_several_labels():

@@ -23,9 +23,9 @@ from videomae_jax.video.record import Record
 
 one_device = test_loop.one_device
 folder = test_loop.folder
-FILE = Record("a.mp4", None, "a")
-SHARDED = Record("a.array_record", None, "a", 0)
-SHARDED_IMAGES = Record("a.array_record", None, "a", 0, feature="video")
+FILE = Record("a.mp4", "a")
+SHARDED = Record("a.array_record", "a", position=0)
+SHARDED_IMAGES = Record("a.array_record", "a", position=0, feature="video")
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from videomae_jax.video import images
 from videomae_jax.video import open as video_open
 from videomae_jax.video.decoder import Video
 from videomae_jax.video.frame_folder import FrameFolder
-from videomae_jax.video.record import Record
+from videomae_jax.video.record import LabelKind, Record
 
 FRAMES = moving_noise(7, 48, 64)
 
@@ -160,7 +160,7 @@ def test_no_folder(tmp_path):
 
 def test_url(folder, monkeypatch):
     monkeypatch.setattr("etils.epath.Path", lambda url: Path(url.removeprefix("gs://")))
-    record = Record(f"gs://{folder}", None, "a", frame_name="img_{:05}.png")
+    record = Record(f"gs://{folder}", "a", frame_name="img_{:05}.png")
     with video_open.open_video(record) as video:
         np.testing.assert_array_equal(video.read(range(7)), FRAMES)
 
@@ -192,7 +192,7 @@ def test_lists(tmp_path):
     wanted = [decoded[1:5], decoded, FRAMES[::-1]]
     for got, expected in zip(load(parts), wanted, strict=True):
         np.testing.assert_array_equal(got, expected)
-    labelled = load("a 5 0\nc.mp4 3\na/ 7\n", require_labels=True)
+    labelled = load("a 5 0\nc.mp4 3\na/ 7\n", label_kind=LabelKind.ONE)
     for got, expected in zip(labelled, [FRAMES[:5], decoded, FRAMES], strict=True):
         np.testing.assert_array_equal(got, expected)
     with pytest.raises(
@@ -203,7 +203,7 @@ def test_lists(tmp_path):
 
 def test_part_of_a_video(tmp_path):
     write_video(str(tmp_path / "c.mp4"), FRAMES)
-    record = Record(str(tmp_path / "c.mp4"), None, "c", frame_range=(2, 4))
+    record = Record(str(tmp_path / "c.mp4"), "c", frame_range=(2, 4))
     with video_open.open_video(record) as video:
         assert video.fps == pytest.approx(25)
         for index in (-1, 4):

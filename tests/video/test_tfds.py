@@ -13,6 +13,7 @@ from videomae_jax.data import sources as records
 from videomae_jax.errors import RecordError, VideoError
 from videomae_jax.video import images
 from videomae_jax.video import open as video_open
+from videomae_jax.video.record import LabelKind
 
 CLASSES = ["jump", "run", "sit"]
 
@@ -42,7 +43,7 @@ def _copy(made: Path, target: Path) -> Path:
 
 @pytest.mark.parametrize("place", ["", "/2.0.0", "/.."])
 def test_frames_and_labels(made, place):
-    found = records.load(f"tfds:{made}{place}/train", require_labels=True)
+    found = records.load(f"tfds:{made}{place}/train", label_kind=LabelKind.ONE)
     assert len(list((made / "2.0.0").glob("*array_record-*"))) == 2
     lengths = []
     for record in found:
@@ -53,7 +54,7 @@ def test_frames_and_labels(made, place):
         with video_open.open_video(record) as video:
             i = video.num_frames - 5
             lengths.append(i)
-            assert record.label == i % 3
+            assert record.labels == (i % 3,)
             assert (video.height, video.width, video.fps) == (32, 48, None)
             np.testing.assert_array_equal(video.read([4, 0, 4]), _frames(i)[[4, 0, 4]])
     assert sorted(lengths) == list(range(7))
@@ -62,14 +63,14 @@ def test_frames_and_labels(made, place):
 
 def test_listing_decodes_nothing_and_reads_nothing_without_labels(made, monkeypatch):
     monkeypatch.setattr(images, "decode", None)
-    assert len(records.load(f"tfds:{made}/train", require_labels=True)) == 7
-    assert {r.label for r in records.load(f"tfds:{made}/train")} == {0, 1, 2}
-    several = records.load(f"tfds:{made}/train", several_labels=True)
-    labels = [label for record in several for label in record.label]
+    assert len(records.load(f"tfds:{made}/train", label_kind=LabelKind.ONE)) == 7
+    assert {r.labels for r in records.load(f"tfds:{made}/train")} == {(0,), (1,), (2,)}
+    several = records.load(f"tfds:{made}/train", label_kind=LabelKind.MANY)
+    labels = [label for record in several for label in record.labels]
     assert sorted(labels) == [0, 0, 0, 1, 1, 2, 2]
     monkeypatch.setattr("videomae_jax.video.shards.read_example", None)
-    found = records.load(f"tfds:{made}/train", want_labels=False)
-    assert {record.label for record in found} == {None}
+    found = records.load(f"tfds:{made}/train", label_kind=LabelKind.UNUSED)
+    assert {record.labels for record in found} == {()}
 
 
 def test_only_wanted_frames_are_decoded(made, monkeypatch):
@@ -91,9 +92,9 @@ def test_a_sequence_of_images(tmp_path):
     with video_open.open_video(record) as video:
         np.testing.assert_array_equal(video.read(range(5)), _frames(0))
     with pytest.raises(RecordError, match="__0 has no label"):
-        records.load(f"tfds:{folder}/train", require_labels=True)
-    [record] = records.load(f"tfds:{folder}/train", several_labels=True)
-    assert record.label == ()
+        records.load(f"tfds:{folder}/train", label_kind=LabelKind.ONE)
+    [record] = records.load(f"tfds:{folder}/train", label_kind=LabelKind.MANY)
+    assert record.labels == ()
 
 
 def test_bad_videos(tmp_path):
@@ -106,15 +107,15 @@ def test_bad_videos(tmp_path):
     ]
     folder = write_tfds(tmp_path, videos, CLASSES)
     reasons = {}
-    for record in records.load(f"tfds:{folder}/train", require_labels=True):
+    for record in records.load(f"tfds:{folder}/train", label_kind=LabelKind.ONE):
         with (
             pytest.raises(VideoError) as raised,
             video_open.open_video(record) as video,
         ):
             assert video.read([0, 1, 3]).shape == (3, 32, 48, 3)
             video.read([2, 0])
-        reasons[record.label] = str(raised.value)
-        assert reasons[record.label].startswith(f"{record.path}: {record.id}: ")
+        reasons[record.labels[0]] = str(raised.value)
+        assert reasons[record.labels[0]].startswith(f"{record.path}: {record.id}: ")
     assert "frame 2 is damaged: image file is truncated" in reasons[0]
     assert "resolution: frame 2 is 48x16, others 48x32" in reasons[1]
     assert "holds no frames in its feature 'clip'" in reasons[2]
@@ -122,7 +123,7 @@ def test_bad_videos(tmp_path):
 
 def test_damaged_shard(made, tmp_path):
     folder = _copy(made, tmp_path)
-    found = records.load(f"tfds:{folder}/train", want_labels=False)
+    found = records.load(f"tfds:{folder}/train", label_kind=LabelKind.UNUSED)
     path = Path(found[0].path)
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 255
@@ -137,10 +138,10 @@ def test_damaged_shard(made, tmp_path):
             assert str(path) in str(error) and record.path == str(path)
     assert bad == 1
     with pytest.raises(RecordError, match="tfds:.*cannot be read"):
-        records.load(f"tfds:{folder}/train", require_labels=True)
+        records.load(f"tfds:{folder}/train", label_kind=LabelKind.ONE)
     path.unlink()
     with pytest.raises(RecordError, match=f"the shard {path} is missing"):
-        records.load(f"tfds:{folder}/train", want_labels=False)
+        records.load(f"tfds:{folder}/train", label_kind=LabelKind.UNUSED)
 
 
 def test_other_data_sets(made, tmp_path):
@@ -168,7 +169,7 @@ def test_other_data_sets(made, tmp_path):
     ]:
         _change(folder, "features.json", featuresDict={"features": changed})
         with pytest.raises(RecordError, match=message):
-            records.load(source, require_labels=True)
+            records.load(source, label_kind=LabelKind.ONE)
     (folder / "3.0.0").mkdir()
     (folder / "3.0.0" / "dataset_info.json").write_text("{}")
     with pytest.raises(

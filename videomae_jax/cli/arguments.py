@@ -12,7 +12,7 @@ from videomae_jax.files import absolute
 from videomae_jax.interop.loading import load_pretrained
 from videomae_jax.interop.pretrained import Pretrained
 from videomae_jax.video import frame_names
-from videomae_jax.video.record import Record
+from videomae_jax.video.record import LabelKind, Record
 
 _WHAT = (
     "whatever load_pretrained takes: a name on the Hugging Face hub, a folder, a .pth, "
@@ -159,14 +159,16 @@ def _find(names: Iterable[str], frame_name: str) -> Iterator[Record]:
                 id = name if is_name else os.path.join(name, record.id)
                 yield dataclasses.replace(record, id=id)
         elif name.startswith(("tfds:", "digits:")) or name.endswith((".txt", ".csv")):
-            yield from sources.load(name, frame_name=frame_name, want_labels=False)
+            yield from sources.load(
+                name, label_kind=LabelKind.UNUSED, frame_name=frame_name
+            )
         elif glob.has_magic(name) and not os.path.exists(name):
             found = sorted(glob.glob(name, recursive=True))
             if not found:
                 raise RecordError(f"there is no video {name!r}")
             yield from _find(found, frame_name)
         else:
-            yield Record(absolute(name), None, name)
+            yield Record(absolute(name), name)
 
 
 def stem(record: Record) -> str:

@@ -55,7 +55,7 @@ from videomae_jax.datasets.probe import ProbeResult
 from videomae_jax.datasets.process_pool import TaskFailure, process_map
 from videomae_jax.datasets.report import Checked
 from videomae_jax.errors import RecordError
-from videomae_jax.video.record import Record
+from videomae_jax.video.record import LabelKind, Record, labels_to_json
 
 _SHOWN = 5  # names, reasons, classes in a line
 
@@ -113,10 +113,11 @@ def run(args: argparse.Namespace) -> None:
     """
     if importlib.util.find_spec("matplotlib") is None:  # not after hours of decoding
         raise RecordError("check.png needs matplotlib: pip install matplotlib")
+    label_kind = LabelKind.MANY if args.multi_label else LabelKind.OPTIONAL
     found = sources.load(
         args.list,
         args.root,
-        several_labels=args.multi_label,
+        label_kind=label_kind,
         frame_name=args.frame_name,
     )
     listable = all(record.position is None for record in found)
@@ -130,7 +131,9 @@ def run(args: argparse.Namespace) -> None:
     )
     left_out = _left_out(args)
     kept = [video.status not in left_out for video in videos]
-    covered = report.label_statistics(found, kept, names and len(names))
+    covered = report.label_statistics(
+        found, kept, num_classes=names and len(names), label_kind=label_kind
+    )
     summary = {
         "list": args.list,
         "out": str(out),
@@ -140,7 +143,7 @@ def run(args: argparse.Namespace) -> None:
         **report.summarize(videos, kept, span),
         "labels": covered and dataclasses.asdict(covered),
     }
-    _write_report(out / "report.json", summary, videos, kept)
+    _write_report(out / "report.json", summary, videos, kept, label_kind)
     if summary["clean_list"]:
         clean = [video.record for video, keep in zip(videos, kept, strict=True) if keep]
         sources.write_records(out / "clean.txt", clean)
@@ -211,7 +214,7 @@ def _examine_all(
         for place, outcome in finished:
             record = found[places[place]]
             if isinstance(outcome, TaskFailure):
-                outcome = f"{record.place}: {outcome.reason}"
+                outcome = f"{record.location}: {outcome.reason}"
             outcomes[places[place]] = outcome
             reason = report.reason(record, outcome)
             if reason:
@@ -266,8 +269,10 @@ def _write_report(
     summary: dict[str, Any],
     videos: Sequence[Checked],
     kept: Sequence[bool],
+    label_kind: LabelKind,
 ) -> None:
     """Writes the summary and, on a line of its own, each video."""
+    multi_label = label_kind is LabelKind.MANY
     with target.open("w") as file:
         file.write(json.dumps({**summary, "records": []})[:-2])
         for number, (video, keep) in enumerate(zip(videos, kept, strict=True)):
@@ -277,7 +282,7 @@ def _write_report(
             row = {
                 "id": video.record.id,
                 "path": video.record.path,
-                "label": video.record.label,
+                "label": labels_to_json(video.record.labels, multi_label),
                 "status": video.status,
                 "clean": keep,
                 "reason": report.reason(video.record, found),

@@ -215,7 +215,7 @@ def _find(videos: Sequence[str], root: str, frame_name: str) -> list[Record]:
         for name in videos
     ]
     if all(are_files):
-        return [Record(os.path.abspath(name), None, name) for name in videos]
+        return [Record(os.path.abspath(name), name) for name in videos]
     if len(videos) > 1:
         raise RecordError(
             "give one list or folder, or any number of video files "

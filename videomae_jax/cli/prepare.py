@@ -42,7 +42,7 @@ from videomae_jax.datasets.encode import Encoded, Settings, Trim
 from videomae_jax.datasets.process_pool import TaskFailure, process_map
 from videomae_jax.datasets.shard_writer import Shard, Split
 from videomae_jax.errors import RecordError
-from videomae_jax.video.record import Record
+from videomae_jax.video.record import LabelKind, Record
 
 _SHOWN = 5  # videos in a message
 # How many videos each worker may be ahead of the one that is to be written next.
@@ -153,14 +153,13 @@ def run(args: argparse.Namespace) -> None:
     found = sources.load(
         args.list,
         args.root,
-        several_labels=args.multi_label,
+        label_kind=LabelKind.MANY if args.multi_label else LabelKind.OPTIONAL,
         frame_name=args.frame_name,
     )
     images = _check_kinds(found, args)
     classes = labels.read(args.labels) if args.labels else None
     if classes:
-        labelled = [record for record in found if record.label is not None]
-        labels.check(labelled, args.list, len(classes))
+        labels.check(found, args.list, len(classes))
     settings = {
         "encoding": None if args.copy else dataclasses.asdict(_settings(args)),
         "trim": args.trim and dataclasses.asdict(args.trim),

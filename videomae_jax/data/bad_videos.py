@@ -1,11 +1,13 @@
 """The account of videos that could not be read: never silent, never too many."""
 
+import itertools
 import logging
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from videomae_jax.errors import TooManyBadVideosError
 from videomae_jax.files import JsonLines
+from videomae_jax.video.record import Record
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +30,7 @@ class BadVideos:
         num_records: int,
         max_fraction: float,
         active: bool = True,
+        gather: Callable[[list], list[list]] = lambda rows: [rows],
     ):
         """Continues the account of a run at a step, forgetting what came after it.
 
@@ -38,13 +41,43 @@ class BadVideos:
             num_records: size of the data set.
             max_fraction: the share of bad videos from which on the run stops.
             active: whether to write and warn; of several processes, one does.
+            gather: returns the lists of all processes, on every one of them.
         """
         self._file, self._num_records = JsonLines(path), num_records
         self._max_fraction, self._active = max_fraction, active
+        self._gather = gather
+        self._bad_in_batches: list[dict] = []
         known = self._file.read(start_step)
         self.reasons = {row["id"]: row["reason"] for row in known}
         if active:
             self._file.truncate(start_step)
+
+    def collect(self, step: int, bad: Iterable[tuple[int, Record, str]]) -> None:
+        """Keeps the bad videos of a batch until the next `report`.
+
+        Args:
+            step: number of the batch.
+            bad: row of the global batch, record and reason; see `pipeline.Batch`.
+        """
+        for row, record, reason in bad:
+            self._bad_in_batches.append(
+                {
+                    "step": step,
+                    "row": row,
+                    "id": record.id,
+                    "path": record.path,
+                    "reason": reason,
+                }
+            )
+
+    def report(self, videos_seen: int) -> None:
+        """Adds what all processes have collected; every process must call it.
+
+        Args and errors are those of `add`.
+        """
+        rows = itertools.chain(*self._gather(self._bad_in_batches))
+        self._bad_in_batches = []
+        self.add(rows, videos_seen)
 
     def add(self, bad: Iterable[dict], videos_seen: int) -> None:
         """Takes note of bad videos; every process has to be told the same.

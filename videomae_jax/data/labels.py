@@ -8,7 +8,7 @@ import numpy as np
 
 from videomae_jax.data import digits
 from videomae_jax.errors import RecordError
-from videomae_jax.video.record import Record
+from videomae_jax.video.record import LabelKind, Record
 
 
 def class_names(
@@ -39,7 +39,7 @@ def class_names(
                 f"{len(names)} classes: leave config.data.num_classes out, or mend it"
             )
     else:
-        highest = max(max(_all(record), default=0) for record in records)
+        highest = max(max(record.labels, default=0) for record in records)
         num_classes = highest + 1 if num_classes is None else num_classes
         names = _folder_names(records, num_classes)
     check(records, source, len(names))
@@ -53,7 +53,7 @@ def check(records: Sequence[Record], source: str, num_classes: int) -> None:
         RecordError: naming the first video of such a label.
     """
     for record in records:
-        highest = max(_all(record), default=0)
+        highest = max(record.labels, default=0)
         if highest >= num_classes:
             raise RecordError(
                 f"{source}: {record.id} has label {highest}, but with "
@@ -65,21 +65,34 @@ def check(records: Sequence[Record], source: str, num_classes: int) -> None:
 
 def counts(records: Sequence[Record], num_classes: int) -> np.ndarray:
     """Videos of each class, int64 [num_classes]."""
-    found = [label for record in records for label in _all(record)]
+    found = [label for record in records for label in record.labels]
     return np.bincount(found, minlength=num_classes)
+
+
+def to_array(records: Sequence[Record], label_kind: LabelKind) -> np.ndarray | None:
+    """Returns the labels of records, in the form that batches hold.
+
+    Returns:
+        int32 [records] for LabelKind.ONE; [records, K] for MANY, where K is the most
+        labels of a record and -1 fills the rows; otherwise None.
+    """
+    if label_kind is LabelKind.ONE:
+        return np.array([record.labels[0] for record in records], np.int32)
+    if label_kind is not LabelKind.MANY:
+        return None
+    most = max(len(record.labels) for record in records)
+    array = np.full((len(records), most), -1, np.int32)
+    for row, record in zip(array, records, strict=True):
+        row[: len(record.labels)] = record.labels
+    return array
 
 
 def multi_hot(records: Sequence[Record], num_classes: int) -> np.ndarray:
     """Which labels each record has, bool [records, num_classes]."""
     hot = np.zeros((len(records), num_classes), bool)
     for row, record in zip(hot, records, strict=True):
-        row[list(_all(record))] = True
+        row[list(record.labels)] = True
     return hot
-
-
-def _all(record: Record) -> tuple[int, ...]:
-    """The labels of a record, one or several."""
-    return record.label if isinstance(record.label, tuple) else (record.label,)
 
 
 def read(label_file: str) -> list[str]:
@@ -111,7 +124,7 @@ def _folder_names(records: Sequence[Record], num_classes: int) -> list[str]:
     folders: dict[int, set[str]] = {}
     for record in records:
         folder = os.path.basename(os.path.dirname(record.path))
-        for label in _all(record):
+        for label in record.labels:
             folders.setdefault(label, set()).add(folder)
     names = [str(label) for label in range(num_classes)]
     if all(len(found) == 1 for found in folders.values()):

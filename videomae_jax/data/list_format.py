@@ -5,6 +5,8 @@ import os
 import re
 from collections.abc import Sequence
 
+from videomae_jax.video.record import LabelKind
+
 EXTENSIONS = tuple(".mp4 .mkv .webm .avi .mov .m4v .mpg .mpeg .ts .wmv .flv".split())
 
 BLANK = " \t\r"  # what may surround a line and its parts
@@ -69,20 +71,20 @@ class Row:
     name: str
     is_folder: bool
     frame_range: tuple[int, int] | None
-    label: int | tuple[int, ...] | None
+    labels: tuple[int, ...]
 
 
 def parse(
-    line: str, layout: tuple[str, ...] | None, labelled: bool, several: bool
+    line: str, layout: tuple[str, ...] | None, label_kind: LabelKind
 ) -> Row:
     """Reads a stripped line that is neither blank nor a comment.
 
     Args:
         line: the line.
         layout: the columns after the path, if a header tells them.
-        labelled: whether the list is read for its labels.
-        several: whether there may be several.
+        label_kind: the labels that the line must have.
     """
+    several = label_kind is LabelKind.MANY
     if line[0] in "\"'":
         path, columns = _split_quoted(line)
         certain = True
@@ -113,6 +115,7 @@ def parse(
         # Of a video file the numbers may be labels: only a header makes them a part.
         if len(columns) > 2 or is_video(path) or not (certain or is_folder):
             raise _too_many(columns)
+        labelled = label_kind is LabelKind.ONE
         layout = ("total", "label") if labelled else ("start", "total")
         start, total, labels = _read_columns(columns, layout, several)
     frame_range = None
@@ -124,11 +127,10 @@ def parse(
                 "header path,start,total,label"
             )
         frame_range = (1 if start is None else start, total)
-    if several:
-        return Row(
-            name, is_folder, frame_range, tuple(sorted(set(map(_label, labels))))
-        )
-    return Row(name, is_folder, frame_range, _label(labels[0]) if labels else None)
+    labels = tuple(sorted(set(map(_label, labels))))
+    if label_kind is LabelKind.ONE and not labels:
+        raise LineError("the label is missing: `path label` is wanted")
+    return Row(name, is_folder, frame_range, labels)
 
 
 def _read_columns(

@@ -12,11 +12,12 @@ from collections.abc import Callable, Iterator, Sequence
 import grain
 import numpy as np
 
+from videomae_jax.data import labels
 from videomae_jax.data.prefetch import read_ahead
 from videomae_jax.errors import NoReadableVideoError, VideoError
 from videomae_jax.video.decoder import Video
 from videomae_jax.video.open import open_video
-from videomae_jax.video.record import Record
+from videomae_jax.video.record import LabelKind, Record
 
 # Reads one opened video with the given randomness: uint8 [samples, T, H, W, 3].
 ReadClips = Callable[[Video, np.random.Generator], np.ndarray]
@@ -31,8 +32,8 @@ class Batch:
 
     Attributes:
         arrays: "video" uint8 [clips, T, H, W, 3]; the samples of a video are adjacent.
-            "label" int32 [clips], if every record has one; [clips, K], filled up with
-            -1, if records have up to K labels.
+            "label" int32 [clips] or [clips, K], if labels are used: see
+            `labels.to_array`.
         ids: the records' ids, one for each clip.
         bad: the records that could not be read and were replaced: which video of the
             global batch they would have been, the record, and the reason.
@@ -56,6 +57,7 @@ def batches(
     num_threads: int = 2,
     chunk_size: int = 4,
     local_indices: Sequence[int] | None = None,
+    label_kind: LabelKind = LabelKind.UNUSED,
 ) -> Iterator[Iterator[Batch]]:
     """Opens the stream of training batches, reshuffled every epoch.
 
@@ -70,6 +72,7 @@ def batches(
         chunk_size: videos that a thread reads at a time.
         local_indices: which videos of every global batch this process reads, of
             those that share it; by default all.
+        label_kind: the labels that batches hold.
 
     Yields:
         An iterator over the Batch of each step.
@@ -89,7 +92,8 @@ def batches(
     with read_ahead(
         rows, len(local_indices), steps, num_workers, num_threads, chunk_size
     ) as stream:
-        yield _with_records(stream, records, local_indices)
+        label_array = labels.to_array(records, label_kind)
+        yield _with_records(stream, records, local_indices, label_array)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -250,13 +254,13 @@ def _with_records(
     stream: Iterator[tuple[np.ndarray, list[dict], float]],
     records: Sequence[Record],
     local_indices: Sequence[int],
+    label_array: np.ndarray | None,
 ) -> Iterator[Batch]:
-    labels = _label_array(records)
     for video, rows, seconds in stream:
         index = np.repeat([row["record"] for row in rows], video.shape[1])
         arrays = {"video": video.reshape(-1, *video.shape[2:])}
-        if labels is not None:
-            arrays["label"] = labels[index]
+        if label_array is not None:
+            arrays["label"] = label_array[index]
         yield Batch(
             ids=[records[i].id for i in index],
             bad=[
@@ -267,13 +271,3 @@ def _with_records(
             arrays=arrays,
             cpu_seconds=seconds,
         )
-
-
-def _label_array(records: Sequence[Record]) -> np.ndarray | None:
-    labels = [record.label for record in records]
-    if None in labels:
-        return None
-    if isinstance(labels[0], tuple):
-        most = max(map(len, labels))
-        labels = [label + (-1,) * (most - len(label)) for label in labels]
-    return np.array(labels, np.int32)

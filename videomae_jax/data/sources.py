@@ -52,7 +52,7 @@ from videomae_jax.data.list_format import EXTENSIONS, LineError
 from videomae_jax.errors import RecordError
 from videomae_jax.files import absolute, is_url, open_binary
 from videomae_jax.video import frame_names
-from videomae_jax.video.record import Record
+from videomae_jax.video.record import LabelKind, Record
 
 _IMAGES = (".jpg", ".jpeg", ".png", ".webp")
 
@@ -69,10 +69,9 @@ by TFDS) or digits:train (made on first use) do as well."""
 def load(
     source: str,
     root: str = "",
-    require_labels: bool = False,
-    several_labels: bool = False,
+    *,
+    label_kind: LabelKind = LabelKind.OPTIONAL,
     frame_name: str = frame_names.DEFAULT,
-    want_labels: bool = True,
 ) -> list[Record]:
     """Reads all records of a source; whether the videos exist is not looked at.
 
@@ -82,12 +81,10 @@ def load(
             links to folders; `tfds:FOLDER/SPLIT`; or `digits:SPLIT`.
         root: the folder that relative paths of a list file start at; by default the
             list file's own.
-        require_labels: whether a video without a label is an error.
-        several_labels: whether a video may have several, or none: `label` is then a
-            tuple.
+        label_kind: the labels that each video must have. UNUSED labels are left out
+            where they cost reading all videos, as of a data set of frames that TFDS
+            has made.
         frame_name: template of the names of images in frame folders.
-        want_labels: if False, labels are left out where they cost reading all videos,
-            as of a data set of frames that TFDS has made.
 
     Returns:
         The records in the order of the list.
@@ -99,26 +96,26 @@ def load(
     if not source:
         raise RecordError(f"no videos are given. {_HOW}")
     if source.startswith("digits:"):
-        return _load_digits(source, require_labels, several_labels)
+        return _load_digits(source, label_kind)
     if source.startswith("tfds:"):
         # Here, for it needs packages that lists can do without.
         from videomae_jax.video import shards, tfds
 
         if tfds.find(source) is None:
-            return shards.load(source, require_labels, several_labels)
-        return tfds.load(source, require_labels, several_labels, want_labels)
+            return shards.load(source, label_kind)
+        return tfds.load(source, label_kind)
     try:
         frame_names.check(frame_name)
     except ValueError as error:
         raise RecordError(f"config.data.frame_name or --frame-name: {error}") from None
     place = absolute(source)
     if os.path.isdir(place):
-        return _load_folder(source, place, require_labels, frame_name)
+        return _load_folder(source, place, label_kind, frame_name)
     if not os.path.exists(place) and not is_url(place):
         raise RecordError(f"there is no file or folder {source!r}. {_HOW}")
     base = absolute(root) if root else os.path.dirname(place)
     text = _read_text(source, place)
-    return _load_list(source, text, base, require_labels, several_labels, frame_name)
+    return _load_list(source, text, base, label_kind, frame_name)
 
 
 def write_list(target: str | os.PathLike, rows: Iterable[tuple[str, int | None]]):
@@ -154,18 +151,16 @@ def write_records(target: str | os.PathLike, found: Sequence[Record]) -> None:
         start, total = record.frame_range or (0, -1)
         numbers = [start] if "start" in layout else []
         numbers += [total] if "total" in layout else []
-        label = record.label
-        labels = label if isinstance(label, tuple) else [] if label is None else [label]
         # Without numbers, or like a video, only a slash tells a folder.
         needs_slash = not record.frame_range or list_format.is_video(record.path)
         is_folder = bool(record.frame_name) and needs_slash
-        lines.append(_line(record.path, labels, numbers, is_folder))
+        lines.append(_line(record.path, record.labels, numbers, is_folder))
     _write(target, lines)
 
 
 def _layout(found: Sequence[Record]) -> tuple[str, ...]:
     """The columns after the path that can hold the records."""
-    labels = any(record.label is not None for record in found)
+    labels = any(record.labels for record in found)
     parts = [record for record in found if record.frame_range]
     if not parts:
         return ("label",) if labels else ()
@@ -189,7 +184,7 @@ def _write(target: str | os.PathLike, lines: Sequence[str]) -> None:
         file.write(text)
 
 
-def _load_digits(source: str, *labels: bool) -> list[Record]:
+def _load_digits(source: str, label_kind: LabelKind) -> list[Record]:
     # Here, because it brings in the video encoder, which lists can do without.
     from videomae_jax.data import digits
 
@@ -197,13 +192,13 @@ def _load_digits(source: str, *labels: bool) -> list[Record]:
     if split not in digits.LISTS:
         known = ", ".join(f"digits:{name}" for name in digits.LISTS)
         raise RecordError(f"there is no {source!r}: choose one of {known}")
-    return load(str(digits.ensure() / f"{split}.txt"), "", *labels)
+    return load(str(digits.ensure() / f"{split}.txt"), label_kind=label_kind)
 
 
 def _load_folder(
-    source: str, place: str, require_labels: bool, frame_name: str
+    source: str, place: str, label_kind: LabelKind, frame_name: str
 ) -> list[Record]:
-    if require_labels:
+    if label_kind is LabelKind.ONE:
         raise RecordError(f"the videos of a folder ({source}) have no labels. {_HOW}")
 
     def fail(error: OSError):
@@ -221,13 +216,13 @@ def _load_folder(
         name = os.path.relpath(folder, place)
         for path in videos:
             id = os.path.relpath(path, place).replace(os.sep, "/")
-            found.append(Record(path, None, id))
+            found.append(Record(path, id))
         if not videos and any(
             frame_names.number(frame_name, name) is not None for name in files
         ):
             id = os.path.basename(folder) if folder == place else name
             found.append(
-                Record(folder, None, id.replace(os.sep, "/"), frame_name=frame_name)
+                Record(folder, id.replace(os.sep, "/"), frame_name=frame_name)
             )
         others += [name for name in files if name.lower().endswith(_IMAGES)][:3]
     if not found:
@@ -265,8 +260,7 @@ def _load_list(
     source: str,
     text: str,
     base: str,
-    require_labels: bool,
-    several_labels: bool,
+    label_kind: LabelKind,
     frame_name: str,
 ) -> list[Record]:
     records = []
@@ -285,9 +279,7 @@ def _load_list(
                 layout = header if "total" in header else None
                 continue
         try:
-            row = list_format.parse(line, layout, require_labels, several_labels)
-            if row.label is None and require_labels:
-                raise LineError("the label is missing: `path label` is wanted")
+            row = list_format.parse(line, layout, label_kind)
         except LineError as error:
             shown = line if len(line) <= 80 else f"{line[:60]}...{line[-17:]}"
             raise RecordError(f"{source}:{number}: {error}\n    {shown}") from None
@@ -298,8 +290,8 @@ def _load_list(
         records.append(
             Record(
                 path,
-                row.label,
                 _unique(name, times),
+                labels=row.labels,
                 frame_name=frame_name if row.is_folder else "",
                 frame_range=row.frame_range,
             )

@@ -1,9 +1,11 @@
-"""Judges the videos of a list, one by one and together."""
+"""Classifies the videos of a list and summarizes them in numbers and histograms."""
 
 import collections
 import dataclasses
 import itertools
 import math
+import os
+import pathlib
 import re
 import statistics
 from collections.abc import Iterable, Sequence
@@ -11,71 +13,73 @@ from typing import Any
 
 from videomae_jax.datasets.probe import Job, ProbeResult
 from videomae_jax.video import open as video_open
-from videomae_jax.video.record import Record
+from videomae_jax.video.record import LabelKind, Record
 
 # Each video has one status: the last of these that applies.
 STATUSES = {
-    "good": "nothing is wrong",
-    "no_index": "its packets do not tell which frame is where: each read decodes from "
-    "its beginning",
-    "short": "fewer frames than a clip spans: frames are repeated",
-    "duplicate": "same content as a readable video before it in the list",
-    "frame_count_mismatch": "other frames come out of the decoder than its packets "
-    "announce: some reads are refused",
-    "unreadable": "it cannot be opened or decoded to its end, or crashes or hangs",
+    "good": "no problem found",
+    "no_index": "packets do not locate frames: each read decodes from the beginning",
+    "short": "fewer frames than a clip spans: training repeats frames",
+    "duplicate": "same content as an earlier readable video of the list",
+    "frame_count_mismatch": "the decoder returns another number of frames than the "
+    "packets announce: some reads fail",
+    "unreadable": "cannot be opened or fully decoded, crashes the decoder, or hangs",
 }
-# What training reports as bad when it meets them.
+# Statuses of videos that training reports as bad.
 BAD = ("frame_count_mismatch", "unreadable")
 
-FEW_VIDEOS = 5  # of a class; fewer are reported
-# Videos stored larger than this are decoded at a cost that pays for nothing: crops are
-# of 224 pixels and smaller. VideoMAE's authors stored this short side.
+FEW_VIDEOS = 5  # classes with fewer are reported
+# Crops are 224 pixels and smaller, so storing more than this wastes decoding time.
+# VideoMAE's authors stored this short side.
 _STORED_SIDE = 320  # pixels
-_WORTH_IT = 2  # times the pixels, or the frames, that have to be decoded
-_LISTED = 1000  # empty classes at most: a label may be anything below a billion
+_ADVICE_RATIO = 2  # excess of decoded pixels or frames that is worth re-encoding
+_MAX_LISTED = 1000  # empty classes; a label may be any number below a billion
+_BLUE, _RED = "#4c72b0", "#c44e52"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Checked:
-    """A video of the list, and what is to be thought of it.
+class CheckedVideo:
+    """A video of the list and its status.
 
     Attributes:
-        size: bytes; None if there is no file, or it is not known.
-        found: what is known, or why it cannot be read.
+        record: the video.
+        size: bytes; None if the file is missing or the size is unknown.
+        result: its properties, or the reason why it cannot be read.
         status: one of STATUSES.
-        original: position in the list of the video that this one duplicates.
+        original: index in the list of the video that this one duplicates.
     """
 
     record: Record
     size: int | None
-    found: ProbeResult | str
+    result: ProbeResult | str
     status: str
     original: int | None = None
 
 
-def reason(record: Record, found: ProbeResult | str) -> str | None:
-    """Why training could not read a video, or some of it; None if it can."""
-    if isinstance(found, str):
-        return found
-    if found.frame_count_mismatch:
+def reason(record: Record, result: ProbeResult | str) -> str | None:
+    """Returns why training cannot read all of a video; None if it can."""
+    if isinstance(result, str):
+        return result
+    if result.frame_count_mismatch:
         return (
-            f"{record.place}: its packets announce {found.num_frames} frames, but "
-            f"{found.decoded_frames} come out of the decoder"
+            f"{record.location}: its packets announce {result.num_frames} frames, but "
+            f"the decoder returned {result.decoded_frames}"
         )
     return None
 
 
 def file_sizes(records: Iterable[Record]) -> list[int | None]:
-    """The bytes of each file; None if there is none, or it holds more than a video."""
+    """Returns the bytes of each file; None if it is missing or has several videos."""
     return [video_open.file_size(record) for record in records]
 
 
-def jobs(
-    records: Sequence[Record], sizes: Sequence[int | None], decode: bool
+def probe_jobs(
+    records: Sequence[Record], sizes: Sequence[int | None], *, decode: bool
 ) -> list[Job]:
-    """What to examine: content is hashed only where two files have the same size.
+    """Returns the jobs that find all duplicates with little hashing.
 
-    Where there is no file of its own, it is hashed if it is decoded anyway.
+    Files are hashed only if another has the same size. Videos without a file of their
+    own are hashed if they are decoded.
     """
     times = collections.Counter(sizes)
     return [
@@ -84,59 +88,74 @@ def jobs(
     ]
 
 
-def judge(
+def classify(
     records: Sequence[Record],
     sizes: Sequence[int | None],
-    found: Sequence[ProbeResult | str],
+    results: Sequence[ProbeResult | str],
+    *,
     clip_span: int,
-) -> list[Checked]:
-    """Gives each video its status, in the order of the list.
+) -> list[CheckedVideo]:
+    """Assigns each video its status, in the order of the list.
 
     Args:
-        records, sizes, found: of each video.
-        clip_span: frames from the first to the last of a clip.
+        records: the list.
+        sizes: as `file_sizes` returns them.
+        results: of `probe`, for each video.
+        clip_span: frames from the first to the last one of a clip, both included.
     """
     videos = []
     originals: dict[tuple[int | None, str], int] = {}
-    for i, (record, size, one) in enumerate(zip(records, sizes, found, strict=True)):
+    rows = zip(records, sizes, results, strict=True)
+    for index, (record, size, result) in enumerate(rows):
         original = None
-        if isinstance(one, str):
+        if isinstance(result, str):
             status = "unreadable"
-        elif one.frame_count_mismatch:
+        elif result.frame_count_mismatch:
             status = "frame_count_mismatch"
         else:
-            if one.digest is not None:
-                original = originals.setdefault((size, one.digest), i)
-                original = None if original == i else original
+            if result.digest is not None:
+                first = originals.setdefault((size, result.digest), index)
+                original = first if first != index else None
             if original is not None:
                 status = "duplicate"
-            elif one.num_frames < clip_span:
+            elif result.num_frames < clip_span:
                 status = "short"
             else:
-                status = "good" if one.indexed else "no_index"
-            size = one.size if size is None else size
-        videos.append(Checked(record, size, one, status, original))
+                status = "good" if result.indexed else "no_index"
+            size = result.size if size is None else size
+        videos.append(CheckedVideo(record, size, result, status, original))
     return videos
 
 
+def _readable(videos: Sequence[CheckedVideo]) -> list[ProbeResult]:
+    return [v.result for v in videos if isinstance(v.result, ProbeResult)]
+
+
 def summarize(
-    videos: Sequence[Checked], kept: Sequence[bool], span: int
+    videos: Sequence[CheckedVideo], kept: Sequence[bool], *, clip_span: int
 ) -> dict[str, Any]:
-    """What is told of all videos together."""
-    readable = [v.found for v in videos if isinstance(v.found, ProbeResult)]
+    """Returns the statistics of all videos that `check-data --json` prints.
+
+    Args:
+        videos: as `classify` returns them.
+        kept: which of them are in the clean list.
+        clip_span: as in `classify`.
+    """
+    readable = _readable(videos)
+    clean = [video for video, keep in zip(videos, kept, strict=True) if keep]
     statuses = collections.Counter(video.status for video in videos)
     reasons = collections.Counter(
-        # Without the path, and alike for all numbers.
-        re.sub(r"\d+", "N", why.removeprefix(f"{video.record.place}: "))
+        # Without paths and numbers, so that equal causes are counted together.
+        re.sub(r"\d+", "N", text.removeprefix(f"{video.record.location}: "))
         for video in videos
-        if (why := reason(video.record, video.found))
+        if (text := reason(video.record, video.result))
     )
     measured = {
-        "num_frames": [found.num_frames for found in readable],
-        "seconds": [found.seconds for found in readable if found.seconds],
-        "fps": [found.fps for found in readable if found.fps],
-        "short_side": [min(found.width, found.height) for found in readable],
-        "keyframe_interval": [found.keyframe_interval for found in readable],
+        "num_frames": [result.num_frames for result in readable],
+        "seconds": [result.seconds for result in readable if result.seconds],
+        "fps": [result.fps for result in readable if result.fps],
+        "short_side": [min(result.width, result.height) for result in readable],
+        "keyframe_interval": [result.keyframe_interval for result in readable],
         "bytes": [video.size for video in videos if video.size is not None],
     }
     ranges = {
@@ -148,7 +167,6 @@ def summarize(
         for name, values in measured.items()
         if values
     }
-    clean = [v.found for v, keep in zip(videos, kept, strict=True) if keep]
     return {
         "videos": len(videos),
         "clean": len(clean),
@@ -156,52 +174,52 @@ def summarize(
         "reasons": dict(reasons.most_common()),
         "conflicting_duplicates": sum(
             video.original is not None
-            and videos[video.original].record.label != video.record.label
+            and videos[video.original].record.labels != video.record.labels
             for video in videos
         ),
         "hours": _hours(readable),
-        "clean_hours": _hours(clean),
+        "clean_hours": _hours(_readable(clean)),
         "bytes": sum(measured["bytes"]),
-        "codecs": dict(collections.Counter(f.codec for f in readable).most_common()),
-        "containers": dict(
-            collections.Counter(found.container for found in readable).most_common()
-        ),
+        "codecs": _count(result.codec for result in readable),
+        "containers": _count(result.container for result in readable),
         "ranges": ranges,
-        "advice": _advice(readable, span),
+        "advice": _advice(readable, clip_span),
     }
 
 
-def _hours(found: Sequence[ProbeResult]) -> float:
-    return math.fsum(one.seconds or 0 for one in found) / 3600
+def _hours(results: Sequence[ProbeResult]) -> float:
+    return math.fsum(result.seconds or 0 for result in results) / 3600
 
 
-def _advice(readable: Sequence[ProbeResult], span: int) -> list[str]:
-    """What would make training read faster, a line each."""
+def _count(names: Iterable[str]) -> dict[str, int]:
+    return dict(collections.Counter(names).most_common())
+
+
+def _advice(readable: Sequence[ProbeResult], clip_span: int) -> list[str]:
+    """Returns what would make training read faster, one line each."""
     if not readable:
         return []
     advice = []
     prepare = "`python -m videomae_jax prepare`"
-    areas = [(min(found.width, found.height) / _STORED_SIDE) ** 2 for found in readable]
+    areas = [(min(r.width, r.height) / _STORED_SIDE) ** 2 for r in readable]
     pixels = statistics.fmean(max(area, 1) for area in areas)
-    if pixels >= _WORTH_IT:
+    if pixels >= _ADVICE_RATIO:
         advice.append(
             f"frames have {pixels:.1f} times the pixels of a short side of "
-            f"{_STORED_SIDE}, and decoding takes as much longer: {prepare} shrinks them"
+            f"{_STORED_SIDE}, and take as much longer to decode: {prepare} shrinks them"
         )
-    # A clip begins anywhere between two keyframes.
-    ahead = statistics.fmean(found.keyframe_interval / 2 for found in readable)
-    if (ahead + span) / span >= _WORTH_IT:
+    # A clip starts anywhere between two keyframes.
+    skipped = statistics.fmean(result.keyframe_interval / 2 for result in readable)
+    if (skipped + clip_span) / clip_span >= _ADVICE_RATIO:
         advice.append(
-            f"keyframes are so far apart that about {ahead:.0f} frames are decoded "
-            f"before a clip's {span}: {prepare} sets more of them"
+            f"keyframes are so far apart that about {skipped:.0f} frames are decoded "
+            f"before the {clip_span} of a clip: {prepare} inserts more keyframes"
         )
-    no_index = sum(
-        not (found.indexed or found.frame_count_mismatch) for found in readable
-    )
+    no_index = sum(not (r.indexed or r.frame_count_mismatch) for r in readable)
     if no_index:
         advice.append(
             f"no_index videos ({no_index}) are decoded from their beginning at each "
-            f"read: {prepare} mends them"
+            f"read: {prepare} adds an index"
         )
     return advice
 
@@ -211,13 +229,13 @@ class LabelStatistics:
     """How the labels of a list cover the classes.
 
     Attributes:
-        num_classes: of the file of names, or as the highest label asks for.
-        counts: videos left of each class that has any, by label.
-        num_empty: classes without any.
+        num_classes: as the file of names says, or the highest label implies.
+        counts: number of kept videos by label, of the classes that have any.
+        num_empty: number of classes without a kept video.
         empty: their labels, the first 1000.
-        few: those of classes with 1 to 4.
-        beyond: ids of videos with a label that the file does not name.
-        unlabelled: videos without a label, in a list where others have one.
+        few: labels of classes with 1 to 4 kept videos.
+        beyond: ids of videos with a label that is not below num_classes.
+        unlabelled: number of videos without a label, in a list where others have one.
     """
 
     num_classes: int
@@ -230,24 +248,29 @@ class LabelStatistics:
 
 
 def label_statistics(
-    records: Sequence[Record], kept: Sequence[bool], num_classes: int | None = None
+    records: Sequence[Record],
+    kept: Sequence[bool],
+    *,
+    num_classes: int | None = None,
+    label_kind: LabelKind = LabelKind.OPTIONAL,
 ) -> LabelStatistics | None:
-    """Counts labels; None for a list without any.
+    """Counts the videos of each class; returns None for a list without labels.
 
     Args:
-        records: the whole list, whose labels tell which classes there are.
-        kept: which of them are left: only these count as a class's videos.
-        num_classes: how many there are, if it is known.
+        records: the whole list, whose labels determine the classes.
+        kept: which of them are kept; only these are counted.
+        num_classes: number of classes, if known.
+        label_kind: with MANY, a video without labels does not count as unlabelled.
     """
-    labels = [_labels(record) for record in records]
+    labels = [record.labels for record in records]
     every = set(itertools.chain.from_iterable(labels))
     if not every:
         return None
     limit = max(every) + 1 if num_classes is None else num_classes
     counts = collections.Counter(
         label
-        for own, left in zip(labels, kept, strict=True)
-        if left
+        for own, keep in zip(labels, kept, strict=True)
+        if keep
         for label in own
         if label < limit
     )
@@ -256,18 +279,91 @@ def label_statistics(
         num_classes=limit,
         counts=dict(sorted(counts.items())),
         num_empty=limit - len(counts),
-        empty=list(itertools.islice(empty, _LISTED)),
+        empty=list(itertools.islice(empty, _MAX_LISTED)),
         few=[label for label in sorted(counts) if counts[label] < FEW_VIDEOS],
         beyond=[
             record.id
             for record, own in zip(records, labels, strict=True)
             if max(own, default=-1) >= limit
         ],
-        unlabelled=sum(record.label is None for record in records),
+        unlabelled=0 if label_kind is LabelKind.MANY else labels.count(()),
     )
 
 
-def _labels(record: Record) -> tuple[int, ...]:
-    if record.label is None:
-        return ()
-    return record.label if isinstance(record.label, tuple) else (record.label,)
+def plot(
+    target: pathlib.Path,
+    summary: dict[str, Any],
+    videos: Sequence[CheckedVideo],
+    *,
+    label_stats: LabelStatistics | None,
+) -> None:
+    """Plots histograms of the videos; needs matplotlib.
+
+    Args:
+        target: image file to write.
+        summary: as `summarize` returns it, with "list" and "clip_span".
+        videos: as `classify` returns them.
+        label_stats: None for a list without labels.
+    """
+    # Imported here: --help does without. Not pyplot, which has global state.
+    import numpy as np
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    readable = _readable(videos)
+    figure = Figure(figsize=(13, 7), dpi=110, layout="constrained")
+    name = os.path.basename(summary["list"].rstrip("/"))
+    name = name.encode(errors="replace").decode()
+    statuses = [f"{n:,} {status}" for status, n in summary["statuses"].items() if n]
+    title = (
+        f"{name}: {summary['videos']:,} videos, {summary['hours']:,.2f} hours\n"
+        f"{', '.join(statuses)}"
+    )
+    figure.suptitle(title.replace("$", r"\$"))  # "$" would start a formula
+    panels = iter(figure.subplots(2, 3).flat)
+
+    def histogram(
+        numbers: Sequence[float | None],
+        title: str,
+        *,
+        unit: str = "videos",
+        mark: float | None = None,
+    ) -> None:
+        axes = next(panels)
+        axes.set_title(title, fontsize="medium")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.set_ylabel(unit)
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+        values = np.array([number for number in numbers if number], float)
+        if not len(values):
+            axes.text(0.5, 0.5, "none", ha="center", transform=axes.transAxes)
+            axes.set(xticks=[], yticks=[])
+            return
+        low, high = values.min(), values.max()
+        if mark is not None:
+            low, high = min(low, mark), max(high, mark)
+        logarithmic = high > 20 * low
+        low, high = (low / 1.2, high * 1.2) if logarithmic else (0, high * 1.1)
+        edges = (np.geomspace if logarithmic else np.linspace)(low, high, 41)
+        axes.hist(values, edges, color=_BLUE)
+        axes.set_xscale("log" if logarithmic else "linear")
+        axes.xaxis.set_major_formatter("{x:,g}")
+        axes.set_xlim(low, high)
+        if mark is not None:
+            axes.axvline(mark, color=_RED, linestyle="--", linewidth=1)
+
+    span = summary["clip_span"]
+    histogram(
+        [r.num_frames for r in readable], f"frames (dashed: a clip, {span})", mark=span
+    )
+    histogram([r.seconds for r in readable], "seconds")
+    histogram([min(r.width, r.height) for r in readable], "short side (pixels)")
+    histogram([(video.size or 0) / 1e6 for video in videos], "file size (MB)")
+    histogram([r.keyframe_interval for r in readable], "frames per keyframe")
+    if label_stats:
+        histogram(
+            list(label_stats.counts.values()), "videos of a class", unit="classes"
+        )
+    else:
+        histogram([r.fps for r in readable], "frames per second")
+    figure.savefig(target)

@@ -29,7 +29,7 @@ from videomae_jax.errors import RecordError
 from videomae_jax.files import absolute, is_url
 from videomae_jax.video import shards as prepared
 from videomae_jax.video.packet_index import PacketIndex
-from videomae_jax.video.record import Record
+from videomae_jax.video.record import Record, labels_to_json
 
 # One video is one chunk, for random access. Compressing them again would gain nothing.
 _WRITER_OPTIONS = "group_size:1,uncompressed"
@@ -63,14 +63,15 @@ class Shard:
     @property
     def contents(self) -> dict[str, Any]:
         """What tells the shard from others of its name."""
-        rows = json.dumps([_row(record) for record in self.records])
+        multi_label = self.settings["multi_label"]
+        rows = json.dumps([_row(record, multi_label) for record in self.records])
         digest = hashlib.sha256(rows.encode()).hexdigest()
         return {"settings": dict(self.settings), "list": digest}
 
 
-def _row(record: Record) -> list:
+def _row(record: Record, multi_label: bool) -> list:
     """What a record asks for."""
-    row = [record.id, record.label]
+    row = [record.id, labels_to_json(record.labels, multi_label)]
     if record.is_images:
         row += [record.frame_name, record.frame_range]
     return row
@@ -105,13 +106,12 @@ def write_shard(shard: Shard, videos: Iterable[Encoded | str]) -> int:
                     bad.append(row)
                     continue
                 facts = {name: getattr(video, name) for name in _FACTS}
-                rows.append({"id": record.id, "label": record.label, **facts})
-                none = [] if shard.settings["multi_label"] else -1
-                label = none if record.label is None else record.label
+                label = labels_to_json(record.labels, shard.settings["multi_label"])
+                rows.append({"id": record.id, "label": label, **facts})
                 index = video.index or PacketIndex(b"", ())
                 example = {
                     "id": record.id,
-                    "label": label,
+                    "label": -1 if label is None else label,
                     **facts,
                     "video": video.video,
                     "header": index.header,

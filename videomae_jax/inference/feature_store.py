@@ -26,7 +26,7 @@ from videomae_jax.data import sources as records
 from videomae_jax.errors import RecordError
 from videomae_jax.inference.features import Part, Unreadable
 from videomae_jax.video import open as video_open
-from videomae_jax.video.record import Record
+from videomae_jax.video.record import Record, labels_to_json
 
 # Settings that say where weights came from. What they are is a setting of its own.
 _ORIGIN = ("model", "revision")
@@ -199,7 +199,9 @@ class FeatureFolder:
             else:
                 facts = ("shape", "dtype", "fps", "video_frames")
                 row = {"id": record.id, "file": f"{result.name}.npy"}
-                row |= {"label": record.label} | {key: note[key] for key in facts}
+                several = len(record.labels) > 1
+                row |= {"label": labels_to_json(record.labels, several)}
+                row |= {key: note[key] for key in facts}
                 rows.append(json.dumps(row))
         if left:
             return left

@@ -1,29 +1,65 @@
-"""A record: what names one video, and its labels."""
+"""Records: what identifies a video, and its labels."""
 
 import dataclasses
+import enum
+
+from videomae_jax.errors import RecordError
+
+
+class LabelKind(enum.Enum):
+    """The labels that a task expects of each video.
+
+    Attributes:
+        UNUSED: the task ignores labels (pretraining, features). Records have them
+            where they cost nothing to read.
+        OPTIONAL: at most one.
+        ONE: exactly one (fine-tuning).
+        MANY: any number, none included (multi-label fine-tuning).
+    """
+
+    UNUSED = "unused"
+    OPTIONAL = "optional"
+    ONE = "one"
+    MANY = "many"
+
+    def check(self, labels: tuple[int, ...], video: str) -> None:
+        """Checks the number of labels of a video.
+
+        Raises:
+            RecordError: the number does not fit; the message begins with `video`.
+        """
+        if self is LabelKind.ONE and not labels:
+            raise RecordError(f"{video} has no label")
+        if self in (LabelKind.ONE, LabelKind.OPTIONAL) and len(labels) > 1:
+            raise RecordError(
+                f"{video} has several labels: set config.loss.kind=sigmoid, or give "
+                "--multi-label"
+            )
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Record:
-    """One video.
+    """One video of a list, folder or data set.
 
     Attributes:
         path: the file or frame folder, absolute.
-        label: its class, or None; a tuple of classes in a multi-label list.
-        id: its name in messages and predictions: the path as the list wrote it, or
-            relative to the source folder. Unique: repeats become `name#2`, `name#3`.
-        position: which one of the videos in the file `path`, an ArrayRecord shard;
-            None if the file is the video. `sources.open_video` opens whatever it is.
-        frame_name: if `path` is a frame folder, the template of its images' names.
-        frame_range: first and number of the frames, if the record is a part of what is
-            there: numbers of images in a folder, or frames of a file, from 0.
-        feature: which feature of a TFDS data set's example the frames are, if not
-            `prepare` has made the shard.
+        id: the name of the video in messages and predictions: the path as written in
+            the list, or relative to the source folder. Unique: repeats become `name#2`,
+            `name#3`.
+        labels: the classes of the video; empty if it is unlabelled.
+        position: index of the video in `path`, if that is an ArrayRecord shard; None
+            if the file is the video.
+        frame_name: template of the image names, if `path` is a frame folder.
+        frame_range: first frame and number of frames, if the record is a part of the
+            video: image numbers of a folder, or frames of a file, counted from 0.
+        feature: name of the feature that holds the frames, in an example of a TFDS data
+            set that `prepare` has not written.
     """
 
     path: str
-    label: int | tuple[int, ...] | None
     id: str
+    _: dataclasses.KW_ONLY
+    labels: tuple[int, ...] = ()
     position: int | None = None
     frame_name: str = ""
     frame_range: tuple[int, int] | None = None
@@ -31,10 +67,26 @@ class Record:
 
     @property
     def is_images(self) -> bool:
-        """Whether the frames are images, each encoded by itself."""
+        """Whether the frames are stored as images, each encoded separately."""
         return bool(self.frame_name or self.feature)
 
     @property
-    def place(self) -> str:
-        """What messages about the video begin with: where it is."""
+    def location(self) -> str:
+        """The path, and the id of a video in a shard; begins messages about it."""
         return self.path if self.position is None else f"{self.path}: {self.id}"
+
+
+def labels_to_json(
+    labels: tuple[int, ...], multi_label: bool
+) -> int | list[int] | None:
+    """Returns the "label" field of JSON files: a list, or one label or None."""
+    if multi_label:
+        return list(labels)
+    return labels[0] if labels else None
+
+
+def labels_from_json(label: int | list[int] | None) -> tuple[int, ...]:
+    """Returns the labels of a "label" field that `labels_to_json` made."""
+    if label is None:
+        return ()
+    return tuple(label) if isinstance(label, list) else (label,)

@@ -22,7 +22,7 @@ from videomae_jax.errors import RecordError, VideoError
 from videomae_jax.files import absolute, is_url
 from videomae_jax.video.decoder import Video
 from videomae_jax.video.packet_index import IndexedVideo, PacketIndex
-from videomae_jax.video.record import Record
+from videomae_jax.video.record import LabelKind, Record, labels_from_json
 
 try:
     from array_record.python import array_record_module
@@ -38,15 +38,12 @@ VERSION = "1.0.0"
 _OPEN_SHARDS = 512  # at once, by a process; systems often allow 1,024 files
 
 
-def load(
-    source: str, require_labels: bool = False, several_labels: bool = False
-) -> list[Record]:
+def load(source: str, label_kind: LabelKind = LabelKind.OPTIONAL) -> list[Record]:
     """Lists the videos of a prepared split, as `records.load` does; reads none of them.
 
     Args:
         source: `tfds:FOLDER/SPLIT`, with the folder that `prepare` was given.
-        require_labels: whether a video without a label is an error.
-        several_labels: whether a video may have several, or none.
+        label_kind: the labels that each video must have.
 
     Raises:
         RecordError: if there is no such split, it is not finished, or shards are
@@ -76,23 +73,10 @@ def load(
             )
         for position in range(shard["videos"]):
             row = next(videos)
-            label = _label(source, row, require_labels, several_labels)
-            found.append(Record(path, label, row["id"], position))
+            labels = labels_from_json(row["label"])
+            label_kind.check(labels, f"{source}: {row['id']}")
+            found.append(Record(path, row["id"], labels=labels, position=position))
     return found
-
-
-def _label(source: str, row: Mapping, required: bool, several: bool):
-    label = row["label"]
-    labels = [] if label is None else label if isinstance(label, list) else [label]
-    if several:
-        return tuple(labels)
-    if len(labels) > 1:
-        raise RecordError(
-            f"{source}: {row['id']} has several labels: set config.loss.kind=sigmoid"
-        )
-    if required and not labels:
-        raise RecordError(f"{source}: {row['id']} has no label")
-    return labels[0] if labels else None
 
 
 def open_video(record: Record) -> Video:
@@ -106,11 +90,11 @@ def open_video(record: Record) -> Video:
     numbers = iter(example["packets"].int64_list.value)
     rows = tuple(zip(numbers, numbers, numbers, numbers, strict=True))
     if not rows:  # the file is kept as it was
-        return Video(content, record.place)
+        return Video(content, record.location)
     index = PacketIndex(example["header"].bytes_list.value[0], rows)
     height, width = (example[x].int64_list.value[0] for x in ("height", "width"))
     fps = example["fps"].float_list.value[0] or None
-    return IndexedVideo(content, index, fps, (height, width), record.place)
+    return IndexedVideo(content, index, fps, (height, width), record.location)
 
 
 def read(record: Record) -> bytes:

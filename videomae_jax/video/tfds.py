@@ -23,7 +23,7 @@ from videomae_jax.errors import RecordError, VideoError
 from videomae_jax.files import absolute, is_url
 from videomae_jax.video import shards
 from videomae_jax.video.images import ImageVideo
-from videomae_jax.video.record import Record
+from videomae_jax.video.record import LabelKind, Record
 
 _INFO = "dataset_info.json"
 _FORMAT = "array_record"
@@ -59,24 +59,16 @@ def find(source: str) -> epath.Path | None:
     return None
 
 
-def load(
-    source: str,
-    require_labels: bool = False,
-    several_labels: bool = False,
-    want_labels: bool = True,
-) -> list[Record]:
+def load(source: str, label_kind: LabelKind = LabelKind.OPTIONAL) -> list[Record]:
     """Lists the videos of a split, as `records.load` does; decodes none of them.
 
-    Labels are inside the examples. Where they are wanted, the whole split has to be
-    read once, by as many threads as there are cores (some 0.1 to 0.2 GB a second with
-    each); a process reads them once only.
-    Where they are not, nothing is read, and records have none.
+    Labels are inside the examples: unless they are unused, the whole split is read
+    once per process, by as many threads as there are cores (0.1 to 0.2 GB a second
+    each). Unused labels are left out.
 
     Args:
         source: `tfds:FOLDER/SPLIT`, of which `find` finds a folder.
-        require_labels: whether a video without a label is an error.
-        several_labels: whether labels are tuples.
-        want_labels: whether to read them.
+        label_kind: the labels that each video must have.
 
     Raises:
         RecordError: if there is no such split, the data set is not stored as
@@ -105,14 +97,15 @@ def load(
     for path, count in _shards(source, folder, split, info):
         base = os.path.basename(path)
         found += [  # Ids as TFDS gives them (tfds_id).
-            Record(path, None, f"{base}__{i}", i, feature=frames) for i in range(count)
+            Record(path, f"{base}__{i}", position=i, feature=frames)
+            for i in range(count)
         ]
-    if not want_labels:
+    if label_kind is LabelKind.UNUSED:
         return found
     label = _only(source, features, lambda kind: "classLabel" in kind, "ClassLabel")
-    if label is None and require_labels:
+    if label is None and label_kind is LabelKind.ONE:
         raise RecordError(f"{source}: {folder} has no feature of kind ClassLabel")
-    return _labelled(source, found, label, require_labels, several_labels)
+    return _labelled(source, found, label, label_kind)
 
 
 def _split(source: str) -> str:
@@ -173,33 +166,29 @@ def _labelled(
     source: str,
     found: Sequence[Record],
     feature: str | None,
-    required: bool,
-    several: bool,
+    label_kind: LabelKind,
 ) -> list[Record]:
     """The records with the labels that their examples hold."""
-    labels: list[int | None] = [None] * len(found)
+    labels: list[tuple[int, ...]] = [()] * len(found)
     if feature is not None:
         with concurrent.futures.ThreadPoolExecutor(resources.measure().cores) as pool:
-            read = functools.partial(_label, feature=feature)
+            read = functools.partial(_labels, feature=feature)
             try:
                 labels = list(pool.map(read, found))
             except VideoError as error:
                 raise RecordError(f"{source}: {error}") from error
     labelled = []
-    for record, label in zip(found, labels, strict=True):
-        if label is None and required and not several:
-            raise RecordError(f"{source}: {record.id} has no label")
-        if several:
-            label = () if label is None else (label,)
-        labelled.append(dataclasses.replace(record, label=label))
+    for record, own in zip(found, labels, strict=True):
+        label_kind.check(own, f"{source}: {record.id}")
+        labelled.append(dataclasses.replace(record, labels=own))
     return labelled
 
 
 @functools.lru_cache(None)
-def _label(record: Record, feature: str) -> int | None:
-    """Reads one label; kept, for validation and test are often of one split."""
+def _labels(record: Record, feature: str) -> tuple[int, ...]:
+    """Reads labels; cached, since validation and test often share a split."""
     values = shards.read_example(record)[feature].int64_list.value
-    return values[0] if values and values[0] >= 0 else None
+    return tuple(values[:1]) if values and values[0] >= 0 else ()
 
 
 class ExampleFrames(ImageVideo):
@@ -213,7 +202,7 @@ class ExampleFrames(ImageVideo):
         """
         # Not a list of them: each is copied only when it is asked for.
         self._images = shards.read_example(record)[record.feature].bytes_list.value
-        super().__init__(record.place, len(self._images))
+        super().__init__(record.location, len(self._images))
         if not self._images:
             raise self.error(f"holds no frames in its feature {record.feature!r}")
 
