@@ -111,9 +111,9 @@ def place(row):
 
 def cells(row):
     """Batch, layout, memory, whether it fits and collectives, in words."""
-    layout, available = row["layout"], row["available"] / 2**30
-    split = f"fsdp {layout['fsdp']}" if layout["fsdp"] > 1 else "replicas"
-    if layout["shard_optimizer"]:
+    plan, available = row["plan"], row["available"] / 2**30
+    split = f"fsdp {plan['fsdp']}" if plan["fsdp"] > 1 else "replicas"
+    if plan["shard_optimizer"]:
         split += ", ZeRO-1"
     fits = row["traffic"] is not None
     memory = f"needs {row['needed'] / 2**30:.1f} of {available:.1f}"
@@ -124,7 +124,7 @@ def cells(row):
         f"{t['count']} {kind} {t['bytes'] / 2**20:.0f} MiB"
         for kind, t in (row["traffic"] or {}).items()
     )
-    clips = f"{row['clips']} in {row['accumulation']}"
+    clips = f"{row['clips']} in {row['grad_accum_steps']}"
     yes = "yes" if fits else "no"
     return clips, split, memory, yes, ", ".join(moved)
 

@@ -1,8 +1,8 @@
 """Checkpoints of a run: saved in the background, restored onto any mesh.
 
-Each one has separate items: `params` (all that fine-tuning reads), `opt_state`, where
-there are such things `ema` (the averaged parameters) and `statistics` (of batch norm),
-and `meta`, a JSON object.
+A checkpoint has separate items: `params` (all that fine-tuning reads), `opt_state`,
+`ema` (averaged parameters, if the run keeps them), `batch_stats` (of batch norm, if the
+model has it), and `meta`, a JSON object.
 """
 
 import copy
@@ -16,54 +16,64 @@ from orbax.checkpoint import checkpoint_managers
 
 from videomae_jax.errors import CheckpointError
 
-ITEMS = ("params", "opt_state", "ema", "statistics")
+ITEMS = ("params", "opt_state", "ema", "batch_stats")
+# Items of older checkpoints, by today's names.
+_OLD_NAMES = {"batch_stats": "statistics"}
 
 
 class Checkpoints:
-    """The checkpoints under `<workdir>/checkpoints/<step>`."""
+    """The checkpoints under `<workdir>/checkpoints/<step>`.
+
+    Attributes:
+        folder: `<workdir>/checkpoints`.
+    """
 
     def __init__(
         self,
         workdir: str,
-        keep_last: int,
-        keep_period: int,
+        *,
+        keep_last: int = 1,
+        keep_period: int = 0,
         read_only: bool = False,
     ):
-        """Opens the folder, making it if needed.
+        """Opens the folder, creating it if needed.
 
         Args:
             workdir: the run's folder.
-            keep_last: how many of the newest checkpoints to keep.
-            keep_period: keep those at multiples of this many steps for good;
-                0 keeps none.
-            read_only: nothing is made, saved or deleted.
+            keep_last: number of the newest checkpoints to keep.
+            keep_period: checkpoints at multiples of this many steps are never deleted;
+                0 for none.
+            read_only: create, save and delete nothing.
         """
-        keep = [checkpoint_managers.LatestN(keep_last)]
+        policies = [checkpoint_managers.LatestN(keep_last)]
         if keep_period:
-            keep.append(checkpoint_managers.EveryNSteps(keep_period))
-        self.folder = pathlib.Path(workdir).absolute() / "checkpoints"
+            policies.append(checkpoint_managers.EveryNSteps(keep_period))
+        self.folder = _folder(workdir)
         self._manager = ocp.CheckpointManager(
             self.folder,
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=checkpoint_managers.AnyPreservationPolicy(keep),
+                preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
                 cleanup_tmp_directories=not read_only,
                 enable_background_delete=not read_only,
                 read_only=read_only,
             ),
             item_handlers={
-                **{name: ocp.StandardCheckpointHandler() for name in ITEMS},
+                **{
+                    name: ocp.StandardCheckpointHandler()
+                    for name in (*ITEMS, *_OLD_NAMES.values())
+                },
                 "meta": ocp.JsonCheckpointHandler(),
             },
         )
 
     def latest_step(self) -> int | None:
-        """The newest complete checkpoint's step, or None."""
+        """Returns the step of the newest complete checkpoint, or None."""
         return self._manager.latest_step()
 
     def save(self, step: int, items: Mapping[str, Any], meta: dict) -> None:
         """Starts saving; returns once the arrays are copied off the devices.
 
-        What is given may change after that: the checkpoint does not.
+        The arguments may change afterwards: the checkpoint does not.
 
         Args:
             step: steps done.
@@ -73,43 +83,51 @@ class Checkpoints:
         if self.latest_step() == step:
             return
         args = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
-        # Orbax makes JSON of it in the background, when training has gone on.
+        # Orbax serialises it in the background, while training appends to its lists.
         args["meta"] = ocp.args.JsonSave(copy.deepcopy(meta))
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(**args),
-            force=True,
-        )
+        self._manager.save(step, args=ocp.args.Composite(**args), force=True)
 
     def meta(self, step: int) -> dict:
-        """The JSON object saved with a step."""
+        """Returns the JSON object saved with a step."""
         args = ocp.args.Composite(meta=ocp.args.JsonRestore())
         return self._manager.restore(step, args=args)["meta"]
 
     def shapes(self, step: int, item: str) -> dict[str, tuple[int, ...]]:
-        """The shape of each array of an item by its path, a/b/c; empty without it."""
-        saved = self._manager.item_metadata(step).get(item)
+        """Returns the shape of each array of an item by its path a/b/c.
+
+        The result is empty if the checkpoint does not have the item.
+        """
+        metadata = self._manager.item_metadata(step)
+        saved = metadata.get(_name_on_disk(self.folder, step, item))
         return {} if saved is None else _shapes(saved)
+
+    def evaluated_item(self, step: int) -> str:
+        """Returns the item of the parameters to evaluate: the average, if saved."""
+        return "ema" if self.shapes(step, "ema") else "params"
 
     def restore(self, step: int, items: Mapping[str, Any]) -> dict[str, Any]:
         """Restores items into the shapes and shardings of abstract trees.
 
         Raises:
-            CheckpointError: if an item is not there, or has other names or shapes.
+            CheckpointError: an item is missing, or has other names or shapes.
         """
         for name, tree in items.items():
             self._check(step, name, tree)
-        args = {name: ocp.args.StandardRestore(tree) for name, tree in items.items()}
+        on_disk = {name: _name_on_disk(self.folder, step, name) for name in items}
+        args = {
+            on_disk[name]: ocp.args.StandardRestore(tree)
+            for name, tree in items.items()
+        }
         restored = self._manager.restore(step, args=ocp.args.Composite(**args))
-        return {name: restored[name] for name in items}
+        return {name: restored[on_disk[name]] for name in items}
 
     def _check(self, step: int, item: str, tree: Any) -> None:
-        saved, wanted = self.shapes(step, item), _shapes(tree)
+        saved, expected = self.shapes(step, item), _shapes(tree)
         lines = [
             f"  {name}: {saved.get(name, 'missing')} in the checkpoint, "
-            f"{wanted.get(name, 'missing')} in the model"
-            for name in sorted(saved.keys() | wanted.keys())
-            if saved.get(name) != wanted.get(name)
+            f"{expected.get(name, 'missing')} in the model"
+            for name in sorted(saved.keys() | expected.keys())
+            if saved.get(name) != expected.get(name)
         ]
         if lines:
             raise CheckpointError(
@@ -117,19 +135,19 @@ class Checkpoints:
                 f"optimizer ({item}):\n"
                 + "\n".join(lines[:8])
                 + (f"\n  and {len(lines) - 8} more" if len(lines) > 8 else "")
-                + "\nGive the config that made it, or another --workdir."
+                + "\nUse the config that it was saved with, or another --workdir."
             )
 
     def reached_preemption(self, step: int) -> bool:
-        """Whether the cluster is about to take any of the hosts away."""
+        """Returns whether the cluster is about to take any of the hosts away."""
         return self._manager.reached_preemption(step)
 
     def wait(self) -> None:
-        """Waits until what was being saved is on disk."""
+        """Waits until the last save is on disk."""
         self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Waits, and frees the threads."""
+        """Waits for the last save and frees the threads."""
         self._manager.close()
 
 
@@ -138,15 +156,26 @@ def restore_part(
 ) -> Mapping[str, Any]:
     """Restores a part of an item's tree, given as an abstract tree with shardings."""
     # A manager of its own: one that has saved or restored whole items refuses this.
-    folder = pathlib.Path(workdir).absolute() / "checkpoints"
-    restore_args = ocp.checkpoint_utils.construct_restore_args(part)
+    folder = _folder(workdir)
+    item = _name_on_disk(folder, step, item)
+    args = ocp.args.PyTreeRestore(
+        item=part,
+        restore_args=ocp.checkpoint_utils.construct_restore_args(part),
+        partial_restore=True,
+    )
     with ocp.CheckpointManager(
         folder, options=ocp.CheckpointManagerOptions(read_only=True)
     ) as manager:
-        args = ocp.args.PyTreeRestore(
-            item=part, restore_args=restore_args, partial_restore=True
-        )
         return manager.restore(step, args=ocp.args.Composite(**{item: args}))[item]
+
+
+def _folder(workdir: str) -> pathlib.Path:
+    return pathlib.Path(workdir).absolute() / "checkpoints"
+
+
+def _name_on_disk(folder: pathlib.Path, step: int, item: str) -> str:
+    old = _OLD_NAMES.get(item)
+    return old if old and (folder / str(step) / old).exists() else item
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:

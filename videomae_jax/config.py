@@ -1,26 +1,37 @@
-"""What a config may say, of the devices and of the run that is continued."""
+"""Config files: loading, overrides, renamed fields, changes since a save."""
 
-import contextlib
+import difflib
 import json
 import logging
-from collections.abc import Collection, Iterator
+import runpy
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import flax
+from absl import flags
+from ml_collections import ConfigDict, config_flags
 
 from videomae_jax.errors import CheckpointError, ConfigError
 
 log = logging.getLogger(__name__)
 
-# Fields that may differ between training and a test, with a warning; and fields of the
-# model that change nothing in a test.
-SEEN_BY_THE_MODEL = (
+# Fields by their old names, which saved runs and old command lines still use.
+RENAMED = {
+    "max_clips_per_device": "micro_batch_per_device",
+    "checkpoint.milestone_every": "checkpoint.keep_period",
+    "data.frames": "data.frame_sampling",
+    "picture.statistics": "picture.unpatch_stats",
+}
+
+# Fields that may differ between training and a test, with a warning.
+PREPROCESSING_FIELDS = (
     "data.num_frames",
     "data.stride",
     "data.frame_sampling",
     "data.image_size",
 )
-_ONLY_IN_TRAINING = (
+# Fields of the model that a test does not depend on.
+_TRAINING_ONLY = (
     "model.dtype",
     "model.remat",
     "model.attention",
@@ -30,62 +41,128 @@ _ONLY_IN_TRAINING = (
 )
 
 
-@contextlib.contextmanager
-def checking() -> Iterator[None]:
-    """Makes a ValueError inside, which tells what is wrong with a field, one to show.
+def load(file: str, overrides: Sequence[str] = ()) -> ConfigDict:
+    """Returns the config of a file, with overrides applied.
 
-    Not for what computes: a ValueError there is a mistake of ours, and wants its trace.
+    Args:
+        file: `FILE`, or `FILE:debug`.
+        overrides: arguments such as `--config.batch_size=512`.
 
     Raises:
-        ConfigError: if there is a ValueError inside; one of those that are derived from
-            it has a name and stays what it is.
+        OSError: the file is not found.
+        ConfigError: an unknown field or option, or a value of the wrong type.
     """
+    path, _, option = file.partition(":")
+    get_config = runpy.run_path(path)["get_config"]
     try:
-        yield
+        config = get_config(option)
     except ValueError as error:
-        if type(error) is not ValueError:
-            raise
-        raise ConfigError(str(error)) from error
+        raise ConfigError(f"--config={file}: {error}") from error
+    values = flags.FlagValues()
+    try:
+        config_flags.DEFINE_config_dict(
+            "config", config, flag_values=values, sys_argv=list(overrides)
+        )
+        unparsed = values(["", *overrides])[1:]
+    except (AttributeError, KeyError, flags.Error) as error:
+        raise ConfigError(unknown_field(overrides, config) or str(error)) from error
+    if unparsed:
+        raise ConfigError(f"unrecognized arguments: {' '.join(unparsed)}")
+    return values.config
 
 
-def refuse_another_model(workdir: str, saved: dict, config) -> None:
-    """Raises CheckpointError if the config would use a checkpoint in another way.
+def unknown_field(arguments: Iterable[str], config: ConfigDict) -> str | None:
+    """Returns a message about the first unknown --config.FIELD; None if all are known.
+
+    Args:
+        arguments: of the command line.
+        config: the config without overrides.
+    """
+    fields = list(flatten(config.to_dict()))
+    for argument in arguments:
+        if not argument.startswith("--config."):
+            continue
+        name = argument.partition("=")[0].removeprefix("--config.")
+        if name in RENAMED:
+            return f"--config.{name} was renamed to --config.{RENAMED[name]}"
+        if name not in fields:
+            nearest = difflib.get_close_matches(name, fields, n=1, cutoff=0)[0]
+            return (
+                f"--config.{name}: unknown field; the nearest is --config.{nearest}. "
+                "configs/common.py documents every field."
+            )
+    return None
+
+
+def check_choices(config: ConfigDict, choices: dict[str, Collection[str]]) -> None:
+    """Checks fields that name one of several alternatives.
+
+    Args:
+        config: see configs/common.py.
+        choices: the alternatives of each field, such as {"mask.kind": ("tube", ...)}.
+
+    Raises:
+        ConfigError: a field names none of its alternatives.
+    """
+    values = flatten(config.to_dict())
+    for field, allowed in choices.items():
+        if values[field] not in allowed:
+            raise ConfigError(
+                f"config.{field}={values[field]!r} must be one of: {', '.join(allowed)}"
+            )
+
+
+def upgrade(saved: dict) -> dict:
+    """Returns a saved config with today's field names."""
+    values = {RENAMED.get(name, name): value for name, value in flatten(saved).items()}
+    return flax.traverse_util.unflatten_dict(values, sep=".")
+
+
+def flatten(config: dict) -> dict[str, Any]:
+    """Returns the values of a nested config by their names a.b.c."""
+    return flax.traverse_util.flatten_dict(config, sep=".")
+
+
+def check_same_model(workdir: str, saved: dict, config: ConfigDict) -> None:
+    """Checks that a test uses a checkpoint's model as it was trained.
 
     The shapes of parameters do not show the number of heads, the position table or
-    what probabilities are made of.
+    how probabilities follow from logits.
+
+    Args:
+        workdir: of the run, for the message.
+        saved: the config that the checkpoint was saved with.
+        config: of the test.
+
+    Raises:
+        CheckpointError: a field of the model or the loss differs.
     """
     lines = [
-        f"  config.{name} is {after!r}, the checkpoint's is {before!r}"
+        f"  config.{name}={after!r}, but the checkpoint's is {before!r}"
         for name, before, after in changes(saved, config)
         if name == "loss.kind" or name.startswith("model.")
-        if name not in _ONLY_IN_TRAINING
+        if name not in _TRAINING_ONLY
     ]
     if lines:
         raise CheckpointError(
             f"{workdir} was trained with another model:\n"
             + "\n".join(lines)
-            + "\nGive the config and the flags that it was trained with."
+            + "\nUse the config and the flags that it was trained with."
         )
 
 
-def report_changes(saved: dict, config, only: Collection[str] = ()) -> None:
-    """Warns of fields, all or `only` some, that differ from those of a saved run."""
+def log_changes(saved: dict, config: ConfigDict, only: Collection[str] = ()) -> None:
+    """Warns about fields, all or `only` some, that differ from a saved config."""
     for name, before, after in changes(saved, config):
         if not only or name in only:
-            log.warning(
-                "config.%s was %r when this run was saved, and is %r now",
-                name,
-                before,
-                after,
-            )
+            log.warning("config.%s: %r when saved, now %r", name, before, after)
 
 
-def changes(saved: dict, config) -> list[tuple[str, Any, Any]]:
-    """Name, value before and value now of the fields that differ."""
-    now = json.loads(config.to_json())
-    flat = [flax.traverse_util.flatten_dict(x, sep=".") for x in (saved, now)]
+def changes(saved: dict, config: ConfigDict) -> list[tuple[str, Any, Any]]:
+    """Returns (name, saved value, current value) of the fields that differ."""
+    before, after = flatten(upgrade(saved)), flatten(json.loads(config.to_json()))
     return [
-        (name, flat[0].get(name), flat[1].get(name))
-        for name in sorted(flat[0].keys() | flat[1].keys())
-        if flat[0].get(name) != flat[1].get(name)
+        (name, before.get(name), after.get(name))
+        for name in sorted(before.keys() | after.keys())
+        if before.get(name) != after.get(name)
     ]

@@ -16,7 +16,7 @@ from videomae_jax.data import labels
 from videomae_jax.distributed import sharding
 from videomae_jax.errors import CompilerError, RecordError
 from videomae_jax.tpu import collectives
-from videomae_jax.training import setup
+from videomae_jax.training import train_step
 from videomae_jax.training.finetune import Finetuning
 from videomae_jax.training.pretrain import Pretraining
 
@@ -31,9 +31,9 @@ class Compilation:
     Attributes:
         devices: how many; a v4, v5e, v5p or v6e chip is one device, a tpu7x chip two.
         device_kind: what JAX calls them.
-        layout: what is split over them, and why.
+        plan: what is split over them, and why.
         clips: per device and step.
-        accumulation: micro-batches of a step.
+        grad_accum_steps: micro-batches of a step.
         seconds: what compiling took.
         available: memory that a program may use.
         needed: memory that this one needs, at its peak.
@@ -46,9 +46,9 @@ class Compilation:
 
     devices: int
     device_kind: str
-    layout: sharding.Layout
+    plan: sharding.ShardingPlan
     clips: int
-    accumulation: int
+    grad_accum_steps: int
     seconds: float
     available: int
     needed: int
@@ -78,7 +78,9 @@ def compile_step(config: ml_collections.ConfigDict, devices) -> Compilation:
     """
     task = make_task(config)
     # The number of steps is but a constant of the learning rate's schedule.
-    built = setup.build(config, task, 1000, 100, devices)
+    built = train_step.build(
+        config, task, total_steps=1000, warmup_steps=100, devices=devices
+    )
     clips = config.batch_size * config.data.num_samples
     batch = _batch(config, built.mesh)
     key = jax.eval_shape(lambda: jax.random.key(0))
@@ -86,13 +88,13 @@ def compile_step(config: ml_collections.ConfigDict, devices) -> Compilation:
     common = {
         "devices": len(devices),
         "device_kind": devices[0].device_kind,
-        "layout": built.layout,
+        "plan": built.plan,
         "clips": clips // len(devices),
-        "accumulation": built.accumulation,
+        "grad_accum_steps": built.grad_accum_steps,
         "available": sharding.device_memory(devices[0]),
     }
     with jax.set_mesh(built.mesh):
-        lowered = built.train_step.lower(built.state, batch, key)
+        lowered = built.apply.lower(built.abstract_state, batch, key)
         try:
             compiled = lowered.compile()
         except jax.errors.JaxRuntimeError as error:
@@ -165,7 +167,7 @@ def largest(config: ml_collections.ConfigDict, devices, first: Compilation):
             f"config.data.num_samples is {config.data.num_samples}: none of up to "
             f"{BATCHES[-1]} clips a device is a whole number of videos"
         )
-    at_once = first.clips // first.accumulation
+    at_once = first.clips // first.grad_accum_steps
     i = max((i for i, n in enumerate(rungs) if n <= at_once), default=0)
     tried = first
     if rungs[i] != first.clips:

@@ -1,368 +1,462 @@
-"""The training loop, for every task.
+"""The training loop, for every task: entry points, setup, restore, train, test.
 
-A task (`pretrain.Pretraining`, `finetune.Finetuning`) says what is read from a video,
-how parameters start, what is random on the device, what the loss is, and what is looked
-at on held-out videos; everything else is here.
+What differs between tasks (data, model, loss, evaluation) is in `task.Task`; what runs
+on the devices in `train_step`. This file is the host's side of a run, top to bottom.
 """
 
 import contextlib
-import itertools
+import dataclasses
 import json
 import logging
 import pathlib
+from collections.abc import Iterator
 
 import flax
 import jax
 import jax.numpy as jnp
-import ml_collections
 from clu import parameter_overview
+from ml_collections import ConfigDict
 
 from videomae_jax import __version__
-from videomae_jax import config as config_checks
+from videomae_jax import config as config_lib
 from videomae_jax.checkpointing import Checkpoints
 from videomae_jax.data import pipeline
 from videomae_jax.data.bad_videos import BadVideos
 from videomae_jax.distributed import hosts, sharding
-from videomae_jax.errors import (
-    CheckpointError,
-    ClusterError,
-    ConfigError,
-    NonFiniteLossError,
-    NoReadableVideoError,
-    RecordError,
-    TooManyBadVideosError,
-)
-from videomae_jax.training import preemption, profiling
-from videomae_jax.training import setup as programs
+from videomae_jax.errors import CheckpointError, ConfigError, RecordError
+from videomae_jax.files import atomic_write, is_url
+from videomae_jax.training import preemption, profiling, train_step
 from videomae_jax.training.finetune import Finetuning
 from videomae_jax.training.input_report import InputReport
 from videomae_jax.training.metrics import MetricBuffer
 from videomae_jax.training.pretrain import Pretraining
 from videomae_jax.training.reporting import Reporter
-from videomae_jax.training.train_step import TrainState
+from videomae_jax.training.task import Task
+from videomae_jax.training.train_step import TrainState, TrainStep
 from videomae_jax.training.workers import choose_workers
 
 log = logging.getLogger(__name__)
 
 TASKS = {"pretrain": Pretraining, "finetune": Finetuning}
 
-# What stops a run for a reason that its user can mend, and is told in the message.
-EXPLAINED_ERRORS = (
-    CheckpointError,
-    ConfigError,
-    ClusterError,
-    NonFiniteLossError,
-    NoReadableVideoError,
-    RecordError,
-    TooManyBadVideosError,
-)
 
-# The last line of a run, which scripts wait for (docs/tpu_pods.md).
-_COMPLETE = "%s is complete: %d of %d steps"
+# --------------------------------------------------------------------------------------
+# Entry points
+# --------------------------------------------------------------------------------------
 
 
-def run(config: ml_collections.ConfigDict, workdir: str) -> TrainState:
-    """Does what `config.mode` says.
-
-    Raises:
-        ConfigError: for an unknown mode, and what the modes raise.
-        CheckpointError: if the work directory is a URL, and what the modes raise.
-    """
-    modes = {"train": train_and_evaluate, "eval": evaluate}
-    if config.mode not in modes:
-        raise ConfigError(f"config.mode is {config.mode!r}; one of: {', '.join(modes)}")
-    if "://" in workdir:
-        raise CheckpointError(
-            f"--workdir={workdir} is no folder: metrics are appended to files there, "
-            "which a bucket cannot do; mount it (docs/tpu_pods.md) and give its folder"
-        )
-    return modes[config.mode](config, workdir)
-
-
-def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str) -> TrainState:
-    """Trains as the config says, continuing what the work directory holds.
+def run(config: ConfigDict, workdir: str) -> TrainState:
+    """Trains or tests, as `config.mode` says.
 
     Args:
         config: see configs/common.py.
-        workdir: folder of checkpoints, metrics and pictures; made if needed.
+        workdir: folder of checkpoints, metrics and results; created if needed.
 
     Returns:
         The final state.
 
     Raises:
-        Preempted: at a step that is saved, after SIGTERM on one of the hosts.
-        ConfigError: if fields of the config do not fit each other or the devices.
-        RecordError: if the list of videos is missing or malformed.
-        CheckpointError: if the work directory holds the run of another model.
-        ClusterError: if the hosts of the run do not have the same.
-        TooManyBadVideosError, NoReadableVideoError: if the videos are bad.
-        NonFiniteLossError: if the training diverges.
+        Preempted: after SIGTERM on one of the hosts, once the last step is saved.
+        UserError: everything that the user can fix, see errors.py.
     """
-    workdir = pathlib.Path(workdir)
-    # Videos first: the commonest mistake should take a second to be told.
-    with config_checks.checking():
-        if config.task not in TASKS:
-            raise ValueError(
-                f"config.task is {config.task!r}; one of: {', '.join(TASKS)}"
-            )
-        if config.batch_size < 1:
-            raise ValueError(f"config.batch_size is {config.batch_size}, not 1 or more")
-        task = TASKS[config.task](config)
-        videos = task.training_videos
-    num_clips = config.batch_size * config.data.num_samples
-    steps_per_epoch = max(len(videos) // config.batch_size, 1)
+    modes = {"train": train_and_evaluate, "eval": evaluate}
+    config_lib.check_choices(config, {"mode": modes, "task": TASKS})
+    if is_url(workdir):
+        raise CheckpointError(
+            f"--workdir={workdir} must be a folder: metrics are appended to files, "
+            "which object stores do not support. Mount the bucket (docs/tpu_pods.md)."
+        )
+    return modes[config.mode](config, workdir)
+
+
+def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
+    """Trains to the last step, resuming if the work directory has a checkpoint; tests.
+
+    Arguments, result and errors are those of `run`.
+    """
+    run = set_up(config, pathlib.Path(workdir))
+    state, start, metrics = restore_or_init(run)
+    if start < run.total_steps:
+        state = train(run, state, start, metrics)
+        test(run, state)
+    else:
+        run.checkpoints.close()
+        if not hosts.gather(run.task.is_tested(run.workdir, start))[0]:
+            test(run, state)
+    # Scripts wait for this line (docs/tpu_pods.md).
+    log.info("%s is complete: %d of %d steps", workdir, state.step, run.total_steps)
+    return state
+
+
+# --------------------------------------------------------------------------------------
+# Setup
+# --------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What stays the same from the first step of a run to the last.
+
+    Attributes:
+        config: see configs/common.py.
+        workdir: folder of the run.
+        task: what is trained.
+        train_step: the step, compiled when first called, with mesh and abstract state.
+        checkpoints: of this run.
+        total_steps: length of the run.
+    """
+
+    config: ConfigDict
+    workdir: pathlib.Path
+    task: Task
+    train_step: TrainStep
+    checkpoints: Checkpoints
+    total_steps: int
+
+    @property
+    def keys(self) -> tuple[jax.Array, jax.Array]:
+        """The keys of the initial parameters and of the steps."""
+        init_key, step_key = jax.random.split(jax.random.key(self.config.seed))
+        return init_key, step_key
+
+
+def set_up(config: ConfigDict, workdir: pathlib.Path) -> Run:
+    """Builds the task and its training step, and opens the work directory.
+
+    Raises:
+        UserError: fields of the config do not fit each other, the lists or the devices.
+    """
+    if config.batch_size < 1:
+        raise ConfigError(f"config.batch_size={config.batch_size} must be at least 1")
+    # Read the lists first: a wrong path, the most common mistake, should fail within a
+    # second.
+    task = TASKS[config.task](config)
+    steps_per_epoch = max(len(task.training_videos) // config.batch_size, 1)
     total_steps = config.steps or int(config.epochs * steps_per_epoch)
-    first_process = jax.process_index() == 0
-
     check_hosts(config, task)
-
-    # State and step, on the devices.
-    warmup_steps = int(config.optimizer.warmup_epochs * steps_per_epoch)
-    with config_checks.checking():
-        program = programs.build(config, task, total_steps, warmup_steps)
-    mesh = program.mesh
-    init_key, step_key = jax.random.split(jax.random.key(config.seed))
-
-    # Resume if there is something to resume.
+    step = train_step.build(
+        config,
+        task,
+        total_steps=total_steps,
+        warmup_steps=int(config.optimizer.warmup_epochs * steps_per_epoch),
+    )
     workdir.mkdir(parents=True, exist_ok=True)
     hosts.check_shared(workdir)
     checkpoints = Checkpoints(
-        str(workdir), config.checkpoint.keep_last, config.checkpoint.keep_period
+        str(workdir),
+        keep_last=config.checkpoint.keep_last,
+        keep_period=config.checkpoint.keep_period,
     )
-    start = checkpoints.latest_step()
-    hosts.check_alike(checkpoints=start)
-    history = MetricBuffer([], 0, config.max_nonfinite_steps)
-    if start is None:
-        start = 0
-        state = program.init(init_key)
-        params = task.load(state.params)
-        if params is not state.params:
-            state = program.start(params, state.statistics)
-    else:
-        meta = checkpoints.meta(start)
-        config_checks.report_changes(meta["config"], config)
-        history = MetricBuffer(
-            meta["rows"], meta["nonfinite"], config.max_nonfinite_steps
-        )
-        state = program.state.replace(
-            step=jax.device_put(jnp.int32(start), program.state.step.sharding),
-            **checkpoints.restore(start, program.state.items()),
-        )
-        log.info("continuing %s at step %d", workdir, start)
-    if first_process:
-        (workdir / "config.json").write_text(config.to_json(indent=2) + "\n")
-        print_overview(state.params, program, total_steps, num_clips, videos)
-    if start >= total_steps:
-        checkpoints.close()
-        if not hosts.gather(task.is_finished(workdir, start))[0]:
-            preemption.leave_sigterm()
-            task.finish(state, mesh, workdir)
-        log.info(_COMPLETE, workdir, start, total_steps)
-        return state
-
-    # What goes along with the steps, and is closed in any event.
-    with contextlib.ExitStack() as stack:
-        notice = preemption.Preemption(checkpoints)
-        # Listens for as long as something is saved: who asks twice must not stop that.
-        stack.callback(notice.close)
-        stack.callback(checkpoints.close)
-        bad_videos = BadVideos(
-            workdir / "bad_videos.jsonl",
-            start,
-            len(videos),
-            config.data.max_bad_fraction,
-            active=first_process,
-        )
-        met = []
-        clips_per_device = num_clips / mesh.size
-        reporter = Reporter(
-            workdir, start, total_steps, clips_per_device, active=first_process
-        )
-        stack.callback(reporter.close)
-
-        def note_bad_videos(step):
-            everywhere = itertools.chain(*hosts.gather(met))
-            bad_videos.add(everywhere, step * config.batch_size)
-            met.clear()
-
-        def save(step):
-            # First of all: a checkpoint after a bad step would hide it.
-            history.fetch(checkpoints.latest_step())
-            # Whoever continues does not meet them again.
-            note_bad_videos(step)
-            meta = {
-                "config": json.loads(config.to_json()),
-                "rows": history.rows,
-                "nonfinite": history.nonfinite,
-            }
-            checkpoints.save(step, state.items(), meta | task.meta)
-
-        readers = choose_workers(
-            config.data,
-            config.data.num_samples,
-            config.batch_size,
-            total_steps - start,
-            len(videos),
-            mesh,
-        )
-        with config_checks.checking():
-            local_indices = sharding.local_indices(
-                mesh, config.batch_size, config.data.num_samples
-            )
-        on_cores = mesh.devices.flat[0].platform == "cpu"
-        inputs = InputReport(config.data, readers, videos, on_cores)
-        batches = stack.enter_context(
-            pipeline.batches(
-                videos,
-                task.training_clips,
-                config.batch_size,
-                config.seed,
-                range(start, total_steps),
-                **readers.arguments,
-                local_indices=local_indices,
-            )
-        )
-        stack.enter_context(jax.set_mesh(mesh))
-
-        steps = profiling.traced(
-            range(start + 1, total_steps + 1),
-            config.profile.first,
-            config.profile.steps,
-            workdir / "profile",
-        )
-        stack.enter_context(contextlib.closing(steps))
-        for step in steps:
-            with reporter.waiting_for_data():
-                batch = next(batches)
-            for row, record, why in batch.bad:
-                where = {"step": step, "row": row}
-                met.append(
-                    where | {"id": record.id, "path": record.path, "reason": why}
-                )
-            inputs.add(batch)
-            arrays = sharding.to_devices(batch.arrays, mesh)
-            state, metrics = inputs.step(program.train_step, state, arrays, step_key)
-            history.add(step, metrics, batch.ids)
-
-            last = step == total_steps
-            if last or step % config.log_every == 0:
-                history.fetch(checkpoints.latest_step())
-                note_bad_videos(step)
-                inputs.advise(*reporter.metrics(step, history.mean()))
-            if task.eval_every and (last or step % task.eval_every == 0):
-                task.check(step, state, mesh, reporter)
-            if last or step % config.checkpoint.every == 0:
-                save(step)
-            if notice.asked(step):
-                save(step)
-                raise preemption.Preempted(step)
-    if notice.asked(total_steps + 1):  # while the last step was saved
-        raise preemption.Preempted(total_steps)
-    preemption.leave_sigterm()
-    task.finish(state, mesh, workdir)
-    log.info(_COMPLETE, workdir, total_steps, total_steps)
-    return state
+    return Run(config, workdir, task, step, checkpoints, total_steps)
 
 
-def evaluate(config: ml_collections.ConfigDict, workdir: str) -> TrainState:
-    """Tests the newest checkpoint of a work directory, and nothing else.
-
-    Args:
-        config: see configs/common.py; the classes are the checkpoint's.
-        workdir: folder of a fine-tuning run; results go to `<workdir>/test`.
-
-    Returns:
-        The state that was tested, without the optimizer's.
+def check_hosts(config: ConfigDict, task: Task) -> None:
+    """Checks that all hosts have the same flags, lists and packages.
 
     Raises:
-        ConfigError: if the config is not of fine-tuning, or does not fit the devices.
-        CheckpointError: if there is no checkpoint, or it is of another model.
-        ClusterError: if the hosts of the run do not have the same.
-        RecordError: if the list of test videos is missing or malformed.
-    """
-    if config.task != "finetune":
-        raise ConfigError("config.mode=eval is for fine-tuned classifiers")
-    checkpoints = Checkpoints(workdir, 1, 0, read_only=True)
-    step = checkpoints.latest_step()
-    if step is None:
-        raise CheckpointError(
-            f"{workdir} holds no checkpoint to evaluate: train first, or give the "
-            "--workdir of a fine-tuning run"
-        )
-    meta = checkpoints.meta(step)
-    if "class_names" not in meta:
-        raise CheckpointError(f"{workdir} is not the run of a classifier")
-    if not config.data.test:
-        raise RecordError("config.mode=eval wants the videos to test: config.data.test")
-    config_checks.refuse_another_model(workdir, meta["config"], config)
-    config_checks.report_changes(
-        meta["config"], config, config_checks.SEEN_BY_THE_MODEL
-    )
-    with config_checks.checking():
-        programs.check_attention(config.model, jax.devices())
-        task = Finetuning(config, meta["class_names"])
-    check_hosts(config, task)
-    hosts.check_shared(pathlib.Path(workdir))
-    hosts.check_alike(checkpoints=step)
-    preemption.leave_sigterm()
-    video = programs.dummy_clip(config)
-    shapes = jax.eval_shape(task.init, jax.random.key(0), video)
-    state = TrainState(jnp.int32(0), shapes[0], (), shapes[1])
-    with config_checks.checking():
-        layout = sharding.choose_layout(state, jax.devices(), config.mesh.fsdp)
-    mesh = sharding.make_mesh(layout.fsdp)
-    params, statistics = sharding.with_shardings(
-        shapes, sharding.state_shardings(shapes, mesh)
-    )
-    # What training evaluates: the averaged parameters, where there are any.
-    item = "ema" if checkpoints.shapes(step, "ema") else "params"
-    wanted = {item: params} | ({"statistics": statistics} if statistics else {})
-    restored = checkpoints.restore(step, wanted)
-    checkpoints.close()
-    log.info("evaluating %s, step %d (%s)", workdir, step, item)
-    state = TrainState(
-        jnp.int32(step), restored[item], (), restored.get("statistics", {})
-    )
-    task.finish(state, mesh, pathlib.Path(workdir))
-    return state
-
-
-def check_hosts(config: ml_collections.ConfigDict, task) -> None:
-    """Makes sure that all hosts of the run were given the same.
-
-    Raises:
-        ClusterError: if they were not.
+        ClusterError: they do not.
     """
     hosts.check_alike(
         flags=config.to_json(),
         videos=[
-            [(x.id, x.label, x.frame_range) for x in videos] for videos in task.lists
+            [(x.id, x.labels, x.frame_range) for x in videos] for videos in task.lists
         ],
         packages=(__version__, jax.__version__, flax.__version__),
     )
 
 
-def print_overview(params, program, total_steps, num_clips, videos) -> None:
+def log_overview(run: Run, state: TrainState) -> None:
     """Logs the parameters and the plan of the run."""
-    # Mean and deviation are not for one process to compute where others have a part.
+    # Mean and deviation need values that other processes may hold.
     stats = True if jax.process_count() == 1 else "sharding"
-    table = parameter_overview.get_parameter_overview(params, include_stats=stats)
+    table = parameter_overview.get_parameter_overview(state.params, include_stats=stats)
     log.info("parameters:\n%s", table)
-    mesh, layout = program.mesh, program.layout
+    step = run.train_step
     log.info(
-        "mesh %s, optimizer state %s (%s)",
-        dict(mesh.shape),
-        "split over all devices" if layout.shard_optimizer else "as the parameters",
-        layout.reason,
+        "mesh=%s optimizer_state=%s (%s)",
+        dict(step.mesh.shape),
+        "split over all devices" if step.plan.shard_optimizer else "like parameters",
+        step.plan.reason,
     )
+    num_clips = run.config.batch_size * run.config.data.num_samples
     log.info(
-        "%d videos, %d steps of %d clips, on %d %s device(s): %d clips per device in "
-        "%d micro-batch(es)",
-        len(videos),
-        total_steps,
+        "videos=%d steps=%d clips_per_step=%d devices=%d x %s clips_per_device=%d "
+        "micro_batches=%d",
+        len(run.task.training_videos),
+        run.total_steps,
         num_clips,
-        mesh.size,
-        mesh.devices.flat[0].platform,
-        num_clips // mesh.size,
-        program.accumulation,
+        step.mesh.size,
+        step.mesh.devices.flat[0].platform,
+        num_clips // step.mesh.size,
+        step.grad_accum_steps,
     )
+
+
+# --------------------------------------------------------------------------------------
+# Restore or initialize
+# --------------------------------------------------------------------------------------
+
+
+def restore_or_init(run: Run) -> tuple[TrainState, int, MetricBuffer]:
+    """Returns the state, the number of steps it has done, and metrics to be reported.
+
+    In this order:
+
+    1. A checkpoint in the work directory: resume it, with its optimizer state and the
+       metrics since the last line of the log. Nothing below applies.
+    2. Otherwise random parameters, from `config.seed`.
+    3. `config.init.source` replaces the parameters that it has.
+    4. The optimizer and the averaged parameters start from the result.
+
+    Raises:
+        CheckpointError: the checkpoint or the source is of another model.
+        ClusterError: the hosts see different checkpoints.
+    """
+    config, checkpoints = run.config, run.checkpoints
+    start = checkpoints.latest_step()
+    hosts.check_alike(checkpoints=start)
+    if start is not None:  # 1
+        meta = checkpoints.meta(start)
+        config_lib.log_changes(meta["config"], config)
+        abstract = run.train_step.abstract_state
+        state = abstract.replace(
+            step=jax.device_put(jnp.int32(start), abstract.step.sharding),
+            **checkpoints.restore(start, abstract.items()),
+        )
+        metrics = MetricBuffer(
+            meta["rows"], meta["nonfinite"], config.max_nonfinite_steps
+        )
+        log.info("resuming %s at step=%d", run.workdir, start)
+    else:
+        start = 0
+        state = run.train_step.init(run.keys[0])  # 2
+        params = run.task.load_source(state.params)  # 3
+        if params is not state.params:
+            state = run.train_step.start(params, state.batch_stats)  # 4
+        metrics = MetricBuffer([], 0, config.max_nonfinite_steps)
+    if jax.process_index() == 0:
+        with atomic_write(run.workdir / "config.json") as file:
+            file.write(config.to_json(indent=2) + "\n")
+        log_overview(run, state)
+    return state, start, metrics
+
+
+# --------------------------------------------------------------------------------------
+# Train
+# --------------------------------------------------------------------------------------
+
+
+def train(run: Run, state: TrainState, start: int, metrics: MetricBuffer) -> TrainState:
+    """Takes the steps from `start` to the last one, and saves checkpoints on the way.
+
+    The host never waits for the devices between two lines of the log, except for a few
+    steps to be done before it queues more (`MetricBuffer`).
+
+    Raises:
+        Preempted: after SIGTERM, once the last step is saved.
+        NonFiniteLossError: the training diverged.
+        TooManyBadVideosError, NoReadableVideoError: the videos cannot be read.
+    """
+    config, task, mesh = run.config, run.task, run.train_step.mesh
+    step_key = run.keys[1]
+    with contextlib.ExitStack() as stack:
+        # SIGTERM is heard until the last checkpoint is on disk: a second one must not
+        # interrupt the save.
+        notice = preemption.Preemption(run.checkpoints)
+        stack.callback(notice.close)
+        stack.callback(run.checkpoints.close)
+        bad_videos = open_bad_videos(run, start)
+        reporter = open_reporter(run, start)
+        stack.callback(reporter.close)
+        workers = choose_training_workers(run, start)
+        on_cpu = mesh.devices.flat[0].platform == "cpu"
+        inputs = InputReport(config.data, workers, task.training_videos, on_cpu)
+        batches = stack.enter_context(open_batches(run, start, workers))
+        stack.enter_context(jax.set_mesh(mesh))
+        steps = stack.enter_context(contextlib.closing(traced_steps(run, start)))
+        for step in steps:
+            with reporter.waiting_for_data():
+                batch = next(batches)
+            bad_videos.collect(step, batch.bad)
+            inputs.add(batch)
+            arrays = sharding.to_devices(batch.arrays, mesh)
+            state, values = inputs.step(run.train_step.apply, state, arrays, step_key)
+            metrics.add(step, values, batch.ids)
+
+            last = step == run.total_steps
+            if last or step % config.log_every == 0:
+                metrics.fetch(run.checkpoints.latest_step())
+                bad_videos.report(step * config.batch_size)
+                inputs.advise(*reporter.metrics(step, metrics.mean()))
+            if task.eval_every and (last or step % task.eval_every == 0):
+                task.validate(step, state, mesh, reporter)
+            if last or step % config.checkpoint.every == 0:
+                save(run, step, state, metrics, bad_videos)
+            if notice.asked(step):
+                save(run, step, state, metrics, bad_videos)
+                raise preemption.Preempted(step)
+    if notice.asked(run.total_steps + 1):  # SIGTERM came during the last save
+        raise preemption.Preempted(run.total_steps)
+    return state
+
+
+def save(
+    run: Run,
+    step: int,
+    state: TrainState,
+    metrics: MetricBuffer,
+    bad_videos: BadVideos,
+) -> None:
+    """Saves a checkpoint from which the run resumes as if it had not been interrupted.
+
+    Raises:
+        NonFiniteLossError: a step was not finite; nothing is saved.
+        TooManyBadVideosError: see BadVideos.
+    """
+    metrics.fetch(run.checkpoints.latest_step())
+    # A resumed run will not see these videos again, so log them with the checkpoint.
+    bad_videos.report(step * run.config.batch_size)
+    meta = {
+        "config": json.loads(run.config.to_json()),
+        "rows": metrics.rows,
+        "nonfinite": metrics.nonfinite,
+    }
+    run.checkpoints.save(step, state.items(), meta | run.task.meta)
+
+
+def open_bad_videos(run: Run, start: int) -> BadVideos:
+    """Opens the log of videos that cannot be read."""
+    return BadVideos(
+        run.workdir / "bad_videos.jsonl",
+        start,
+        len(run.task.training_videos),
+        run.config.data.max_bad_fraction,
+        active=jax.process_index() == 0,
+        gather=hosts.gather,
+    )
+
+
+def open_reporter(run: Run, start: int) -> Reporter:
+    """Opens metrics.jsonl, TensorBoard and the progress bar."""
+    num_clips = run.config.batch_size * run.config.data.num_samples
+    return Reporter(
+        run.workdir,
+        start,
+        run.total_steps,
+        num_clips / run.train_step.mesh.size,
+        active=jax.process_index() == 0,
+    )
+
+
+def choose_training_workers(run: Run, start: int):
+    """Chooses the processes and threads that read training videos."""
+    config = run.config
+    return choose_workers(
+        config.data,
+        config.data.num_samples,
+        config.batch_size,
+        run.total_steps - start,
+        len(run.task.training_videos),
+        run.train_step.mesh,
+    )
+
+
+def open_batches(run: Run, start: int, workers):
+    """Opens the stream of batches from step `start` on; see `pipeline.batches`."""
+    config, task, mesh = run.config, run.task, run.train_step.mesh
+    return pipeline.batches(
+        task.training_videos,
+        task.training_clips,
+        config.batch_size,
+        config.seed,
+        range(start, run.total_steps),
+        **workers.arguments,
+        local_indices=sharding.local_indices(
+            mesh, config.batch_size, config.data.num_samples
+        ),
+        label_kind=task.label_kind,
+    )
+
+
+def traced_steps(run: Run, start: int) -> Iterator[int]:
+    """Returns the numbers of the steps; traces those that `config.profile` names."""
+    profile = run.config.profile
+    return profiling.traced(
+        range(start + 1, run.total_steps + 1),
+        profile.first,
+        profile.steps,
+        run.workdir / "profile",
+    )
+
+
+# --------------------------------------------------------------------------------------
+# Test
+# --------------------------------------------------------------------------------------
+
+
+def test(run: Run, state: TrainState) -> None:
+    """Runs the final test of the task."""
+    preemption.leave_sigterm()
+    run.task.test(state, run.train_step.mesh, run.workdir)
+
+
+def evaluate(config: ConfigDict, workdir: str) -> TrainState:
+    """Tests the newest checkpoint of a fine-tuning run; trains nothing.
+
+    Args:
+        config: see configs/common.py; the classes are the checkpoint's.
+        workdir: folder of the run; results are written to `<workdir>/test`.
+
+    Returns:
+        The state that was tested, without the optimizer's.
+
+    Raises:
+        UserError: there is no checkpoint, it is of another model, or the config does
+            not fit it, the list of test videos or the devices.
+    """
+    if config.task != "finetune":
+        raise ConfigError("config.mode=eval needs a classifier: config.task=finetune")
+    checkpoints = Checkpoints(workdir, read_only=True)
+    step = checkpoints.latest_step()
+    if step is None:
+        raise CheckpointError(
+            f"--workdir={workdir}: no checkpoint found. Train first, or use the "
+            "--workdir of a fine-tuning run."
+        )
+    meta = checkpoints.meta(step)
+    if "class_names" not in meta:
+        raise CheckpointError(f"--workdir={workdir} must be of a fine-tuning run")
+    if not config.data.test:
+        raise RecordError("config.mode=eval needs a list of videos: config.data.test")
+    config_lib.check_same_model(workdir, meta["config"], config)
+    config_lib.log_changes(meta["config"], config, config_lib.PREPROCESSING_FIELDS)
+    train_step.check_attention(config.model, jax.devices())
+    task = Finetuning(config, meta["class_names"])
+    check_hosts(config, task)
+    hosts.check_shared(pathlib.Path(workdir))
+    hosts.check_alike(checkpoints=step)
+    preemption.leave_sigterm()
+    mesh, state = restore_for_test(config, task, checkpoints, step)
+    checkpoints.close()
+    task.test(state, mesh, pathlib.Path(workdir))
+    return state
+
+
+def restore_for_test(
+    config: ConfigDict, task: Task, checkpoints: Checkpoints, step: int
+) -> tuple[jax.sharding.Mesh, TrainState]:
+    """Restores the parameters that training evaluates, without the optimizer."""
+    video = train_step.dummy_clip(config)
+    shapes = jax.eval_shape(task.init, jax.random.key(0), video)
+    abstract = TrainState(jnp.int32(0), shapes[0], (), shapes[1])
+    plan = sharding.choose_plan(abstract, jax.devices(), fsdp=config.mesh.fsdp)
+    mesh = sharding.make_mesh(plan.fsdp)
+    params, batch_stats = sharding.with_shardings(
+        shapes, sharding.state_shardings(shapes, mesh)
+    )
+    item = checkpoints.evaluated_item(step)
+    items = {item: params} | ({"batch_stats": batch_stats} if batch_stats else {})
+    restored = checkpoints.restore(step, items)
+    log.info("evaluating %s step=%d params=%s", checkpoints.folder, step, item)
+    batch_stats = restored.get("batch_stats", {})
+    return mesh, TrainState(jnp.int32(step), restored[item], (), batch_stats)

@@ -1,11 +1,29 @@
-"""One training step, the same for every task, to be jitted."""
+"""The training step: the state, where it is placed, and the jitted update.
 
-from collections.abc import Callable
+`build` puts everything together for a config, a task and the devices. Nothing is
+compiled before it is called.
+"""
+
+import dataclasses
+import logging
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import flax
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from videomae_jax.distributed import sharding
+from videomae_jax.models import attention
+from videomae_jax.training import optimizer
+
+if TYPE_CHECKING:
+    from videomae_jax.training.task import Task
+
+log = logging.getLogger(__name__)
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -15,67 +33,141 @@ class TrainState(flax.struct.PyTreeNode):
         step: int32 scalar, steps done.
         params: float32 parameters.
         opt_state: the optimizer's state.
-        statistics: running statistics of the model's batch norm; usually empty.
+        batch_stats: running statistics of the model's batch norm; usually empty.
         ema: exponential moving average of the parameters, or None.
     """
 
     step: jax.Array
     params: dict
     opt_state: optax.OptState
-    statistics: dict
+    batch_stats: dict
     ema: dict | None = None
 
+    @property
+    def evaluated_variables(self) -> dict:
+        """The model's variables for evaluation: the averaged parameters, if kept."""
+        params = self.params if self.ema is None else self.ema
+        return {"params": params, **self.batch_stats}
+
     def items(self) -> dict:
-        """What a checkpoint holds of it, by item."""
+        """Returns the trees to save in a checkpoint, by item."""
         items = {"params": self.params, "opt_state": self.opt_state}
-        optional = {"statistics": self.statistics, "ema": self.ema}
+        optional = {"batch_stats": self.batch_stats, "ema": self.ema}
         return items | {name: tree for name, tree in optional.items() if tree}
 
 
-def make_train_step(
-    task,
-    tx: optax.GradientTransformation,
-    schedule: Callable,
-    accumulation: int,
-    ema_decay: float = 0.0,
-) -> Callable:
-    """The function (state, batch, key) -> (state, metrics) to be jitted.
+@dataclasses.dataclass(frozen=True)
+class TrainStep:
+    """A task's state and step for a mesh of devices.
 
-    The update of a step whose loss or gradient is not finite is dropped; its metrics
-    tell. The state's `ema`, if it has one, follows the parameters, with the decay
-    min(ema_decay, (1 + step) / (10 + step)).
-    With accumulation, micro-batch j holds the clips j, j + k, j + 2k ... of a batch, so
-    that each device cuts up its own rows.
+    Attributes:
+        mesh: the devices.
+        plan: what is split over them, and why.
+        grad_accum_steps: micro-batches per step.
+        abstract_state: the TrainState as shapes with shardings.
+        init: key -> TrainState.
+        start: (params, batch_stats) -> TrainState at step 0.
+        apply: (TrainState, batch, key) -> (TrainState, metrics); donates the state.
     """
 
-    def loss_and_grad(params, statistics, batch):
-        """Loss and statistics, and the gradient."""
-        grad_of = jax.value_and_grad(task.loss, has_aux=True)
-        if accumulation == 1:
-            return grad_of(params, statistics, batch)
-        micro_batches = jax.tree.map(
-            lambda x: x.reshape(-1, accumulation, *x.shape[1:]).swapaxes(0, 1), batch
-        )
+    mesh: Mesh
+    plan: sharding.ShardingPlan
+    grad_accum_steps: int
+    abstract_state: TrainState
+    init: Callable
+    start: Callable
+    apply: Callable
 
-        def add(total, micro_batch):
-            return jax.tree.map(
-                jnp.add, total, grad_of(params, statistics, micro_batch)
-            ), None
 
-        zeros = jax.tree.map(jnp.zeros_like, ((jnp.zeros(()), statistics), params))
-        total, _ = jax.lax.scan(add, zeros, micro_batches)
-        return jax.tree.map(lambda x: x / accumulation, total)
+def build(
+    config: ConfigDict,
+    task: "Task",
+    *,
+    total_steps: int,
+    warmup_steps: int,
+    devices: Sequence[jax.Device] | None = None,
+) -> TrainStep:
+    """Builds the training step of a config for all devices of all processes.
+
+    Args:
+        config: see configs/common.py.
+        task: what is trained.
+        total_steps: length of the run.
+        warmup_steps: steps in which the learning rate rises.
+        devices: by default this machine's; `tpu/` passes devices of a TPU slice that
+            is only compiled for.
+
+    Raises:
+        ConfigError: the config does not fit the devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    check_attention(config.model, devices)
+    tx, schedule = _optimizer(config, warmup_steps, total_steps)
+
+    def start(params, batch_stats):
+        ema = jax.tree.map(jnp.copy, params) if config.ema.decay else None
+        return TrainState(jnp.int32(0), params, tx.init(params), batch_stats, ema)
+
+    def init(key):
+        return start(*task.init(key, dummy_clip(config)))
+
+    shapes = jax.eval_shape(init, jax.random.key(0))
+    plan = sharding.choose_plan(
+        shapes,
+        devices,
+        fsdp=config.mesh.fsdp,
+        shard_optimizer=config.mesh.shard_optimizer,
+    )
+    mesh = sharding.make_mesh(plan.fsdp, devices)
+    grad_accum_steps = _choose_grad_accum_steps(config, mesh, shapes)
+    shardings = sharding.state_shardings(shapes, mesh, plan.shard_optimizer)
+    step = make_train_step(
+        task,
+        tx,
+        schedule,
+        grad_accum_steps=grad_accum_steps,
+        ema_decay=config.ema.decay,
+    )
+    return TrainStep(
+        mesh=mesh,
+        plan=plan,
+        grad_accum_steps=grad_accum_steps,
+        abstract_state=sharding.with_shardings(shapes, shardings),
+        init=jax.jit(init, out_shardings=shardings),
+        start=jax.jit(start, out_shardings=shardings),
+        apply=jax.jit(step, out_shardings=(shardings, None), donate_argnums=0),
+    )
+
+
+def make_train_step(
+    task: "Task",
+    tx: optax.GradientTransformation,
+    schedule: Callable,
+    *,
+    grad_accum_steps: int,
+    ema_decay: float = 0.0,
+) -> Callable:
+    """Returns the function (state, batch, key) -> (state, metrics) to be jitted.
+
+    An update whose loss or gradient is not finite is dropped; the metrics show it. The
+    state's `ema`, if it has one, follows the parameters with the decay
+    min(ema_decay, (1 + step) / (10 + step)). With gradient accumulation, micro-batch j
+    of k holds the clips j, j + k, j + 2k ... of a batch, so that each device splits its
+    own rows.
+    """
 
     def train_step(state, batch, key):
-        batch = task.prepare(batch, jax.random.fold_in(key, state.step))
-        (loss, statistics), grads = loss_and_grad(state.params, state.statistics, batch)
+        batch = task.add_randomness(batch, jax.random.fold_in(key, state.step))
+        (loss, batch_stats), grads = _loss_and_grad(
+            task, state.params, state.batch_stats, batch, grad_accum_steps
+        )
         grad_norm = optax.tree.norm(grads)
         learning_rate = schedule(state.step)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = jax.tree.map(
             lambda param, update: param - learning_rate * update, state.params, updates
         )
-        # Shorter at first: the initial parameters would weigh for long in the average.
+        # Shorter at first: the initial parameters would dominate the average for long.
         decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
         ema = jax.tree.map(
             lambda mean, param: decay * mean + (1 - decay) * param,
@@ -83,7 +175,7 @@ def make_train_step(
             params if state.ema is not None else None,
         )
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
-        new = TrainState(state.step, params, opt_state, statistics, ema)
+        new = TrainState(state.step, params, opt_state, batch_stats, ema)
         state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, state)
         metrics = {
             "loss": loss,
@@ -93,3 +185,73 @@ def make_train_step(
         return state.replace(step=state.step + 1), metrics
 
     return train_step
+
+
+def _loss_and_grad(task, params, batch_stats, batch, grad_accum_steps):
+    """Returns ((loss, batch_stats), grads), each averaged over the micro-batches."""
+    grad_of = jax.value_and_grad(task.loss, has_aux=True)
+    if grad_accum_steps == 1:
+        return grad_of(params, batch_stats, batch)
+    micro_batches = jax.tree.map(
+        lambda x: x.reshape(-1, grad_accum_steps, *x.shape[1:]).swapaxes(0, 1), batch
+    )
+
+    def add(total, micro_batch):
+        return jax.tree.map(
+            jnp.add, total, grad_of(params, batch_stats, micro_batch)
+        ), None
+
+    zeros = jax.tree.map(jnp.zeros_like, ((jnp.zeros(()), batch_stats), params))
+    total, _ = jax.lax.scan(add, zeros, micro_batches)
+    return jax.tree.map(lambda x: x / grad_accum_steps, total)
+
+
+def _optimizer(config: ConfigDict, warmup_steps: int, total_steps: int):
+    tx = optimizer.adamw(
+        b1=config.optimizer.b1,
+        b2=config.optimizer.b2,
+        eps=config.optimizer.eps,
+        weight_decay=config.optimizer.weight_decay,
+        clip_norm=config.optimizer.clip_norm,
+        layer_decay=config.optimizer.layer_decay,
+        freeze=config.freeze,
+    )
+    schedule = optimizer.warmup_cosine(
+        base_lr=config.optimizer.base_lr,
+        min_lr=config.optimizer.min_lr,
+        batch_size=config.batch_size,
+        warmup_steps=min(warmup_steps, total_steps),
+        total_steps=total_steps,
+    )
+    return tx, schedule
+
+
+def _choose_grad_accum_steps(config: ConfigDict, mesh: Mesh, shapes: TrainState) -> int:
+    num_clips = config.batch_size * config.data.num_samples
+    steps = sharding.grad_accum_steps(
+        num_clips, mesh.size, config.micro_batch_per_device
+    )
+    if steps > 1 and shapes.batch_stats:
+        log.warning(
+            "batch norm sees micro-batches of %d clips, not the batch of %d: raise "
+            "config.micro_batch_per_device",
+            num_clips // steps,
+            num_clips,
+        )
+    return steps
+
+
+def check_attention(model: ConfigDict, devices: Sequence[jax.Device]) -> None:
+    """Checks that these devices have the attention that a config's `model` names.
+
+    Raises:
+        ConfigError: they do not; the message names the field.
+    """
+    for name in ("attention", "decoder_attention"):
+        attention.check(model.get(name), devices[0].platform, f"config.model.{name}")
+
+
+def dummy_clip(config: ConfigDict) -> jax.Array:
+    """Returns a batch of one clip of the config's shape, to initialise a model with."""
+    size, num_frames = config.data.image_size, config.data.num_frames
+    return jnp.zeros((1, num_frames, size, size, 3), jnp.uint8)

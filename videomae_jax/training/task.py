@@ -1,0 +1,91 @@
+"""The interface between the training loop and what it trains."""
+
+import pathlib
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import flax
+import jax
+from jax.sharding import Mesh
+
+from videomae_jax.data.pipeline import ReadClips
+from videomae_jax.training.reporting import Reporter
+from videomae_jax.training.train_step import TrainState
+from videomae_jax.video.record import LabelKind, Record
+
+
+class Task(Protocol):
+    """A model with its data, loss and evaluation: all that differs between tasks.
+
+    `pretrain.Pretraining` and `finetune.Finetuning` implement it. A task is built from
+    a config, reads lists but no videos, and raises ConfigError for fields that do not
+    fit each other.
+
+    Attributes:
+        model: the Flax module that is trained.
+        training_clips: cuts clips out of an opened video; runs in the workers.
+        eval_every: steps between calls of `validate`; 0 for none.
+        label_kind: the labels that batches hold.
+    """
+
+    model: flax.linen.Module
+    training_clips: ReadClips
+    label_kind: LabelKind
+    eval_every: int
+    label_kind: LabelKind
+
+    @property
+    def training_videos(self) -> Sequence[Record]:
+        """The records to train on."""
+        ...
+
+    @property
+    def lists(self) -> Sequence[Sequence[Record]]:
+        """The records of every list; all hosts must have read the same."""
+        ...
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        """Facts to save with a checkpoint, besides the arrays; a JSON object."""
+        ...
+
+    def init(self, key: jax.Array, video: jax.Array) -> tuple[dict, dict]:
+        """Returns random parameters and batch statistics.
+
+        Args:
+            key: of the random numbers.
+            video: uint8 [B, T, H, W, 3], of the shape that is trained on.
+        """
+        ...
+
+    def load_source(self, params: dict) -> dict:
+        """Returns params with the weights of `config.init.source`, if it is set."""
+        ...
+
+    def add_randomness(self, batch: dict, key: jax.Array) -> dict:
+        """Returns a batch with everything random of a step: masks, mixing, dropout.
+
+        Runs on the devices, once for the whole batch of a step, so that gradient
+        accumulation does not change what is drawn.
+        """
+        ...
+
+    def loss(
+        self, params: dict, batch_stats: dict, batch: dict
+    ) -> tuple[jax.Array, dict]:
+        """Returns the mean loss of a batch, a float32 scalar, and new statistics."""
+        ...
+
+    def validate(
+        self, step: int, state: TrainState, mesh: Mesh, reporter: Reporter
+    ) -> None:
+        """Evaluates on held-out videos while training, and reports the results."""
+        ...
+
+    def test(self, state: TrainState, mesh: Mesh, workdir: pathlib.Path) -> None:
+        """Does the final test, after the last step; writes to the work directory."""
+        ...
+
+    def is_tested(self, workdir: pathlib.Path, step: int) -> bool:
+        """Returns whether the results of `test` at this step are on disk."""
+        ...
