@@ -13,7 +13,7 @@ from videomae_jax import checkpointing
 
 @pytest.fixture
 def checkpoints(tmp_path):
-    checkpoints = checkpointing.Checkpoints(str(tmp_path), 2, 0)
+    checkpoints = checkpointing.Checkpoints(str(tmp_path), keep_last=2)
     yield checkpoints
     checkpoints.close()
 
@@ -47,3 +47,21 @@ def test_arrays_that_are_donated_while_it_is_written(checkpoints):
     shapes = jax.eval_shape(lambda: params)
     saved = checkpoints.restore(7, {"params": shapes})["params"]["x"]
     np.testing.assert_array_equal(saved, np.arange(2**22))
+
+
+def test_items_of_older_checkpoints_are_found(checkpoints, tmp_path):
+    """Batch statistics were the item `statistics` once."""
+    statistics = {"norm": {"mean": jnp.arange(3.0)}}
+    checkpoints.save(7, {"params": {"x": jnp.ones(2)}, "statistics": statistics}, {})
+    checkpoints.wait()
+    assert checkpoints.shapes(7, "batch_stats") == {"norm/mean": (3,)}
+    assert checkpoints.evaluated_item(7) == "params"
+    shapes = jax.eval_shape(lambda: statistics)
+    restored = checkpoints.restore(7, {"batch_stats": shapes})["batch_stats"]
+    np.testing.assert_array_equal(restored["norm"]["mean"], np.arange(3.0))
+    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    part = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes
+    )
+    restored = checkpointing.restore_part(str(tmp_path), 7, "batch_stats", part)
+    np.testing.assert_array_equal(restored["norm"]["mean"], np.arange(3.0))

@@ -16,10 +16,10 @@ from tests.training import test_loop
 from videomae_jax import checkpointing
 from videomae_jax.distributed import sharding
 from videomae_jax.errors import CheckpointError, RecordError
-from videomae_jax.evaluation import results as predictions
+from videomae_jax.evaluation import results
 from videomae_jax.interop.loading import load_pretrained
 from videomae_jax.models import positions
-from videomae_jax.training import finetune, loop, setup
+from videomae_jax.training import finetune, loop, train_step
 
 one_device = test_loop.one_device
 SIZES = {"width": 24, "depth": 2, "heads": 3, "dtype": "float32"}
@@ -88,10 +88,10 @@ def test_run_leaves_accuracies_and_predictions(undisturbed):
     ]
     assert [row["step"] for row in validations] == [4, 8]
     assert validations[0]["validation/unreadable"] == 1
-    results = json.loads((workdir / "test" / "metrics.json").read_text())
-    assert results["videos"] == 10 and results["unreadable"] == 1
-    wrong = results["top1_counting_unreadable_wrong"]
-    assert wrong == pytest.approx(results["top1"] * 10 / 11)
+    metrics = json.loads((workdir / "test" / "metrics.json").read_text())
+    assert metrics["videos"] == 10 and metrics["unreadable"] == 1
+    wrong = metrics["top1_counting_unreadable_wrong"]
+    assert wrong == pytest.approx(metrics["top1"] * 10 / 11)
     lines = (workdir / "test" / "predictions.jsonl").read_text().splitlines()
     predictions = [json.loads(line) for line in lines]
     assert [row["id"] for row in predictions] == [f"{i}.mp4" for i in range(10)]
@@ -150,7 +150,7 @@ def test_killed_before_its_dump_a_complete_run_makes_it_up(
     shutil.rmtree(workdir / "test")
     config = tiny(folder, **{"evaluation.dump": str(dump)})
     with monkeypatch.context() as patch:
-        patch.setattr(predictions, "write_mmaction_dump", killed)
+        patch.setattr(results, "write_mmaction_dump", killed)
         with pytest.raises(KeyboardInterrupt):
             loop.train_and_evaluate(config, str(workdir))
     assert (workdir / "test" / "metrics.json").exists()  # is not lost
@@ -165,8 +165,8 @@ def test_the_average_is_what_is_evaluated(folder, undisturbed, tmp_path):
     # Plain parameters, tested, give other predictions than the average.
     task = finetune.Finetuning(tiny(folder))
     mesh = sharding.make_mesh(1, jax.devices()[:1])
-    task.finish(state, mesh, tmp_path / "average")
-    task.finish(state.replace(ema=None), mesh, tmp_path / "plain")
+    task.test(state, mesh, tmp_path / "average")
+    task.test(state.replace(ema=None), mesh, tmp_path / "plain")
     name = "test/predictions.jsonl"
     average = (tmp_path / "average" / name).read_bytes()
     assert average == (workdir / name).read_bytes()
@@ -197,8 +197,8 @@ def start(folder, source, **overrides):
     """The task's parameters before and after loading, and the report."""
     config = tiny(folder, **{"init.source": str(source)} | overrides)
     task = finetune.Finetuning(config)
-    params, _ = task.init(jax.random.key(0), setup.dummy_clip(config))
-    return params, task.load(params)
+    params, _ = task.init(jax.random.key(0), train_step.dummy_clip(config))
+    return params, task.load_source(params)
 
 
 def test_encoder_comes_from_pretraining(folder, pretrained, caplog, monkeypatch):
@@ -215,7 +215,7 @@ def test_encoder_comes_from_pretraining(folder, pretrained, caplog, monkeypatch)
         r"decoder +\d+ +in the source, dropped",
     ):
         assert re.search(line, table), table
-    checkpoints = checkpointing.Checkpoints(str(pretrained), 1, 0, read_only=True)
+    checkpoints = checkpointing.Checkpoints(str(pretrained), read_only=True)
     shapes = jax.eval_shape(lambda: params["encoder"])
     where = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     abstract = jax.tree.map(
@@ -239,7 +239,7 @@ def test_encoder_comes_from_other_libraries_too(folder, tmp_path, caplog, monkey
     video = np.zeros((1, 8, 64, 64, 3), np.uint8)
     params, _ = task.init(jax.random.key(0), video)
     with caplog.at_level("INFO", logger="videomae_jax"):
-        loaded = task.load(params)
+        loaded = task.load_source(params)
     assert re.search(r"hf_pretrain \(huggingface\)", caplog.text)
     assert re.search(r"encoder/norm +2 +in the source, dropped", caplog.text)
     theirs = load_pretrained(config.init.source).params["encoder"]
@@ -249,7 +249,7 @@ def test_encoder_comes_from_other_libraries_too(folder, tmp_path, caplog, monkey
 
     config.model.heads = 2
     with pytest.raises(CheckpointError, match="heads is 2.*'s is 3"):
-        finetune.Finetuning(config).load(params)
+        finetune.Finetuning(config).load_source(params)
 
 
 def test_first_token_takes_the_encoders_norm_too(folder, pretrained):
@@ -292,7 +292,7 @@ def test_variations_run_from_a_pretrained_encoder(
         # A resumed probe finds its statistics, too.
         config.steps = 3
         assert loop.train_and_evaluate(config, str(tmp_path)).step == 3
-        assert bool(state.statistics) == (config.model.head_norm == "batch")
+        assert bool(state.batch_stats) == (config.model.head_norm == "batch")
 
 
 def test_several_labels(folder, tmp_path):
@@ -306,9 +306,9 @@ def test_several_labels(folder, tmp_path):
     )
     config.data.max_bad_fraction = 0.5
     loop.train_and_evaluate(config, str(tmp_path / "run"))
-    results = json.loads((tmp_path / "run" / "test" / "metrics.json").read_text())
-    assert results["videos"] == 10 and results["unreadable"] == 1
-    assert 0 < results["mean_average_precision"] <= 100
+    metrics = json.loads((tmp_path / "run" / "test" / "metrics.json").read_text())
+    assert metrics["videos"] == 10 and metrics["unreadable"] == 1
+    assert 0 < metrics["mean_average_precision"] <= 100
     rows = (tmp_path / "run" / "test" / "predictions.jsonl").read_text().splitlines()
     assert [json.loads(row)["labels"] for row in rows[:3]] == [[0, 2], [1], [2]]
     last = test_loop.metrics(tmp_path / "run")[-1]

@@ -115,7 +115,7 @@ def test_a_pretraining_that_is_killed_again_and_again(folder, tmp_path):
     saved = max(int(path.name) for path in (workdir / "checkpoints").iterdir())
     assert saved >= metrics(workdir)[-1]["step"]
     assert f"saved step {saved}" in log
-    assert f"at step {saved}" in finish(recipe, workdir)
+    assert f"at step={saved}" in finish(recipe, workdir)
     assert_same_run(workdir, whole)
 
 

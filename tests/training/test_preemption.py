@@ -75,7 +75,7 @@ def test_asked_in_its_last_step_a_run_begins_no_test(
 ):
     finished = []
     monkeypatch.setattr(
-        loop.Pretraining, "finish", lambda self, *args: finished.append(args)
+        loop.Pretraining, "test", lambda self, *args: finished.append(args)
     )
     if when == "in it":
         ask_at(8, monkeypatch)

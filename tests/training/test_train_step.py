@@ -19,7 +19,7 @@ from videomae_jax.training.train_step import TrainState, make_train_step
 class GivenMasks(Pretraining):
     """Pretraining with the masks that the batch brings along."""
 
-    def prepare(self, batch, key):
+    def add_randomness(self, batch, key):
         return batch
 
 
@@ -143,18 +143,24 @@ def jitted(
     tx,
     schedule,
     mesh_shape=(1, 1),
-    accumulation=1,
+    grad_accum_steps=1,
     ema_decay=0.0,
-    statistics=None,
+    batch_stats=None,
 ):
     count = mesh_shape[0] * mesh_shape[1]
     mesh = sharding.make_mesh(mesh_shape[1], jax.devices()[:count])
     params = jax.tree.map(jnp.asarray, params)
     ema = params if ema_decay else None
-    state = TrainState(jnp.int32(0), params, tx.init(params), statistics or {}, ema)
+    state = TrainState(jnp.int32(0), params, tx.init(params), batch_stats or {}, ema)
     shardings = sharding.state_shardings(state, mesh)
     step = jax.jit(
-        make_train_step(task, tx, schedule, accumulation, ema_decay),
+        make_train_step(
+            task,
+            tx,
+            schedule,
+            grad_accum_steps=grad_accum_steps,
+            ema_decay=ema_decay,
+        ),
         out_shardings=(shardings, None),
     )
     return step, jax.device_put(state, shardings), mesh
@@ -192,8 +198,8 @@ layouts = pytest.mark.parametrize(
     [
         {"mesh_shape": (8, 1)},
         {"mesh_shape": (2, 4)},
-        {"mesh_shape": (1, 1), "accumulation": 4},
-        {"mesh_shape": (4, 2), "accumulation": 2},
+        {"mesh_shape": (1, 1), "grad_accum_steps": 4},
+        {"mesh_shape": (4, 2), "grad_accum_steps": 2},
     ],
 )
 
@@ -309,9 +315,9 @@ def probe(finetuning, video):
 
 
 def test_frozen_parameters_stay_and_have_no_moments(probe, video):
-    task, params, statistics = probe
+    task, params, batch_stats = probe
     tx = optimizer.adamw(0.9, 0.999, 1e-8, 0.05, 1.0, 0.75, "^encoder/")
-    losses, state = run(task, params, video, tx=tx, statistics=statistics)
+    losses, state = run(task, params, video, tx=tx, batch_stats=batch_stats)
     assert losses[2] != losses[0]
     jax.tree.map(
         np.testing.assert_array_equal, state.params["encoder"], params["encoder"]
@@ -323,17 +329,17 @@ def test_frozen_parameters_stay_and_have_no_moments(probe, video):
 
 
 def test_batch_norm_follows_the_batches(probe, video):
-    task, params, statistics = probe
-    kwargs = {"tx": optax.identity(), "statistics": statistics}
+    task, params, batch_stats = probe
+    kwargs = {"tx": optax.identity(), "batch_stats": batch_stats}
     _, state = run(task, params, video, **kwargs)
-    mean = state.statistics["batch_stats"]["norm"]["mean"]
+    mean = state.batch_stats["batch_stats"]["norm"]["mean"]
     assert np.abs(mean).max() > 0
     # Micro-batches see other statistics, but their running mean is that of the batch.
-    _, other = run(task, params, video, steps=1, accumulation=4, **kwargs)
+    _, other = run(task, params, video, steps=1, grad_accum_steps=4, **kwargs)
     _, one = run(task, params, video, steps=1, **kwargs)
     np.testing.assert_allclose(
-        other.statistics["batch_stats"]["norm"]["mean"],
-        one.statistics["batch_stats"]["norm"]["mean"],
+        other.batch_stats["batch_stats"]["norm"]["mean"],
+        one.batch_stats["batch_stats"]["norm"]["mean"],
         atol=1e-6,
     )
 
