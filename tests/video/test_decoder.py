@@ -1,4 +1,4 @@
-"""Reading gives the pixels of a full decode, or a VideoError that says why."""
+"""`Video` returns the pixels of a full decode, or raises a VideoError with a reason."""
 
 import functools
 import io
@@ -14,7 +14,8 @@ from PIL import Image
 
 from tests.helpers.videos import moving_noise, video_bytes, write_video
 from videomae_jax.errors import VideoError
-from videomae_jax.video.decoder import Video, read_clip
+from videomae_jax.video.container import decode_all
+from videomae_jax.video.decoder import PacketDecoder, Video, read_clip
 
 _NUM_FRAMES = 50
 _SIZE = (48, 64)
@@ -37,7 +38,8 @@ def _gop(codec: str, container: str, b_frames: int = 0, **settings) -> dict:
 _UNEVEN = [0, 1, 9, 10, 30]
 _VARIABLE = [40 * (t // 5) + _UNEVEN[t % 5] for t in range(_NUM_FRAMES)]
 
-# What to encode, and whether the packet table serves it: AVI has no times for B-frames.
+# Settings of the encoder. `indexed` is False where packets determine no table: AVI
+# has no times for B-frames.
 _KINDS = {
     "h264": {},
     "pyramid": _x264("bframes=3:b-pyramid=normal:keyint=20"),
@@ -131,40 +133,40 @@ def test_reads_the_frames_of_a_full_decode(kind):
 
     @settings(max_examples=20, deadline=None, derandomize=True, database=None)
     @given(st.data())
-    def check_part(data):
+    def check_box(data):
         index = data.draw(st.integers(0, len(full) - 1))
         top = data.draw(st.integers(0, video.height - 1))
         left = data.draw(st.integers(0, video.width - 1))
         height = data.draw(st.integers(1, video.height - top))
         width = data.draw(st.integers(1, video.width - left))
         box = (top, left, height, width)
-        wanted = full[[index, 0]][:, top : top + height, left : left + width]
-        np.testing.assert_array_equal(video.decode([index, 0]).rgb(box), wanted)
+        expected = full[[index, 0]][:, top : top + height, left : left + width]
+        np.testing.assert_array_equal(video.decode([index, 0]).rgb(box), expected)
 
     check()
-    check_part()
+    check_box()
     for index in {*range(0, len(full), 5), len(full) - 1}:
         np.testing.assert_array_equal(video.read([index])[0], full[index])
     np.testing.assert_array_equal(video.read(range(len(full))), full)
     # A silent fallback to decoding everything would pass all of the above.
-    assert (video._table is not None) == _KINDS[kind].get("indexed", True)
+    assert (video._decoder is not None) == _KINDS[kind].get("indexed", True)
 
 
 def test_num_frames_needs_no_decoding(monkeypatch):
-    monkeypatch.delattr(Video, "_send")
-    monkeypatch.delattr(Video, "_plain_decode")
+    monkeypatch.delattr(PacketDecoder, "_send")
+    monkeypatch.delattr("videomae_jax.video.decoder.decode_all")
     with Video(_content("pyramid")) as video:
         assert video.num_frames == _NUM_FRAMES
         assert video.fps == pytest.approx(25)
 
 
 @pytest.mark.parametrize("kind", ["mkv", "ts", "mpeg4 avi", "late start"])
-def test_average_rate(kind):
+def test_average_fps(kind):
     with Video(_content(kind)) as video:
         assert video.fps == pytest.approx(25, abs=0.1)
 
 
-def test_average_rate_of_a_variable_one():
+def test_average_fps_of_a_variable_rate():
     with Video(_content("variable rate")) as video:
         assert video.fps == pytest.approx(49 / (_VARIABLE[-1] / 100))
 
@@ -173,13 +175,13 @@ def test_average_rate_of_a_variable_one():
 def sent(monkeypatch):
     """Positions of all packets sent to the decoder."""
     positions = []
-    original = Video._send
+    original = PacketDecoder._send
 
-    def spy(self, chosen, wanted):
+    def spy(self, chosen, indices):
         positions.extend(chosen)
-        return original(self, chosen, wanted)
+        return original(self, chosen, indices)
 
-    monkeypatch.setattr(Video, "_send", spy)
+    monkeypatch.setattr(PacketDecoder, "_send", spy)
     return positions
 
 
@@ -189,11 +191,11 @@ def test_unreferenced_packets_are_not_decoded(sent):
         **_x264("keyint=250:scenecut=0:b-adapt=0:bframes=3:b-pyramid=none"),
     )
     read_clip(content, num_frames=16, stride=4)
-    # Every fourth frame is an I- or P-frame: not one B-frame is needed.
+    # Every fourth frame is an I- or P-frame: no B-frame is needed.
     assert len(sent) == 16
     sent.clear()
     read_clip(content, num_frames=2, stride=1)
-    assert len(sent) == 3  # I, the P behind the B-frames, the wanted B-frame.
+    assert len(sent) == 3  # I, the P that follows the B-frames, the requested B
 
 
 @pytest.mark.parametrize("container", ["mp4", "mpegts"])
@@ -212,18 +214,18 @@ def test_decoding_starts_at_keyframes_and_stops_early(sent, container):
 @pytest.mark.parametrize("rotation", [0, 90, 180, -90])
 def test_frames_are_upright(rotation, flip):
     frames = moving_noise(12, *_SIZE)
-    turned = video_bytes(frames, options={"g": "5"}, rotation=rotation, flip=flip)
-    expected = np.rot90(_plain_decode(turned), rotation // 90, axes=(1, 2))
+    content = video_bytes(frames, options={"g": "5"}, rotation=rotation, flip=flip)
+    expected = np.rot90(_plain_decode(content), rotation // 90, axes=(1, 2))
     if flip:
         expected = expected[:, :, ::-1]
-    with Video(turned) as video:
+    with Video(content) as video:
         assert (video.height, video.width) == expected.shape[1:3]
         np.testing.assert_array_equal(video.read([11, 2]), expected[[11, 2]])
 
 
 @pytest.mark.parametrize("orientation", [1, 6])
 def test_frames_with_exif(orientation):
-    """Orientation 6 is to be turned clockwise, but PyAV 18 cannot tell that."""
+    """Orientation 6 means a clockwise turn, which PyAV 18 cannot read."""
     target, exif = io.BytesIO(), Image.Exif()
     exif[0x0112] = orientation
     with av.open(target, "w", format="mov") as out:
@@ -255,13 +257,13 @@ def test_edit_lists(first):
     before = _plain_decode(content)
     entry = content.index(b"elst") + 12
     duration, start = struct.unpack_from(">II", content, entry)
-    step = 512  # Ticks of one frame; the movie's own clock has 1000 a second.
+    step = 512  # ticks per frame; the movie's own clock has 1000 per second
     edited = bytearray(content)
     struct.pack_into(">II", edited, entry, duration - 40 * first, start + first * step)
     full = _plain_decode(bytes(edited))
     np.testing.assert_array_equal(full, before[first:])
     with Video(bytes(edited)) as video:
-        assert video._table is not None
+        assert video._decoder is not None
         assert video.num_frames == 30 - first
         for indices in ([0], [5, 1], range(len(full))):
             np.testing.assert_array_equal(video.read(indices), full[list(indices)])
@@ -298,14 +300,14 @@ def test_invisible_vp8_frames():
     full = _plain_decode(content)
     assert len(full) < _NUM_FRAMES
     with Video(content) as video:
-        assert video._table is not None
+        assert video._decoder is not None
         np.testing.assert_array_equal(video.read(range(len(full))), full)
         np.testing.assert_array_equal(video.read([20, 33]), full[[20, 33]])
         assert video.num_frames == len(full)
 
 
 def test_mpeg4_packets_without_a_picture():
-    # A P-picture's header, 25 time increments a second, then "not coded".
+    # The header of a P-picture, 25 time increments a second, then "not coded".
     empty = bytes.fromhex("000001b6") + bytes([0b01_0_1_0000, 0b0_1_0_11111])
 
     def drop(position, data):
@@ -319,34 +321,34 @@ def test_mpeg4_packets_without_a_picture():
         np.testing.assert_array_equal(video.read([20, 33]), full[[20, 33]])
 
 
-def test_timestamps_that_the_decoder_contradicts(monkeypatch):
-    """A table that promises the wrong order gives way to a full decode."""
+def test_timestamps_that_the_decoder_contradicts():
+    """A table with the wrong order is replaced by a full decode."""
     with Video(_content("one gop")) as video:
-        times = video._table.times
-        a, b = video._table.positions[10:12]
+        table = video._decoder.table
+        times, (a, b) = table.times, table.positions[10:12]
         times[a], times[b] = times[b], times[a]
         np.testing.assert_array_equal(video.read([25])[0], _full("one gop")[25])
-        assert video._table is None
+        assert video._decoder is None
 
 
-def test_frames_that_do_not_come_out():
-    """Packets promise a frame that the decoder drops: frames near it are refused."""
+def test_frames_that_the_decoder_drops():
+    """If a frame that the packets announce is missing, frames near it are refused."""
     clean, full = _content("hevc"), _full("hevc")
-    delimiter = bytes.fromhex("00000003460150")  # In place of a picture.
+    delimiter = bytes.fromhex("00000003460150")  # instead of a picture
     content = _with_packets(
         clean, "mp4", lambda position, data: delimiter if position == 25 else data
     )
     with Video(clean) as video:
-        dropped = video._table.positions.index(25)
+        dropped = video._decoder.table.positions.index(25)
     with Video(content) as video:
-        for _ in range(2):  # Also once the video knows.
+        for _ in range(2):  # the second time as well
             with pytest.raises(VideoError, match=f"<bytes>: frames? .*{dropped}.* exa"):
                 video.read([2, dropped])
         np.testing.assert_array_equal(video.read([2, 40]), full[[2, 40]])
 
 
 def test_paths_and_clips(tmp_path):
-    path = tmp_path / "a:b %d.mp4"  # Neither a protocol nor a pattern.
+    path = tmp_path / "a:b %d.mp4"  # not to be taken for a protocol or a pattern
     frames = moving_noise(40, *_SIZE)
     write_video(str(path), frames)
     full = _plain_decode(path.read_bytes())
@@ -357,14 +359,16 @@ def test_paths_and_clips(tmp_path):
         read_clip(path, num_frames=8, stride=5, start=5)
     assert str(info.value).startswith(str(path))
     for arguments in ({"num_frames": 0}, {"stride": 0}, {"start": -1}):
-        with pytest.raises(ValueError, match="a clip needs"):
+        with pytest.raises(ValueError, match="must be at least 1"):
             read_clip(path, **arguments)
 
 
 def test_indices_out_of_range():
     with Video(_content("h264")) as video:
         for index in (-1, _NUM_FRAMES):
-            with pytest.raises(IndexError, match=f"no frame {index}: .* 50 frames"):
+            with pytest.raises(
+                IndexError, match=f"index {index} is out of .* 50 frames"
+            ):
                 video.read([0, index])
         with pytest.raises(TypeError):
             video.read([1.5])
@@ -376,8 +380,9 @@ def test_closed():
     video = Video(_content("h264"))
     video.close()
     video.close()
-    with pytest.raises(VideoError, match="<bytes>: the video is closed"):
-        video.read([0])
+    for indices in ([0], []):
+        with pytest.raises(VideoError, match="<bytes>: the video is closed"):
+            video.read(indices)
 
 
 def _audio_only(path):
@@ -417,7 +422,7 @@ def _cut() -> bytes:
         ("cut.mp4", lambda path: path.write_bytes(_cut()), r"cut off: \d+ of 30"),
     ],
 )
-def test_bad_files(tmp_path, name, write, reason):
+def test_unreadable_files(tmp_path, name, write, reason):
     path = tmp_path / name
     write(path)
     with pytest.raises(VideoError, match=reason) as info:
@@ -425,22 +430,22 @@ def test_bad_files(tmp_path, name, write, reason):
     assert str(info.value).startswith(f"{path}: ")
 
 
-def test_bad_bytes():
+def test_unreadable_bytes():
     with pytest.raises(VideoError, match=r"<bytes>: empty file \(0 bytes\)"):
         Video(b"")
     with pytest.raises(VideoError, match="<bytes>: not a video"):
         Video(b"hello\n" * 99)
 
 
-def test_a_cut_mkv_gives_what_is_there():
+def test_a_cut_mkv_returns_its_complete_frames():
     content = video_bytes(
         moving_noise(40, *_SIZE), container="matroska", **_x264("bframes=0:keyint=10")
     )
     content = content[: len(content) // 2]
     with Video(content) as video:
         assert 10 < video.num_frames < 30
-        sound = _plain_decode(content)[: video.num_frames - 1]
-        np.testing.assert_array_equal(video.read(range(len(sound))), sound)
+        expected = _plain_decode(content)[: video.num_frames - 1]
+        np.testing.assert_array_equal(video.read(range(len(expected))), expected)
 
 
 def test_damage_in_the_middle(sent):
@@ -456,7 +461,7 @@ def test_damage_in_the_middle(sent):
         return data[:4] + b"\xff" * (len(data) - 4) if position == damaged else data
 
     with Video(clean) as video:
-        damaged = video._table.positions[13]
+        damaged = video._decoder.table.positions[13]
         content = _with_packets(clean, "matroska", smash)
     with Video(content) as video:
         for index in (*range(11), *range(20, 40)):
@@ -464,28 +469,32 @@ def test_damage_in_the_middle(sent):
         for index in (13, 14, 16, 19):
             with pytest.raises(VideoError, match=f"<bytes>: frame {index} cannot be"):
                 video.read([2, index])
-        # A failed read leaves nothing behind.
+        # A failed read does not affect later ones.
         np.testing.assert_array_equal(video.read([2, 25]), full[[2, 25]])
 
 
-def test_resolution_changes_are_refused():
+def _content_of_two_sizes(container: str) -> bytes:
     parts = [
         video_bytes(
             moving_noise(10, *size),
-            container="mpegts",
+            container=container,
             ticks=[4 * t + start for t in range(10)],
         )
         for size, start in ((_SIZE, 0), ((64, 96), 40))
     ]
-    with Video(b"".join(parts)) as video:
+    return b"".join(parts)
+
+
+def test_resolution_changes_are_refused():
+    with Video(_content_of_two_sizes("mpegts")) as video:
         assert video.num_frames == 20
         assert video.read([1, 9]).shape == (2, *_SIZE, 3)
         with pytest.raises(VideoError, match="resolution: frame 12 is 96x64, .* 64x48"):
             video.read([1, 12])
 
 
-def test_a_title_that_is_not_utf8_is_no_crash(tmp_path):
-    """PyAV 18 gives up on these, newer ones do not: frames, or a plain refusal."""
+def test_a_title_that_is_not_utf8(tmp_path):
+    """PyAV 18 refuses such files, newer releases read them."""
     path = tmp_path / "a.mp4"
     with av.open(str(path), "w") as out:
         out.metadata["title"] = "CAFECAFE"
@@ -502,3 +511,30 @@ def test_a_title_that_is_not_utf8_is_no_crash(tmp_path):
             assert len(video.read([0, 3])) == 2
     except VideoError as error:
         assert "not UTF-8" in str(error)
+
+
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize("kind", ["h264", "avi b", "vp9 alt-ref", "other codec"])
+def test_decode_all(kind, strict):
+    frames = list(decode_all(_content(kind), strict=strict))
+    decoded = np.stack([frame.to_ndarray(format="rgb24") for frame in frames])
+    np.testing.assert_array_equal(decoded, _full(kind))
+    assert all(frame.time_base for frame in frames)
+
+
+def test_decode_all_refuses_damage_and_changes_of_the_resolution():
+    damaged = _with_packets(
+        _content("mkv"),
+        "matroska",
+        lambda position, data: (
+            data[:4] + b"\xff" * (len(data) - 4) if position == 13 else data
+        ),
+    )
+    with pytest.raises(VideoError, match="a name: damaged near frame 1"):
+        list(decode_all(damaged, "a name"))
+    two_sizes = _content_of_two_sizes("h264")
+    with pytest.raises(
+        VideoError, match="<bytes>: .* frame 10 is 96x64, earlier .* 64x"
+    ):
+        list(decode_all(two_sizes))
+    assert len(list(decode_all(two_sizes, strict=False))) == 20

@@ -1,6 +1,8 @@
-"""Which packet holds which frame, and where decoding may begin.
+"""Packet tables: which packet holds which frame, and where decoding can start.
 
-Both are read from packet headers without decoding.
+A table is made from the packet headers of a whole file, without decoding. `PacketIndex`
+stores it with a prepared video: opening the video then takes a twentieth of a
+millisecond instead of several, which is a third of the cost of reading a clip.
 """
 
 import dataclasses
@@ -9,39 +11,46 @@ from typing import NamedTuple
 
 import av
 
-# Codecs of which one shown packet is one frame and decoding may begin at a keyframe.
+from videomae_jax.video.container import use_one_thread
+
+# Codecs of which one shown packet is one frame and decoding can start at a keyframe.
 _INDEXABLE = frozenset(
     "h264 hevc vp8 vp9 av1 mpeg1video mpeg2video mpeg4 mjpeg ffv1 prores".split()
 )
-# Codecs that reorder frames and whose packets do not say so in a place easy to read.
+# Codecs that reorder frames without saying so in a place that is easy to read.
 _OPAQUE_ORDER = frozenset({"hevc", "mpeg1video", "mpeg2video"})
-# No codec here holds back more frames than this before it shows one.
+# No codec above holds back more frames than this before it shows one.
 _MAX_REORDER = 16
 
 # Types of H.264 NAL units.
 _SLICE, _IDR_SLICE = 1, 5
 _PARAMETER_SETS = {7, 8}
-_DROPPABLE = {_SLICE, 6, 9, 12}  # With messages, delimiters and filler.
+_DROPPABLE = {_SLICE, 6, 9, 12}  # with messages, delimiters and filler data
 
 _MPEG4_PICTURE = b"\0\0\1\xb6"
 # A coded MPEG-4 picture is longer; a shorter one says "show nothing new".
 _MPEG4_EMPTY = 12
 
+# Flags of a packet in a PacketIndex.
+_START, _SKIPPABLE = 1, 2
+
 
 @dataclasses.dataclass(frozen=True)
 class PacketTable:
-    """The frames of a video and their packets, those in decoding order.
+    """The frames of a video and their packets, which are in decoding order.
 
     Attributes:
-        times: By packet, the time its frame is shown; `None` if it shows nothing.
-        positions: By frame, the position of its packet; there is at least one frame.
-        starts: By packet, whether decoding may begin with it.
-        skippable: By packet, whether no other packet's frame needs it.
-        lookahead: How many packets after that of the last wanted frame to decode too,
-            for their frames to show whether the times are right.
+        times: by packet, its presentation time.
+        shown: by packet, whether its frame is shown.
+        positions: by frame, the position of its packet; there is at least one frame.
+        starts: by packet, whether decoding can start with it.
+        skippable: by packet, whether no other packet's frame refers to it.
+        lookahead: number of packets to decode after that of the last requested frame,
+            because only their frames show whether the times are right.
     """
 
-    times: list[int | None]
+    times: list[int]
+    shown: list[bool]
     positions: list[int]
     starts: list[bool]
     skippable: list[bool]
@@ -51,19 +60,19 @@ class PacketTable:
 def packet_table(
     stream: av.VideoStream, packets: Sequence[av.Packet]
 ) -> PacketTable | None:
-    """Finds which packet holds which frame and where decoding may begin.
+    """Makes the packet table of a video.
 
     Args:
-        stream: The video stream, with its decoder.
-        packets: All its packets that hold data, in decoding order; at least one.
+        stream: the video stream.
+        packets: all its packets that hold data, in decoding order; at least one.
 
     Returns:
-        The table, or `None` if the packets do not determine it.
+        The table, or None if the packets do not determine it.
     """
     # The canonical name: the decoder's own may differ, as libdav1d's from av1.
     codec = stream.codec_context.codec.canonical_name
-    times = [packet.pts for packet in packets]
-    if codec not in _INDEXABLE or None in times or len(set(times)) < len(times):
+    times = [packet.pts for packet in packets if packet.pts is not None]
+    if codec not in _INDEXABLE or len(set(times)) < len(packets):
         return None
     in_order = all(a < b for a, b in zip(times, times[1:], strict=False))
     reordered = False
@@ -76,9 +85,9 @@ def packet_table(
         pictures = [_parse_h264(packet, header) for packet in packets]
         skippable = [picture.skippable for picture in pictures]
         reordered = any(picture.has_b_slice for picture in pictures)
-        # After a keyframe that is no IDR picture, frames may refer to what came
-        # before it (open GOP), or become exact only later (intra refresh). And if
-        # packets carry parameter sets, a start must bring its own.
+        # After a keyframe that is not an IDR picture, frames may refer to earlier ones
+        # (open GOP), or become exact only later (intra refresh). And if packets carry
+        # parameter sets, a start must have its own.
         sets = any(picture.units & _PARAMETER_SETS for picture in pictures)
         needed = {_IDR_SLICE} | (_PARAMETER_SETS if sets else set())
         starts = [picture.units >= needed for picture in pictures]
@@ -86,8 +95,8 @@ def packet_table(
         for packet in packets:
             _, *pictures = bytes(packet).split(_MPEG4_PICTURE)
             if len(pictures) != 1 or len(pictures[0]) < _MPEG4_EMPTY:
-                return None  # Not one picture per packet.
-            reordered |= pictures[0][0] >> 6 == 2  # The coding type of B-frames.
+                return None  # not one picture per packet
+            reordered |= pictures[0][0] >> 6 == 2  # the coding type of B-frames
     elif codec == "vp8":
         # An invisible reference frame has its own packet and timestamp.
         shown = [
@@ -95,25 +104,26 @@ def packet_table(
             for show, packet in zip(shown, packets, strict=True)
         ]
     elif codec in _OPAQUE_ORDER and in_order:
-        # Reordering or decoding times in place of presentation times? The frames
-        # after a wanted one have to tell.
+        # Either nothing is reordered, or these are decoding times. Only the frames
+        # after a requested one tell.
         lookahead = _MAX_REORDER
     if reordered and in_order:
-        return None  # These are decoding times: AVI has no others.
+        return None  # these are decoding times: AVI has no others
     if not starts[0]:
-        return None  # How much comes out before the first start is up to the decoder.
+        return None  # what comes out before the first start depends on the decoder
     if any(packet.has_sidedata("new_extradata") for packet in packets[1:]):
-        return None  # A jump would miss the change.
+        return None  # a jump would miss the change
     latest = times[0]
     for time, start, show in zip(times, starts, shown, strict=True):
         if start and time < latest or time < times[0] and show:
-            return None  # Time runs backwards, or frames lead the first keyframe.
+            return None  # time runs backwards, or frames precede the first keyframe
         latest = max(latest, time)
     positions = [position for position, show in enumerate(shown) if show]
     if not positions:
         return None
     return PacketTable(
-        times=[t if show else None for t, show in zip(times, shown, strict=True)],
+        times=times,
+        shown=shown,
         positions=sorted(positions, key=times.__getitem__),
         starts=starts,
         skippable=skippable,
@@ -122,10 +132,16 @@ def packet_table(
 
 
 class _H264Picture(NamedTuple):
-    """What the NAL units of one packet say."""
+    """The NAL units of one packet.
 
-    units: set[int]  # Their types.
-    skippable: bool  # No other picture needs anything in it.
+    Attributes:
+        units: their types.
+        skippable: whether no other picture refers to anything in the packet.
+        has_b_slice: whether one of them is a B-slice.
+    """
+
+    units: set[int]
+    skippable: bool
     has_b_slice: bool
 
 
@@ -133,12 +149,12 @@ def _parse_h264(packet: av.Packet, header: bytes) -> _H264Picture:
     """Reads the headers of a packet's NAL units.
 
     Args:
-        packet: An access unit: units behind their lengths if `header` is an
-            AVCDecoderConfigurationRecord, else behind start codes (Annex B).
-        header: The codec's extradata.
+        packet: an access unit. Its units have length prefixes if `header` is an
+            AVCDecoderConfigurationRecord, otherwise start codes (Annex B).
+        header: the codec's extradata.
 
     Returns:
-        The picture; one that nothing may be assumed of if the units are malformed.
+        The picture; one about which nothing is assumed if the units are malformed.
     """
     data = bytes(packet)
     if len(header) > 6 and header[0] == 1:
@@ -155,7 +171,7 @@ def _parse_h264(packet: av.Packet, header: bytes) -> _H264Picture:
     if not intact or not units or min(map(len, units)) < 2:
         return _H264Picture(set(), False, False)
     types = {unit[0] & 31 for unit in units}
-    # The two bits that tell whether others refer to the unit.
+    # nal_ref_idc, two bits, is 0 if no other picture refers to the unit.
     skippable = types <= _DROPPABLE and not any(unit[0] & 0x60 for unit in units)
     # A picture's first slice begins with "1" (macroblock 0) and then, for B, "010" or
     # "00111": two Exp-Golomb numbers.
@@ -164,3 +180,73 @@ def _parse_h264(packet: av.Packet, header: bytes) -> _H264Picture:
         for unit in units
     )
     return _H264Picture(types, skippable and _SLICE in types, has_b_slice)
+
+
+@dataclasses.dataclass(frozen=True)
+class PacketIndex:
+    """The packet table of an H.264 video, in the form that is stored with its file.
+
+    Attributes:
+        header: the stream's extradata, which the decoder needs first.
+        packets: for each packet, in decoding order: offset and size in bytes;
+            presentation time, in any unit; 1 if decoding can start there, plus 2 if no
+            other frame refers to it.
+    """
+
+    header: bytes
+    packets: Sequence[tuple[int, int, int, int]]
+
+    @classmethod
+    def build(
+        cls,
+        content: bytes,
+        codec: av.VideoCodecContext,
+        packets: Sequence[av.Packet],
+        table: PacketTable,
+    ) -> "PacketIndex":
+        """Makes the index of a file from the packets that a demuxer found in it.
+
+        Raises:
+            ValueError: the codec is not H.264, a packet is not shown, or the packets
+                are not stored as they are decoded.
+        """
+        if codec.name != "h264" or not all(table.shown):
+            raise ValueError("not a video of which every packet is an H.264 frame")
+        flags = [
+            start * _START + skippable * _SKIPPABLE
+            for start, skippable in zip(table.starts, table.skippable, strict=True)
+        ]
+        offsets = [-1 if packet.pos is None else packet.pos for packet in packets]
+        sizes = [packet.size for packet in packets]
+        rows = zip(offsets, sizes, table.times, flags, strict=True)
+        index = cls(codec.extradata or b"", tuple(rows))
+        for position, packet in enumerate(packets):
+            if bytes(index.packet(content, position)) != bytes(packet):
+                raise ValueError("its packets are not stored as they are decoded")
+        return index
+
+    def table(self) -> PacketTable:
+        """Returns the packet table."""
+        _, _, times, flags = zip(*self.packets, strict=True)
+        return PacketTable(
+            times=list(times),
+            shown=[True] * len(times),
+            positions=sorted(range(len(times)), key=times.__getitem__),
+            starts=[bool(flag & _START) for flag in flags],
+            skippable=[bool(flag & _SKIPPABLE) for flag in flags],
+            lookahead=0,
+        )
+
+    def packet(self, content: bytes, position: int) -> av.Packet:
+        """Returns a packet of the file."""
+        offset, size, time, _ = self.packets[position]
+        packet = av.Packet(content[offset : offset + size])
+        packet.pts = time
+        return packet
+
+    def create_decoder(self) -> av.VideoCodecContext:
+        """Returns a new decoder of the packets."""
+        codec = av.VideoCodecContext.create("h264", "r")
+        codec.extradata = self.header
+        use_one_thread(codec)
+        return codec

@@ -1,28 +1,65 @@
-"""What all that frames are read from has in common: files, images, shards."""
+"""The interface of everything that frames are read from: files, images, shards."""
 
 import abc
 import operator
 from collections.abc import Sequence
+from typing import Self
 
 import numpy as np
 
 from videomae_jax.errors import VideoError
+
+Box = tuple[int, int, int, int]  # top, left, height, width in pixels
+
+
+class DecodedFrames(abc.ABC):
+    """Decoded frames of one size, which are converted to RGB on request.
+
+    Attributes:
+        height, width: size of the upright frames in pixels.
+    """
+
+    def __init__(self, height: int, width: int, order: Sequence[int]):
+        """Sets the size, and which of the distinct frames to return, in order."""
+        self.height, self.width = height, width
+        self._order = list(order)
+
+    def __len__(self) -> int:
+        """Number of frames; one that was requested twice counts twice."""
+        return len(self._order)
+
+    @abc.abstractmethod
+    def rgb(self, box: Box | None = None) -> np.ndarray:
+        """Converts the frames, or the same box of each.
+
+        Args:
+            box: (top, left, height, width) in pixels, within the frames.
+
+        Returns:
+            uint8 [len(self), height, width, 3], RGB: exactly the pixels that the box
+            has in the whole frames.
+
+        Raises:
+            VideoError: a frame cannot be converted.
+        """
 
 
 class FrameSource(abc.ABC):
     """Random access to the frames of one video.
 
     Attributes:
-        num_frames: Number of its frames.
-        fps: Average frames per second, `None` if nothing tells.
+        name: name of the video in messages.
+        num_frames: number of frames.
+        fps: average frames per second; None if the source does not say.
     """
 
+    name: str
     num_frames: int
     fps: float | None = None
-    _name: str  # In messages.
-    _size: tuple[int, int] | None = None  # Height and width, once they are known.
+    _size: tuple[int, int] | None = None  # height and width, once known
+    _closed = False
 
-    def __enter__(self) -> "FrameSource":
+    def __enter__(self) -> Self:
         """Returns the video itself."""
         return self
 
@@ -30,74 +67,75 @@ class FrameSource(abc.ABC):
         """Closes the video."""
         self.close()
 
-    @abc.abstractmethod
     def close(self) -> None:
-        """Releases what is held; may be called more than once."""
+        """Releases files and memory; may be called more than once."""
+        self._closed = True
 
     @abc.abstractmethod
-    def decode(self, indices: Sequence[int]):
-        """Decodes at least one frame, of which `rgb(box)` then gives a part.
+    def decode(self, indices: Sequence[int]) -> DecodedFrames:
+        """Decodes frames without converting them to RGB.
+
+        Args:
+            indices: at least one frame, in any order; an index may repeat.
 
         Raises:
-            IndexError: An index is negative or not below `num_frames`.
-            VideoError: As in `read`.
+            IndexError: an index is negative or not below `num_frames`.
+            VideoError: as in `read`.
         """
 
     @property
     def height(self) -> int:
-        """Height of the frames as `read` returns them; decodes one frame if needed."""
+        """Height of the upright frames; decodes one frame if it is not known yet."""
         return self._frame_size()[0]
 
     @property
     def width(self) -> int:
-        """Width of the frames as `read` returns them; decodes one frame if needed."""
+        """Width of the upright frames; decodes one frame if it is not known yet."""
         return self._frame_size()[1]
 
     def read(self, indices: Sequence[int]) -> np.ndarray:
         """Decodes frames, each once.
 
         Args:
-            indices: Frames wanted, in any order; an index may repeat.
+            indices: frames in any order; an index may repeat.
 
         Returns:
             uint8 [len(indices), height, width, 3], RGB, in the order of `indices`.
 
         Raises:
-            IndexError: An index is negative or not below `num_frames`.
-            VideoError: A wanted frame cannot be decoded exactly, the video changes its
-                resolution between the frames decoded, or it is closed.
+            IndexError: an index is negative or not below `num_frames`.
+            VideoError: a frame cannot be decoded exactly, the resolution changes
+                between the decoded frames, or the video is closed.
         """
         if not len(indices):
-            self._assert_open()
-            return np.empty((0, *self._frame_size(), 3), np.uint8)
+            self._checked(indices)
+            return np.empty((0, self.height, self.width, 3), np.uint8)
         return self.decode(indices).rgb()
 
     def error(self, reason: str) -> VideoError:
-        """An error that names the video."""
-        return VideoError(f"{self._name}: {reason}")
+        """Returns an error whose message names the video."""
+        return VideoError(f"{self.name}: {reason}")
 
-    @abc.abstractmethod
-    def _is_open(self) -> bool:
-        """Whether frames can be read."""
-
-    def _assert_open(self) -> None:
-        if not self._is_open():
+    def _checked(self, indices: Sequence[int]) -> list[int]:
+        """Returns the indices as integers; raises if one cannot be read."""
+        if self._closed:
             raise self.error("the video is closed")
-
-    def _distinct(self, indices: Sequence[int]) -> tuple[list[int], np.ndarray]:
-        """The frames wanted, increasing, and which of them is at each index."""
-        self._assert_open()
-        for index in map(operator.index, indices):
+        checked = [operator.index(index) for index in indices]
+        for index in checked:
             if not 0 <= index < self.num_frames:
                 raise IndexError(
-                    f"{self._name}: no frame {index}: the video has "
+                    f"{self.name}: frame index {index} is out of range: the video has "
                     f"{self.num_frames} frames, 0 to {self.num_frames - 1}"
                 )
-        wanted, places = np.unique(np.asarray(indices), return_inverse=True)
-        return wanted.tolist(), places
+        return checked
+
+    def _distinct(self, indices: Sequence[int]) -> tuple[list[int], list[int]]:
+        """Returns the distinct indices, increasing, and the position of each index."""
+        distinct, order = np.unique(self._checked(indices), return_inverse=True)
+        return distinct.tolist(), order.tolist()
 
     def _check_size(self, frame: str, size: tuple[int, int]) -> None:
-        """Raises VideoError unless a frame has the height and width of others."""
+        """Raises VideoError if a frame differs in height or width from earlier ones."""
         self._size = self._size or size
         if size != self._size:
             raise self.error(
@@ -108,5 +146,42 @@ class FrameSource(abc.ABC):
 
     def _frame_size(self) -> tuple[int, int]:
         if self._size is None:
-            self.read([0])
+            frames = self.decode([0])
+            self._size = frames.height, frames.width
         return self._size
+
+
+class VideoSegment(FrameSource):
+    """A run of consecutive frames of a video, as a video of its own.
+
+    Attributes:
+        num_frames: number of frames of the segment; its frame 0 is frame `start`.
+        fps: average frames per second of the whole video.
+    """
+
+    def __init__(self, video: FrameSource, start: int, num_frames: int):
+        """Takes over an open video, which is closed with the segment.
+
+        Raises:
+            VideoError: the video ends before the segment; it is closed, too.
+        """
+        self._video, self._start = video, start
+        self.name, self.num_frames, self.fps = video.name, num_frames, video.fps
+        if start + num_frames > video.num_frames:
+            video.close()
+            raise self.error(
+                f"too short: the list asks for {num_frames} frames from frame {start} "
+                f"on, but the video has {video.num_frames}"
+            )
+
+    def close(self) -> None:
+        """Closes the video; may be called more than once."""
+        super().close()
+        self._video.close()
+
+    def decode(self, indices: Sequence[int]) -> DecodedFrames:
+        """Decodes frames of the segment."""
+        return self._video.decode([self._start + i for i in self._checked(indices)])
+
+    def _frame_size(self) -> tuple[int, int]:
+        return self._video.height, self._video.width

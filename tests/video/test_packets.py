@@ -1,4 +1,4 @@
-"""Videos opened by an index of their packets: the same frames, without the file."""
+"""Videos opened by their packet index: the same frames, without a demuxer."""
 
 import numpy as np
 import pytest
@@ -6,14 +6,17 @@ import pytest
 from tests.helpers.videos import moving_noise, video_bytes
 from videomae_jax.datasets.encode import Settings, encode
 from videomae_jax.errors import VideoError
-from videomae_jax.video.decoder import Video
-from videomae_jax.video.packet_index import IndexedVideo, PacketIndex
+from videomae_jax.video.decoder import IndexedVideo, Video
 
 
 def by_index(encoded, content=None):
-    size = (encoded.height, encoded.width)
-    content = content or encoded.video
-    return IndexedVideo(content, encoded.index, encoded.fps, size, "by index")
+    return IndexedVideo(
+        content or encoded.video,
+        encoded.index,
+        fps=encoded.fps,
+        size=(encoded.height, encoded.width),
+        name="by index",
+    )
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +25,7 @@ def encoded():
 
 
 @pytest.mark.parametrize(
-    "how",
+    "options",
     [
         {},
         {"rotation": 90},
@@ -34,11 +37,13 @@ def encoded():
     ids=str,
 )
 @pytest.mark.parametrize("settings", [Settings(), Settings(b_frames=0, tune="")])
-def test_gives_the_frames_of_the_file(how, settings, monkeypatch):
-    encoded = encode(video_bytes(moving_noise(12, 48, 64), **how), settings)
+def test_frames_are_those_of_the_file(options, settings, monkeypatch):
+    encoded = encode(video_bytes(moving_noise(12, 48, 64), **options), settings)
     with Video(encoded.video) as video:
         frames, fps = video.read(range(video.num_frames)), video.fps
-    monkeypatch.delattr(Video, "_open")  # nothing else looks at the file
+    # Nothing demuxes the file.
+    monkeypatch.delattr("videomae_jax.video.decoder.open_container")
+    monkeypatch.delattr("videomae_jax.video.container.open_container")
     with by_index(encoded) as video:
         assert video.num_frames == len(frames)
         assert (video.height, video.width) == frames.shape[1:3]
@@ -46,20 +51,20 @@ def test_gives_the_frames_of_the_file(how, settings, monkeypatch):
         np.testing.assert_array_equal(video.read(range(len(frames))), frames)
         for indices in ([5], [11, 0, 11], [7, 3]):
             np.testing.assert_array_equal(video.read(indices), frames[indices])
-        with pytest.raises(IndexError, match="by index: no frame 12"):
+        with pytest.raises(IndexError, match="by index: frame index 12"):
             video.read([12])
     with pytest.raises(VideoError, match="by index: the video is closed"):
         video.read([0])
 
 
-def test_an_index_that_is_not_the_videos_is_found_out(encoded):
+def test_the_index_of_another_video_is_noticed(encoded):
     other = encode(video_bytes(moving_noise(40, 48, 64, seed=1)), Settings())
     video = by_index(encoded, other.video)
     with pytest.raises(VideoError, match="by index: "):
         video.read(range(0, 40, 4))
 
 
-def test_damaged_content_is_refused(encoded):
+def test_frames_that_may_depend_on_damage_are_refused(encoded):
     with by_index(encoded) as video:
         frames = video.read(range(50))
     begin, size, *_ = encoded.index.packets[0]
@@ -72,7 +77,7 @@ def test_damaged_content_is_refused(encoded):
 
 
 @pytest.mark.parametrize(
-    "how",
+    "options",
     [
         {"codec": "libvpx-vp9", "container": "webm"},
         {"codec": "mpeg4"},
@@ -80,7 +85,13 @@ def test_damaged_content_is_refused(encoded):
     ],
     ids=str,
 )
-def test_other_videos_have_no_index(how):
-    content = video_bytes(moving_noise(12, 48, 64), **how)
-    with Video(content) as video, pytest.raises(ValueError, match="packets|packet"):
-        PacketIndex.of(video, content)
+def test_other_videos_have_no_index(options):
+    content = video_bytes(moving_noise(12, 48, 64), **options)
+    with Video(content) as video, pytest.raises(ValueError, match="packet"):
+        video.packet_index()
+
+
+def test_only_a_video_in_memory_has_an_index(encoded, tmp_path):
+    (tmp_path / "a.mp4").write_bytes(encoded.video)
+    with Video(tmp_path / "a.mp4") as video, pytest.raises(ValueError, match="memory"):
+        video.packet_index()

@@ -13,8 +13,10 @@ from videomae_jax import VideoClassifier, VideoMAE, save_pretrained
 from videomae_jax.__main__ import main
 from videomae_jax.data import pipeline, sources
 from videomae_jax.data.clips import PretrainingClips
+from videomae_jax.data.workers import WorkerConfig
 from videomae_jax.interop.pretrained import Preprocessing, Pretrained
 from videomae_jax.training import loop
+from videomae_jax.video.record import LabelKind
 
 one_device = test_loop.one_device
 CLASSES = ["left", "right", "up"]
@@ -50,7 +52,7 @@ def test_batches_are_those_of_the_frames(folder):
     """The same pixels from both kinds, in this process and in others."""
     reader = PretrainingClips(4, 2, 32, (1.0, 0.75), 0.5, 1)
     listed = sources.load(str(folder / "pretrain.txt"), frame_name=NAME)[:COUNT]
-    made = sources.load(f"tfds:{folder}/clips/train", require_labels=True)
+    made = sources.load(f"tfds:{folder}/clips/train", label_kind=LabelKind.ONE)
 
     def length(record):
         with pipeline.open_video(record) as video:
@@ -59,7 +61,12 @@ def test_batches_are_those_of_the_frames(folder):
     for found in (listed, sorted(made, key=length)):
         for workers in (0, 1):
             with pipeline.batches(
-                found, reader, 3, seed=0, steps=range(2), num_workers=workers
+                found,
+                reader,
+                batch_size=3,
+                seed=0,
+                steps=range(2),
+                workers=WorkerConfig(workers),
             ) as stream:
                 got = [batch.arrays["video"] for batch in stream]
             if found is listed and not workers:

@@ -1,0 +1,141 @@
+"""Video files: opening the container, listing the packets, decoding every frame."""
+
+import io
+import os
+from collections.abc import Iterator
+
+import av
+from av.container import InputContainer
+from av.error import FFmpegError
+
+from videomae_jax.errors import VideoError
+
+# The path of a local file, or the content of a file.
+VideoFile = str | os.PathLike | bytes
+
+
+def default_name(file: VideoFile) -> str:
+    """Returns the name of a video in messages: its path, or "<bytes>"."""
+    return "<bytes>" if isinstance(file, bytes) else os.fsdecode(file)
+
+
+def open_container(file: VideoFile, name: str) -> InputContainer:
+    """Opens a video file for demuxing, and for decoding in this thread alone.
+
+    Args:
+        file: the file.
+        name: begins the messages of errors.
+
+    Raises:
+        VideoError: the file is missing, empty, or not a video.
+    """
+    if isinstance(file, bytes):
+        size, target = len(file), io.BytesIO(file)
+    else:
+        # Checked first: FFmpeg takes some names for URLs or patterns.
+        target = os.path.abspath(os.fsdecode(file))
+        if not os.path.exists(target):
+            raise VideoError(f"{name}: no such file")
+        if os.path.isdir(target):
+            raise VideoError(f"{name}: is a directory, not a video file")
+        size = os.path.getsize(target)
+    if not size:
+        raise VideoError(f"{name}: empty file (0 bytes)")
+    try:
+        container = av.open(target, "r")
+    except PermissionError as error:
+        raise VideoError(f"{name}: no permission to read the file") from error
+    except UnicodeDecodeError as error:  # PyAV 18, for titles that are not UTF-8
+        raise VideoError(f"{name}: its metadata is not UTF-8: {error}") from error
+    except FFmpegError as error:
+        raise VideoError(
+            f"{name}: not a video, or one that is cut off: {error.strerror}"
+        ) from error
+    try:
+        if not container.streams.video:
+            kinds = sorted({stream.type for stream in container.streams})
+            streams = f"only {' and '.join(kinds)}" if kinds else "no stream at all"
+            raise VideoError(f"{name}: no video stream: {streams}")
+        codec = container.streams.video[0].codec_context
+        if codec is None:
+            raise VideoError(f"{name}: no decoder for its video codec")
+        use_one_thread(codec)
+    except BaseException:
+        container.close()
+        raise
+    return container
+
+
+def use_one_thread(codec: av.VideoCodecContext) -> None:
+    """Makes a decoder work in the thread that calls it."""
+    codec.thread_count, codec.thread_type = 1, "NONE"
+
+
+def read_packets(container: InputContainer, name: str) -> list[av.Packet]:
+    """Returns all packets of the video stream that hold data, in decoding order.
+
+    Args:
+        container: just opened by `open_container`.
+        name: begins the messages of errors.
+
+    Raises:
+        VideoError: there are none, or the file is cut off.
+    """
+    stream = container.streams.video[0]
+    try:
+        packets = [packet for packet in container.demux(stream) if packet.size]
+    except IndexError as error:  # PyAV 18, for streams that a damaged file adds
+        raise VideoError(f"{name}: its packets cannot be listed: {error}") from error
+    if not packets:
+        raise VideoError(f"{name}: the video stream holds no packets")
+    # Only this container lists every packet ahead of the data.
+    expected = len(stream.index_entries)
+    if "mp4" in container.format.name and len(packets) < expected:
+        raise VideoError(
+            f"{name}: cut off: {len(packets)} of {expected} packets are present"
+        )
+    return packets
+
+
+def decode_all(
+    file: VideoFile, name: str | None = None, *, strict: bool = True
+) -> Iterator[av.VideoFrame]:
+    """Yields every frame of a video in order, from a new decoder.
+
+    Args:
+        file: the file.
+        name: begins the messages of errors; by default the path.
+        strict: whether to refuse damage that does not stop the decoder, and changes of
+            the resolution.
+
+    Raises:
+        VideoError: the file cannot be opened, or is damaged.
+    """
+    name = default_name(file) if name is None else name
+    count, size = 0, None
+    with open_container(file, name) as container:
+        stream = container.streams.video[0]
+        try:
+            for packet in container.demux(stream):
+                # Of the packets without data, only the last, which has no time either,
+                # is for the decoder: it asks for the frames held for reordering.
+                if not packet.size and packet.dts is not None:
+                    continue
+                frames = stream.codec_context.decode(packet)
+                corrupt = packet.is_corrupt or any(x.is_corrupt for x in frames)
+                if strict and corrupt:
+                    raise VideoError(f"{name}: damaged near frame {count}")
+                for frame in frames:
+                    size = size or (frame.width, frame.height)
+                    if strict and size != (frame.width, frame.height):
+                        raise VideoError(
+                            f"{name}: changes its resolution: frame {count} is "
+                            f"{frame.width}x{frame.height}, earlier ones are "
+                            f"{size[0]}x{size[1]}"
+                        )
+                    yield frame
+                    count += 1
+        except FFmpegError as error:
+            raise VideoError(
+                f"{name}: damaged near frame {count}: {error.strerror}"
+            ) from error
