@@ -6,11 +6,14 @@ import json
 import os
 import pathlib
 import uuid
-from collections.abc import Iterable, Iterator
-from typing import IO, Any, BinaryIO, TypeVar
+from collections.abc import Iterable, Iterator, Mapping
+from typing import IO, TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from etils import epath
 
 # A pathlib.Path, or an epath.Path, which may name an object of a store (gs://...).
-_Path = TypeVar("_Path")
+_Path = TypeVar("_Path", pathlib.Path, "epath.Path")
 
 # Ends the names of files that are not finished.
 PARTIAL_SUFFIX = ".part"
@@ -26,7 +29,7 @@ def absolute(path: str) -> str:
     return path if is_url(path) else os.path.abspath(os.path.expanduser(path))
 
 
-def open_binary(path: str) -> BinaryIO:
+def open_binary(path: str) -> IO[bytes]:
     """Opens a file, or what a URL names, to be read.
 
     Raises:
@@ -39,17 +42,22 @@ def open_binary(path: str) -> BinaryIO:
     return epath.Path(path).open("rb")
 
 
+def partial_path(path: _Path) -> _Path:
+    """Returns a unique temporary name beside `path`, which `remove_partial` finds."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{PARTIAL_SUFFIX}")
+
+
 @contextlib.contextmanager
 def atomic_path(path: _Path) -> Iterator[_Path]:
     """Yields a temporary path beside `path`, which it replaces if no error is raised.
 
-    A reader, or a kill at any moment, finds the old file or the new one. The temporary
-    name is unique: two processes never write to the same file.
+    A reader, or a kill at any moment, finds the old file or the new one. Two processes
+    never write to the same file.
 
     Args:
         path: a pathlib.Path or an epath.Path; its folder must exist.
     """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{PARTIAL_SUFFIX}")
+    temporary = partial_path(path)
     try:
         yield temporary
         if not is_url(temporary):
@@ -104,7 +112,25 @@ def json_line(row: dict) -> str:
     return json.dumps(row, allow_nan=False) + "\n"
 
 
-def write_json_lines(path: pathlib.Path, rows: Iterable[dict]) -> None:
+def write_json(
+    path: _Path, head: Mapping[str, Any], lists: Mapping[str, Iterable[Any]]
+) -> None:
+    """Writes a JSON object atomically; its `lists` have one element per line, for grep.
+
+    Args:
+        path: as in `atomic_path`.
+        head: the fields that come first, one per line.
+        lists: the other fields.
+    """
+    fields = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in head.items()]
+    for key, rows in lists.items():
+        text = ",\n".join(map(json.dumps, rows))
+        fields.append(f"{json.dumps(key)}: [\n{text}\n]")
+    with atomic_write(path) as file:
+        file.write("{" + ",\n".join(fields) + "}\n")
+
+
+def write_json_lines(path: _Path, rows: Iterable[dict]) -> None:
     """Writes a .jsonl file atomically; removes it if there are no rows."""
     rows = list(rows)
     if not rows:

@@ -19,7 +19,7 @@ from videomae_jax.data.clips import MultiViewClips
 from videomae_jax.distributed import sharding
 from videomae_jax.errors import CheckpointError, NoReadableVideoError, RecordError
 from videomae_jax.evaluation.evaluator import Evaluator
-from videomae_jax.training import finetune, loop, setup
+from videomae_jax.training import finetune, loop, train_step
 from videomae_jax.video.decoder import Video
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -105,7 +105,7 @@ def test_probabilities_are_the_mean_over_views(folder, monkeypatch):
         test_finetune.tiny(folder, **{"model.head_init_scale": 50.0})
     )
     config = test_finetune.tiny(folder)
-    params, _ = task.init(jax.random.key(0), setup.dummy_clip(config))
+    params, _ = task.init(jax.random.key(0), train_step.dummy_clip(config))
     videos = sources.load(str(folder / "good.txt"))[:3]
     reads = []
     read_frames = Video.read
@@ -137,9 +137,9 @@ def test_equal_file_names_in_two_folders_stay_apart(folder, tmp_path):
     (tmp_path / "list.txt").write_text("a/same.mp4 0\nb/same.mp4 1\n")
     config = test_finetune.tiny(folder, **{"data.test": str(tmp_path / "list.txt")})
     task = finetune.Finetuning(config)
-    params, _ = task.init(jax.random.key(0), setup.dummy_clip(config))
+    params, _ = task.init(jax.random.key(0), train_step.dummy_clip(config))
     state = loop.TrainState(0, params, (), {})
-    task.finish(state, sharding.make_mesh(1, jax.devices()[:1]), tmp_path)
+    task.test(state, sharding.make_mesh(1, jax.devices()[:1]), tmp_path)
     rows = [json.loads(line) for line in predictions(tmp_path).splitlines()]
     assert [row["id"] for row in rows] == ["a/same.mp4", "b/same.mp4"]
 
@@ -148,10 +148,10 @@ def test_only_unreadable_videos_are_an_error(folder, tmp_path):
     (tmp_path / "list.txt").write_text("missing.mp4 0\n")
     config = test_finetune.tiny(folder, **{"data.test": str(tmp_path / "list.txt")})
     task = finetune.Finetuning(config)
-    params, _ = task.init(jax.random.key(0), setup.dummy_clip(config))
+    params, _ = task.init(jax.random.key(0), train_step.dummy_clip(config))
     state = loop.TrainState(0, params, (), {})
     with pytest.raises(NoReadableVideoError, match="none of 1 .*\n.*missing.mp4"):
-        task.finish(state, sharding.make_mesh(1, jax.devices()[:1]), tmp_path)
+        task.test(state, sharding.make_mesh(1, jax.devices()[:1]), tmp_path)
 
 
 @pytest.mark.parametrize(

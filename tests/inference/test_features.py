@@ -1,4 +1,4 @@
-"""Features: the right windows, from any company, and files that survive anything."""
+"""Features: windows, independence of the batch, and files that survive any kill."""
 
 import argparse
 import dataclasses
@@ -15,14 +15,14 @@ import numpy as np
 import pytest
 
 from tests.helpers.videos import moving_noise, write_video
-from videomae_jax.cli import arguments as common
+from videomae_jax.cli import arguments
 from videomae_jax.cli import features as command
 from videomae_jax.data import augmentation
 from videomae_jax.errors import PretrainedError, RecordError, VideoError
 from videomae_jax.inference.feature_store import names
 from videomae_jax.inference.features import (
     Extractor,
-    Part,
+    FeatureChunk,
     Unreadable,
     Windows,
     extract,
@@ -34,7 +34,7 @@ from videomae_jax.models.mae import VideoMAE
 from videomae_jax.video.decoder import Video
 
 ROOT = pathlib.Path(__file__).parents[2]
-FEEDING = Preprocessing(num_frames=4, stride=2, image_size=32)
+PREPROCESSING = Preprocessing(num_frames=4, stride=2, image_size=32)
 LENGTHS = (12, 3, 25, 1, 40, 9)  # frames of the videos
 
 
@@ -42,7 +42,7 @@ def classifier(seed=0):
     model = VideoClassifier(width=24, depth=1, heads=2, num_classes=3)
     clip = np.zeros((1, 4, 32, 32, 3), np.uint8)
     params = model.init(jax.random.key(seed), clip)["params"]
-    return Pretrained(model, params, preprocessing=FEEDING)
+    return Pretrained(model, params, preprocessing=PREPROCESSING)
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def mae():
     ids = np.arange(8, dtype=np.int32)[None]
     clip = np.zeros((1, 4, 32, 32, 3), np.uint8)
     params = model.init(jax.random.key(0), clip, ids[:, :2], ids[:, 2:])["params"]
-    return Pretrained(model, params, preprocessing=FEEDING)
+    return Pretrained(model, params, preprocessing=PREPROCESSING)
 
 
 @pytest.fixture(scope="module")
@@ -75,26 +75,26 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def run(pretrained, monkeypatch):
-    """Runs the command with the tiny model, or with one that is named in `MODELS`."""
-    monkeypatch.setattr(common, "load_pretrained", load)
+    """Runs the command, with the tiny model unless another is given."""
+    monkeypatch.setattr(arguments, "load_pretrained", load)
 
-    def run(*arguments, **options):
+    def run(*args, **options):
         parser = argparse.ArgumentParser()
         command.add_arguments(parser)
         argv = [f"--{key.replace('_', '-')}={x}" for key, x in options.items()]
-        command.run(parser.parse_args([*map(str, arguments), "--model=tiny", *argv]))
+        command.run(parser.parse_args([*map(str, args), "--model=tiny", *argv]))
 
     return run
 
 
 def load(source, revision=None, strict=True, dtype="float32"):
-    found = classifier(seed=0 if source == "tiny" else 1)
-    model = found.model.clone(dtype=dtype)
-    return dataclasses.replace(found, model=model, source=source)
+    pretrained = classifier(seed=0 if source == "tiny" else 1)
+    model = pretrained.model.clone(dtype=dtype)
+    return dataclasses.replace(pretrained, model=model, source=source)
 
 
 def contents(folder):
-    """The content of every file."""
+    """Returns the content of every file."""
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in sorted(folder.rglob("*"))
@@ -103,20 +103,20 @@ def contents(folder):
 
 
 def by_hand(pretrained, path, starts, stride, **apply):
-    """Features of windows one by one, as the definition has them."""
+    """Computes the features of each window alone, by their definition."""
     with Video(path) as video:
         frames = video.read(range(video.num_frames))
     [crops] = augmentation.spatial_crops(frames, 32, 1)
     rows = []
     for start in starts:
-        places = [min(start + k * stride, len(frames) - 1) for k in range(4)]
-        clip = crops[places][None]
+        indices = [min(start + k * stride, len(frames) - 1) for k in range(4)]
+        clip = crops[indices][None]
         rows.append(pretrained.model.apply(pretrained.variables, clip, **apply)[0])
     return np.stack(rows)
 
 
 @pytest.mark.parametrize(
-    ("frames", "hop", "wanted"),
+    ("frames", "hop", "count"),
     [
         # VideoMAE V2's range(0, N - 15, hop).
         (16, 4, 1),
@@ -125,15 +125,15 @@ def by_hand(pretrained, path, starts, stride, **apply):
         (100, 4, 22),
         (5400, 4, 1347),
         (5400, 16, 337),
-        # Where that is empty.
+        # That range is empty.
         (15, 4, 1),
         (1, 4, 1),
     ],
 )
-def test_windows_of_consecutive_frames_are_those_of_v2(frames, hop, wanted):
+def test_windows_of_consecutive_frames_are_those_of_v2(frames, hop, count):
     windows = Windows(num_frames=16, frame_stride=1, hop=hop)
     indices = windows.indices(frames)
-    assert len(indices) == wanted
+    assert len(indices) == count
     starts = list(range(0, frames - 15, hop)) or [0]
     assert indices[:, 0].tolist() == starts
     assert indices.max() < frames
@@ -151,27 +151,27 @@ def test_windows_with_a_stride_lie_within_the_video():
     assert windows.indices(5).tolist() == [[0, 3, 4, 4]]
 
 
-def test_windows_suit_the_model_and_are_checked(pretrained):
+def test_windows_fit_the_model_and_are_checked(pretrained):
     assert Windows.of(pretrained) == Windows(4, 2, 8, 32)
     assert Windows.of(pretrained, hop=3, frame_stride=1) == Windows(4, 1, 3, 32)
-    with pytest.raises(ValueError, match="hop of windows is 0"):
+    with pytest.raises(ValueError, match="hop=0 must be at least 1"):
         Windows.of(pretrained, hop=0)
     with pytest.raises(PretrainedError, match="5 frames"):
         Extractor(pretrained, Windows.of(pretrained, num_frames=5))
 
 
-def test_features_are_the_models(pretrained, folder):
+def test_features_are_those_of_the_model(pretrained, folder):
     path = folder / "a/2.mp4"
-    found = extract(pretrained, path, Windows.of(pretrained, hop=3))
-    wanted = by_hand(pretrained, path, range(0, 25 - 6, 3), 2, method="features")
-    assert found.dtype == np.float32 and found.shape == (7, 24)
-    np.testing.assert_allclose(found, wanted, atol=1e-5)
-    assert np.ptp(found, axis=0).max() > 0.1  # Windows differ.
+    features = extract(pretrained, path, Windows.of(pretrained, hop=3))
+    expected = by_hand(pretrained, path, range(0, 25 - 6, 3), 2, method="features")
+    assert features.dtype == np.float32 and features.shape == (7, 24)
+    np.testing.assert_allclose(features, expected, atol=1e-5)
+    assert np.ptp(features, axis=0).max() > 0.1  # windows differ
     content = extract(pretrained, path.read_bytes(), Windows.of(pretrained, hop=3))
-    np.testing.assert_array_equal(content, found)
+    np.testing.assert_array_equal(content, features)
 
 
-def test_encoders_without_a_head_give_the_same(pretrained, folder):
+def test_an_encoder_without_a_head_gives_the_same(pretrained, folder):
     params = {k: v for k, v in pretrained.params.items() if k != "head"}
     model = pretrained.model.clone(num_classes=0)
     headless = dataclasses.replace(pretrained, model=model, params=params)
@@ -182,19 +182,19 @@ def test_encoders_without_a_head_give_the_same(pretrained, folder):
 def test_pretraining_models_give_the_mean_of_their_tokens(mae, folder):
     path = folder / "a/0.mp4"
     tokens = by_hand(mae, path, [0], 2, method="encode")
-    found = extract(mae, path)
-    np.testing.assert_allclose(found, tokens.mean(axis=1), atol=1e-5)
-    found = extract(mae, path, tokens=True)
-    np.testing.assert_allclose(found, tokens.reshape(1, 2, 2, 2, 24), atol=1e-5)
+    features = extract(mae, path)
+    np.testing.assert_allclose(features, tokens.mean(axis=1), atol=1e-5)
+    features = extract(mae, path, tokens=True)
+    np.testing.assert_allclose(features, tokens.reshape(1, 2, 2, 2, 24), atol=1e-5)
 
 
 def test_tokens_lie_on_the_grid(pretrained, folder):
     path = folder / "a/0.mp4"
-    found = extract(pretrained, path, Windows.of(pretrained, hop=4), tokens=True)
+    features = extract(pretrained, path, Windows.of(pretrained, hop=4), tokens=True)
     tokens = by_hand(pretrained, path, [0, 4], 2, method="tokens")
-    assert found.shape == (2, 2, 2, 2, 24)
-    np.testing.assert_allclose(found[1, 1, 0, 1], tokens[1, 4 + 0 + 1], atol=1e-5)
-    np.testing.assert_allclose(found.reshape(tokens.shape), tokens, atol=1e-5)
+    assert features.shape == (2, 2, 2, 2, 24)
+    np.testing.assert_allclose(features[1, 1, 0, 1], tokens[1, 4 + 0 + 1], atol=1e-5)
+    np.testing.assert_allclose(features.reshape(tokens.shape), tokens, atol=1e-5)
 
 
 def test_squashed_windows_have_the_whole_frame(folder, pretrained):
@@ -202,26 +202,26 @@ def test_squashed_windows_have_the_whole_frame(folder, pretrained):
     with Video(folder / "a/0.mp4") as video:
         first, *_ = windows.read(video)
         frames = video.read(range(4))
-    wanted = augmentation.crop_and_resize(frames, (0, 0, 48, 64), 32, 32)
-    np.testing.assert_array_equal(first, wanted)
+    expected = augmentation.crop_and_resize(frames, (0, 0, 48, 64), 32, 32)
+    np.testing.assert_array_equal(first, expected)
     [cut] = augmentation.spatial_crops(frames, 32, 1)
     assert (cut != first).any()
 
 
-def test_pixels_may_go_without_normalization(pretrained, folder):
+def test_features_without_pixel_normalization(pretrained, folder):
     path = folder / "a/0.mp4"
-    found = extract(without_normalization(pretrained), path)
+    features = extract(without_normalization(pretrained), path)
     with Video(path) as video:
         [clip] = Windows.of(pretrained).read(video)
-    clip = clip[None].astype(np.float32) / 255  # Floating point is taken as it is.
-    wanted = pretrained.model.apply(pretrained.variables, clip, method="features")
-    np.testing.assert_allclose(found, wanted, atol=1e-5)
-    assert np.abs(found - extract(pretrained, path)).max() > 0.01
+    clip = clip[None].astype(np.float32) / 255  # floating point passes unchanged
+    expected = pretrained.model.apply(pretrained.variables, clip, method="features")
+    np.testing.assert_allclose(features, expected, atol=1e-5)
+    assert np.abs(features - extract(pretrained, path)).max() > 0.01
 
 
 @pytest.mark.parametrize("devices", [1, 8])
 @pytest.mark.parametrize("batch_size", [1, 3])
-def test_company_and_devices_change_nothing(
+def test_other_videos_and_devices_change_nothing(
     pretrained, folder, monkeypatch, devices, batch_size
 ):
     windows = Windows.of(pretrained, hop=3)
@@ -231,13 +231,13 @@ def test_company_and_devices_change_nothing(
     monkeypatch.setattr(jax, "local_devices", lambda: everything[:devices])
     extractor = Extractor(pretrained, windows, batch_size=batch_size)
     for order in (paths, paths[::-1]):
-        parts = [[] for _ in order]
-        for part in extractor(order, num_threads=3):
-            assert part.first == sum(map(len, parts[part.video.index]))
-            parts[part.video.index].append(part.values)
-        for path, values in zip(order, parts, strict=True):
-            found = np.concatenate(values)
-            np.testing.assert_array_equal(found, alone[paths.index(path)])
+        chunks = [[] for _ in order]
+        for chunk in extractor(order, num_threads=3):
+            assert chunk.first == sum(map(len, chunks[chunk.video.index]))
+            chunks[chunk.video.index].append(chunk.values)
+        for path, values in zip(order, chunks, strict=True):
+            features = np.concatenate(values)
+            np.testing.assert_array_equal(features, alone[paths.index(path)])
 
 
 def test_each_frame_is_decoded_once_in_bounded_runs(folder, pretrained, monkeypatch):
@@ -251,25 +251,25 @@ def test_each_frame_is_decoded_once_in_bounded_runs(folder, pretrained, monkeypa
     )
     windows = Windows(num_frames=4, frame_stride=2, hop=3, size=32)
     with Video(folder / "a/4.mp4") as video:
-        video.height  # noqa: B018  What finds it out reads a frame, too.
+        video.height  # noqa: B018  finding it out reads a frame, too
         reads.clear()
-        found = np.stack(list(windows.read(video)))
+        features = np.stack(list(windows.read(video)))
         frames = read(video, range(40))
     indices = windows.indices(40)
     assert max(map(len, reads)) == 7
     assert np.array_equal(np.concatenate(reads), np.unique(indices))
     [crops] = augmentation.spatial_crops(frames, 32, 1)
-    np.testing.assert_array_equal(found, crops[indices])
+    np.testing.assert_array_equal(features, crops[indices])
 
 
-def test_unreadable_videos_come_after_their_parts(folder, pretrained, tmp_path):
+def test_unreadable_videos_come_after_their_chunks(folder, pretrained, tmp_path):
     bad = tmp_path / "bad.mp4"
     bad.write_bytes(b"not a video")
     windows = Windows.of(pretrained)
     videos = [bad, folder / "a/0.mp4", tmp_path / "missing.mp4"]
-    found = list(Extractor(pretrained, windows)(videos, num_threads=1))
-    assert [type(part) for part in found] == [Part, Unreadable, Unreadable]
-    assert {part.index for part in found[1:]} == {0, 2}
+    chunks = list(Extractor(pretrained, windows)(videos, num_threads=1))
+    assert [type(chunk) for chunk in chunks] == [FeatureChunk, Unreadable, Unreadable]
+    assert {chunk.index for chunk in chunks[1:]} == {0, 2}
     with pytest.raises(VideoError, match="bad.mp4"):
         extract(pretrained, bad)
 
@@ -279,9 +279,9 @@ def test_an_error_of_a_thread_is_raised_and_threads_end(pretrained, folder):
     windows = Windows.of(pretrained, hop=1)
     with pytest.raises(TypeError):
         list(Extractor(pretrained, windows)([folder / "a/0.mp4", None], num_threads=2))
-    parts = Extractor(pretrained, windows)([folder / "a/4.mp4"] * 9, num_threads=2)
-    next(parts)
-    parts.close()
+    chunks = Extractor(pretrained, windows)([folder / "a/4.mp4"] * 9, num_threads=2)
+    next(chunks)
+    chunks.close()
     assert threading.active_count() <= before
 
 
@@ -303,10 +303,10 @@ def test_command_writes_features_and_an_index(
     assert index["settings"]["pixel_mean"] == [0.485, 0.456, 0.406]
     for i, row in enumerate(index["videos"]):
         path = folder / row["id"]
-        found = np.load(tmp_path / "out" / row["file"])
-        wanted = extract(pretrained, path, Windows.of(pretrained, hop=3))
-        np.testing.assert_array_equal(found, wanted)
-        assert row["shape"] == list(found.shape) and row["dtype"] == "float32"
+        features = np.load(tmp_path / "out" / row["file"])
+        expected = extract(pretrained, path, Windows.of(pretrained, hop=3))
+        np.testing.assert_array_equal(features, expected)
+        assert row["shape"] == list(features.shape) and row["dtype"] == "float32"
         assert row["label"] == i % 3 and row["fps"] == pytest.approx(25)
         assert row["video_frames"] == LENGTHS[i]
     assert [row["id"] for row in index["videos"]][:2] == ["a/0.mp4", "b/1.mp4"]
@@ -317,27 +317,27 @@ def test_command_writes_features_and_an_index(
     assert contents(tmp_path / "out") == before
 
 
-def test_numpy_would_have_written_the_same(run, folder, tmp_path):
+def test_files_equal_those_of_numpy_save(run, folder, tmp_path):
     run(folder / "a/4.mp4", "--tokens", "--float16", out=tmp_path / "out", hop=5)
     path = tmp_path / "out/4.npy"
-    found = np.load(path)
-    assert found.dtype == np.float16 and found.shape == (7, 2, 2, 2, 24)
-    np.save(tmp_path / "saved.npy", found)
+    features = np.load(path)
+    assert features.dtype == np.float16 and features.shape == (7, 2, 2, 2, 24)
+    np.save(tmp_path / "saved.npy", features)
     assert (tmp_path / "saved.npy").read_bytes() == path.read_bytes()
-    wanted = extract(
+    expected = extract(
         classifier(), folder / "a/4.mp4", Windows(4, 2, 5, 32), tokens=True
     )
-    np.testing.assert_array_equal(found, wanted.astype(np.float16))
+    np.testing.assert_array_equal(features, expected.astype(np.float16))
 
 
-def test_preset_is_v2s_script(run, folder, tmp_path):
+def test_preset_equals_the_script_of_v2(run, folder, tmp_path):
     run(folder / "a/0.mp4", out=tmp_path, like="videomaev2-tad", hop=4)
     settings = json.loads((tmp_path / "index.json").read_text())["settings"]
     assert (settings["frame_stride"], settings["squash"]) == (1, True)
     assert (settings["pixel_mean"], settings["pixel_std"]) == ([0.0] * 3, [1.0] * 3)
     windows = Windows(4, 1, 4, 32, squash=True)
-    wanted = extract(without_normalization(classifier()), folder / "a/0.mp4", windows)
-    np.testing.assert_array_equal(np.load(tmp_path / "0.npy"), wanted)
+    expected = extract(without_normalization(classifier()), folder / "a/0.mp4", windows)
+    np.testing.assert_array_equal(np.load(tmp_path / "0.npy"), expected)
 
 
 def test_shards_together_are_one_run(run, folder, tmp_path, capsys):
@@ -346,8 +346,8 @@ def test_shards_together_are_one_run(run, folder, tmp_path, capsys):
     for shard in ("1/3", "0/3", "2/3"):
         assert not (tmp_path / "three/index.json").exists()
         run(folder / "list.txt", out=tmp_path / "three", shard=shard)
-    told = capsys.readouterr().out.splitlines()
-    assert [line.rpartition(";")[2] for line in told[:2]] == [
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.rpartition(";")[2] for line in lines[:2]] == [
         " the index waits for 4 videos of other shards",
         " the index waits for 2 videos of other shards",
     ]
@@ -366,10 +366,10 @@ def test_processes_of_one_machine_share_the_list(run, folder, tmp_path, monkeypa
 
 PROCESS = """
 import argparse, sys, time
-from tests import test_features
-from videomae_jax.commands import common, features
-from videomae_jax.features import Windows
-common.load_pretrained = test_features.load
+from tests.inference import test_features
+from videomae_jax.cli import arguments, features
+from videomae_jax.inference.features import Windows
+arguments.load_pretrained = test_features.load
 read = Windows.read
 def slowly(self, video):
     for window in read(self, video):
@@ -385,18 +385,18 @@ features.run(parser.parse_args(sys.argv[1:]))
 def test_killed_and_started_again_gives_the_same_bytes(run, folder, tmp_path):
     run(folder / "list.txt", out=tmp_path / "undisturbed", hop=1)
     out = tmp_path / "killed"
-    arguments = [folder / "list.txt", "--model=tiny", f"--out={out}", "--hop=1"]
-    # One device: what was made with eight is the same.
+    args = [folder / "list.txt", "--model=tiny", f"--out={out}", "--hop=1"]
+    # One device, while the other run has eight: the results are the same.
     environment = os.environ | {"JAX_NUM_CPU_DEVICES": "1"}
     process = subprocess.Popen(
-        [sys.executable, "-c", PROCESS, *arguments, "--threads=2"],
+        [sys.executable, "-c", PROCESS, *args, "--threads=2"],
         cwd=ROOT,
         env=environment,
         stdout=subprocess.DEVNULL,
     )
     try:
         deadline = time.monotonic() + 60
-        # In the middle of a file, when another is complete.
+        # Kill in the middle of a file, when another one is complete.
         while not (list(out.rglob("*.part")) and list(out.rglob("*.npy.json"))):
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.01)
@@ -411,17 +411,17 @@ def test_killed_and_started_again_gives_the_same_bytes(run, folder, tmp_path):
 
 
 def test_interruption_leaves_nothing_half_done(run, folder, tmp_path, monkeypatch):
-    finish = Extractor._finish
+    chunks_of = Extractor._chunks
     batches = []
 
     def interrupted(self, *batch):
         batches.append(batch)
         if len(batches) == 4:
             raise KeyboardInterrupt
-        return finish(self, *batch)
+        return chunks_of(self, *batch)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Extractor, "_finish", interrupted)
+        patch.setattr(Extractor, "_chunks", interrupted)
         with pytest.raises(KeyboardInterrupt):
             run(folder / "list.txt", out=tmp_path / "out", hop=1)
     left = contents(tmp_path / "out")
@@ -450,7 +450,7 @@ def test_other_settings_are_refused(run, folder, tmp_path, option, reason):
         with pytest.raises(RecordError, match=f"{reason}.*--overwrite"):
             run(videos, **options)
     assert contents(tmp_path / "out") == before
-    # Without the index it is the files that tell.
+    # Without the index, the metadata of each file shows it.
     (tmp_path / "out/index.json").unlink()
     with pytest.raises(RecordError, match=f"0.npy: .*{reason}.*--overwrite"):
         run(folder / "a", **options)
@@ -459,7 +459,9 @@ def test_other_settings_are_refused(run, folder, tmp_path, option, reason):
     assert contents(tmp_path / "out") == contents(tmp_path / "new")
 
 
-def test_overwriting_keeps_what_it_has_already_replaced(run, folder, tmp_path, capsys):
+def test_overwriting_resumes_after_the_files_already_replaced(
+    run, folder, tmp_path, capsys
+):
     run(folder / "a", out=tmp_path / "out", hop=3)
     run(folder / "a", "--overwrite", out=tmp_path / "out", hop=4, shard="0/2")
     assert not (tmp_path / "out/index.json").exists()
@@ -477,26 +479,30 @@ def test_other_videos_of_the_same_name_are_refused(run, folder, tmp_path):
         run(tmp_path / "0.mp4", out=tmp_path / "out")
 
 
-def test_missing_and_cut_off_features_are_made_again(run, folder, tmp_path, capsys):
+def test_missing_and_truncated_features_are_extracted_again(
+    run, folder, tmp_path, capsys
+):
     run(folder / "a", out=tmp_path)
-    wanted = contents(tmp_path)
+    expected = contents(tmp_path)
     (tmp_path / "0.npy").unlink()
-    (tmp_path / "2.npy").write_bytes(wanted["2.npy"][:-1])
-    (tmp_path / "4.npy.json").write_bytes(wanted["4.npy.json"][:-9])
+    (tmp_path / "2.npy").write_bytes(expected["2.npy"][:-1])
+    (tmp_path / "4.npy.json").write_bytes(expected["4.npy.json"][:-9])
     capsys.readouterr()
     run(folder / "a", out=tmp_path)
     assert "3 extracted, 0 kept" in capsys.readouterr().out
-    assert contents(tmp_path) == wanted
+    assert contents(tmp_path) == expected
 
 
-def test_unreadable_videos_are_told_and_others_go_on(run, folder, tmp_path, capsys):
+def test_unreadable_videos_are_reported_and_do_not_stop_others(
+    run, folder, tmp_path, capsys
+):
     lines = (folder / "list.txt").read_text().splitlines()
     whole = (folder / "a/4.mp4").read_bytes()
     (tmp_path / "bad.mp4").write_bytes(b"not a video")
     text = [f"{folder}/{line}\n" for line in lines]
     (tmp_path / "list.txt").write_text("".join([f"{tmp_path}/bad.mp4 1\n", *text]))
     out = tmp_path / "out"
-    for _ in range(2):  # They are tried again.
+    for _ in range(2):  # they are tried again
         with pytest.raises(RecordError, match="1 of 7 videos could not be read"):
             run(tmp_path / "list.txt", out=out)
         assert "unreadable: " in capsys.readouterr().err
@@ -527,14 +533,14 @@ def test_a_video_damaged_late_leaves_no_file(run, folder, tmp_path, monkeypatch)
     ]
 
 
-def test_names_stay_in_the_folder_and_apart():
+def test_names_are_unique_and_inside_the_folder():
     ids = ["../../etc/a.mp4", "./b.mp4", "b.mkv", "b.mp4", "c.d/e", "f.v2", "g.mp4#2"]
     assert names(ids) == ["etc/a", "b", "b.mkv", "b.mp4", "c.d/e", "f.v2", "g.mp4#2"]
     assert names(["/x/../a.mp4"]) == ["a"]
     assert names(["/x/a.mp4", "/x/y/a.mp4", "a.mp4"]) == ["a", "y/a", "a.mp4"]
 
 
-def test_arguments_that_make_no_sense(run, folder, tmp_path, capsys):
+def test_invalid_arguments_are_refused(run, folder, tmp_path, capsys):
     with pytest.raises(RecordError, match="one list or folder"):
         run(folder / "a", folder / "b", out=tmp_path)
     with pytest.raises(RecordError, match="no file or folder"):

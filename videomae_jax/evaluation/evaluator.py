@@ -1,15 +1,14 @@
-"""Evaluation of a classifier on every video of a set exactly once.
+"""Evaluates a classifier on every video of a set, exactly once.
 
 A video is decoded once and all its views are cut from that; the class probabilities of
 the views are averaged (softmax first, then the mean: official code since 2022-08, and
-MMAction2's "prob"). What a video gets does not depend on the others of its batch, nor
-on how many devices or hosts share the work.
+MMAction2's "prob"). The result of a video depends neither on the others of its batch
+nor on the number of devices or hosts that share the work.
 """
 
-import collections
 import functools
-import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,16 +16,14 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from videomae_jax.data import labels, pipeline
+from videomae_jax.data.clips import CenterClips, MultiViewClips
+from videomae_jax.data.workers import DEFAULT_WORKERS, WorkerConfig
 from videomae_jax.distributed import hosts, sharding
 from videomae_jax.errors import NoReadableVideoError
-from videomae_jax.evaluation import multi_label, results
+from videomae_jax.evaluation.metrics import Predictions
+from videomae_jax.inference import batching
 from videomae_jax.models.classifier import VideoClassifier
-from videomae_jax.video.record import Record
-
-log = logging.getLogger(__name__)
-
-# Batches that may be under way on the devices before the host waits for a result.
-BATCHES_AHEAD = 2
+from videomae_jax.video.record import LabelKind, Record
 
 
 class Evaluator:
@@ -36,44 +33,42 @@ class Evaluator:
         self,
         model: VideoClassifier,
         probabilities: Callable[[jax.Array], jax.Array],
+        *,
         records: Sequence[Record],
         class_names: Sequence[str],
-        read_clips,
+        read_clips: CenterClips | MultiViewClips,
         image_shape: tuple[int, ...],
         mesh: Mesh,
         videos_per_device: int,
-        num_workers: int = 0,
-        num_threads: int = 2,
-        chunk_size: int = 4,
+        workers: WorkerConfig = DEFAULT_WORKERS,
+        label_kind: LabelKind = LabelKind.ONE,
     ):
-        """Prepares the pass.
+        """Opens the data and builds the jitted prediction.
 
         Args:
             model: the classifier.
-            probabilities: what makes them of logits, such as `jax.nn.softmax`.
+            probabilities: maps logits to probabilities, such as `jax.nn.softmax`.
             records: the videos, with labels.
-            class_names: a name for each logit.
-            read_clips: `clips.CenterClips` or `clips.MultiViewClips`.
+            class_names: name of each logit.
+            read_clips: cuts the views out of a video.
             image_shape: shape of one clip, [T, H, W, 3].
             mesh: the devices.
             videos_per_device: videos of a batch on each device, whose views are taken
                 one after the other; so memory holds this many clips' activations.
-            num_workers: processes that read; 0 reads in threads of this process.
-            num_threads: threads that read, in each worker.
-            chunk_size: videos that a thread reads at a time.
+            workers: the processes and threads that read.
+            label_kind: ONE for `results.Predictions`, MANY for those of multi_label.
         """
+        self._label_kind = label_kind
         self._records, self._class_names = records, list(class_names)
         self._mesh = mesh
         self._open = functools.partial(
             pipeline.each_once,
             records,
             read_clips,
-            (read_clips.views, *image_shape),
-            videos_per_device * mesh.size,
-            num_workers,
-            num_threads,
-            chunk_size,
-            (jax.process_index(), jax.process_count()),
+            clips_shape=(read_clips.views, *image_shape),
+            batch_size=videos_per_device * mesh.size,
+            workers=workers,
+            process=(jax.process_index(), jax.process_count()),
         )
         # Every process gets every result: each can then count the whole set.
         replicated = NamedSharding(mesh, PartitionSpec())
@@ -81,8 +76,8 @@ class Evaluator:
             functools.partial(_predict, model, probabilities), out_shardings=replicated
         )
 
-    def __call__(self, variables) -> results.Predictions | multi_label.Predictions:
-        """Predicts with variables {"params": ...}, "batch_stats" if the model has them.
+    def __call__(self, variables: Mapping[str, Any]) -> Predictions:
+        """Predicts all videos with {"params": ...}, and "batch_stats" if it has any.
 
         Returns:
             The same predictions on every process, in the order of the records.
@@ -94,52 +89,42 @@ class Evaluator:
         probabilities = np.zeros(shape, np.float32)
         readable = np.zeros(len(self._records), bool)
         reasons: dict[int, str] = {}
-        pending = collections.deque()
 
-        def take_oldest():
-            index, is_readable, values = jax.device_get(pending.popleft())
-            real = index >= 0
-            probabilities[index[real]] = values[real]
-            readable[index[real]] = is_readable[real]
+        def compute(batch: pipeline.Views) -> tuple[jax.Array, ...]:
+            reasons.update(batch.bad)
+            arrays = {
+                "video": batch.video,
+                "index": batch.index,
+                "readable": batch.readable,
+            }
+            arrays = sharding.to_devices(arrays, self._mesh)
+            return self._predict(variables, arrays)
 
         with self._open() as batches, jax.set_mesh(self._mesh):
-            for batch in batches:
-                reasons |= batch.bad
-                arrays = {
-                    "video": batch.video,
-                    "index": batch.index,
-                    "readable": batch.readable,
-                }
-                arrays = sharding.to_devices(arrays, self._mesh)
-                pending.append(self._predict(variables, arrays))
-                if len(pending) > BATCHES_AHEAD:
-                    take_oldest()
-            while pending:
-                take_oldest()
+            for index, is_readable, values in batching.fetch(map(compute, batches)):
+                is_record = index >= 0  # and not padding
+                probabilities[index[is_record]] = values[is_record]
+                readable[index[is_record]] = is_readable[is_record]
         # As pairs: JSON would make strings of the numbers.
-        for found in hosts.gather(list(reasons.items())):
-            reasons |= dict(found)
+        for pairs in hosts.gather(list(reasons.items())):
+            reasons |= dict(pairs)
         if not readable.any():
             raise NoReadableVideoError(
                 f"none of {len(readable)} videos to evaluate could be read:\n"
                 + "\n".join(f"  {reason}" for reason in list(reasons.values())[:10])
             )
-        good = [
-            record for record, ok in zip(self._records, readable, strict=True) if ok
-        ]
-        if isinstance(good[0].label, tuple):
-            kind = multi_label.Predictions
-            true = labels.multi_hot(good, len(self._class_names))
+        records = [self._records[i] for i in np.flatnonzero(readable)]
+        if self._label_kind is LabelKind.MANY:
+            true_labels = labels.multi_hot(records, len(self._class_names))
         else:
-            kind = results.Predictions
-            true = np.array([record.label for record in good], np.int64)
-        return kind(
-            ids=[record.id for record in good],
-            labels=true,
+            true_labels = np.array([r.labels[0] for r in records], np.int64)
+        return Predictions(
+            ids=[record.id for record in records],
+            labels=true_labels,
             probabilities=probabilities[readable],
             class_names=self._class_names,
             unreadable={
-                self._records[i].id: (self._records[i].label, reasons[i])
+                self._records[i].id: (self._records[i].labels, reasons[i])
                 for i in np.flatnonzero(~readable)
             },
         )

@@ -1,248 +1,87 @@
-"""What an evaluation leaves behind: predictions, metrics, the confusion of classes."""
+"""Files of a test: predictions, metrics, a table of the classes, the confusion."""
 
-import collections
-import contextlib
 import csv
-import dataclasses
-import io
+import importlib.util
 import json
 import os
 import pathlib
 import pickle
-import sys
-import types
-from collections.abc import Iterator
-from typing import BinaryIO
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
+import ml_collections
 import numpy as np
-from PIL import Image
 
-from videomae_jax.evaluation.confusion import confusion_picture
+from videomae_jax.errors import ConfigError
+from videomae_jax.evaluation import metrics
+from videomae_jax.evaluation.metrics import Predictions
+from videomae_jax.files import atomic_path, atomic_write, json_line
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
-@dataclasses.dataclass(frozen=True)
-class Predictions:
-    """The class probabilities of every video of a set that could be read.
-
-    Attributes:
-        ids: a name for each readable video, all different, in data-set order.
-        labels: int [n], their classes.
-        probabilities: float32 [n, C].
-        class_names: a name for each of the C classes.
-        unreadable: label and reason for each video that could not be read, by id.
-
-    Raises:
-        ValueError: if there is no readable video, an id occurs twice, a probability is
-            not finite, or sizes and labels do not agree.
-    """
-
-    ids: list[str]
-    labels: np.ndarray
-    probabilities: np.ndarray
-    class_names: list[str]
-    unreadable: dict[str, tuple[int, str]]
-
-    def __post_init__(self):
-        """Refuses what cannot be counted."""
-        check(self, self.labels.shape + (len(self.class_names),))
-        labels = dict(zip(self.ids, self.labels, strict=True))
-        labels |= {name: label for name, (label, _) in self.unreadable.items()}
-        for name, label in labels.items():
-            if not 0 <= label < len(self.class_names):
-                raise ValueError(
-                    f"{name} has label {label}, but labels are 0 to "
-                    f"{len(self.class_names) - 1}"
-                )
-
-
-def check(predictions, labels_shape: tuple[int, ...]) -> None:
-    """Raises ValueError for predictions, of one or several labels, that do not fit.
-
-    Args:
-        predictions: has ids, probabilities, class_names and unreadable.
-        labels_shape: [n, C] if the labels are right.
-    """
-    ids, unreadable = predictions.ids, predictions.unreadable
-    if not ids:
-        message = "nothing was evaluated: "
-        if unreadable:
-            name, (_, reason) = next(iter(unreadable.items()))
-            message += (
-                f"none of {len(unreadable)} videos could be read; the first, "
-                f"{name}: {reason}"
-            )
-        else:
-            message += "there are no videos"
-        raise ValueError(message)
-    shape = (len(ids), len(predictions.class_names))
-    if labels_shape != shape or predictions.probabilities.shape != shape:
-        raise ValueError(
-            f"for {shape[0]} videos and {shape[1]} classes, labels make up "
-            f"{labels_shape} and probabilities {predictions.probabilities.shape}"
-        )
-    name, times = collections.Counter(ids).most_common(1)[0]
-    if times > 1:
-        raise ValueError(f"the id {name!r} occurs {times} times; ids must differ")
-    for name in ids:
-        if name in unreadable:
-            raise ValueError(f"{name!r} is both a readable and an unreadable video")
-    finite = np.isfinite(predictions.probabilities).all(axis=1)
-    if not finite.all():
-        raise ValueError(
-            f"{np.sum(~finite)} of {len(finite)} videos have probabilities that "
-            f"are not finite; the first is {ids[np.argmin(finite)]}"
-        )
-
-
-def metrics(predictions: Predictions) -> dict[str, int | float]:
-    """Accuracies in percent, and the numbers of videos that they are of.
-
-    A video is right at k if fewer than k other classes have a probability at least as
-    high as its own class: equal probabilities count against the model, so that always
-    predicting the same for all classes is not a success.
-
-    Args:
-        predictions: of one set.
-
-    Returns:
-        videos: how many could be read.
-        unreadable: how many could not.
-        top1, top5: the share of the readable videos that is right at 1 and at 5 (at C,
-            so all of them, with C < 5 classes).
-        mean_class: the mean, over the classes of the readable videos, of the share of
-            their videos that is right at 1 (MMAction2's mean1).
-        top1_counting_unreadable_wrong, top5_counting_unreadable_wrong: as top1 and
-            top5, as a share of all videos.
-    """
-    right = {f"top{k}": _right_at(predictions, k) for k in (1, 5)}
-    readable, unreadable = len(predictions.ids), len(predictions.unreadable)
-    occurs = np.bincount(predictions.labels)
-    recall = np.bincount(predictions.labels, right["top1"])[occurs > 0]
-    recall /= occurs[occurs > 0]
-    return {
-        "videos": readable,
-        "unreadable": unreadable,
-        **{name: _percent(hits.sum(), readable) for name, hits in right.items()},
-        "mean_class": 100 * float(recall.mean()),
-        **{
-            f"{name}_counting_unreadable_wrong": _percent(
-                hits.sum(), readable + unreadable
-            )
-            for name, hits in right.items()
-        },
-    }
-
-
-def confusion_matrix(predictions: Predictions) -> np.ndarray:
-    """How many videos of each class were taken for which.
-
-    The class that a video was taken for is the most probable one; of equally probable
-    ones never its own and else the first, so that the diagonal is what `metrics` calls
-    right at 1.
-
-    Args:
-        predictions: of one set; unreadable videos are not counted.
-
-    Returns:
-        int64 [C, C]: rows are true classes, columns predicted ones.
-    """
-    videos = np.arange(len(predictions.ids))
-    others = predictions.probabilities.copy()
-    others[videos, predictions.labels] = -np.inf
-    predicted = np.where(
-        _right_at(predictions, 1), predictions.labels, others.argmax(axis=1)
-    )
-    size = len(predictions.class_names)
-    matrix = np.zeros((size, size), np.int64)
-    np.add.at(matrix, (predictions.labels, predicted), 1)
-    return matrix
+# Up to how many classes cells hold their counts, and sides have the names of classes.
+_COUNTED_CLASSES, _NAMED_CLASSES = 25, 120
+_NAME_LENGTH = 30  # characters; longer class names are shortened
 
 
 def write(
-    predictions: Predictions, folder: str | os.PathLike, step: int, top_k: int = 5
+    predictions: Predictions,
+    folder: str | os.PathLike,
+    *,
+    step: int,
+    top_k: int = 5,
 ) -> None:
-    """Writes all that is known of an evaluation as files to read and to draw from.
+    """Writes a test as files to read and to plot from.
 
-    - predictions.jsonl: for each readable video, in data-set order, its id, label,
+    - predictions.jsonl: a row for each readable video, in data-set order: id, label,
       label_name, top_k [[class name, probability], ...] and the probabilities of all
-      classes, to 6 decimals;
-    - unreadable.jsonl: id, label and reason of each of the others;
-    - per_class.csv: for each class its name, label, readable videos, top1 and top5 in
-      percent (empty without videos) and the class its videos were most often wrongly
-      taken for;
-    - confusion.png: `confusion_picture`;
-    - metrics.json: the step and `metrics`; written last, so that where it is, the
-      others are.
+      classes, to 6 decimals. Where a video may have several labels: id, labels and
+      probabilities.
+    - unreadable.jsonl: id, label (or labels) and reason of each of the others.
+    - per_class.csv: for each class its name, label and readable videos, and in percent,
+      empty without videos: top1, top5 and the class that its videos were most often
+      wrongly predicted as, or average_precision.
+    - confusion.png: `plot_confusion`; not for several labels.
+    - metrics.json: the step and `metrics.compute`. It is written last: if it exists,
+      the other files are complete.
 
-    Each file appears whole or not at all, and replaces an earlier one.
+    Each file is replaced atomically.
 
     Args:
         predictions: of one set.
-        folder: where to; made if need be.
-        step: steps of training of the model.
-        top_k: how many of the most probable classes are named for a video.
+        folder: created if needed.
+        step: training steps of the model.
+        top_k: number of the most probable classes that are named for each video.
     """
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    matrix = confusion_matrix(predictions)
-    with replacing(folder / "predictions.jsonl") as file:
-        for row in _rows(predictions, top_k):
+    with atomic_write(folder / "predictions.jsonl") as file:
+        file.writelines(map(json_line, _rows(predictions, top_k)))
+    with atomic_write(folder / "unreadable.jsonl") as file:
+        for name, (labels, reason) in predictions.unreadable.items():
+            row = {"id": name, **_labels(predictions, labels), "reason": reason}
             file.write(json_line(row))
-    with replacing(folder / "unreadable.jsonl") as file:
-        for name, (label, reason) in predictions.unreadable.items():
-            file.write(json_line({"id": name, "label": int(label), "reason": reason}))
-    with replacing(folder / "per_class.csv") as file:
-        # Folder names, which may be class names, need not be valid text.
-        file.write(_per_class(predictions, matrix).encode("utf-8", "surrogateescape"))
-    with replacing(folder / "confusion.png") as file:
-        picture = confusion_picture(matrix, predictions.class_names)
-        Image.fromarray(picture).save(file, format="PNG")
-    with replacing(folder / "metrics.json") as file:
-        values = {"step": step} | metrics(predictions)
-        file.write(json.dumps(values, indent=2).encode() + b"\n")
-
-
-def write_mmaction_dump(predictions: Predictions, path: str | os.PathLike) -> None:
-    """Writes what MMAction2's `--dump` does, for its eval_metric.py to read.
-
-    That is a pickled list with a dict for each video, in data-set order: gt_label
-    (torch.LongTensor [1]), pred_score (torch.FloatTensor [C]) and pred_label
-    (torch.LongTensor [1]). It has no ids, so with unreadable videos, which are left
-    out, it does not fit dumps that have them. Reading it needs PyTorch; writing does
-    not.
-
-    Args:
-        predictions: of one set.
-        path: the file, *.pkl by custom; replaced if it is there.
-    """
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    predicted = predictions.probabilities.argmax(axis=1)
-    rows = [
-        {
-            "gt_label": _Tensor(np.array([label], "<i8")),
-            "pred_score": _Tensor(scores.astype("<f4")),
-            "pred_label": _Tensor(np.array([guess], "<i8")),
-        }
-        for label, scores, guess in zip(
-            predictions.labels, predictions.probabilities, predicted, strict=True
-        )
-    ]
-    with replacing(path) as file, _torch_stand_in():
-        # Protocol 4 is the newest that Python 3.7 reads, MMAction2's oldest.
-        pickle.dump(rows, file, protocol=4)
-
-
-def _right_at(predictions: Predictions, k: int) -> np.ndarray:
-    """Whether each video is right at k, as `metrics` defines it; bool [n]."""
-    values = predictions.probabilities
-    own = np.take_along_axis(values, predictions.labels[:, None], axis=1)
-    others_ahead = np.sum(values >= own, axis=1) - 1
-    return others_ahead < min(k, values.shape[1])
-
-
-def _percent(part: int, whole: int) -> float:
-    return 100 * float(part) / float(whole)
+    with (
+        atomic_path(folder / "per_class.csv") as path,
+        # Class names may be names of folders, which need not be valid text.
+        path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,
+    ):
+        csv.writer(file, lineterminator="\n").writerows(_class_table(predictions))
+    if not predictions.is_multi_label:
+        matrix = metrics.confusion_matrix(predictions)
+        figure = plot_confusion(matrix, predictions.class_names)
+        with (
+            atomic_write(folder / "confusion.png", "wb") as file,
+            warnings.catch_warnings(),
+        ):
+            # Letters that the font lacks are drawn as boxes.
+            warnings.filterwarnings("ignore", "Glyph")
+            figure.savefig(file, format="png")
+    with atomic_write(folder / "metrics.json") as file:
+        values = {"step": step} | metrics.compute(predictions)
+        file.write(json.dumps(values, indent=2) + "\n")
 
 
 def _rows(predictions: Predictions, top_k: int) -> Iterator[dict]:
@@ -251,97 +90,168 @@ def _rows(predictions: Predictions, top_k: int) -> Iterator[dict]:
         predictions.ids, predictions.labels, predictions.probabilities, strict=True
     ):
         rounded = [round(float(value), 6) for value in values]
-        best = np.argsort(-values, kind="stable")[:top_k]
-        yield {
-            "id": name,
-            "label": int(label),
-            "label_name": names[label],
-            "top_k": [[names[place], rounded[place]] for place in best],
-            "probabilities": rounded,
+        labels = np.flatnonzero(label) if predictions.is_multi_label else [label]
+        row = {"id": name, **_labels(predictions, labels)}
+        if not predictions.is_multi_label:
+            best = np.argsort(-values, kind="stable")[:top_k]
+            row["label_name"] = names[label]
+            row["top_k"] = [[names[index], rounded[index]] for index in best]
+        yield row | {"probabilities": rounded}
+
+
+def _labels(predictions: Predictions, labels: Sequence[int] | np.ndarray) -> dict:
+    """Returns the field of a row that holds one label or several."""
+    if predictions.is_multi_label:
+        return {"labels": [int(label) for label in labels]}
+    (label,) = labels
+    return {"label": int(label)}
+
+
+def _class_table(predictions: Predictions) -> Iterator[list]:
+    """Yields the header and the rows of per_class.csv."""
+    names, labels = predictions.class_names, predictions.labels
+    if predictions.is_multi_label:
+        videos = labels.sum(axis=0)
+        percent = {"average_precision": 100 * metrics.average_precisions(predictions)}
+        texts = {}
+    else:
+        videos = np.bincount(labels, minlength=len(names))
+        hits = {
+            f"top{k}": np.bincount(
+                labels, metrics.is_correct(predictions, k), len(names)
+            )
+            for k in (1, 5)
         }
-
-
-def _per_class(predictions: Predictions, matrix: np.ndarray) -> str:
-    names = predictions.class_names
-    text = io.StringIO()
-    rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(["class", "label", "videos", "top1", "top5", "most_confused_with"])
-    right = {k: _right_at(predictions, k) for k in (1, 5)}
+        percent = {
+            name: 100 * count / np.where(videos, videos, np.nan)
+            for name, count in hits.items()
+        }
+        wrong = metrics.confusion_matrix(predictions)
+        np.fill_diagonal(wrong, 0)
+        texts = {
+            "most_confused_with": [
+                names[row.argmax()] if row.any() else "" for row in wrong
+            ]
+        }
+    yield ["class", "label", "videos", *percent, *texts]
     for label, name in enumerate(names):
-        of_class = predictions.labels == label
-        videos = int(of_class.sum())
-        shares = [
-            f"{_percent(hits[of_class].sum(), videos):.2f}" if videos else ""
-            for hits in right.values()
+        numbers = [
+            "" if np.isnan(column[label]) else f"{column[label]:.2f}"
+            for column in percent.values()
         ]
-        wrong = matrix[label].copy()
-        wrong[label] = 0
-        confused_with = names[wrong.argmax()] if wrong.any() else ""
-        rows.writerow([name, label, videos, *shares, confused_with])
-    return text.getvalue()
+        others = [column[label] for column in texts.values()]
+        yield [name, label, int(videos[label]), *numbers, *others]
 
 
-def json_line(row: dict) -> bytes:
-    """A line of a .jsonl file; ValueError if a number is not finite."""
-    return json.dumps(row, allow_nan=False).encode() + b"\n"
+def plot_confusion(matrix: np.ndarray, class_names: Sequence[str]) -> "Figure":
+    """Draws a confusion matrix as a heat map: dark where much of a row is.
 
+    Up to 25 classes, cells hold the numbers of videos, except 0. Up to 120, rows and
+    columns have the names of their classes; beyond that, some have their labels. Rows
+    of classes without videos are grey.
 
-@contextlib.contextmanager
-def replacing(path: pathlib.Path) -> Iterator[BinaryIO]:
-    """A file to write that takes path's place if nothing goes wrong."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
-            yield file
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-class _Tensor:
-    """An array that is read back from a pickle as a PyTorch tensor."""
-
-    def __init__(self, array: np.ndarray):
-        self._array = array
-
-    def __reduce__(self):
-        return sys.modules["torch"].from_numpy, (_Buffer(self._array),)
-
-
-class _Buffer:
-    """An array [n] that any version of NumPy reads from a pickle, to write to.
-
-    An array itself is pickled by NumPy 2 under names that NumPy before 1.26 has not.
+    Args:
+        matrix: int [C, C]: rows are true classes, columns predicted ones.
+        class_names: C names; long ones are shortened.
     """
+    # Imported here, because training does without. No pyplot: its state is global.
+    from matplotlib.colors import PowerNorm
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import PercentFormatter
 
-    def __init__(self, array: np.ndarray):
-        self._array = array
+    size, totals = len(matrix), matrix.sum(axis=1)
+    side = min(max(0.4 * size, 3.5), 13)  # of the cells, inches
+    # However many classes there are, a cell takes 2.5 pixels or more.
+    dpi = max(100, 2.5 * size / side)
+    figure = Figure(figsize=(side + 3, side + 2), dpi=dpi, layout="constrained")
+    axes = figure.add_subplot(
+        xlabel="predicted class", ylabel="true class", facecolor="lightgrey"
+    )
+    shares = np.ma.masked_array(matrix / np.maximum(totals, 1)[:, None])
+    shares[totals == 0] = np.ma.masked
+    # The square root makes rare confusions stand out.
+    image = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, vmin=0, vmax=1))
+    figure.colorbar(
+        image,
+        label="share of the true class's videos",
+        format=PercentFormatter(xmax=1),
+        fraction=0.04,
+        aspect=30,
+    )
+    if size <= _NAMED_CLASSES:
+        font_size = min(10, 0.8 * 72 * side / size)
+        names = [_tick_text(name) for name in class_names]
+        text = {"fontsize": font_size, "parse_math": False}
+        axes.set_xticks(range(size), names, rotation=90, **text)
+        axes.set_yticks(range(size), names, **text)
+        edges = np.arange(size + 1) - 0.5
+        axes.hlines(edges, -0.5, size - 0.5, colors="lightgrey", linewidth=0.5)
+        axes.vlines(edges, -0.5, size - 0.5, colors="lightgrey", linewidth=0.5)
+    if size <= _COUNTED_CLASSES:
+        for row, column in np.argwhere(matrix):
+            colour = "white" if shares[row, column] > 0.4 else "black"
+            text = {"ha": "center", "va": "center", "fontsize": 9, "color": colour}
+            axes.text(column, row, str(matrix[row, column]), **text)
+    return figure
 
-    def __reduce__(self):
-        return np.frombuffer, (bytearray(self._array), self._array.dtype.str)
+
+def _tick_text(name: str) -> str:
+    """Returns a class name on one short line, without bytes that are not text."""
+    text = " ".join(name.encode("utf-8", "replace").decode().split())
+    if len(text) <= _NAME_LENGTH:
+        return text
+    return text[: _NAME_LENGTH - 3] + "..."
 
 
-@contextlib.contextmanager
-def _torch_stand_in() -> Iterator[None]:
-    """Lets pickle find a function `torch.from_numpy`, which it only writes by name.
+def check_dump(config: ml_collections.ConfigDict) -> None:
+    """Checks that `write_mmaction_dump` will be able to write what a config asks for.
 
-    Pickle looks a function up in sys.modules before it writes the names of module and
-    function. The real one, if PyTorch is there at all, is not used, as pickle may find
-    a built-in function under other, private names.
+    Raises:
+        ConfigError: if it will not: better when the config is read than after hours of
+            testing.
     """
+    dump = config.evaluation.dump
+    if not dump:
+        return
+    if config.loss.kind == "sigmoid":
+        raise ConfigError(
+            f"config.evaluation.dump={dump!r} needs one label a video, but "
+            "config.loss.kind=sigmoid means several. Leave it empty"
+        )
+    if importlib.util.find_spec("torch") is None:
+        raise ConfigError(
+            f"config.evaluation.dump={dump!r} needs PyTorch, which is not installed: "
+            "pip install torch"
+        )
 
-    def from_numpy(array):
-        raise NotImplementedError("this stands for PyTorch's function of that name")
 
-    from_numpy.__module__, from_numpy.__qualname__ = "torch", "from_numpy"
-    stand_in = types.ModuleType("torch")
-    stand_in.from_numpy = from_numpy
-    # Not mock.patch.dict: it empties sys.modules for a moment, under other threads.
-    real = sys.modules.get("torch")
-    sys.modules["torch"] = stand_in
-    try:
-        yield
-    finally:
-        del sys.modules["torch"]
-        if real is not None:
-            sys.modules["torch"] = real
+def write_mmaction_dump(predictions: Predictions, path: str | os.PathLike) -> None:
+    """Writes predictions as MMAction2's `--dump` does, for its eval_metric.py to read.
+
+    The file is a pickled list with a dict for each video, in data-set order: gt_label
+    (torch.LongTensor [1]), pred_score (torch.FloatTensor [C]) and pred_label
+    (torch.LongTensor [1]). It holds no ids, and unreadable videos are left out: with
+    any of them, it does not fit dumps of the whole set. Needs PyTorch.
+
+    Args:
+        predictions: of one set, of one label a video.
+        path: the file, *.pkl by convention; replaced if it exists.
+    """
+    import torch
+
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    predicted = predictions.probabilities.argmax(axis=1)
+    rows = [
+        {
+            "gt_label": torch.tensor([int(label)]),
+            "pred_score": torch.tensor(scores),
+            "pred_label": torch.tensor([int(guess)]),
+        }
+        for label, scores, guess in zip(
+            predictions.labels, predictions.probabilities, predicted, strict=True
+        )
+    ]
+    with atomic_write(path, "wb") as file:
+        # Protocol 4 is the newest that Python 3.7 reads, the oldest for MMAction2.
+        pickle.dump(rows, file, protocol=4)

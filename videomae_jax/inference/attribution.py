@@ -1,6 +1,6 @@
-"""Where a model looks: attention rollout, class activation, and overlays on frames.
+"""Attributes predictions to tokens: attention rollout, class activation, overlays.
 
-Maps are float32 [B, T', H', W'], a value for each token of the clip: T' tubelets of H'
+Maps are float32 [B, T', H', W'], a value for each token of a clip: T' tubelets of H'
 rows and W' columns of patches.
 """
 
@@ -19,21 +19,21 @@ from videomae_jax.models import vit
 from videomae_jax.models.classifier import VideoClassifier
 from videomae_jax.models.mae import VideoMAE
 
-# TPUs and GPUs would otherwise round the factors of these products to 8 or 11 bits.
+# By default, TPUs and GPUs round the factors of these products to 8 or 11 bits.
 _einsum = functools.partial(jnp.einsum, precision="highest")
 
 
 def attention_rollout(pretrained: Pretrained, video: np.ndarray) -> np.ndarray:
-    """How much of each token attention carries into the model's output.
+    """Computes how much of each token attention carries into the output of a model.
 
     Abnar & Zuidema 2020 ("Quantifying Attention Flow in Transformers"): each block
     takes half of a token from the token itself, over the residual connection, and half
-    from all tokens by the attention weights, averaged over the heads; the blocks'
-    matrices (A + I) / 2 are multiplied. Of the product's rows, those are averaged that
-    the output is made of: all for a VideoMAE, which sees the whole clip here, and for
-    mean pooling; the first token's, or the pooling's own attention, for the others.
+    from all tokens by the attention weights, averaged over the heads. The matrices
+    (A + I) / 2 of the blocks are multiplied. The rows of the product are averaged as
+    the output pools its tokens: all equally for mean pooling and for a VideoMAE, which
+    sees the whole clip here; only the first token; or by the attention of the pooling.
 
-    The MLPs and the signs of what attention carries are left out, so it shows where
+    Rollout ignores the MLPs and the sign of what attention carries. It shows where
     information may come from, for no class in particular.
 
     Args:
@@ -41,11 +41,11 @@ def attention_rollout(pretrained: Pretrained, video: np.ndarray) -> np.ndarray:
         video: [B, T, H, W, 3], uint8 (raw pixels) or floating point (normalised).
 
     Returns:
-        float32 [B, T', H', W'], not negative; each clip's values sum to 1.
+        float32 [B, T', H', W'], not negative. The values of a clip sum to 1.
 
     Raises:
-        ValueError: if the video's sizes do not divide into patches, or its dtype is
-            neither uint8 nor floating point.
+        ValueError: if the shape of the video does not divide into patches, or its dtype
+            is neither uint8 nor floating point.
 
     Example:
         >>> model = VideoClassifier(width=24, depth=2, heads=2, num_classes=3)
@@ -70,8 +70,8 @@ def _rollout(model, variables, video):
         weights = jnp.full((batch, tokens), 1 / tokens)
 
     def through_block(weights, attention):
-        # From the output backwards, only the wanted mixture of rows is multiplied. The
-        # rows of (A + I) / 2 sum to one as they are.
+        # Starting at the output, a vector passes each block instead of a matrix. The
+        # rows of (A + I) / 2 sum to one without normalization.
         return (weights + _einsum("bi,bij->bj", weights, attention)) / 2, None
 
     weights, _ = jax.lax.scan(through_block, weights, maps, reverse=True)
@@ -79,7 +79,7 @@ def _rollout(model, variables, video):
 
 
 def _pooling_attention(model, variables, video):
-    """What attentive pooling takes from each token, [B, N], averaged over the heads."""
+    """Returns the weights of attentive pooling, [B, N], averaged over the heads."""
     tokens = model.apply(variables, video, method="tokens")
     _, captured = model.apply(
         variables,
@@ -102,40 +102,40 @@ def _pooling_attention(model, variables, video):
 
 
 def class_activation(
-    pretrained: Pretrained, video: np.ndarray, class_index: int | Sequence[int]
+    pretrained: Pretrained, video: np.ndarray, *, class_index: int | Sequence[int]
 ) -> np.ndarray:
-    """Which tokens speak for a class: gradient-weighted activation of the last ones.
+    """Computes which tokens are evidence for a class, by gradient times activation.
 
-    The tokens z_n are the encoder's output, as pooling gets it; the class's logit is
-    taken as a function of them alone. A token's value is
+    The tokens z_n are the output of the encoder, before pooling. The logit of the class
+    is a function of them. The value of a token is
 
         max(0, g_n . (z_n - z)),   g_n = d logit / d z_n,   z = the mean of the tokens
 
-    which is, to first order, what the logit loses if the clip's average token takes
-    the place of token n; with mean pooling and no norm after it, exactly. So the values
-    show where the evidence of a clip is, not how much there is of it.
+    To first order, this is what the logit loses if the average token of the clip
+    replaces token n; exactly so with mean pooling and no norm after it. The values
+    therefore show where the evidence of a clip is, not how much of it exists.
 
-    In terms of the literature this is Grad-CAM (Selvaraju et al. 2017) with a gradient
-    for each token instead of its average (HiResCAM, Draelos & Carin 2020) and with the
-    average token as the origin. The origin matters for heads that normalise. Behind a
-    LayerNorm, which does not see the scale of its input, plain gradient times
-    activation has it built in: it sums to zero over a mean's tokens. But it vanishes in
-    every single token that attentive pooling normalises first; and batch norm's means,
-    when large, would make a whole map positive or empty.
+    This is Grad-CAM (Selvaraju et al. 2017) with a gradient for each token instead of
+    the average gradient (HiResCAM, Draelos & Carin 2020), and with the average token as
+    the origin. The origin matters for heads that normalise. With mean pooling and a
+    LayerNorm, which ignores the scale of its input, plain gradient times activation
+    already sums to zero over the tokens. But it vanishes in each token where attentive
+    pooling normalises tokens first, and large means of a batch norm would make a whole
+    map positive or empty.
 
     Args:
         pretrained: a classifier with its weights.
         video: [B, T, H, W, 3], uint8 (raw pixels) or floating point (normalised).
-        class_index: of the class; one for all clips, or one for each.
+        class_index: the class, one for all clips or one for each.
 
     Returns:
         float32 [B, T', H', W'], not negative, in units of the logit.
 
     Raises:
-        PretrainedError: if the model has no classes, or reads its first token only:
-            the gradient of all others is zero. `attention_rollout` has no such limits.
-        ValueError: if a class index is not 0 to num_classes - 1, there are neither one
-            nor B of them, or the video's sizes or dtype do not fit.
+        PretrainedError: if the model has no classes, or pools its first token only, so
+            that the gradient of all others is zero. `attention_rollout` works for both.
+        ValueError: if a class index is not in 0 to num_classes - 1, their number is
+            neither 1 nor B, or the shape or dtype of the video does not fit.
 
     Example:
         >>> model = VideoClassifier(width=24, depth=2, heads=2, num_classes=3)
@@ -148,17 +148,17 @@ def class_activation(
     source = pretrained.source or "the model"
     if isinstance(model, VideoMAE) or not model.num_classes:
         raise PretrainedError(
-            f"{source} has no classes; use a fine-tuned model, or attention_rollout"
+            f"{source} has no classes: use a fine-tuned model, or attention_rollout"
         )
     if model.pooling == "first_token":
         raise PretrainedError(
-            f"{source} reads nothing but its first token, so that no other has a "
-            "gradient; use attention_rollout"
+            f"{source} pools only its first token, so all others have no gradient: use "
+            "attention_rollout"
         )
     classes = np.broadcast_to(class_index, len(video)).astype(np.int32)
     if not ((classes >= 0) & (classes < model.num_classes)).all():
         raise ValueError(
-            f"class index {class_index}: 0 to {model.num_classes - 1} are there"
+            f"class_index={class_index} must be in 0 to {model.num_classes - 1}"
         )
     return np.asarray(_activation(model, pretrained.variables, video, classes))
 
@@ -168,7 +168,7 @@ def _activation(model, variables, video, classes):
     tokens = model.apply(variables, video, method="tokens").astype(jnp.float32)
 
     def sum_of_logits(tokens):
-        # Clips do not meet, so the gradient of the sum is that of each one's logit.
+        # Clips are independent: the gradient of the sum is that of each logit.
         features = model.apply(variables, tokens, method="pool_tokens")
         logits = model.apply(variables, features, method="classify")
         return jnp.take_along_axis(logits, classes[:, None], axis=1).sum()
@@ -184,12 +184,12 @@ def _grid(model, video) -> tuple[int, int, int]:
 
 
 def overlay(frames: np.ndarray, maps: np.ndarray) -> np.ndarray:
-    """Lays maps over the frames they are of, from black over red to bright yellow.
+    """Blends maps with the frames they belong to, in colours from black to yellow.
 
-    Each clip's values are stretched from its smallest to its largest, over all frames,
-    so colours compare within a clip only; they are interpolated linearly between the
-    middles of the tokens, in space and time. Frames are shown in grey. Needs
-    matplotlib, whose colormap "inferno" it uses.
+    The values of each clip are scaled to 0 ... 1 over all its frames, so colours
+    compare within a clip only. They are interpolated linearly between the centres of
+    the tokens, in space and time. Frames become grey. Needs matplotlib, for its
+    colormap "inferno".
 
     Args:
         frames: uint8 [B, T, H, W, 3].
@@ -203,7 +203,7 @@ def overlay(frames: np.ndarray, maps: np.ndarray) -> np.ndarray:
         >>> overlay(frames, np.random.rand(1, 2, 2, 3)).shape
         (1, 4, 32, 48, 3)
     """
-    # Here, because maps do without.
+    # Imported here, because maps do without.
     from matplotlib import colormaps
 
     maps = np.asarray(maps, np.float32)
@@ -219,17 +219,18 @@ def save_overlays(
     stem: str | os.PathLike,
     frames: np.ndarray,
     maps: np.ndarray,
+    *,
     fps: float = 8.0,
     formats: Sequence[str] = ("gif", "png"),
 ) -> list[pathlib.Path]:
-    """Writes clips beside their overlays: `<stem>.gif` and `<stem>.png`.
+    """Writes clips beside their overlays, as `<stem>.gif` and `<stem>.png`.
 
     Args:
-        stem: path without an extension; its folder is there.
+        stem: path without an extension; its folder must exist.
         frames: uint8 [B, T, H, W, 3].
         maps: float32 [B, T', H', W'].
         fps: frames per second of the animations.
-        formats: some of `pictures.FORMATS`.
+        formats: some of `visualize.FORMATS`.
 
     Returns:
         The files, in the order of the formats.
@@ -241,8 +242,8 @@ def save_overlays(
         >>> [file.name for file in files]
         ['attention.gif', 'attention.png']
     """
-    from videomae_jax.inference import (
-        visualize,  # Pillow and PyAV, which maps do without too.
-    )
+    # Imported here, because maps do without Pillow and PyAV.
+    from videomae_jax.inference import visualize
 
-    return visualize.save(stem, [frames, overlay(frames, maps)], fps, formats)
+    rows = [frames, overlay(frames, maps)]
+    return visualize.save(stem, rows, fps=fps, formats=formats)

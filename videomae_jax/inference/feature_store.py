@@ -1,48 +1,49 @@
-"""A folder of features: a file for each video, and an index made of notes on them.
+"""Stores features in a folder: a file for each video, its metadata, and an index.
 
-    FOLDER/NAME.npy         the features of a video
-    FOLDER/NAME.npy.json    a note, written last: the features are complete, or why the
-                            video could not be read, and the settings of the extraction
-    FOLDER/index.json       settings and all videos, once each has a note
-    FOLDER/bad_videos.jsonl those that could not be read
+    FOLDER/NAME.npy          the features of a video
+    FOLDER/NAME.npy.json     metadata, written last: shape and dtype, or why the video
+                             could not be read, and the settings of the extraction
+    FOLDER/index.json        settings and all videos, once each has metadata
+    FOLDER/bad_videos.jsonl  the videos that could not be read
 
-Every file appears whole or not at all. Nothing but the notes says what is done, so any
-number of processes may share the work, and stop and start again, without a word between
-them: whoever finds all notes there writes the index, and all would write the same.
+Every file is written atomically. The metadata files alone say which videos are done, so
+any number of processes can share the work, stop and resume, without communication. The
+process that finds the metadata complete writes the index; all would write the same.
 """
 
 import dataclasses
-import glob
 import json
 import os
 import pathlib
-import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from videomae_jax.data import sources as records
+from videomae_jax import files
+from videomae_jax.data import list_format
 from videomae_jax.errors import RecordError
-from videomae_jax.inference.features import Part, Unreadable
+from videomae_jax.inference.features import FeatureChunk, Unreadable
 from videomae_jax.video import open as video_open
 from videomae_jax.video.record import Record, labels_to_json
 
-# Settings that say where weights came from. What they are is a setting of its own.
+# Settings that name the source of the weights. They may differ: "weights" is a hash.
 _ORIGIN = ("model", "revision")
+# Metadata that the index repeats.
+_INDEXED = ("shape", "dtype", "fps", "video_frames")
 
 
 def names(ids: Sequence[str]) -> list[str]:
-    """A file name, without .npy, for each video: its id, made safe and unique.
+    """Returns a file name, without .npy, for each video: its id, made safe and unique.
 
-    Absolute ids lose the folders that all of them have in common. Names lose their
-    extension unless that is what sets them apart from earlier ones.
+    The folders that all absolute ids have in common are removed, and the extension of a
+    video, unless an earlier one already has that name.
 
     Args:
         ids: ids of records.
 
     Returns:
-        Paths below the folder of features, "/" between their parts.
+        Paths below the folder of features, with "/" as separator.
 
     Example:
         >>> names(["a/1.mp4", "a/2.avi", "a/1.avi", "../a/1.avi"])
@@ -52,65 +53,67 @@ def names(ids: Sequence[str]) -> list[str]:
     """
     folders = [os.path.dirname(id) for id in ids if os.path.isabs(id)]
     common = os.path.commonpath(folders) if folders else ""
-    found = {}  # In order.
+    unique: dict[str, None] = {}  # in order
     for id in ids:
         if os.path.isabs(id):
             id = os.path.relpath(id, common)
         full = "/".join(part for part in id.split("/") if part not in ("", ".", ".."))
         stem, extension = os.path.splitext(full)
-        name = stem if extension.lower() in records.EXTENSIONS else full
-        if name in found:
+        name = stem if extension.lower() in list_format.EXTENSIONS else full
+        if name in unique:
             name = full
         count = 1
-        while name in found:
+        while name in unique:
             count += 1
             name = f"{full}#{count}"
-        found[name] = None
-    return list(found)
+        unique[name] = None
+    return list(unique)
 
 
 @dataclasses.dataclass(frozen=True)
-class _Result:
-    """What becomes of a video.
+class _Entry:
+    """A video of the folder.
 
     Attributes:
         name: of its files, see `names`.
         record: the video.
-        array: the features' file; note: the one that says that they are complete.
+        array: file of the features.
+        metadata: file that says that they are complete, or why they are missing.
     """
 
     name: str
     record: Record
     array: pathlib.Path
-    note: pathlib.Path
+    metadata: pathlib.Path
 
 
 class FeatureFolder:
-    """Features of the videos of a list, all made with the same settings."""
+    """The features of all videos of a list, extracted with the same settings."""
 
     def __init__(
         self,
         path: str | os.PathLike,
         videos: Sequence[Record],
         settings: Mapping[str, Any],
+        *,
         overwrite: bool = False,
     ):
-        """Looks at what is there.
+        """Compares existing features with the settings.
 
         Args:
             path: the folder, which need not exist.
             videos: the whole list.
-            settings: all that features depend on besides the video, as JSON holds it;
-                and "model" and "revision", which are told, but may differ.
-            overwrite: features made with other settings are to be replaced.
+            settings: everything that the features depend on besides the video, as
+                stored in JSON; and "model" and "revision", for information.
+            overwrite: allow to replace features of other settings.
 
         Raises:
-            RecordError: if there are such features, without `overwrite`.
+            RecordError: if the folder holds such features, without `overwrite`.
         """
         self.path = pathlib.Path(path).expanduser()
         self._settings = dict(settings)
-        self._results = [
-            _Result(
+        self._entries = [
+            _Entry(
                 name,
                 record,
                 self.path / f"{name}.npy",
@@ -118,124 +121,124 @@ class FeatureFolder:
             )
             for name, record in zip(names([r.id for r in videos]), videos, strict=True)
         ]
-        index = _read_json(self.path / "index.json")
+        index = files.read_json(self.path / "index.json")
         if index and (reason := self._difference(index.get("settings", {}))):
             if not overwrite:
                 raise _other_features(self.path, reason)
             (self.path / "index.json").unlink(missing_ok=True)
-        for result in () if overwrite else self._results:
-            note = _read_json(result.note)
-            if note and "shape" in note and (reason := self._conflict(result, note)):
-                raise _other_features(result.array, reason)
+        for entry in () if overwrite else self._entries:
+            metadata = files.read_json(entry.metadata)
+            if metadata and "shape" in metadata:
+                if reason := self._conflict(entry, metadata):
+                    raise _other_features(entry.array, reason)
 
     def incomplete(self, first: int = 0, step: int = 1) -> list[int]:
-        """Videos whose features are not there, of every step-th from the first on."""
+        """Returns which videos lack features, of every step-th from the first on."""
         return [
             i
-            for i in range(first, len(self._results), step)
-            if not self._is_complete(self._results[i])
+            for i in range(first, len(self._entries), step)
+            if not self._is_complete(self._entries[i])
         ]
 
     def write(
-        self, videos: Sequence[int], parts: Iterable[Part | Unreadable]
+        self, videos: Sequence[int], chunks: Iterable[FeatureChunk | Unreadable]
     ) -> Iterator[str | None]:
-        """Writes features as they come.
+        """Writes features as an extractor yields them.
 
         Args:
-            videos: those extracted, as `incomplete` tells them.
-            parts: what an `Extractor` makes of them.
+            videos: indices of the videos given to the extractor, as from `incomplete`.
+            chunks: what an `Extractor` yields for them.
 
         Yields:
-            For each video that is done, None, or why it could not be read.
+            For each finished video, None, or the reason why it could not be read.
         """
-        files: dict[int, _ArrayFile] = {}
+        arrays: dict[int, _ArrayFile] = {}
         try:
-            for part in parts:
-                if isinstance(part, Unreadable):
-                    result = self._results[videos[part.index]]
-                    if part.index in files:
-                        files.pop(part.index).discard()
-                    result.array.unlink(missing_ok=True)
-                    self._write_note(result, {"reason": str(part.error)})
-                    yield str(part.error)
+            for chunk in chunks:
+                if isinstance(chunk, Unreadable):
+                    entry = self._entries[videos[chunk.index]]
+                    if chunk.index in arrays:
+                        arrays.pop(chunk.index).discard()
+                    entry.array.unlink(missing_ok=True)
+                    self._write_metadata(entry, {"reason": str(chunk.error)})
+                    yield str(chunk.error)
                     continue
-                index = part.video.index
-                result = self._results[videos[index]]
-                if index not in files:
-                    shape = (part.video.num_windows, *part.values.shape[1:])
-                    # Older features must not seem to be these.
-                    result.note.unlink(missing_ok=True)
-                    files[index] = _ArrayFile(result.array, shape, part.values.dtype)
-                files[index].append(part.values)
-                if part.first + len(part.values) == part.video.num_windows:
-                    file = files.pop(index)
-                    file.finish()
-                    facts = {
-                        "shape": list(file.shape),
-                        "dtype": part.values.dtype.name,
-                        "fps": part.video.fps,
-                        "video_frames": part.video.num_frames,
+                video, stop = chunk.video, chunk.first + len(chunk.values)
+                entry = self._entries[videos[video.index]]
+                if video.index not in arrays:
+                    shape = (video.num_windows, *chunk.values.shape[1:])
+                    # Otherwise old metadata would describe the new features.
+                    entry.metadata.unlink(missing_ok=True)
+                    dtype = chunk.values.dtype
+                    arrays[video.index] = _ArrayFile(entry.array, shape, dtype)
+                arrays[video.index].values[chunk.first : stop] = chunk.values
+                if stop == video.num_windows:
+                    array = arrays.pop(video.index)
+                    array.finish()
+                    metadata = {
+                        "shape": list(array.values.shape),
+                        "dtype": array.values.dtype.name,
+                        "fps": video.fps,
+                        "video_frames": video.num_frames,
                     }
-                    size = video_open.file_size(result.record)
+                    size = video_open.file_size(entry.record)
                     if size is not None:
-                        facts["bytes"] = size
-                    self._write_note(result, facts)
+                        metadata["bytes"] = size
+                    self._write_metadata(entry, metadata)
                     yield None
         finally:
-            for file in files.values():
-                file.discard()
+            for array in arrays.values():
+                array.discard()
 
     def write_index(self) -> int:
-        """Writes the index if every video has a note; returns how many have none."""
-        rows, bad, left = [], [], 0
-        for result in self._results:
-            note = _read_json(result.note)
-            record = result.record
-            if note is None or self._conflict(result, note):
-                left += 1
-            elif "reason" in note:
-                row = {"id": record.id, "path": record.path, "reason": note["reason"]}
-                bad.append(json.dumps(row) + "\n")
+        """Writes the index if every video has metadata; returns how many lack it."""
+        rows, bad, missing = [], [], 0
+        for entry in self._entries:
+            metadata = files.read_json(entry.metadata)
+            record = entry.record
+            if metadata is None or self._conflict(entry, metadata):
+                missing += 1
+            elif "reason" in metadata:
+                reason = metadata["reason"]
+                bad.append({"id": record.id, "path": record.path, "reason": reason})
             else:
-                facts = ("shape", "dtype", "fps", "video_frames")
-                row = {"id": record.id, "file": f"{result.name}.npy"}
                 several = len(record.labels) > 1
-                row |= {"label": labels_to_json(record.labels, several)}
-                row |= {key: note[key] for key in facts}
-                rows.append(json.dumps(row))
-        if left:
-            return left
-        if bad:
-            _replace(self.path / "bad_videos.jsonl", "".join(bad))
-        else:
-            (self.path / "bad_videos.jsonl").unlink(missing_ok=True)
-        # A video a line, for grep.
-        settings, videos = json.dumps(self._settings), ",\n".join(rows)
-        text = f'{{"settings": {settings},\n"videos": [\n{videos}\n]}}\n'
-        _replace(self.path / "index.json", text)
+                label = labels_to_json(record.labels, several)
+                row = {"id": record.id, "file": f"{entry.name}.npy", "label": label}
+                rows.append(row | {key: metadata[key] for key in _INDEXED})
+        if missing:
+            return missing
+        self.path.mkdir(parents=True, exist_ok=True)
+        files.write_json_lines(self.path / "bad_videos.jsonl", bad)
+        index, settings = self.path / "index.json", {"settings": self._settings}
+        files.write_json(index, settings, {"videos": rows})
         return 0
 
-    def _is_complete(self, result: _Result) -> bool:
-        note = _read_json(result.note)
-        if note is None or "shape" not in note or self._conflict(result, note):
+    def _is_complete(self, entry: _Entry) -> bool:
+        metadata = files.read_json(entry.metadata)
+        if not metadata or "shape" not in metadata or self._conflict(entry, metadata):
             return False
         try:
-            array = np.load(result.array, mmap_mode="r")
+            array = np.load(entry.array, mmap_mode="r")
         except (OSError, ValueError):  # missing, or cut off
             return False
-        return list(array.shape) == note["shape"] and array.dtype == note["dtype"]
+        return (
+            list(array.shape) == metadata["shape"] and array.dtype == metadata["dtype"]
+        )
 
-    def _conflict(self, result: _Result, note: Mapping[str, Any]) -> str | None:
-        """How what a note is about differs from what is wanted, if it does."""
-        if note["id"] != result.record.id:
-            return f"they are of {note['id']}, not of {result.record.id}"
-        if "bytes" in note:
-            size = video_open.file_size(result.record)
-            # A video that is gone since then may be missed, not told apart.
-            if size not in (None, note["bytes"]):
-                was = f"the video had {note['bytes']} bytes"
-                return f"{was}, and {result.record.path} has {size}"
-        return self._difference(note["settings"])
+    def _conflict(self, entry: _Entry, metadata: Mapping[str, Any]) -> str | None:
+        """Returns how existing features differ from those to extract, if they do."""
+        if metadata["id"] != entry.record.id:
+            return f"they are of {metadata['id']}, not of {entry.record.id}"
+        if "bytes" in metadata:
+            size = video_open.file_size(entry.record)
+            # The features remain valid if the video has been removed since.
+            if size not in (None, metadata["bytes"]):
+                return (
+                    f"the video had {metadata['bytes']} bytes, and "
+                    f"{entry.record.path} has {size}"
+                )
+        return self._difference(metadata["settings"])
 
     def _difference(self, settings: Mapping[str, Any]) -> str | None:
         """Names the first setting that differs."""
@@ -244,69 +247,47 @@ class FeatureFolder:
                 return f"{key} was {settings.get(key)}, and is now {value}"
         return None
 
-    def _write_note(self, result: _Result, facts: Mapping[str, Any]) -> None:
-        note = {"id": result.record.id, **facts, "settings": self._settings}
-        _replace(result.note, json.dumps(note) + "\n")
+    def _write_metadata(self, entry: _Entry, metadata: Mapping[str, Any]) -> None:
+        row = {"id": entry.record.id, **metadata, "settings": self._settings}
+        entry.metadata.parent.mkdir(parents=True, exist_ok=True)
+        with files.atomic_write(entry.metadata) as file:
+            file.write(json.dumps(row) + "\n")
 
 
 def _other_features(path: pathlib.Path, reason: str) -> RecordError:
     return RecordError(
-        f"{path}: features are there already, but {reason}; give another folder, or "
-        "--overwrite to replace what differs"
+        f"{path}: features exist already, but {reason}. Give another folder, or "
+        "--overwrite to replace those that differ"
     )
 
 
 class _ArrayFile:
-    """A .npy file written part by part: features may be larger than memory."""
+    """A .npy file to fill chunk by chunk, since features may be larger than memory.
+
+    Attributes:
+        values: the array, mapped to a temporary file until it is finished.
+    """
 
     def __init__(self, path: pathlib.Path, shape: tuple[int, ...], dtype: np.dtype):
-        """Begins the file, under another name until it is finished."""
-        self.shape, self._path = shape, path
+        """Creates the temporary file, and removes those of killed processes."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        # What a process that was killed has left.
-        for left in path.parent.glob(f"{glob.escape(path.name)}.*.part"):
-            left.unlink(missing_ok=True)
-        self._temporary = _temporary(path)
-        self._file = open(self._temporary, "wb")
-        header = {
-            "descr": np.lib.format.dtype_to_descr(dtype),
-            "fortran_order": False,
-            "shape": shape,
-        }
-        np.lib.format.write_array_header_1_0(self._file, header)
-
-    def append(self, values: np.ndarray) -> None:
-        """Writes rows."""
-        self._file.write(np.ascontiguousarray(values).data)
+        files.remove_partial(path)
+        self._path, self._partial = path, files.partial_path(path)
+        self.values = np.lib.format.open_memmap(
+            self._partial, mode="w+", dtype=dtype, shape=shape
+        )
+        if hasattr(os, "posix_fallocate"):
+            # On a full disk this raises OSError. Writing to mapped memory, without
+            # reserved space, would kill the process.
+            with open(self._partial, "r+b") as file:
+                size = os.fstat(file.fileno()).st_size
+                os.posix_fallocate(file.fileno(), 0, size)
 
     def finish(self) -> None:
-        """Puts the file in its place."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-        os.replace(self._temporary, self._path)
+        """Moves the file to its final path."""
+        self.values.flush()
+        self._partial.replace(self._path)
 
     def discard(self) -> None:
-        """Removes what was written."""
-        self._file.close()
-        self._temporary.unlink(missing_ok=True)
-
-
-def _read_json(path: pathlib.Path) -> dict[str, Any] | None:
-    try:
-        return json.loads(path.read_text())
-    except (FileNotFoundError, ValueError):  # missing, or cut off by a power failure
-        return None
-
-
-def _replace(path: pathlib.Path, text: str) -> None:
-    """Writes a text file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _temporary(path)
-    temporary.write_text(text)
-    os.replace(temporary, path)
-
-
-def _temporary(path: pathlib.Path) -> pathlib.Path:
-    # Never one that another process has: two may have been started by mistake.
-    return path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.part")
+        """Removes the temporary file."""
+        self._partial.unlink(missing_ok=True)

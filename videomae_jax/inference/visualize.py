@@ -1,4 +1,4 @@
-"""Clips as pictures: a PNG strip of frames, an animated GIF, an mp4.
+"""Writes clips as a PNG strip of frames, an animated GIF, or an mp4.
 
 Every function takes `rows`, a list of uint8 arrays [B, T, H, W, 3] of one shape, such
 as original, masked and reconstructed clips.
@@ -14,20 +14,21 @@ import numpy as np
 from PIL import Image
 
 FORMATS = ("gif", "png", "mp4")
-_MIN_SIZE = 64  # pixels; smaller frames are enlarged by a whole factor
-_LINE = 2  # pixels of white between two frames
+_MIN_SIZE = 64  # pixels; smaller frames are enlarged by an integer factor
+_LINE = 2  # pixels; of white between two frames
 
 
 def save(
     stem: str | os.PathLike,
     rows: Sequence[np.ndarray],
+    *,
     fps: float = 8.0,
     formats: Sequence[str] = FORMATS,
 ) -> list[pathlib.Path]:
     """Writes clips in several formats, as `<stem>.gif`, `<stem>.png`, `<stem>.mp4`.
 
     Args:
-        stem: path without an extension; its folder is there.
+        stem: path without an extension; its folder must exist.
         rows: uint8 arrays [B, T, H, W, 3].
         fps: frames per second of the animations.
         formats: some of FORMATS.
@@ -48,29 +49,29 @@ def save(
     unknown = set(formats).difference(FORMATS)
     if unknown:
         raise ValueError(
-            f"no picture format {', '.join(sorted(unknown))}; there are: "
-            f"{', '.join(FORMATS)}"
+            f"formats={tuple(formats)!r}: unknown {', '.join(sorted(unknown))}, use "
+            f"some of {', '.join(FORMATS)}"
         )
     files = [pathlib.Path(f"{os.fspath(stem)}.{name}") for name in formats]
     for name, file in zip(formats, files, strict=True):
         if name == "gif":
             save_gif(file, rows, fps)
         elif name == "png":
-            save_png(file, picture(rows))
+            save_png(file, frame_strip(rows))
         else:
             save_mp4(file, rows, fps)
     return files
 
 
-def picture(
+def frame_strip(
     rows: Sequence[np.ndarray], max_frames: int = 8, min_size: int = _MIN_SIZE
 ) -> np.ndarray:
-    """Lays clips out: for each clip a row from every entry of `rows`.
+    """Lays frames out as one image: for each clip, a line for every entry of `rows`.
 
     Args:
         rows: uint8 arrays [B, T, H, W, 3].
-        max_frames: frames shown of each clip, evenly spread.
-        min_size: frames are enlarged by a whole factor to at least this height.
+        max_frames: frames of each clip to show, evenly spread.
+        min_size: frames are enlarged by an integer factor to at least this height.
 
     Returns:
         uint8 [height, width, 3], with thin white lines between frames.
@@ -78,7 +79,7 @@ def picture(
     clips = _enlarge(np.stack([np.asarray(row) for row in rows], axis=1), min_size)
     frames = clips.shape[2]
     shown = np.linspace(0, frames - 1, min(frames, max_frames)).round().astype(int)
-    # White lines below each frame and to its right, wider between clips.
+    # White lines below each frame and to its right, and wider ones between clips.
     tiles = _outline(clips[:, :, shown])
     clip_rows = tiles.transpose(0, 1, 3, 2, 4, 5).reshape(
         len(tiles), len(rows) * tiles.shape[3], -1, 3
@@ -91,7 +92,7 @@ def picture(
 
 
 def animation(rows: Sequence[np.ndarray]) -> np.ndarray:
-    """Lays clips out in time: a line for each clip, the entries of `rows` side by side.
+    """Lays clips out as one animation: a line for each, the `rows` side by side.
 
     Args:
         rows: uint8 arrays [B, T, H, W, 3].
@@ -106,12 +107,12 @@ def animation(rows: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def save_png(path: pathlib.Path, image: np.ndarray) -> None:
-    """Writes a picture, uint8 [height, width, 3]."""
+    """Writes an image, uint8 [height, width, 3]."""
     Image.fromarray(image).save(path)
 
 
 def save_gif(path: pathlib.Path, rows: Sequence[np.ndarray], fps: float = 8.0) -> None:
-    """Writes an `animation` as a GIF that repeats."""
+    """Writes an `animation` as a GIF that loops."""
     images = [Image.fromarray(frame) for frame in animation(rows)]
     images[0].save(
         path, save_all=True, append_images=images[1:], duration=1000 / fps, loop=0
@@ -119,13 +120,13 @@ def save_gif(path: pathlib.Path, rows: Sequence[np.ndarray], fps: float = 8.0) -
 
 
 def save_mp4(path: pathlib.Path, rows: Sequence[np.ndarray], fps: float = 8.0) -> None:
-    """Writes an `animation` as H.264 that every browser and player shows."""
+    """Writes an `animation` as H.264 that every browser and player can show."""
     frames = animation(rows)
-    # Its colours have half the resolution: both sides must be even.
+    # In yuv420p, colours have half the resolution: both sides must be even.
     odd = [(0, side % 2) for side in frames.shape[1:3]]
     frames = np.pad(frames, [(0, 0), *odd, (0, 0)], constant_values=255)
     with av.open(os.fspath(path), "w") as file:
-        # A lower quality, as the default's, would show in noise and edges of patches.
+        # The default quality (23) shows in noise and at the edges of patches.
         stream = file.add_stream(
             "libx264",
             rate=Fraction(fps).limit_denominator(1001),

@@ -1,0 +1,186 @@
+"""The predictions of a test, and the numbers computed from them."""
+
+import collections
+import dataclasses
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Predictions:
+    """Class probabilities of every video of a set that could be read.
+
+    Attributes:
+        ids: unique name of each of the n readable videos, in data-set order.
+        labels: int64 [n], the class of each video; or bool [n, C], if a video may have
+            several.
+        probabilities: float32 [n, C]. Those of a video sum to one unless it may have
+            several labels.
+        class_names: name of each of the C classes.
+        unreadable: labels and reason of each video that could not be read, by id.
+
+    Raises:
+        ValueError: if no video is readable, an id occurs twice, a probability is not
+            finite, shapes and labels do not agree, or no video of several labels has
+            any.
+    """
+
+    ids: list[str]
+    labels: np.ndarray
+    probabilities: np.ndarray
+    class_names: list[str]
+    unreadable: dict[str, tuple[tuple[int, ...], str]]
+
+    def __post_init__(self):
+        """Checks that the fields fit together."""
+        if not self.ids:
+            raise ValueError(f"nothing was evaluated: {self._why_empty()}")
+        shape = (len(self.ids), len(self.class_names))
+        labels_shape = shape if self.is_multi_label else shape[:1]
+        if self.labels.shape != labels_shape or self.probabilities.shape != shape:
+            raise ValueError(
+                f"{shape[0]} videos and {shape[1]} classes do not fit labels of shape "
+                f"{self.labels.shape} and probabilities of {self.probabilities.shape}"
+            )
+        self._check_ids()
+        finite = np.isfinite(self.probabilities).all(axis=1)
+        if not finite.all():
+            raise ValueError(
+                f"{np.sum(~finite)} of {len(finite)} videos have probabilities that "
+                f"are not finite; the first is {self.ids[np.argmin(finite)]}"
+            )
+        self._check_labels()
+
+    @property
+    def is_multi_label(self) -> bool:
+        """Whether a video may have several labels."""
+        return self.labels.dtype == bool
+
+    def _why_empty(self) -> str:
+        if not self.unreadable:
+            return "the list holds no videos"
+        name, (_, reason) = next(iter(self.unreadable.items()))
+        return (
+            f"none of {len(self.unreadable)} videos could be read; the first, {name}: "
+            f"{reason}"
+        )
+
+    def _check_ids(self) -> None:
+        name, count = collections.Counter(self.ids).most_common(1)[0]
+        if count > 1:
+            raise ValueError(f"ids must be unique, but {name!r} occurs {count} times")
+        for name in self.ids:
+            if name in self.unreadable:
+                raise ValueError(f"{name!r} is both a readable and an unreadable video")
+
+    def _check_labels(self) -> None:
+        if self.is_multi_label:
+            if not self.labels.any():
+                raise ValueError("no readable video has a label: metrics are undefined")
+            return
+        labels = dict(zip(self.ids, self.labels, strict=True))
+        labels |= {name: label for name, ((label,), _) in self.unreadable.items()}
+        for name, label in labels.items():
+            if not 0 <= label < len(self.class_names):
+                raise ValueError(
+                    f"{name} has label {label}, but labels must be in 0 to "
+                    f"{len(self.class_names) - 1}"
+                )
+
+
+def compute(predictions: Predictions) -> dict[str, int | float]:
+    """Computes the metrics of a set, in percent.
+
+    A video counts as correct in the top k if fewer than k other classes have a
+    probability at least as high as its own class. Equal probabilities so count against
+    the model, and predicting the same for all classes scores 0.
+
+    Returns:
+        videos: number of readable videos.
+        unreadable: number of the others.
+        mean_average_precision, only of several labels a video: over the classes of the
+            readable videos.
+        top1, top5, only of one label a video: share of the readable videos that is
+            correct in the top 1 and in the top 5 (100 with C <= 5 classes).
+        mean_class, likewise: recall in the top 1, averaged over the classes of the
+            readable videos (MMAction2's mean1).
+        top1_counting_unreadable_wrong, top5_counting_unreadable_wrong, likewise: as
+            top1 and top5, as a share of all videos.
+    """
+    readable, unreadable = len(predictions.ids), len(predictions.unreadable)
+    metrics: dict[str, int | float] = {"videos": readable, "unreadable": unreadable}
+    if predictions.is_multi_label:
+        precisions = average_precisions(predictions)
+        precisions = precisions[~np.isnan(precisions)]
+        return metrics | {"mean_average_precision": 100 * float(precisions.mean())}
+    correct = {f"top{k}": is_correct(predictions, k) for k in (1, 5)}
+    occurs = np.bincount(predictions.labels)
+    recall = np.bincount(predictions.labels, correct["top1"])[occurs > 0]
+    recall /= occurs[occurs > 0]
+    for name, hits in correct.items():
+        metrics[name] = 100 * float(hits.sum()) / readable
+    metrics["mean_class"] = 100 * float(recall.mean())
+    for name, hits in correct.items():
+        share = 100 * float(hits.sum()) / (readable + unreadable)
+        metrics[f"{name}_counting_unreadable_wrong"] = share
+    return metrics
+
+
+def is_correct(predictions: Predictions, k: int) -> np.ndarray:
+    """Returns which videos are correct in the top k, bool [n]; see `compute`."""
+    values = predictions.probabilities
+    own = np.take_along_axis(values, predictions.labels[:, None], axis=1)
+    others_ahead = np.sum(values >= own, axis=1) - 1
+    return others_ahead < min(k, values.shape[1])
+
+
+def confusion_matrix(predictions: Predictions) -> np.ndarray:
+    """Counts how often videos of one class were predicted as another.
+
+    The predicted class is the most probable one. Of equally probable ones it is never
+    the video's own, otherwise the first, so that the diagonal holds the videos that
+    `compute` counts as correct in the top 1.
+
+    Returns:
+        int64 [C, C]: rows are true classes, columns predicted ones. Unreadable videos
+        are not counted.
+    """
+    others = predictions.probabilities.copy()
+    others[np.arange(len(others)), predictions.labels] = -np.inf
+    predicted = np.where(
+        is_correct(predictions, 1), predictions.labels, others.argmax(axis=1)
+    )
+    size = len(predictions.class_names)
+    matrix = np.zeros((size, size), np.int64)
+    np.add.at(matrix, (predictions.labels, predicted), 1)
+    return matrix
+
+
+def average_precision(scores: np.ndarray, positive: np.ndarray) -> float:
+    """Returns the mean precision over the positives, ranked by score, in [0, 1].
+
+    This is the sum, over all thresholds, of precision times the gain in recall. Equal
+    scores pass a threshold together (as in scikit-learn's average_precision_score).
+
+    Args:
+        scores: float [n].
+        positive: bool [n], at least one True.
+    """
+    order = np.argsort(-scores, kind="stable")
+    hits = np.cumsum(positive[order])
+    thresholds = np.flatnonzero(np.diff(scores[order], append=-np.inf))
+    precision = hits[thresholds] / (thresholds + 1)
+    gains = np.diff(hits[thresholds], prepend=0) / hits[-1]
+    return float(np.sum(precision * gains))
+
+
+def average_precisions(predictions: Predictions) -> np.ndarray:
+    """Returns the average precision of each class, float64 [C], NaN without videos."""
+    return np.array(
+        [
+            average_precision(scores, positive) if positive.any() else np.nan
+            for scores, positive in zip(
+                predictions.probabilities.T, predictions.labels.T, strict=True
+            )
+        ]
+    )
