@@ -121,3 +121,8 @@ def test_class_weights():
     np.testing.assert_allclose(nearly[1] / nearly[0], 100, rtol=1e-3)
     with pytest.raises(ValueError, match="class_balance"):
         losses.class_weights(counts, 1.0)
+
+
+def test_targets_of_several_labels():
+    targets = losses.soft_targets(jnp.array([[2, 0], [1, -1]]), 3, 0.0)
+    np.testing.assert_array_equal(targets, [[1, 0, 1], [0, 1, 0]])

@@ -141,7 +141,7 @@ class Reporter:
             return
         folder = self._workdir / "pictures"
         folder.mkdir(exist_ok=True)
-        image = visualize.picture(rows)
+        image = visualize.frame_strip(rows)
         visualize.save_png(folder / f"{step:08d}.png", image)
         visualize.save_gif(folder / f"{step:08d}.gif", rows)
         self._tensorboard.add_image("clips", image, step, dataformats="HWC")
