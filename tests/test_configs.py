@@ -1,4 +1,4 @@
-"""Every recipe: its numbers, its debug form, and what it refuses."""
+"""Every recipe: its numbers, its `:debug` option, and the errors of its flags."""
 
 import importlib
 import pathlib
@@ -9,7 +9,7 @@ import sys
 import jax
 import pytest
 
-from videomae_jax.models import vit
+from videomae_jax.models import variants
 from videomae_jax.training.loop import TASKS
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -21,7 +21,7 @@ def get(name, arg=""):
     return importlib.import_module(f"configs.{name}").get_config(arg)
 
 
-def test_recipes_are_there():
+def test_recipes_exist():
     k400 = [f"k400_vit{size}_pretrain" for size in "sblh"]
     ssv2 = [f"ssv2_vit{size}_pretrain" for size in "sb"]
     pretraining = {*k400, *ssv2, "ucf101_vitb_pretrain", "digits_pretrain"}
@@ -39,7 +39,7 @@ def videos_list(tmp_path_factory):
 
 
 def build(config, videos_list):
-    """The task of a recipe, with a list in the place of the data set's."""
+    """Returns the task of a recipe, with a list in place of the data set's."""
     config.data.update(train=videos_list, validation=videos_list)
     if config.task == "finetune":
         config.data.update(test=videos_list, labels="")
@@ -47,7 +47,7 @@ def build(config, videos_list):
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_recipe_builds_and_documents_itself(name, videos_list):
+def test_recipe_builds_and_documents_its_command(name, videos_list):
     module = importlib.import_module(f"configs.{name}")
     documentation = module.__doc__
     assert f"python main.py --config=configs/{name}.py" in documentation
@@ -57,7 +57,7 @@ def test_recipe_builds_and_documents_itself(name, videos_list):
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_debug_is_small_and_still_fits(name, videos_list):
+def test_debug_is_small_and_valid(name, videos_list):
     config = get(name, "debug")
     task = build(config, videos_list)
     size, frames = config.data.image_size, config.data.num_frames
@@ -93,7 +93,7 @@ def test_recipe_equals_the_official_script(
     assert config.mask.to_dict() == {"kind": "tube", "ratio": ratio}
     assert tuple(config.data.crop_scales) == (1, 0.875, 0.75, 0.66)
     assert not config.data.flip
-    assert vit.VARIANTS[config.model.variant].decoder_depth == decoder_depth
+    assert variants.VARIANTS[config.model.variant].decoder_depth == decoder_depth
 
 
 # Official scripts: global batch, peak lr, epochs, layer decay, drop-path, dropout,

@@ -1,4 +1,4 @@
-"""The notebooks run from top to bottom, with small settings in place of their own."""
+"""The notebooks run from top to bottom, with small settings instead of their own."""
 
 import base64
 import importlib
@@ -32,7 +32,7 @@ TINY_DECODER = {"decoder_width": 24, "decoder_depth": 1, "decoder_heads": 2}
 
 
 class Kernel(AsyncKernelManager):
-    """Runs cells in this interpreter, whatever kernels the machine knows."""
+    """Runs cells in this interpreter, whatever kernels are installed."""
 
     kernel_spec = KernelSpec(
         argv=[sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
@@ -41,7 +41,7 @@ class Kernel(AsyncKernelManager):
 
 
 def run(name, until=None, **settings):
-    """Executes a notebook whose settings are replaced; returns its cells by id."""
+    """Executes a notebook with other settings; returns its cells by id."""
     notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
     ids = [cell.id for cell in notebook.cells]
     if until:
@@ -60,18 +60,18 @@ def run(name, until=None, **settings):
         kernel_manager_class=Kernel,
         resources={"metadata": {"path": str(ROOT)}},
     )
-    # One device, as a notebook often has.
+    # One device, as in most notebooks.
     client.execute(env=os.environ | {"JAX_NUM_CPU_DEVICES": "1"})
     return {cell.id: cell for cell in notebook.cells}
 
 
 def text(cell):
-    """What a cell printed."""
+    """Returns what a cell printed."""
     return "".join(out.text for out in cell.outputs if out.output_type == "stream")
 
 
 def images(cell, kind="png"):
-    """The pictures that a cell shows."""
+    """Returns the images that a cell displays."""
     data = [out.get("data", {}).get(f"image/{kind}") for out in cell.outputs]
     return [Image.open(io.BytesIO(base64.b64decode(x))) for x in data if x]
 
@@ -83,10 +83,10 @@ def rows(workdir):
 
 @pytest.fixture(scope="module")
 def pretrained(tmp_path_factory):
-    """A pretraining model with random weights, as transformers would save it."""
+    """A pretraining model with random weights, in the format of transformers."""
     model = vmae.VideoMAE(**TINY, **TINY_DECODER)
     video = np.zeros((1, 4, 32, 32, 3), np.uint8)
-    masks = masking.tube(jax.random.key(0), 1, (2, 4, 4), 0.5)
+    masks = masking.tube(jax.random.key(0), 1, grid=(2, 4, 4), ratio=0.5)
     params = model.init(jax.random.key(0), video, *masks)["params"]
     clip = vmae.Preprocessing(num_frames=4, stride=2, image_size=32)
     folder = tmp_path_factory.mktemp("pretrained")
@@ -108,7 +108,7 @@ def test_notebook_is_clean(path):
 
 
 def settings_of(name, uncommented=False):
-    """The settings as they are; or those offered in comments in their place."""
+    """Returns the values of the settings cell, or of its commented alternative."""
     notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
     (source,) = [cell.source for cell in notebook.cells if cell.id == "settings"]
     if uncommented:
@@ -137,7 +137,7 @@ def test_reconstruct(pretrained, tmp_path):
     )
     losses = [float(line.split()[-1]) for line in text(cells["ratios"]).splitlines()]
     assert len(losses) == 2 and all(0 < loss < 100 for loss in losses)
-    # Four frames of 64 pixels, two of white between: three lines, and five.
+    # Four frames of 64 pixels, 2 white pixels apart: three rows, and five.
     assert [x.size for x in images(cells["first"])] == [(4 * 66 - 2, 3 * 66 - 2)]
     assert [x.size for x in images(cells["ratios"])] == [(4 * 66 - 2, 5 * 66 - 2)]
     assert [x.size for x in images(cells["tubes"])] == [(4 * 66 - 2, 3 * 66 - 2)]
@@ -180,11 +180,11 @@ def test_finetune_your_videos(pretrained, tmp_path):
     assert [row["step"] for row in rows(work) if "validation/top1" in row] == [4, 8]
     metrics = json.loads((work / "test" / "metrics.json").read_text())
     assert metrics["videos"] == 80 and 0 <= metrics["top1"] <= 100
-    assert f"80 videos: {metrics['top1']:.1f} % right" in text(cells["test"])
+    assert f"80 videos: {metrics['top1']:.1f} % correct" in text(cells["test"])
     assert len(images(cells["look"])) == len(images(cells["curves"])) == 1
     assert len(images(cells["test"])) == len(images(cells["predict"])) == 1
     truth, *guesses = text(cells["predict"]).splitlines()
-    assert truth.removeprefix("truly: ") in classes
+    assert truth.removeprefix("true class: ") in classes
     probabilities = [float(line.split("%")[0]) for line in guesses]
     assert len(guesses) == 3 and probabilities == sorted(probabilities, reverse=True)
     for form in ("jax", "huggingface"):
@@ -226,7 +226,7 @@ def test_pretrain_on_tpu_and_resume(tmp_path):
     assert images(cells["animation"], "gif")[0].n_frames == 4
     assert vmae.load_pretrained(work / "export").format == "huggingface"
 
-    # As if it had been killed before the end.
+    # As if the run had been killed before its last checkpoint.
     shutil.rmtree(work / "checkpoints" / "8")
     log = text(run("pretrain_on_tpu", until="train", **settings)["train"])
     assert "at step 4" in log and "step 8/8" in log and "step 4/8" not in log

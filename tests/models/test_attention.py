@@ -1,4 +1,4 @@
-"""Every form of attention computes the same, and its gradient."""
+"""All implementations of attention compute the same output and gradients."""
 
 import functools
 
@@ -10,33 +10,34 @@ import pytest
 from hypothesis import strategies as st
 
 from videomae_jax.distributed import sharding
+from videomae_jax.errors import ConfigError
 from videomae_jax.models import attention
 from videomae_jax.models.mae import VideoMAE
 
 
 def inputs(batch, heads, tokens, width, dtype=np.float32, seed=0):
-    """Query, key, value and a gradient of the output."""
+    """Returns query, key, value and a gradient of the output."""
     rng = np.random.default_rng(seed)
     shape = (batch, heads, tokens, width)
     return [rng.normal(size=shape).astype(dtype) for _ in range(4)]
 
 
 def reference(query, key, value, gradient):
-    """Attention and its gradients, in float64 and by hand."""
+    """Computes attention and its gradients in float64, step by step."""
     query, key, value, gradient = (
         np.asarray(x, np.float64) for x in (query, key, value, gradient)
     )
     scale = query.shape[-1] ** -0.5
     logits = scale * query @ key.swapaxes(-1, -2)
-    given = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    given /= given.sum(axis=-1, keepdims=True)
-    of_given = gradient @ value.swapaxes(-1, -2)
-    of_logits = given * (of_given - (given * of_given).sum(axis=-1, keepdims=True))
+    weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    weights /= weights.sum(axis=-1, keepdims=True)
+    d_weights = gradient @ value.swapaxes(-1, -2)
+    d_logits = weights * (d_weights - (weights * d_weights).sum(-1, keepdims=True))
     return (
-        given @ value,
-        scale * of_logits @ key,
-        scale * of_logits.swapaxes(-1, -2) @ query,
-        given.swapaxes(-1, -2) @ gradient,
+        weights @ value,
+        scale * d_logits @ key,
+        scale * d_logits.swapaxes(-1, -2) @ query,
+        weights.swapaxes(-1, -2) @ gradient,
     )
 
 
@@ -46,32 +47,28 @@ def with_gradients(attend, query, key, value, gradient):
 
 
 def interpreted_splash(query, key, value):
-    """The TPU kernel, step by step on this CPU."""
+    """Runs the TPU kernel in the interpreter, on the CPU."""
     query = query * query.shape[-1] ** -0.5
     return attention._splash(query, key, value, interpret=True)
 
 
-FORMS = {
+IMPLEMENTATIONS = {
     "xla": functools.partial(attention.attend, implementation="xla"),
     "by_head": functools.partial(attention.attend, implementation="by_head"),
     "splash": interpreted_splash,
 }
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", IMPLEMENTATIONS)
 @pytest.mark.parametrize(("dtype", "atol"), [("float32", 2e-5), ("bfloat16", 0.04)])
-# 160 and 200 tokens end within a block of 128, 128 fill one.
+# 200 tokens end within a block of 128; 128 tokens fill one.
 @pytest.mark.parametrize("tokens", [128, 200])
-def test_equals_float64(form, dtype, atol, tokens):
+def test_equals_float64(name, dtype, atol, tokens):
     arrays = [jnp.asarray(x, dtype) for x in inputs(2, 3, tokens, 16)]
-    wanted = reference(*arrays)
-    for found, want in zip(
-        jax.jit(functools.partial(with_gradients, FORMS[form]))(*arrays),
-        wanted,
-        strict=True,
-    ):
-        assert found.dtype == dtype
-        np.testing.assert_allclose(np.asarray(found, np.float64), want, atol=atol)
+    attend = jax.jit(functools.partial(with_gradients, IMPLEMENTATIONS[name]))
+    for actual, expected in zip(attend(*arrays), reference(*arrays), strict=True):
+        assert actual.dtype == dtype
+        np.testing.assert_allclose(np.asarray(actual, np.float64), expected, atol=atol)
 
 
 @hypothesis.given(
@@ -85,20 +82,24 @@ def test_equals_float64(form, dtype, atol, tokens):
 def test_by_head_equals_float64_for_all_shapes(batch, heads, tokens, width, size):
     query, key, value, gradient = inputs(batch, heads, tokens, width)
     arrays = size * query, size * key, value, gradient
-    for found, want in zip(
-        with_gradients(FORMS["by_head"], *arrays), reference(*arrays), strict=True
+    for actual, expected in zip(
+        with_gradients(IMPLEMENTATIONS["by_head"], *arrays),
+        reference(*arrays),
+        strict=True,
     ):
-        # Far apart logits leave float32 fewer digits of each.
-        np.testing.assert_allclose(found, want, atol=2e-5 * max(size**2, 1))
+        # The wider the logits are spread, the fewer digits float32 has of each.
+        np.testing.assert_allclose(actual, expected, atol=2e-5 * max(size**2, 1))
 
 
-def test_by_head_in_parts(monkeypatch):
-    monkeypatch.setattr(attention, "_QUERIES", 16)
-    arrays = inputs(2, 2, 40, 8)  # parts of 14, 13 and 13
-    for found, want in zip(
-        with_gradients(FORMS["by_head"], *arrays), reference(*arrays), strict=True
+def test_by_head_in_chunks(monkeypatch):
+    monkeypatch.setattr(attention, "_CHUNK", 16)
+    arrays = inputs(2, 2, 40, 8)  # chunks of 14, 13 and 13
+    for actual, expected in zip(
+        with_gradients(IMPLEMENTATIONS["by_head"], *arrays),
+        reference(*arrays),
+        strict=True,
     ):
-        np.testing.assert_allclose(found, want, atol=2e-5)
+        np.testing.assert_allclose(actual, expected, atol=2e-5)
 
 
 def test_clips_stay_on_their_devices():
@@ -106,18 +107,18 @@ def test_clips_stay_on_their_devices():
     mesh = sharding.make_mesh(2)
     placed = jax.device_put(arrays, sharding.batch_sharding(mesh))
     with jax.set_mesh(mesh):
-        step = jax.jit(functools.partial(with_gradients, FORMS["by_head"]))
+        step = jax.jit(functools.partial(with_gradients, IMPLEMENTATIONS["by_head"]))
         text = step.lower(*placed).compile().as_text()
-        found = step(*placed)
-    for move in ("all-gather", "all-reduce", "all-to-all", "collective-permute"):
-        assert move not in text
-    for one, want in zip(found, reference(*arrays), strict=True):
-        assert one.sharding.is_equivalent_to(placed[0].sharding, 4)
-        np.testing.assert_allclose(one, want, atol=2e-5)
+        outputs = step(*placed)
+    for collective in ("all-gather", "all-reduce", "all-to-all", "collective-permute"):
+        assert collective not in text
+    for actual, expected in zip(outputs, reference(*arrays), strict=True):
+        assert actual.sharding.is_equivalent_to(placed[0].sharding, 4)
+        np.testing.assert_allclose(actual, expected, atol=2e-5)
 
 
 @pytest.mark.parametrize("tokens", [160, 1568, 2048, 2400])
-def test_splash_is_accepted_for_tpus(tokens):
+def test_splash_lowers_for_tpus(tokens):
     arrays = [jax.ShapeDtypeStruct((2, 2, tokens, 64), "bfloat16")] * 3
     attend = functools.partial(attention.attend, implementation="splash")
 
@@ -131,7 +132,7 @@ def test_splash_is_accepted_for_tpus(tokens):
 
 
 @pytest.mark.parametrize("remat", ["none", "dots", "blocks"])
-def test_towers_choose_for_themselves(remat):
+def test_encoder_and_decoder_choose_attention_independently(remat):
     sizes = dict(width=24, depth=2, heads=3, decoder_heads=2)
     model = VideoMAE(
         **sizes, decoder_width=16, decoder_depth=1, decoder_remat=remat, patch_size=8
@@ -162,30 +163,34 @@ def test_towers_choose_for_themselves(remat):
     np.testing.assert_allclose(*maps, atol=1e-6)
 
 
-def test_few_clips_are_computed_everywhere():
+def test_fewer_clips_than_devices_are_computed_on_all():
     arrays = inputs(3, 2, 40, 16)
     with jax.set_mesh(sharding.make_mesh()):
-        # No TPU is asked for: the kernel could not be cut into three for 8 devices.
+        # Three clips do not split over 8 devices, so xla runs, which needs no TPU.
         step = functools.partial(attention.attend, implementation="splash")
-        found = jax.jit(step)(*arrays[:3])
-    np.testing.assert_allclose(found, reference(*arrays)[0], atol=2e-5)
+        out = jax.jit(step)(*arrays[:3])
+    np.testing.assert_allclose(out, reference(*arrays)[0], atol=2e-5)
 
 
-def test_what_is_not_there_is_told():
+def test_unknown_implementation_is_refused():
     arrays = inputs(1, 1, 4, 4)[:3]
-    with pytest.raises(ValueError, match="'flash'; one of: xla, by_head"):
-        attention.attend(*arrays, "flash")
+    message = "attention='flash' is unknown. Use xla, by_head, cudnn, splash, or None"
+    with pytest.raises(ConfigError, match=message):
+        attention.attend(*arrays, implementation="flash")
 
 
 @pytest.mark.parametrize("device", ["cpu", "gpu", "tpu"])
-def test_kernels_are_for_their_devices(device):
+def test_kernels_need_their_device(device):
     for kernel, kind in (("cudnn", "gpu"), ("splash", "tpu")):
         if device == kind:
             attention.check(kernel, device)
             continue
-        message = f"config.x is '{kernel}', which is for a {kind.upper()}, not for a "
-        with pytest.raises(ValueError, match=message + device.upper()) as error:
-            attention.check(kernel, device, "config.x")
-        assert kernel not in str(error.value).partition("one of:")[2]
-    for everywhere in ("xla", "by_head", None):
-        attention.check(everywhere, device)
+        message = (
+            f"config.x='{kernel}' needs a {kind.upper()}, but the devices are "
+            f"{device.upper()}s. Use xla"
+        )
+        with pytest.raises(ConfigError, match=message) as error:
+            attention.check(kernel, device, name="config.x")
+        assert kernel not in str(error.value).partition("Use ")[2]
+    for portable in ("xla", "by_head", None):
+        attention.check(portable, device)

@@ -1,4 +1,4 @@
-"""The classifier: the reference's numbers, other sizes, and what training drops."""
+"""The classifier: reference outputs, other sizes, drop-path and dropout."""
 
 import jax
 import jax.numpy as jnp
@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tests.helpers import official
+from videomae_jax.errors import ConfigError
 from videomae_jax.models.classifier import VideoClassifier
 from videomae_jax.models.positions import _bicubic, position_table, sincos_positions
 from videomae_jax.models.vit import drop_path_scales
@@ -83,7 +84,7 @@ def initial(model, shape=(2, 4, 16, 16, 3)):
     return model.init(jax.random.key(0), video), video
 
 
-def test_starts_near_the_uniform_distribution():
+def test_initial_prediction_is_nearly_uniform():
     variables, video = initial(VideoClassifier(**SMALL))
     logits = VideoClassifier(**SMALL).apply(variables, video)
     assert logits.shape == (2, 5) and logits.dtype == jnp.float32
@@ -110,12 +111,13 @@ def test_poolings(pooling):
         np.testing.assert_allclose(features, tokens[:, 0], atol=1e-6)
 
 
-def test_unknown_pooling_is_refused():
-    with pytest.raises(ValueError, match="first_token"):
-        initial(VideoClassifier(**SMALL, pooling="cls"))
+@pytest.mark.parametrize("field", ["pooling", "head_norm"])
+def test_unknown_head_is_refused(field):
+    with pytest.raises(ConfigError, match=f"{field}='cls' is unknown; expected one of"):
+        initial(VideoClassifier(**SMALL, **{field: "cls"}))
 
 
-def test_batch_norm_normalises_with_what_it_has_seen():
+def test_batch_norm_uses_running_statistics():
     model = VideoClassifier(**SMALL, head_norm="batch")
     variables, video = initial(model, (8, 4, 16, 16, 3))
     assert "norm" not in variables["params"]  # neither scale nor bias
@@ -129,7 +131,7 @@ def test_batch_norm_normalises_with_what_it_has_seen():
     np.testing.assert_allclose(features.std(axis=0), 1, atol=1e-2)
 
 
-def test_more_frames_append_positions_and_fewer_cut_them():
+def test_more_frames_append_positions_and_fewer_drop_them():
     table = position_table((8, 14, 14), 24)
     np.testing.assert_array_equal(table, sincos_positions(1568, 24))
     np.testing.assert_array_equal(position_table((16, 14, 14), 24)[:1568], table)
@@ -144,7 +146,7 @@ def test_positions_of_other_image_sizes():
     np.testing.assert_array_equal(
         position_table((8, 14, 14), 24, (14, 14)), position_table((8, 14, 14), 24)
     )
-    # A time keeps its table; a later one differs as it does at the trained size.
+    # Each time slot is interpolated by itself.
     trained = sincos_positions(8 * 196, 24).reshape(8, 14, 14, 24)
     resized = table.reshape(8, 20, 20, 24)
     np.testing.assert_allclose(
@@ -152,7 +154,7 @@ def test_positions_of_other_image_sizes():
     )
 
 
-def test_bicubic_interpolation_is_pytorchs():
+def test_bicubic_interpolation_matches_pytorch():
     ours = _bicubic(3, 5) @ IMAGE @ _bicubic(4, 3).T
     np.testing.assert_allclose(ours, PYTORCH, atol=1e-6)
 
@@ -178,7 +180,7 @@ def test_drop_path_rises_with_depth_and_keeps_the_mean():
     np.testing.assert_allclose(np.mean(scales, axis=1), 1, atol=0.02)
 
 
-def test_what_is_dropped_of_a_clip_depends_on_its_key_alone():
+def test_dropped_parts_of_a_clip_depend_on_its_key_only():
     model = VideoClassifier(**SMALL, drop_path=0.5, dropout=0.5, head_init_scale=1.0)
     variables, video = initial(model, (8, 4, 16, 16, 3))
     keys = jax.random.split(jax.random.key(1), 8)

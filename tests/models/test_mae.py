@@ -1,4 +1,4 @@
-"""The models against the reference implementation's numbers and tables."""
+"""VideoMAE: outputs, gradients and parameter counts of the reference."""
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,9 @@ def inputs(golden):
 
 def loss_fn(params, model, video, visible, masked):
     prediction = model.apply({"params": params}, video, visible, masked)
-    target = vmae.pixel_targets(video, masked, model.patch_size, model.tubelet_size)
+    target = vmae.pixel_targets(
+        video, masked, patch_size=model.patch_size, tubelet_size=model.tubelet_size
+    )
     return vmae.reconstruction_loss(prediction, target)
 
 
@@ -33,7 +35,7 @@ def test_matches_reference(golden, inputs):
     video, visible, masked = inputs
     tokens = model.apply({"params": params}, video, visible, method="encode")
     prediction = model.apply({"params": params}, *inputs)
-    target = vmae.pixel_targets(video, masked, 16, 2)
+    target = vmae.pixel_targets(video, masked, patch_size=16, tubelet_size=2)
     np.testing.assert_allclose(tokens, golden["encoder_tokens"], atol=5e-5, rtol=0)
     np.testing.assert_allclose(prediction, golden["prediction"], atol=5e-5, rtol=0)
     np.testing.assert_allclose(target, golden["target"], atol=5e-5, rtol=0)
@@ -50,7 +52,8 @@ def test_gradients_match_reference(golden, inputs, remat):
     )
 
     def check(path, ours, theirs):
-        # Each tensor of each layer on its own: a stack would hide a small one.
+        # Compares each layer by itself: the error of a small one would vanish in the
+        # stack.
         stacked = "blocks" in jax.tree_util.keystr(path)
         pairs = zip(ours, theirs, strict=True) if stacked else [(ours, theirs)]
         for one, other in pairs:
@@ -61,7 +64,7 @@ def test_gradients_match_reference(golden, inputs, remat):
     jax.tree.map_with_path(check, grads, expected)
 
 
-def test_normalised_floats_equal_raw_pixels(golden, inputs):
+def test_normalized_floats_equal_raw_pixels(golden, inputs):
     params = official.parameters(golden)
     video, visible, masked = inputs
     floats = (video / 255 - vit.IMAGENET_MEAN) / vit.IMAGENET_STD
@@ -82,7 +85,7 @@ def test_bfloat16_is_close_and_keeps_float32_parameters(golden, inputs):
     np.testing.assert_allclose(loss, golden["loss"], rtol=2e-2)
 
 
-# The table of parameter counts in VideoMAE's and VideoMAE V2's reference code.
+# Parameter counts of the official code of VideoMAE and VideoMAE V2.
 V2_DECODER = {"decoder_width": 512, "decoder_depth": 4, "decoder_heads": 8}
 
 
@@ -116,7 +119,7 @@ def abstract_params(model, frames=16, size=224):
     video = jax.ShapeDtypeStruct((1, frames, size, size, 3), jnp.uint8)
     key = jax.eval_shape(jax.random.key, 0)
     visible, masked = jax.eval_shape(
-        lambda key: vmae.masking.tube(key, 1, grid, 0.9), key
+        lambda key: vmae.masking.tube(key, 1, grid=grid, ratio=0.9), key
     )
     return jax.eval_shape(model.init, key, video, visible, masked)["params"]
 
@@ -143,7 +146,7 @@ def test_any_clip_length_and_image_size(frames, size):
     video = jax.random.randint(key, (2, frames, size, size + 32, 3), 0, 256)
     video = video.astype(jnp.uint8)
     grid = vit.token_grid(video.shape, 16, 2)
-    visible, masked = vmae.masking.tube(key, 2, grid, 0.75)
+    visible, masked = vmae.masking.tube(key, 2, grid=grid, ratio=0.75)
     variables = model.init(key, video, visible, masked)
     out = model.apply(variables, video, visible, masked)
     assert out.shape == (2, masked.shape[1], 1536)
@@ -170,10 +173,12 @@ def test_patchify_round_trip_and_order():
     np.testing.assert_array_equal(vit.unpatchify(patches, (2, 2, 3), 2, 2), video)
 
 
-def test_initialisers():
+def test_initializers():
     model = official.model()
     video = jnp.zeros((1, 8, 64, 64, 3), jnp.uint8)
-    visible, masked = vmae.masking.tube(jax.random.key(1), 1, (4, 4, 4), 0.75)
+    visible, masked = vmae.masking.tube(
+        jax.random.key(1), 1, grid=(4, 4, 4), ratio=0.75
+    )
     params = model.init(jax.random.key(0), video, visible, masked)["params"]
     qkv = params["encoder"]["blocks"]["attention"]["qkv"]["kernel"]
     assert qkv.shape == (2, 48, 144)
@@ -192,7 +197,9 @@ def test_initialisers():
 def test_raw_pixel_targets():
     video = np.random.default_rng(0).integers(0, 256, (1, 2, 32, 32, 3), np.uint8)
     masked = np.array([[1, 2]], np.int32)
-    target = vmae.pixel_targets(video, masked, 16, 2, normalize=False)
+    target = vmae.pixel_targets(
+        video, masked, patch_size=16, tubelet_size=2, normalize=False
+    )
     np.testing.assert_allclose(
         target[0, 0], video[0, :, :16, 16:].reshape(-1) / 255, rtol=1e-6
     )
@@ -205,12 +212,12 @@ def test_raw_pixel_targets():
         (lambda: init(frames=7), "7 frames"),
         (lambda: init(size=60), "60x60"),
         (lambda: init(dtype=jnp.int32), "int32"),
-        (lambda: init(remat="some"), "remat is 'some'"),
-        (lambda: init(heads=5), "multiple of the 5 heads"),
-        (lambda: init(masked=10), "do not make up"),
+        (lambda: init(remat="some"), "remat='some' is unknown"),
+        (lambda: init(heads=5), "heads=5 must divide the width, 48"),
+        (lambda: init(masked=10), "10 masked tokens must add up to the 64 tokens"),
     ],
 )
-def test_errors_say_what_is_wrong(build, message):
+def test_error_messages(build, message):
     with pytest.raises(ValueError, match=message):
         build()
 

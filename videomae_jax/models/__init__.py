@@ -1,1 +1,1 @@
-"""Flax Linen modules: pure, without input or output."""
+"""Flax Linen modules and pure functions around them: no files, no devices."""

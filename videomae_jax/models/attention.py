@@ -1,84 +1,99 @@
-"""Softmax attention over the tokens of a clip, in the forms that devices want.
+"""Softmax attention over the tokens of a clip, with an implementation per platform.
 
-All take query, key and value [B, H, N, K] (H heads of width K, the query not scaled
-yet) and give [B, H, N, K]; they differ in speed and in memory. "xla" alone keeps the
-[B, H, N, N] weights for the backward pass, which is the largest thing of a step with
-1,568 tokens; the others compute them again, piece by piece.
+All implementations take query, key and value [batch, heads, tokens, head_dim], the
+query scaled, and differ in speed and memory only. "xla" keeps the [batch, heads,
+tokens, tokens] weights for the backward pass, the largest array of a step with 1,568
+tokens. The others recompute the weights, block by block.
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Float32
 
+from videomae_jax.errors import ConfigError
+from videomae_jax.models.arrays import Array
 from videomae_jax.models.partitioning import divides, on_each_device, platform
 
-# Tokens of a splash block are a multiple of this: lanes of a TPU's vector unit.
+# The token blocks of splash are multiples of the lanes of a TPU's vector unit.
 _LANES = 128
-# Up to here all keys are one block, which measured smallest in compiled memory.
+# Up to this many tokens all keys are one block, which needs the least compiled memory.
 _LARGEST_BLOCK = 2048
-# Below so many tokens the weights are small, and plain products are as fast.
+# Below this many tokens the weights are small, and plain products are as fast.
 _FEW_TOKENS = 512
-# The most queries whose weights "by_head" has at the same time: 1,568 take 6 to 12 %
-# longer at once than in two or four parts, on a CPU.
-_QUERIES = 1024
+# Queries per chunk of "by_head": 1,568 at once take 6 to 12 % longer than two to four
+# chunks, on a CPU.
+_CHUNK = 1024
 _FOR_MANY_TOKENS = {"cpu": "by_head", "tpu": "splash"}
-# Kernels, which are written for a platform.
+# Kernels that are written for one platform.
 _ONLY_FOR = {"cudnn": "gpu", "splash": "tpu"}
+
+Heads = Float[Array, "batch heads tokens head_dim"]
 
 
 def attend(
-    query: jax.Array, key: jax.Array, value: jax.Array, implementation: str | None
-) -> jax.Array:
-    """Scaled dot-product attention, [B, H, N, K], with the softmax in float32.
+    query: Heads, key: Heads, value: Heads, *, implementation: str | None
+) -> Heads:
+    """Computes scaled dot-product attention with the softmax in float32.
 
     Args:
-        query, key, value: [B, H, N, K].
-        implementation: a key of IMPLEMENTATIONS, or None: for many tokens "by_head" on
-            a CPU and "splash" on a TPU, otherwise "xla", and where there are several
-            devices and no mesh in use (`jax.set_mesh`). Forward-mode derivatives
-            (`jax.jvp`) want "xla".
+        query: not scaled.
+        key: of the same shape.
+        value: of the same shape.
+        implementation: a key of IMPLEMENTATIONS. None is automatic: for many tokens
+            "by_head" on a CPU and "splash" on a TPU, otherwise "xla", which is also
+            used on several devices without a mesh (`jax.set_mesh`). Only "xla" supports
+            forward-mode derivatives (`jax.jvp`).
 
     Raises:
-        ValueError: for another implementation.
+        ConfigError: for an unknown implementation.
     """
     if implementation is None:
         many = query.shape[2] >= _FEW_TOKENS
-        implementation = _FOR_MANY_TOKENS.get(platform(), "xla") if many else "xla"
+        implementation = (
+            _FOR_MANY_TOKENS.get(platform() or "", "xla") if many else "xla"
+        )
     check(implementation)
     if not divides(len(query)):
-        # A few clips to look at, on more devices: each computes all of them.
+        # Fewer clips than devices, as in a visualization: each device computes all.
         implementation = "xla"
     query = query * query.shape[-1] ** -0.5
     return IMPLEMENTATIONS[implementation](query, key, value)
 
 
 def check(
-    implementation: str | None, device: str | None = None, name: str = "attention"
+    implementation: str | None, device: str | None = None, *, name: str = "attention"
 ) -> None:
-    """Makes sure that there is such an implementation.
+    """Checks that an implementation exists, and runs on a kind of device.
 
     Args:
-        implementation: a key of IMPLEMENTATIONS, or None.
-        device: "cpu", "gpu" or "tpu", on which it has to run; None for any.
-        name: what the implementation is called where it was given.
+        implementation: a key of IMPLEMENTATIONS, or None for automatic.
+        device: "cpu", "gpu" or "tpu"; None for any.
+        name: of the field that holds the implementation, for the message.
 
     Raises:
-        ValueError: if there is none, or not for this device; the message lists them.
+        ConfigError: if it does not; the message lists those that do.
     """
-    there = [x for x in IMPLEMENTATIONS if device in (None, _ONLY_FOR.get(x, device))]
-    if implementation is None or implementation in there:
+    known = [x for x in IMPLEMENTATIONS if device in (None, _ONLY_FOR.get(x, device))]
+    if implementation is None or implementation in known:
         return
-    kind = _ONLY_FOR.get(implementation)
-    why = f", which is for a {kind.upper()}, not for a {device.upper()}" if kind else ""
-    raise ValueError(
-        f"{name} is {implementation!r}{why}; one of: {', '.join(there)}, or None, "
-        "which chooses"
+    reason = "is unknown"
+    if device and implementation in _ONLY_FOR:
+        required = _ONLY_FOR[implementation].upper()
+        reason = f"needs a {required}, but the devices are {device.upper()}s"
+    raise ConfigError(
+        f"{name}={implementation!r} {reason}. Use {', '.join(known)}, or None for "
+        "automatic."
     )
 
 
-def weights(query: jax.Array, key: jax.Array) -> jax.Array:
-    """What each token gives to all others, float32 [B, H, N, N], of a scaled query."""
+def weights(query: Heads, key: Heads) -> Float32[Array, "batch heads tokens tokens"]:
+    """Returns the weights that each token (third axis) gives to all.
+
+    The query must be scaled.
+    """
     logits = jnp.einsum(
         "bhqd,bhkd->bhqk", query, key, preferred_element_type=jnp.float32
     )
@@ -86,14 +101,14 @@ def weights(query: jax.Array, key: jax.Array) -> jax.Array:
 
 
 def _xla(query, key, value):
-    """Two batched matrix products."""
-    given = weights(query, key).astype(value.dtype)
-    return jnp.einsum("bhqk,bhkd->bhqd", given, value)
+    """Computes two batched matrix products."""
+    probabilities = weights(query, key).astype(value.dtype)
+    return jnp.einsum("bhqk,bhkd->bhqd", probabilities, value)
 
 
 def _cudnn(query, key, value):
-    """cuDNN's fused kernel, on a GPU, in bfloat16 or float16."""
-    # It wants [B, N, H, K], and nothing is left to scale.
+    """Calls cuDNN's fused kernel: on a GPU, in bfloat16 or float16."""
+    # The kernel takes [batch, tokens, heads, head_dim]; the query is scaled already.
     query, key, value = (x.swapaxes(1, 2) for x in (query, key, value))
     out = jax.nn.dot_product_attention(
         query, key, value, scale=1.0, implementation="cudnn"
@@ -102,7 +117,7 @@ def _cudnn(query, key, value):
 
 
 def _by_head(query, key, value):
-    """One head of one clip after the other: its weights stay in a CPU's cache."""
+    """Loops over heads and clips, so that the weights of one stay in a CPU's cache."""
 
     def local(query, key, value):
         rows = (x.reshape(-1, *x.shape[2:]) for x in (query, key, value))
@@ -119,42 +134,44 @@ def _one_head(query, key, value):
 
 def _one_head_forward(query, key, value):
     outs, log_totals = [], []
-    for part in _in_parts(query):
-        logits = _dot(part, key.T)
+    for chunk in _chunks(query):
+        logits = _dot(chunk, key.T)
         largest = logits.max(axis=-1, keepdims=True)
-        given = jnp.exp(logits - largest)
-        total = given.sum(axis=-1, keepdims=True)
-        outs.append(_dot(given.astype(value.dtype), value) / total)
+        unnormalized = jnp.exp(logits - largest)
+        total = unnormalized.sum(axis=-1, keepdims=True)
+        outs.append(_dot(unnormalized.astype(value.dtype), value) / total)
         log_totals.append(largest + jnp.log(total))
     out = jnp.concatenate(outs).astype(value.dtype)
     return out, (query, key, value, out, jnp.concatenate(log_totals))
 
 
-def _one_head_backward(kept, out_gradient):
-    query, key, value, out, log_total = kept
+def _one_head_backward(residuals, out_gradient):
+    query, key, value, out, log_total = residuals
     query_gradients, key_gradient, value_gradient = [], 0, 0
-    for part, part_out, part_total, gradient in zip(
-        *map(_in_parts, (query, out, log_total, out_gradient)), strict=True
+    for chunk, chunk_out, chunk_total, gradient in zip(
+        *map(_chunks, (query, out, log_total, out_gradient)), strict=True
     ):
-        # Keys down, queries across: so only the last product has a large array turned.
-        given = jnp.exp(_dot(key, part.T) - part_total.T)
-        value_gradient += _dot(given.astype(gradient.dtype), gradient)
-        # What softmax takes off the logits of each query, from the output.
-        common = gradient.astype(jnp.float32) * part_out.astype(jnp.float32)
-        of_logits = given * (_dot(value, gradient.T) - common.sum(axis=-1))
-        of_logits = of_logits.astype(query.dtype)
-        key_gradient += _dot(of_logits, part)
-        query_gradients.append(_dot(key.T, of_logits).T)
+        # Keys down, queries across: only the last product transposes a large array.
+        probabilities = jnp.exp(_dot(key, chunk.T) - chunk_total.T)
+        value_gradient += _dot(probabilities.astype(gradient.dtype), gradient)
+        # The softmax subtracts this from the gradient of each query's logits.
+        common = gradient.astype(jnp.float32) * chunk_out.astype(jnp.float32)
+        logits_gradient = probabilities * (
+            _dot(value, gradient.T) - common.sum(axis=-1)
+        )
+        logits_gradient = logits_gradient.astype(query.dtype)
+        key_gradient += _dot(logits_gradient, chunk)
+        query_gradients.append(_dot(key.T, logits_gradient).T)
     return (
         jnp.concatenate(query_gradients).astype(query.dtype),
-        key_gradient.astype(key.dtype),
-        value_gradient.astype(value.dtype),
+        jnp.asarray(key_gradient).astype(key.dtype),
+        jnp.asarray(value_gradient).astype(value.dtype),
     )
 
 
-def _in_parts(x):
-    """Cut along the queries, for fewer weights at a time."""
-    return jnp.array_split(x, -(-len(x) // _QUERIES))
+def _chunks(x):
+    """Splits the queries, so that fewer weights are in memory at a time."""
+    return jnp.array_split(x, -(-len(x) // _CHUNK))
 
 
 _dot = functools.partial(jnp.dot, preferred_element_type=jnp.float32)
@@ -163,8 +180,8 @@ _one_head.defvjp(_one_head_forward, _one_head_backward)
 
 
 def _splash(query, key, value, interpret: bool = False):
-    """JAX's TPU kernel, tokens filled up to whole blocks that nobody attends to."""
-    # Here, for it takes a second to import, and few need it.
+    """Calls JAX's TPU kernel, with tokens padded to whole blocks."""
+    # Imported here because the import takes a second.
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
     _, heads, tokens, _ = query.shape
@@ -181,21 +198,21 @@ def _splash(query, key, value, interpret: bool = False):
         block_kv_dq=block,
     )
     mask = splash.MultiHeadMask([splash.FullMask((padded, padded))] * heads)
-    kernel = splash.make_splash_mha(
+    kernel: Any = splash.make_splash_mha(
         mask,
         block_sizes=blocks,
         head_shards=1,
         q_seq_shards=1,
         interpret=interpret,
     )
-    # Tokens attend to those of their own segment.
+    # Tokens attend within their own segment only: padding is a segment of its own.
     segment = (jnp.arange(padded) >= tokens).astype(jnp.int32)
     segments = splash.SegmentIds(segment, segment)
 
     def local(query, key, value):
-        fill = ((0, 0), (0, 0), (0, padded - tokens), (0, 0))
-        filled = (jnp.pad(x, fill) for x in (query, key, value))
-        out = jax.vmap(lambda q, k, v: kernel(q, k, v, segments))(*filled)
+        padding = ((0, 0), (0, 0), (0, padded - tokens), (0, 0))
+        inputs = (jnp.pad(x, padding) for x in (query, key, value))
+        out = jax.vmap(lambda q, k, v: kernel(q, k, v, segments))(*inputs)
         return out[:, :, :tokens]
 
     return on_each_device(local, query, key, value)

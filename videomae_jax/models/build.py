@@ -1,5 +1,7 @@
 """Builds a model from the `model` section of a config."""
 
+from typing import Any
+
 from videomae_jax.models.classifier import VideoClassifier
 from videomae_jax.models.mae import VideoMAE
 
@@ -8,8 +10,8 @@ def autoencoder(config) -> VideoMAE:
     """Returns the masked autoencoder of a config.
 
     Args:
-        config: the `model` section, see configs/common.py; fields that are None are
-            those of the variant.
+        config: the `model` section, see configs/common.py. A field that is None keeps
+            the variant's value.
     """
     return VideoMAE.from_variant(config.variant, **_overrides(config))
 
@@ -31,7 +33,7 @@ def classifier(config, num_classes: int) -> VideoClassifier:
     )
 
 
-def _overrides(config) -> dict:
+def _overrides(config) -> dict[str, Any]:
     return {
         name: value
         for name, value in config.items()

@@ -1,12 +1,17 @@
-"""VideoClassifier: the encoder over all tokens, pooling, and a linear head."""
+"""VideoClassifier: the encoder over all tokens, pooling and a linear head."""
 
 import functools
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Float32
 
+from videomae_jax.errors import ConfigError
 from videomae_jax.models import vit
+from videomae_jax.models.arrays import Array, ClipKeys, Tokens, Video
+from videomae_jax.models.variants import variant_fields
 
 POOLINGS = ("mean", "first_token", "attentive")
 HEAD_NORMS = ("layer", "batch", "none")
@@ -22,9 +27,9 @@ def _head_init(scale: float):
 
 
 class AttentivePooling(nn.Module):
-    """One cross-attention block from a learned query to all tokens, to [B, D].
+    """Pools tokens with one cross-attention block and a learned query, as V-JEPA.
 
-    The probe of V-JEPA: the query attends to the normalised tokens, then passes an MLP.
+    The query attends to the normalized tokens; an MLP follows.
     """
 
     heads: int
@@ -32,8 +37,8 @@ class AttentivePooling(nn.Module):
     dtype: str = "float32"
 
     @nn.compact
-    def __call__(self, tokens):
-        """Pools tokens [B, N, D]."""
+    def __call__(self, tokens: Tokens) -> Float32[Array, "batch dim"]:
+        """Pools the tokens of each clip."""
         batch, num_tokens, width = tokens.shape
 
         def dense(features, name):
@@ -65,39 +70,38 @@ class AttentivePooling(nn.Module):
 class VideoClassifier(nn.Module):
     """Video classifier on a VideoMAE encoder (VideoMAE, section 4; official code).
 
-    Clip length and image size are taken from the video: any multiple of the tubelet
-    and the patch size. `VideoClassifier.from_variant("base", num_classes=400)` gives
-    the published sizes.
+    Accepts any number of frames that is a multiple of the tubelet size, and any height
+    and width that are multiples of the patch size.
+    `VideoClassifier.from_variant("base", num_classes=400)` has the published sizes.
 
     Attributes:
         width, depth, heads: of the encoder.
-        num_classes: length of the logits; 0 for an encoder without a head, whose output
-            are the features.
-        patch_size: pixels on a side of a patch; tubelet_size: frames of a patch.
-        mlp_ratio: hidden over outer width of the MLPs.
-        pooling: "mean" of all tokens; "first_token", after the encoder's own final
-            LayerNorm, as most fine-tunes made with Hugging Face's library have it; or
+        num_classes: length of the logits; 0 for an encoder without a head, which
+            returns the features.
+        patch_size, tubelet_size, mlp_ratio: as in VideoMAE.
+        pooling: "mean" of all tokens; "first_token", after the encoder's final
+            LayerNorm, as in most models fine-tuned with Hugging Face's library; or
             "attentive", one cross-attention block.
-        head_norm: what normalises pooled features: "layer", a LayerNorm ("first_token"
-            has none); "batch", a BatchNorm without scale and bias, which MAE puts
-            before a linear probe, with statistics in the collection "batch_stats"; or
+        head_norm: normalizes the pooled features: "layer", a LayerNorm ("first_token"
+            has none); "batch", a BatchNorm without scale and bias, with running
+            statistics in the collection "batch_stats", as MAE's linear probe; or
             "none".
         position_size: (height, width) in pixels of the pretraining images, whose
             position table is interpolated to other image sizes; None for the plain
-            1-D table, with which official V1 checkpoints were made.
-        drop_path: probability of dropping a residual branch of the last block, rising
-            linearly from 0 in the first.
-        dropout: of the normalised features.
-        head_init_scale: scales the head's initial weights, truncated normal of 0.02.
-        dtype: computation dtype; parameters are float32, and so are features and
-            logits.
-        remat: what the backward pass may keep of each block, as in VideoMAE.
-        attention: how the encoder computes it, as in VideoMAE.
-        final_norm: whether the encoder's own final LayerNorm is there too, as it is
-            after pretraining; "first_token" always has it.
-        norm_epsilon: of the encoder's LayerNorms; head_norm_epsilon: of the one after
-            pooling. Weights of other libraries come with other values.
-        pixel_mean, pixel_std: of RGB in [0, 1], what raw pixels are normalised with.
+            1-D table, as in official V1 checkpoints.
+        drop_path: probability of dropping a residual branch of the last block; it rises
+            linearly from 0 in the first block.
+        dropout: of the normalized features.
+        head_init_scale: factor of the head's initial weights, which are a truncated
+            normal of standard deviation 0.02.
+        dtype: computation dtype; parameters, features and logits are float32.
+        remat, attention: as in VideoMAE.
+        final_norm: apply the encoder's final LayerNorm too, as in pretraining;
+            "first_token" always has it.
+        norm_epsilon: of the encoder's LayerNorms. Weights of other libraries come with
+            other values.
+        head_norm_epsilon: of the LayerNorm after pooling.
+        pixel_mean, pixel_std: as in VideoMAE.
     """
 
     width: int
@@ -123,31 +127,36 @@ class VideoClassifier(nn.Module):
     pixel_std: tuple[float, float, float] = vit.IMAGENET_STD
 
     @classmethod
-    def from_variant(cls, name: str, num_classes: int, **overrides):
-        """A published size: tiny, small, base, large, huge or giant.
+    def from_variant(
+        cls, name: str, num_classes: int, **overrides: Any
+    ) -> "VideoClassifier":
+        """Returns a model of a named size.
 
         Args:
-            name: the variant.
+            name: tiny, small, base, large, huge or giant.
             num_classes: length of the logits.
             **overrides: any field, such as `pooling="first_token"`.
 
         Raises:
-            ValueError: for an unknown variant.
+            ConfigError: for an unknown name.
         """
         fields = {
             field: value
-            for field, value in vit.variant_fields(name).items()
+            for field, value in variant_fields(name).items()
             if not field.startswith("decoder_")
         }
         return cls(num_classes=num_classes, **(fields | overrides))
 
     def setup(self):
-        """Names the parts; the names are those of the parameters."""
-        if self.pooling not in POOLINGS or self.head_norm not in HEAD_NORMS:
-            raise ValueError(
-                f"pooling is {self.pooling!r} and head_norm {self.head_norm!r}: one of "
-                f"{', '.join(POOLINGS)} and one of {', '.join(HEAD_NORMS)} are wanted"
-            )
+        """Creates the submodules; their names are those of the parameters."""
+        for name, value, known in (
+            ("pooling", self.pooling, POOLINGS),
+            ("head_norm", self.head_norm, HEAD_NORMS),
+        ):
+            if value not in known:
+                raise ConfigError(
+                    f"{name}={value!r} is unknown; expected one of: {', '.join(known)}"
+                )
         self.encoder = vit.Encoder(
             self.width,
             self.depth,
@@ -169,12 +178,12 @@ class VideoClassifier(nn.Module):
         if self.pooling == "attentive":
             self.pool = AttentivePooling(self.heads, self.mlp_ratio, self.dtype)
         if self.head_norm == "batch":
-            self.norm = nn.BatchNorm(
+            self.norm: Any = nn.BatchNorm(
                 momentum=0.9,
                 epsilon=1e-6,
                 use_bias=False,
                 use_scale=False,
-                # Means of pooled tokens can be far larger than their spread.
+                # The mean of pooled tokens can be far larger than their deviation.
                 use_fast_variance=False,
             )
         elif self.head_norm == "layer" and self.pooling != "first_token":
@@ -184,24 +193,29 @@ class VideoClassifier(nn.Module):
                 self.num_classes, kernel_init=_head_init(self.head_init_scale)
             )
 
-    def tokens(self, video: jax.Array) -> jax.Array:
-        """Tokens [B, N, D] of a video [B, T, H, W, 3], before pooling."""
+    def tokens(self, video: Video) -> Tokens:
+        """Returns the tokens of the encoder, before pooling."""
         return self.encoder(video)
 
-    def attention_maps(self, video: jax.Array) -> jax.Array:
-        """Attention weights, float32 [depth, B, N, N], averaged over the heads.
+    def attention_maps(
+        self, video: Video
+    ) -> Float32[Array, "depth batch tokens tokens"]:
+        """Returns the attention weights, averaged over the heads.
 
-        Entry [l, b, i, j] is what token i takes from token j in block l.
+        Entry [l, b, i, j] is the weight that token i gives to token j in block l.
         """
         return self.encoder(video, attention_maps=True)
 
-    def pool_tokens(self, tokens: jax.Array, train: bool = False) -> jax.Array:
-        """Pools and normalises tokens [B, N, D] to features, float32 [B, D].
+    def pool_tokens(
+        self, tokens: Tokens, train: bool = False
+    ) -> Float32[Array, "batch dim"]:
+        """Pools and normalizes tokens to features.
 
-        With `train`, batch norm uses and updates with the statistics of the batch.
+        With `train`, batch norm normalizes with the statistics of the batch and updates
+        the running ones.
         """
         if self.pooling == "mean":
-            # In float32: a sum over 1,568 tokens is too much for bfloat16.
+            # In float32: bfloat16 is too coarse for a sum over 1,568 tokens.
             x = tokens.mean(axis=1, dtype=jnp.float32)
         elif self.pooling == "first_token":
             x = tokens[:, 0].astype(jnp.float32)
@@ -213,30 +227,36 @@ class VideoClassifier(nn.Module):
             return x
         return self.norm(x)
 
-    def features(self, video: jax.Array, keys: jax.Array | None = None) -> jax.Array:
-        """Pooled and normalised features, float32 [B, D]; see `__call__`."""
+    def features(
+        self, video: Video, keys: ClipKeys | None = None
+    ) -> Float32[Array, "batch dim"]:
+        """Returns the pooled and normalized features; see `__call__`."""
         return self.pool_tokens(self.encoder(video, keys=keys), train=keys is not None)
 
-    def classify(self, features: jax.Array) -> jax.Array:
-        """Logits, float32 [B, num_classes], of features [B, D]."""
+    def classify(
+        self, features: Float[Array, "batch dim"]
+    ) -> Float32[Array, "batch classes"]:
+        """Returns the logits of features."""
         return self.head(features) if self.num_classes else features
 
-    def __call__(self, video: jax.Array, keys: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self, video: Video, keys: ClipKeys | None = None
+    ) -> Float32[Array, "batch classes"]:
         """Classifies clips.
 
         Args:
-            video: [B, T, H, W, 3], uint8 (raw pixels) or floating point (normalised).
-            keys: for training, a random key for each clip, [B], of drop-path and
-                dropout: so what is dropped of a clip does not depend on how the batch
-                is spread over devices. Without keys nothing is dropped, and "batch"
-                normalises with the running statistics.
+            video: uint8 (raw pixels) or floating point (normalized).
+            keys: in training, a random key of each clip for drop-path and dropout, so
+                that a clip's draws do not depend on how the batch is spread over
+                devices. Without keys nothing is dropped, and head_norm="batch"
+                normalizes with the running statistics.
 
         Returns:
-            Logits, float32 [B, num_classes]; features [B, D] where that is 0.
+            The logits; the features [batch, dim] where num_classes is 0.
 
         Raises:
-            ValueError: if the video's sizes do not divide into patches, or its dtype is
-                neither uint8 nor floating point.
+            ConfigError: if the sizes of the video are not multiples of a patch's.
+            ValueError: if its dtype is neither uint8 nor floating point.
         """
         x = self.features(video, keys)
         if keys is not None and self.dropout:

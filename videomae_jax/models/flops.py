@@ -1,46 +1,59 @@
-"""How many floating-point operations the models' matrix products take.
+"""Counts the floating-point operations of the models' matrix products, per clip.
 
-A multiplication and an addition count as two. Everything else in a transformer is
-small beside them, and is not counted; nor is what rematerialisation computes twice.
+A multiplication and an addition count as two. The other operations of a transformer are
+few in comparison and are not counted, nor is what rematerialization computes again.
 """
 
+from videomae_jax.models.classifier import VideoClassifier
+from videomae_jax.models.mae import VideoMAE
 
-def tower(tokens: int, width: int, depth: int, mlp_ratio: float) -> int:
-    """Of the blocks of a transformer for one clip."""
+
+def transformer(tokens: int, *, width: int, depth: int, mlp_ratio: float) -> int:
+    """Returns the operations of the blocks of a transformer."""
     projections = 2 * tokens * width * (4 * width + 2 * int(width * mlp_ratio))
     attention = 4 * tokens**2 * width
     return depth * (projections + attention)
 
 
-def pretraining(model, num_tokens: int, visible: int) -> int:
-    """Of the forward pass of a VideoMAE for one clip.
+def pretraining(model: VideoMAE, num_tokens: int, num_visible: int) -> int:
+    """Returns the operations of the forward pass of a VideoMAE.
 
     Args:
-        model: the VideoMAE.
-        num_tokens: of the clip.
-        visible: how many of them the encoder sees.
+        model: the model.
+        num_tokens: tokens of a clip.
+        num_visible: tokens that the encoder sees.
     """
-    values = 3 * model.tubelet_size * model.patch_size**2
-    decoder_ratio = model.decoder_mlp_ratio or model.mlp_ratio
-    embedding = 2 * visible * values * model.width
-    between = 2 * visible * model.width * model.decoder_width
-    head = 2 * (num_tokens - visible) * model.decoder_width * values
-    return (
-        embedding
-        + tower(visible, model.width, model.depth, model.mlp_ratio)
-        + between
-        + tower(num_tokens, model.decoder_width, model.decoder_depth, decoder_ratio)
-        + head
+    decoder = transformer(
+        num_tokens,
+        width=model.decoder_width,
+        depth=model.decoder_depth,
+        mlp_ratio=model.decoder_mlp_ratio or model.mlp_ratio,
     )
+    encoder_to_decoder = 2 * num_visible * model.width * model.decoder_width
+    num_masked = num_tokens - num_visible
+    head = 2 * num_masked * model.decoder_width * _patch_values(model)
+    return _encoder(model, num_visible) + encoder_to_decoder + decoder + head
 
 
-def classification(model, num_tokens: int) -> int:
-    """Of the forward pass of a VideoClassifier for one clip; the head is left out."""
-    values = 3 * model.tubelet_size * model.patch_size**2
-    embedding = 2 * num_tokens * values * model.width
-    return embedding + tower(num_tokens, model.width, model.depth, model.mlp_ratio)
+def classification(model: VideoClassifier, num_tokens: int) -> int:
+    """Returns the operations of the forward pass of a VideoClassifier, without head."""
+    return _encoder(model, num_tokens)
 
 
 def training(forward: int) -> int:
-    """Of a training step: the backward pass takes two products for each one."""
+    """Returns the operations of a training step, given those of the forward pass.
+
+    The backward pass computes two matrix products for each one of the forward pass.
+    """
     return 3 * forward
+
+
+def _encoder(model: VideoMAE | VideoClassifier, tokens: int) -> int:
+    embedding = 2 * tokens * _patch_values(model) * model.width
+    return embedding + transformer(
+        tokens, width=model.width, depth=model.depth, mlp_ratio=model.mlp_ratio
+    )
+
+
+def _patch_values(model: VideoMAE | VideoClassifier) -> int:
+    return 3 * model.tubelet_size * model.patch_size**2

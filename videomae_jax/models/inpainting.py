@@ -1,88 +1,102 @@
 """Puts predictions of hidden patches back into the pixels of a clip."""
 
-import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Float32, UInt8
 
+from videomae_jax.errors import ConfigError
 from videomae_jax.models import vit
-from videomae_jax.models.mae import patch_statistics
+from videomae_jax.models.arrays import Array, Grid, MaskedIds, VisibleIds
+from videomae_jax.models.mae import patch_stats
+
+# Where the mean and contrast of predicted patches come from, see `fill_in`.
+UNPATCH_STATS = ("visible", "hidden")
+
+RawVideo = UInt8[Array, "batch time height width 3"]
 
 
 def fill_in(
-    prediction: jax.Array,
-    video: jax.Array,
-    visible: jax.Array,
-    masked: jax.Array,
+    prediction: Float[Array, "batch masked values"],
+    video: RawVideo,
+    *,
+    visible: VisibleIds,
+    masked: MaskedIds,
     patch_size: int,
     tubelet_size: int,
     normalized_targets: bool = True,
-    statistics: str = "visible",
-) -> jax.Array:
-    """Puts predicted patches into the places of the hidden ones.
+    unpatch_stats: str = "visible",
+) -> RawVideo:
+    """Replaces the hidden patches of a clip by the predicted ones.
 
-    A model trained on normalised targets says nothing of a patch's mean and contrast.
-    `statistics="visible"` takes them from the visible patches, the nearer in time and
-    space the more (inverse squared distance in tokens), so that nothing hidden
-    reaches the picture. `statistics="hidden"` takes the hidden patches' own, as the
-    official visualisation does: prettier, but part of the answer is given.
+    A model trained on normalized targets does not predict a patch's mean and contrast.
+    `unpatch_stats="visible"` takes them from the visible patches, weighted by the
+    inverse squared distance in tokens, so that nothing hidden reaches the result.
+    `unpatch_stats="hidden"` takes those of the hidden patches, as the official
+    visualization does: it looks better, but shows part of the answer.
 
     Args:
-        prediction: float32 [B, M, P], the model's output.
-        video: uint8 [B, T, H, W, 3].
-        visible: int32 [B, V] token ids.
-        masked: int32 [B, M] token ids.
-        patch_size: pixels on a side of a patch.
+        prediction: the model's output.
+        video: raw pixels.
+        visible: token ids.
+        masked: token ids.
+        patch_size: side of a patch in pixels.
         tubelet_size: frames of a patch.
-        normalized_targets: whether the model was trained on normalised targets.
-        statistics: "visible" or "hidden".
-
-    Returns:
-        uint8 [B, T, H, W, 3]: visible patches as they are, hidden ones as predicted.
+        normalized_targets: the model was trained on normalized targets.
+        unpatch_stats: one of UNPATCH_STATS.
 
     Raises:
-        ValueError: if `statistics` is neither of the two.
+        ConfigError: if `unpatch_stats` is unknown.
     """
-    if statistics not in ("visible", "hidden"):
-        raise ValueError(f"statistics is {statistics!r}, not 'visible' or 'hidden'")
-    grid = vit.token_grid(video.shape, patch_size, tubelet_size)
-    patches = vit.patchify(video, patch_size, tubelet_size)
+    if unpatch_stats not in UNPATCH_STATS:
+        raise ConfigError(
+            f"unpatch_stats={unpatch_stats!r} must be 'visible' or 'hidden'"
+        )
     pixels = prediction
     if normalized_targets:
-        source = visible if statistics == "visible" else masked
+        patches = vit.patchify(video, patch_size, tubelet_size)
+        source = visible if unpatch_stats == "visible" else masked
         known = vit.take_tokens(patches, source).astype(jnp.float32) / 255
-        mean, std = patch_statistics(known)
-        if statistics == "visible":
-            weights = _nearness(masked, visible, grid)
+        mean, std = patch_stats(known)
+        if unpatch_stats == "visible":
+            grid = vit.token_grid(video.shape, patch_size, tubelet_size)
+            weights = _distance_weights(masked, visible, grid)
             mean = jnp.einsum("bmv,bvp->bmp", weights, mean)
             std = jnp.einsum("bmv,bvp->bmp", weights, std)
         pixels = pixels * (std + 1e-6) + mean
     pixels = jnp.round(pixels.clip(0, 1) * 255).astype(jnp.uint8)
-    return _fill(patches, masked, pixels, grid, video.shape)
+    return _replace(video, masked, pixels, patch_size, tubelet_size)
 
 
 def hide(
-    video: jax.Array, masked: jax.Array, patch_size: int, tubelet_size: int
-) -> jax.Array:
-    """The clip [B, T, H, W, 3], uint8, with its hidden patches painted grey."""
+    video: RawVideo, masked: MaskedIds, *, patch_size: int, tubelet_size: int
+) -> RawVideo:
+    """Returns the clip with its hidden patches painted gray."""
+    values = tubelet_size * patch_size**2 * video.shape[-1]
+    gray = jnp.full((*masked.shape, values), 128, jnp.uint8)
+    return _replace(video, masked, gray, patch_size, tubelet_size)
+
+
+def _replace(
+    video: RawVideo,
+    ids: MaskedIds,
+    pixels: UInt8[Array, "batch masked values"],
+    patch_size: int,
+    tubelet_size: int,
+) -> RawVideo:
+    """Replaces the patches of some tokens."""
+    patches = jnp.asarray(vit.patchify(video, patch_size, tubelet_size))
+    patches = patches.at[jnp.arange(len(ids))[:, None], ids].set(pixels)
     grid = vit.token_grid(video.shape, patch_size, tubelet_size)
-    patches = vit.patchify(video, patch_size, tubelet_size)
-    grey = jnp.full((*masked.shape, patches.shape[-1]), 128, jnp.uint8)
-    return _fill(patches, masked, grey, grid, video.shape)
-
-
-def _fill(patches, ids, values, grid, shape):
-    """Patches with `values` at `ids`, as a video of the given shape."""
-    rows = jnp.arange(len(ids))[:, None]
-    patches = jnp.asarray(patches).at[rows, ids].set(values)
-    tubelet_size, patch_size = shape[1] // grid[0], shape[2] // grid[1]
     return vit.unpatchify(patches, grid, patch_size, tubelet_size)
 
 
-def _nearness(masked, visible, grid):
-    """Weights [B, M, V] that sum to one over the visible tokens."""
+def _distance_weights(
+    masked: MaskedIds, visible: VisibleIds, grid: Grid
+) -> Float32[Array, "batch masked visible"]:
+    """Returns weights that sum to one over the visible tokens."""
 
-    def places(ids):
+    def coordinates(ids):
         return jnp.stack(jnp.unravel_index(ids, grid), axis=-1).astype(jnp.float32)
 
-    offsets = places(masked)[:, :, None] - places(visible)[:, None]
+    offsets = coordinates(masked)[:, :, None] - coordinates(visible)[:, None]
     weights = 1 / jnp.sum(offsets**2, axis=-1)
     return weights / weights.sum(axis=-1, keepdims=True)

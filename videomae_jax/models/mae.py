@@ -1,14 +1,18 @@
-"""VideoMAE: encode the visible tokens, decode the masked ones, compare with pixels."""
+"""VideoMAE: encodes the visible tokens, predicts the pixels of the masked ones."""
 
 import functools
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Float32
 
 from videomae_jax.models import vit
+from videomae_jax.models.arrays import Array, MaskedIds, Tokens, Video, VisibleIds
 from videomae_jax.models.positions import sincos_positions
+from videomae_jax.models.variants import variant_fields
 
 
 class Decoder(nn.Module):
@@ -26,12 +30,14 @@ class Decoder(nn.Module):
     head_norm_epsilon: float = 1e-6
 
     @nn.compact
-    def __call__(self, x, num_masked: int):
-        """Decodes [B, V + M, Dd], visible tokens first, to float32 [B, M, P]."""
+    def __call__(
+        self, x: Tokens, num_masked: int
+    ) -> Float32[Array, "batch masked values"]:
+        """Decodes all tokens, of which the last `num_masked` are the masked ones."""
         x, _ = vit.run_blocks(
             x,
-            self.depth,
-            self.remat,
+            depth=self.depth,
+            remat=self.remat,
             heads=self.heads,
             mlp_ratio=self.mlp_ratio,
             norm_epsilon=self.norm_epsilon,
@@ -49,31 +55,36 @@ class Decoder(nn.Module):
 
 
 def _mask_token_init(key, shape, dtype=jnp.float32):
-    # Standard deviation 0.02 cut off at one standard deviation (official code).
+    # Standard deviation 0.02, truncated at one standard deviation (official code).
     return 0.02 * jax.random.truncated_normal(key, -1.0, 1.0, shape, dtype)
 
 
 class VideoMAE(nn.Module):
     """Video masked autoencoder (VideoMAE, section 3).
 
-    Clip length and image size are taken from the video: any multiple of the tubelet
-    and the patch size. `VideoMAE.from_variant("base")` gives the published sizes.
+    Accepts any number of frames that is a multiple of the tubelet size, and any height
+    and width that are multiples of the patch size. `VideoMAE.from_variant("base")` has
+    the published sizes.
 
     Attributes:
         width, depth, heads: of the encoder.
         decoder_width, decoder_depth, decoder_heads: of the decoder.
-        patch_size: pixels on a side of a patch; tubelet_size: frames of a patch.
-        mlp_ratio: hidden over outer width of the MLPs of both towers, rounded down.
-        dtype: computation dtype; parameters are float32 and so is the prediction.
-        remat: what the backward pass may keep of each block, "none" (of the
-            recomputation: it keeps all), "dots" or "blocks" (least memory);
-            decoder_remat: of the decoder, where it is not the encoder's.
-        attention, decoder_attention: how each tower computes it, a key of
-            attention.IMPLEMENTATIONS; None chooses.
-        decoder_mlp_ratio: of the decoder, where it is not the encoder's.
-        norm_epsilon: of all LayerNorms but the one before the decoder's head, which
-            has head_norm_epsilon: weights of other libraries come with other values.
-        pixel_mean, pixel_std: of RGB in [0, 1], what raw pixels are normalised with.
+        patch_size: side of a patch in pixels.
+        tubelet_size: frames of a patch.
+        mlp_ratio: hidden width of the MLPs over their outer width; the hidden width is
+            rounded down.
+        dtype: computation dtype; parameters and prediction are float32.
+        remat: what the backward pass recomputes: "none", "dots" (all but the matrix
+            products), or "blocks" (everything; least memory).
+        decoder_remat: of the decoder; None as the encoder.
+        attention, decoder_attention: a key of attention.IMPLEMENTATIONS; None is
+            automatic.
+        decoder_mlp_ratio: of the decoder; None as the encoder.
+        norm_epsilon: of all LayerNorms but the last. Weights of other libraries come
+            with other values.
+        head_norm_epsilon: of the last LayerNorm, before the decoder's head.
+        pixel_mean, pixel_std: mean and standard deviation that normalize raw pixels, of
+            RGB in [0, 1].
     """
 
     width: int
@@ -97,21 +108,21 @@ class VideoMAE(nn.Module):
     pixel_std: tuple[float, float, float] = vit.IMAGENET_STD
 
     @classmethod
-    def from_variant(cls, name: str, **overrides) -> "VideoMAE":
-        """A published size: tiny, small, base, large, huge or giant.
+    def from_variant(cls, name: str, **overrides: Any) -> "VideoMAE":
+        """Returns a model of a named size.
 
         Args:
-            name: the variant.
+            name: tiny, small, base, large, huge or giant.
             **overrides: any field, such as `dtype="bfloat16"` or, for V2's large and
                 huge, `decoder_width=512, decoder_depth=4, decoder_heads=8`.
 
         Raises:
-            ValueError: for an unknown variant.
+            ConfigError: for an unknown name.
         """
-        return cls(**(vit.variant_fields(name) | overrides))
+        return cls(**(variant_fields(name) | overrides))
 
     def setup(self):
-        """Names the parts; the names are those of the parameters."""
+        """Creates the submodules; their names are those of the parameters."""
         self.encoder = vit.Encoder(
             self.width,
             self.depth,
@@ -148,108 +159,116 @@ class VideoMAE(nn.Module):
             self.head_norm_epsilon,
         )
 
-    def encode(self, video: jax.Array, visible: jax.Array | None = None) -> jax.Array:
-        """Tokens [B, V, D] of the visible patches, or [B, N, D] of all when None."""
+    def encode(self, video: Video, visible: VisibleIds | None = None) -> Tokens:
+        """Returns the encoded tokens of the visible patches, for None of all."""
         return self.encoder(video, visible)
 
     def attention_maps(
-        self, video: jax.Array, visible: jax.Array | None = None
-    ) -> jax.Array:
-        """Attention weights of the encoder, float32 [depth, B, V, V] (V = N for None).
+        self, video: Video, visible: VisibleIds | None = None
+    ) -> Float32[Array, "depth batch visible visible"]:
+        """Returns the encoder's attention weights, averaged over the heads.
 
-        Entry [l, b, i, j] is what token i takes from token j, averaged over the heads.
+        Entry [l, b, i, j] is the weight that token i gives to token j in block l.
+        Without `visible` the tokens are all of the clip.
         """
         return self.encoder(video, visible, attention_maps=True)
 
     def __call__(
-        self, video: jax.Array, visible: jax.Array, masked: jax.Array
-    ) -> jax.Array:
+        self, video: Video, visible: VisibleIds, masked: MaskedIds
+    ) -> Float32[Array, "batch masked values"]:
         """Predicts the masked patches.
 
         Args:
-            video: [B, T, H, W, 3], uint8 (raw pixels) or floating point (normalised).
-            visible: int32 [B, V], ascending token ids.
-            masked: int32 [B, M], ascending token ids; V + M = N.
+            video: uint8 (raw pixels) or floating point (normalized).
+            visible: ascending token ids, int32.
+            masked: ascending token ids, int32: all those that are not visible.
 
         Returns:
-            float32 [B, M, P]: the predicted targets of the masked patches, in the
-            order of `masked`; values in (frame, row, column, channel) order.
+            The predicted targets of the masked patches, in the order of `masked`;
+            values in (frame, row, column, channel) order.
 
         Raises:
-            ValueError: if the video's sizes do not divide into patches, its dtype is
-                neither uint8 nor floating point, or V + M is not N.
+            ConfigError: if the sizes of the video are not multiples of a patch's.
+            ValueError: if its dtype is neither uint8 nor floating point, or the visible
+                and masked tokens are not all tokens.
         """
         grid = vit.token_grid(video.shape, self.patch_size, self.tubelet_size)
         num_tokens = grid[0] * grid[1] * grid[2]
         if visible.shape[1] + masked.shape[1] != num_tokens:
             raise ValueError(
-                f"{visible.shape[1]} visible and {masked.shape[1]} masked tokens do "
-                f"not make up the {num_tokens} tokens of a {grid} grid"
+                f"{visible.shape[1]} visible and {masked.shape[1]} masked tokens must "
+                f"add up to the {num_tokens} tokens of the grid {grid}"
             )
         x = self.encoder_to_decoder(self.encode(video, visible))
         positions = jnp.asarray(
             sincos_positions(num_tokens, self.decoder_width)
         ).astype(x.dtype)
         mask_tokens = self.mask_token.astype(x.dtype) + positions[masked]
-        # Visible first, never put back in order: attention does not mind, and the
-        # masked ones are then one slice.
+        # Visible tokens first: attention does not depend on the order, and the masked
+        # ones are then one slice.
         x = jnp.concatenate([x + positions[visible], mask_tokens], axis=1)
         return self.decoder(x, masked.shape[1])
 
 
 def pixel_targets(
-    video: jax.Array,
-    masked: jax.Array,
+    video: Video,
+    masked: MaskedIds,
+    *,
     patch_size: int,
     tubelet_size: int,
     normalize: bool = True,
-) -> jax.Array:
-    """What the decoder has to predict for the masked patches.
+) -> Float32[Array, "batch masked values"]:
+    """Returns the targets of the decoder: the pixels of the masked patches.
 
     Args:
-        video: [B, T, H, W, 3], uint8 (raw) or floating point (ImageNet-normalised).
-        masked: int32 [B, M] token ids.
-        patch_size: pixels on a side of a patch.
+        video: uint8 (raw pixels) or floating point (normalized with ImageNet's mean and
+            standard deviation).
+        masked: token ids, int32.
+        patch_size: side of a patch in pixels.
         tubelet_size: frames of a patch.
-        normalize: normalise each channel of each patch by its own mean and standard
-            deviation (VideoMAE, section 4); otherwise pixels in [0, 1].
+        normalize: normalize each channel of each patch by its own mean and standard
+            deviation (VideoMAE, section 4); otherwise the targets are in [0, 1].
 
     Returns:
-        float32 [B, M, P] in (frame, row, column, channel) order.
+        Values in (frame, row, column, channel) order.
     """
     pixels = vit.take_tokens(vit.patchify(video, patch_size, tubelet_size), masked)
     if video.dtype == jnp.uint8:
         pixels = pixels.astype(jnp.float32) / 255
     else:
         repeats = pixels.shape[-1] // 3
-        std = np.tile(np.float32(vit.IMAGENET_STD), repeats)
-        mean = np.tile(np.float32(vit.IMAGENET_MEAN), repeats)
+        std = np.tile(np.asarray(vit.IMAGENET_STD, np.float32), repeats)
+        mean = np.tile(np.asarray(vit.IMAGENET_MEAN, np.float32), repeats)
         pixels = pixels.astype(jnp.float32) * std + mean
     if normalize:
-        mean, std = patch_statistics(pixels)
+        mean, std = patch_stats(pixels)
         pixels = (pixels - mean) / (std + 1e-6)
     return pixels
 
 
-def patch_statistics(pixels: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Mean and standard deviation of each channel of patches, float32 [..., P].
+def patch_stats(
+    pixels: Float32[Array, "*patches values"],
+) -> tuple[Float32[Array, "*patches values"], Float32[Array, "*patches values"]]:
+    """Returns mean and standard deviation of each patch and channel, for each value.
 
-    Both are given for each value, so [..., P] too. The variance divides by n - 1; the
-    reference adds its 1e-6 to the standard deviation, not to the variance (official
-    code; image MAE differs in both).
+    The variance divides by n - 1. Callers add 1e-6 to the standard deviation, not to
+    the variance (official code; image MAE differs in both).
     """
     count = pixels.shape[-1] // 3
-    # Sums over every third value, as products: an array with a last axis of 3 takes a
-    # TPU 128 / 3 times its size, and a CPU cannot vectorise over it.
+    # Sums over every third value as matrix products: an array with a last axis of 3
+    # takes 128 / 3 times its size on a TPU, and a CPU cannot vectorize over it.
     channel = np.tile(np.eye(3, dtype=np.float32), (count, 1))
     dot = functools.partial(jnp.dot, precision=jax.lax.Precision.HIGHEST)
     mean = dot(dot(pixels, channel) / count, channel.T)
-    # What rounding left: of a patch of one colour it would be all there is.
+    # Corrects the rounding error, which would dominate in a patch of one color.
     mean += dot(dot(pixels - mean, channel) / count, channel.T)
     variance = dot(jnp.square(pixels - mean), channel) / (count - 1)
     return mean, dot(jnp.sqrt(variance), channel.T)
 
 
-def reconstruction_loss(prediction: jax.Array, target: jax.Array) -> jax.Array:
-    """Mean squared error over clips, masked tokens and values: a float32 scalar."""
+def reconstruction_loss(
+    prediction: Float[Array, "batch masked values"],
+    target: Float[Array, "batch masked values"],
+) -> Float[Array, ""]:
+    """Returns the mean squared error over clips, masked tokens and values."""
     return jnp.mean(jnp.square(prediction - target))

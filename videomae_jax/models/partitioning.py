@@ -1,32 +1,39 @@
-"""Clips stay on the devices that they were sent to.
+"""Keeps the clips of a batch on the devices that they were sent to.
 
-A mesh that trains splits each batch by clip over its axes BATCH_AXES. The models run
-the same without one.
+In training, a mesh splits each batch by clip over its axes BATCH_AXES. Without a mesh
+these functions change nothing.
 """
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import jax
 from jax.sharding import PartitionSpec as P
 
+from videomae_jax.models.arrays import Array
+
 BATCH_AXES = ("data", "fsdp")
 
 
-def keep_clips_in_place(x: jax.Array) -> jax.Array:
-    """Tells the compiler that x [B, ...] is split by clip over the mesh in use.
+def keep_clips_in_place(x: Array) -> Array:
+    """Tells the compiler that x [batch, ...] is split by clip over the current mesh.
 
-    Left to itself it moves activations to where parts of the parameters are, once
-    those are split too, rather than the parts, which are fewer, to the activations.
+    Where the parameters are sharded too, the compiler would otherwise move the
+    activations to the shards, although the shards are smaller.
     """
     axes = _axes(len(x))
     return jax.lax.with_sharding_constraint(x, P(axes)) if axes else x
 
 
-def on_each_device(function, *arrays: jax.Array):
-    """Calls function(*arrays), arrays [B, ...] and so the result, clip by clip.
+def on_each_device(function: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array:
+    """Calls function(*arrays) on each device with the device's own clips.
 
-    The compiler cannot cut a kernel up, and it would bring the clips together for a
-    loop over them: so each device calls the function with its own clips.
+    The compiler cannot split a kernel, and would gather the clips for a loop over them.
+
+    Args:
+        function: treats clips independently; its result is [batch, ...].
+        *arrays: [batch, ...].
     """
     axes = _axes(len(arrays[0]))
     if axes:
@@ -37,24 +44,25 @@ def on_each_device(function, *arrays: jax.Array):
 
 
 def platform() -> str | None:
-    """What computes, "cpu", "gpu" or "tpu": the mesh in use, or JAX's default.
+    """Returns "cpu", "gpu" or "tpu", of the current mesh or of JAX's default device.
 
-    None if there are several devices and no mesh: arrays may be spread over them.
+    Returns None for several devices without a mesh: arrays may be on any of them.
     """
     if device := jax.sharding.get_abstract_mesh().abstract_device:
         return device.platform
-    if default := jax.config.jax_default_device:
+    default: Any = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
+    if default:
         return getattr(default, "platform", default)
     return jax.default_backend() if jax.device_count() == 1 else None
 
 
 def divides(clips: int) -> bool:
-    """Whether the mesh in use, if there is one, gives each device as many clips."""
+    """Returns whether each device of the current mesh gets equally many clips."""
     return jax.sharding.get_abstract_mesh().size <= 1 or bool(_axes(clips))
 
 
 def _axes(clips: int) -> tuple[str, ...]:
-    """Those axes of the mesh in use that split so many clips; none if they cannot."""
+    """Returns the mesh axes that split so many clips evenly; () if they cannot."""
     mesh = jax.sharding.get_abstract_mesh()
     axes = tuple(axis for axis in BATCH_AXES if axis in mesh.auto_axes)
     ways = math.prod(mesh.shape[axis] for axis in axes)

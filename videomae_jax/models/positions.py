@@ -1,17 +1,22 @@
-"""The fixed position table, and what becomes of it at other clip and image sizes."""
+"""The fixed position table, and its interpolation to other image sizes."""
 
 import functools
 
 import numpy as np
+from jaxtyping import Float32, Float64
 
-# Steepness of the bicubic kernel, as PyTorch's `interpolate(mode="bicubic")` has it;
-# JAX's own cubic resizing uses -0.5.
+from videomae_jax.models.arrays import Grid
+
+# Parameter of the bicubic kernel, as in PyTorch's `interpolate(mode="bicubic")`; JAX's
+# cubic resizing uses -0.5.
 _CUBIC = -0.75
 
 
 @functools.lru_cache(maxsize=16)
-def sincos_positions(num_tokens: int, width: int) -> np.ndarray:
-    """The fixed 1-D position table, float32 [N, D], over the flattened token index.
+def sincos_positions(
+    num_tokens: int, width: int
+) -> Float32[np.ndarray, "num_tokens width"]:
+    """Returns the fixed 1-D position table over the flattened token index.
 
     Channel j of position p holds sin (even j) or cos (odd j) of
     p / 10000^(2 * floor(j / 2) / D), interleaved, computed in float64 (official code).
@@ -25,20 +30,20 @@ def sincos_positions(num_tokens: int, width: int) -> np.ndarray:
 
 @functools.lru_cache(maxsize=16)
 def position_table(
-    grid: tuple[int, int, int],
+    grid: Grid,
     width: int,
     trained_grid: tuple[int, int] | None = None,
-) -> np.ndarray:
-    """The position table of a token grid, float32 [N, D].
+) -> Float32[np.ndarray, "tokens width"]:
+    """Returns the position table of a token grid.
 
-    More frames than in pretraining append rows to the table, and fewer leave rows out.
-    Another image size would give every row of tokens new positions; with
-    `trained_grid` the table of that size is interpolated to the new one instead,
-    bicubically and for each time by itself (as MMAction2 does).
+    More frames than in pretraining append rows to the table, fewer frames drop rows.
+    Another image size would give every token a new position. With `trained_grid` the
+    table of that size is interpolated instead, bicubically and for each time by itself
+    (as in MMAction2).
 
     Args:
         grid: tokens along time, height and width.
-        width: D.
+        width: of the model.
         trained_grid: tokens along height and width in pretraining; None for the plain
             1-D table of `grid`, which the official V1 code uses at any size.
     """
@@ -52,14 +57,14 @@ def position_table(
     return table.reshape(-1, width).astype(np.float32)
 
 
-def _bicubic(size: int, new_size: int) -> np.ndarray:
-    """The matrix [new_size, size] that resizes an axis, without antialiasing."""
+def _bicubic(size: int, new_size: int) -> Float64[np.ndarray, "new_size size"]:
+    """Returns the matrix that resizes an axis, without antialiasing."""
     centers = (np.arange(new_size) + 0.5) * size / new_size - 0.5
     matrix = np.zeros((new_size, size))
     for row, center in enumerate(centers):
         first = int(np.floor(center)) - 1
         for index in range(first, first + 4):
-            # Beyond the border its last value goes on.
+            # The border value is repeated beyond the border.
             matrix[row, min(max(index, 0), size - 1)] += _kernel(abs(center - index))
     return matrix
 

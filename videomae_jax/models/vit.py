@@ -1,31 +1,27 @@
-"""The vision transformer over video tokens that every model here is made of.
+"""The vision transformer over the patches of a video, shared by all models here."""
 
-Shapes use these letters: B batch, T frames, H rows, W columns, C channels, N tokens
-of a whole clip, V visible tokens, M masked tokens, D width, P = tubelet_size *
-patch_size**2 * C values of one patch.
-
-Patches are ordered (time, row, column); the values inside a patch are ordered
-(frame, row, column, channel) with the channel fastest.
-"""
-
-import dataclasses
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Float32, Num, Shaped
 
+from videomae_jax.errors import ConfigError
 from videomae_jax.models import attention
+from videomae_jax.models.arrays import Array, ClipKeys, Grid, Tokens, Video, VisibleIds
 from videomae_jax.models.partitioning import keep_clips_in_place
 from videomae_jax.models.positions import position_table
 
-# ImageNet statistics of RGB in [0, 1], as every published VideoMAE weight expects.
+# Mean and standard deviation of ImageNet's RGB in [0, 1], which all published weights
+# expect.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-# What the backward pass keeps of a block: everything, nothing, or the matrix products.
+# What the backward pass keeps of each block: everything, nothing, or matrix products.
 REMAT_POLICIES = {
     "none": None,
     "blocks": jax.checkpoint_policies.nothing_saveable,
@@ -33,60 +29,31 @@ REMAT_POLICIES = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Variant:
-    """Sizes of one named model (VideoMAE, appendix; V2, table 1, for giant).
+def token_grid(video_shape: Sequence[int], patch_size: int, tubelet_size: int) -> Grid:
+    """Returns the tokens along time, height and width of a video.
 
-    The decoder is VideoMAE's (V1): V2 pretrains large and huge with a decoder of
-    width 512, 8 heads, 4 layers instead, which is reached by overriding the fields.
-    """
-
-    width: int
-    depth: int
-    heads: int
-    decoder_width: int
-    decoder_depth: int
-    decoder_heads: int
-    patch_size: int = 16
-    mlp_ratio: float = 4.0
-
-
-VARIANTS = {
-    "tiny": Variant(192, 12, 3, 96, 4, 3),  # not in the papers: for small budgets
-    "small": Variant(384, 12, 6, 192, 4, 3),
-    "base": Variant(768, 12, 12, 384, 4, 6),
-    "large": Variant(1024, 24, 16, 512, 12, 8),
-    "huge": Variant(1280, 32, 16, 640, 12, 8),
-    "giant": Variant(1408, 40, 16, 512, 4, 8, patch_size=14, mlp_ratio=48 / 11),
-}
-
-
-def variant_fields(name: str) -> dict[str, int | float]:
-    """Returns the fields of a named variant; raises ValueError for another name."""
-    if name not in VARIANTS:
-        raise ValueError(f"no variant {name!r}; there are: {', '.join(VARIANTS)}")
-    return dataclasses.asdict(VARIANTS[name])
-
-
-def token_grid(video_shape, patch_size: int, tubelet_size: int) -> tuple[int, int, int]:
-    """Tokens along time, height and width of a video of shape [..., T, H, W, C].
+    Args:
+        video_shape: [..., time, height, width, channels].
+        patch_size: side of a patch in pixels.
+        tubelet_size: frames of a patch.
 
     Raises:
-        ValueError: if the clip length is no multiple of the tubelet size or the image
-            size no multiple of the patch size.
+        ConfigError: if the sizes of the video are not multiples of those of a patch.
     """
     frames, height, width = video_shape[-4:-1]
     if frames % tubelet_size or height % patch_size or width % patch_size:
-        raise ValueError(
+        raise ConfigError(
             f"a clip of {frames} frames of {height}x{width} pixels cannot be cut into "
-            f"tubelets of {tubelet_size} frames and patches of {patch_size}x"
-            f"{patch_size} pixels: each size must be a multiple"
+            f"patches: the number of frames must be a multiple of "
+            f"tubelet_size={tubelet_size}, height and width of patch_size={patch_size}"
         )
     return frames // tubelet_size, height // patch_size, width // patch_size
 
 
-def patchify(video: jax.Array, patch_size: int, tubelet_size: int) -> jax.Array:
-    """Cuts a video [B, T, H, W, C] into patches [B, N, P], of the same dtype."""
+def patchify(
+    video: Video, patch_size: int, tubelet_size: int
+) -> Num[Array, "batch tokens values"]:
+    """Cuts a video into patches of the same dtype."""
     t, h, w = token_grid(video.shape, patch_size, tubelet_size)
     batch, channels = video.shape[0], video.shape[-1]
     x = video.reshape(
@@ -96,9 +63,12 @@ def patchify(video: jax.Array, patch_size: int, tubelet_size: int) -> jax.Array:
 
 
 def unpatchify(
-    patches: jax.Array, grid: tuple[int, int, int], patch_size: int, tubelet_size: int
-) -> jax.Array:
-    """Puts patches [B, N, P] of a token grid back into a video [B, T, H, W, C]."""
+    patches: Shaped[Array, "batch tokens values"],
+    grid: Grid,
+    patch_size: int,
+    tubelet_size: int,
+) -> Shaped[Array, "batch time height width 3"]:
+    """Puts the patches of a token grid back into a video: inverts `patchify`."""
     t, h, w = grid
     x = patches.reshape(
         patches.shape[0], t, h, w, tubelet_size, patch_size, patch_size, -1
@@ -108,22 +78,28 @@ def unpatchify(
     )
 
 
-def take_tokens(x: jax.Array, ids: jax.Array) -> jax.Array:
-    """Gathers tokens [B, K, ...] with ids int32 [B, K] from x [B, N, ...]."""
-    # Ids are within the clip; asking for each value whether it is would take longer.
+def take_tokens(
+    x: Num[Array, "batch tokens *rest"], ids: VisibleIds
+) -> Num[Array, "batch visible *rest"]:
+    """Gathers tokens by their ids."""
+    # "clip" saves the check whether each id is within the clip.
     return jnp.take_along_axis(x, ids[..., None], axis=1, mode="clip")
 
 
 def normalize(
-    x: jax.Array,
+    x: Num[Array, "*shape"],
     dtype=jnp.float32,
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
-) -> jax.Array:
-    """Makes pixels [..., 3] or patches [..., P] ready for the model.
+) -> Float[Array, "*shape"]:
+    """Normalizes raw pixels, or casts pixels that are already normalized.
 
-    uint8 is taken as raw RGB and normalised with mean and standard deviation of RGB in
-    [0, 1]; floating point is taken as already normalised and only cast.
+    Args:
+        x: pixels [..., 3] or patches [..., values]: uint8 RGB, which is normalized, or
+            floating point, which is taken as normalized.
+        dtype: of the result.
+        mean: of RGB in [0, 1].
+        std: standard deviation of RGB in [0, 1].
 
     Raises:
         ValueError: for any other dtype, such as int32, whose range is unknown.
@@ -132,18 +108,18 @@ def normalize(
         return x.astype(dtype)
     if x.dtype != jnp.uint8:
         raise ValueError(
-            f"video has dtype {x.dtype}: pass uint8 for raw pixels (0-255), or "
-            "floating point for already normalised ones"
+            f"video has dtype {x.dtype}; expected uint8 for raw pixels (0-255), or "
+            "floating point for normalized ones"
         )
     repeats = x.shape[-1] // 3
-    mean, std = np.asarray(mean, np.float32), np.asarray(std, np.float32)
-    scale = jnp.asarray(np.tile(1 / (255 * std), repeats))
-    shift = jnp.asarray(np.tile(mean / std, repeats))
+    std_array = np.asarray(std, np.float32)
+    scale = jnp.asarray(np.tile(1 / (255 * std_array), repeats))
+    shift = jnp.asarray(np.tile(np.asarray(mean, np.float32) / std_array, repeats))
     return (x.astype(jnp.float32) * scale - shift).astype(dtype)
 
 
 def _uniform_bias(fan_in: int):
-    """U(-1/sqrt(fan_in), 1/sqrt(fan_in)): the reference leaves this layer so."""
+    """Returns U(-1/sqrt(fan_in), 1/sqrt(fan_in)), PyTorch's default initializer."""
 
     def init(key, shape, dtype=jnp.float32):
         bound = 1 / np.sqrt(fan_in)
@@ -152,8 +128,8 @@ def _uniform_bias(fan_in: int):
     return init
 
 
-# U(+-1/sqrt(fan_in)), the reference's framework default, which its initialiser does
-# not reach in the patch embedding and in the projection to the decoder.
+# U(+-1/sqrt(fan_in)), PyTorch's default. The official code keeps it for the patch
+# embedding and the projection to the decoder.
 fan_in_uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 xavier_uniform = nn.initializers.xavier_uniform()
 
@@ -161,11 +137,11 @@ xavier_uniform = nn.initializers.xavier_uniform()
 class Dense(nn.Dense):
     """A linear layer over the last axis, computed as one matrix product.
 
-    XLA's CPU backend copies the cotangent of a product with several batch axes
-    before it makes the kernel's gradient, at several times the cost of the product.
+    With several batch axes, XLA's CPU backend copies the cotangent before it computes
+    the kernel's gradient, which takes several times as long as the product.
     """
 
-    def __call__(self, x):
+    def __call__(self, x: Float[Array, "batch *rest"]) -> Float[Array, "batch *out"]:
         """Applies the layer to every token."""
         x = keep_clips_in_place(x)
         out = super().__call__(x.reshape(-1, x.shape[-1]))
@@ -173,9 +149,9 @@ class Dense(nn.Dense):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention [B, N, D] -> [B, N, D], no bias on the keys.
+    """Multi-head self-attention without a bias on the keys.
 
-    Query, key and value come from one matrix [D, 3 D]; the softmax is in float32.
+    Query, key and value come from one matrix [dim, 3 * dim]. The softmax is in float32.
     """
 
     heads: int
@@ -185,15 +161,17 @@ class Attention(nn.Module):
     return_weights: bool = False
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(
+        self, x: Tokens
+    ) -> tuple[Tokens, Float32[Array, "batch tokens tokens"] | None]:
         """Attends over all tokens of each clip.
 
         Returns:
-            [B, N, D], and with `return_weights` the float32 weights [B, N, N] that each
-            token (second axis) gives to all, averaged over the heads, else None.
+            The tokens. With `return_weights` also the weights, averaged over the heads:
+            entry [b, i, j] is the weight that token i gives to token j; otherwise None.
         """
         batch, tokens, width = x.shape
-        # One matrix, and one initialiser over it, as in the reference.
+        # One matrix, initialized as one, as in the official code.
         qkv = Dense(
             3 * width,
             use_bias=False,
@@ -207,14 +185,14 @@ class Attention(nn.Module):
         qkv = qkv + bias.astype(qkv.dtype)
 
         def split_heads(x):
-            # [B, heads, N, head width] keeps both products plain batched matmuls.
+            # [batch, heads, tokens, dim / heads]: both products are batched matmuls.
             return x.reshape(batch, tokens, self.heads, -1).swapaxes(1, 2)
 
         q, k, v = map(split_heads, jnp.split(qkv, 3, axis=-1))
         attention.check(self.implementation)
-        # Kernels cannot be compiled for the one clip that initialises.
-        how = "xla" if self.is_initializing() else self.implementation
-        out = attention.attend(q, k, v, how)
+        # Kernels cannot be compiled for the one clip that initializes the parameters.
+        implementation = "xla" if self.is_initializing() else self.implementation
+        out = attention.attend(q, k, v, implementation=implementation)
         out = out.transpose(0, 2, 1, 3).reshape(batch, tokens, width)
         out = Dense(width, kernel_init=self.kernel_init, dtype=self.dtype, name="out")(
             out
@@ -224,37 +202,37 @@ class Attention(nn.Module):
         return out, attention.weights(q * q.shape[-1] ** -0.5, k).mean(axis=1)
 
 
-def gelu(x: jax.Array) -> jax.Array:
-    """Exact GELU in float32, by erf as the reference: erfc would be slower."""
+def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """Computes the exact GELU in float32, with erf; erfc would be slower."""
     wide = x.astype(jnp.float32)
     return (0.5 * wide * (1 + jax.lax.erf(wide * np.sqrt(0.5)))).astype(x.dtype)
 
 
 class MLP(nn.Module):
-    """Two layers with an exact (erf) GELU between them, [B, N, D] -> [B, N, D]."""
+    """Two linear layers with an exact (erf) GELU between them."""
 
     hidden: int
     dtype: str = "float32"
     kernel_init: nn.initializers.Initializer = xavier_uniform
 
     @nn.compact
-    def __call__(self, x):
-        """Applies the two layers to every token."""
+    def __call__(self, x: Tokens) -> Tokens:
+        """Applies both layers to every token."""
         width = x.shape[-1]
         dense = functools.partial(Dense, kernel_init=self.kernel_init, dtype=self.dtype)
-        # For the backward pass x alone is kept here, not the wide arrays that GELU
-        # makes of it. Inside a scan nothing can merge the two computations.
+        # The backward pass keeps only the input of GELU and recomputes its wide
+        # intermediates. Inside a scan, XLA cannot merge the two computations anyway.
         gelu_and_fc2 = nn.remat(lambda fc2, x: fc2(gelu(x)), prevent_cse=False)
         x = dense(self.hidden, name="fc1")(x)
         return gelu_and_fc2(dense(width, name="fc2"), x)
 
 
-# Flax keeps the statistics in float32 whatever the computation dtype.
+# Flax computes mean and variance in float32 whatever the computation dtype.
 layer_norm = functools.partial(nn.LayerNorm, use_fast_variance=False)
 
 
 class Block(nn.Module):
-    """A pre-norm transformer block, [B, N, D] -> [B, N, D]."""
+    """A pre-norm transformer block."""
 
     heads: int
     mlp_ratio: float
@@ -265,45 +243,51 @@ class Block(nn.Module):
     attention_maps: bool = False
 
     @nn.compact
-    def __call__(self, x, branch_scales=None):
-        """Returns x after attention and MLP, and the attention weights or None.
-
-        That is the form that nn.scan wants.
+    def __call__(
+        self, x: Tokens, branch_scales: Float[Array, "batch 2"] | None = None
+    ) -> tuple[Tokens, Float32[Array, "batch tokens tokens"] | None]:
+        """Applies attention and MLP; returns carry and output, as nn.scan requires.
 
         Args:
-            x: [B, N, D].
-            branch_scales: what drop-path multiplies the two residual branches of each
-                clip with, [B, 2]; None leaves them as they are.
+            x: tokens.
+            branch_scales: factors of the two residual branches of each clip, from
+                `drop_path_scales`; None leaves the branches as they are.
+
+        Returns:
+            The tokens, and the attention weights with `attention_maps`, otherwise None.
         """
         common = {"dtype": self.dtype, "kernel_init": self.kernel_init}
         scales = 1.0, 1.0
         if branch_scales is not None:
-            # [B, 1, 1] each.
+            # Two of [batch, 1, 1].
             scales = jnp.moveaxis(branch_scales.astype(x.dtype), 1, 0)[..., None, None]
         norm = functools.partial(layer_norm, self.norm_epsilon, dtype=self.dtype)
-        attention = Attention(
+        attend = Attention(
             self.heads,
             implementation=self.implementation,
             return_weights=self.attention_maps,
             name="attention",
             **common,
         )
-        attended, weights = attention(norm(name="norm1")(x))
+        attended, weights = attend(norm(name="norm1")(x))
         x = x + scales[0] * attended
         hidden = int(x.shape[-1] * self.mlp_ratio)
         x = x + scales[1] * MLP(hidden, name="mlp", **common)(norm(name="norm2")(x))
         return x, weights
 
 
-def drop_path_scales(keys: jax.Array, rate: float, depth: int) -> jax.Array:
-    """Draws which residual branches are dropped, float32 [depth, B, 2].
+def drop_path_scales(
+    keys: ClipKeys, rate: float, depth: int
+) -> Float[Array, "depth batch 2"]:
+    """Draws the factors of the residual branches, 0 for those that are dropped.
 
     A branch is dropped for a whole clip, with a probability that rises linearly from 0
-    in the first block to `rate` in the last; the others are scaled up accordingly.
+    in the first block to `rate` in the last. The other branches are scaled up to keep
+    the mean.
 
     Args:
-        keys: a random key for each clip, [B]; so a clip's draw does not depend on how
-            the batch is cut up.
+        keys: a random key of each clip, so that a clip's draw does not depend on how
+            the batch is split.
         rate: probability in the last block, below 1.
         depth: number of blocks.
     """
@@ -315,40 +299,43 @@ def drop_path_scales(keys: jax.Array, rate: float, depth: int) -> jax.Array:
 
 
 def run_blocks(
-    x: jax.Array,
+    x: Tokens,
+    *,
     depth: int,
     remat: str,
-    branch_scales: jax.Array | None = None,
-    **fields,
-) -> tuple[jax.Array, jax.Array | None]:
-    """Runs `depth` blocks over x [B, N, D], as the submodule "blocks" of the caller.
+    branch_scales: Float[Array, "depth batch 2"] | None = None,
+    **fields: Any,
+) -> tuple[Tokens, Float32[Array, "depth batch tokens tokens"] | None]:
+    """Runs the blocks as the submodule "blocks" of the calling module.
 
-    They are one scanned block whose parameters have a leading axis [depth], so that
-    neither the compiled program nor the parameter names grow with the depth.
+    They are one scanned block whose parameters have a leading axis [depth], so neither
+    the compiled program nor the parameter names grow with the depth.
 
     Args:
-        x: [B, N, D].
-        depth: how many.
+        x: tokens.
+        depth: number of blocks.
         remat: a key of REMAT_POLICIES.
         branch_scales: see `drop_path_scales`; None drops nothing.
         **fields: of Block.
 
     Returns:
-        [B, N, D], and with the field `attention_maps` the float32 attention weights of
-        each block, [depth, B, N, N], else None.
+        The tokens. With the field `attention_maps` also the attention weights of each
+        block, otherwise None.
 
     Raises:
-        ValueError: if the width is no multiple of the heads, or remat is unknown.
+        ConfigError: if the heads do not divide the width, or remat is unknown.
     """
     if x.shape[-1] % fields["heads"]:
-        raise ValueError(
-            f"width {x.shape[-1]} is no multiple of the {fields['heads']} heads"
+        raise ConfigError(
+            f"heads={fields['heads']} must divide the width, {x.shape[-1]}"
         )
     if remat not in REMAT_POLICIES:
-        raise ValueError(f"remat is {remat!r}; one of: {', '.join(REMAT_POLICIES)}")
+        raise ConfigError(
+            f"remat={remat!r} is unknown; expected one of: {', '.join(REMAT_POLICIES)}"
+        )
     block = Block
     if remat != "none":
-        # Inside a scan nothing else can merge the two forward passes.
+        # Inside a scan, XLA cannot merge the two forward passes anyway.
         block = nn.remat(Block, prevent_cse=False, policy=REMAT_POLICIES[remat])
     blocks = nn.scan(
         block,
@@ -360,17 +347,17 @@ def run_blocks(
 
 
 class Encoder(nn.Module):
-    """Embeds the wanted patches, runs the blocks and the final LayerNorm.
+    """Embeds the patches, runs the blocks and the final LayerNorm.
 
     Attributes:
         width, depth, heads, patch_size, tubelet_size, mlp_ratio, dtype, remat,
             attention: as in VideoMAE.
-        final_norm: whether the last LayerNorm is there; a classifier that averages
-            the tokens has its own after the average instead (official code).
+        final_norm: apply the final LayerNorm. A classifier that averages the tokens
+            has a LayerNorm after the average instead (official code).
         drop_path: probability of dropping a residual branch of the last block.
-        position_size: (height, width) in pixels of the images that the position table
-            was trained with, see `position_table`; None for the plain table.
-        kernel_init: of the linear layers in the blocks.
+        position_size: (height, width) in pixels of the pretraining images, to which
+            the position table belongs, see `position_table`; None for the plain table.
+        kernel_init: initializer of the linear layers in the blocks.
         norm_epsilon, pixel_mean, pixel_std: as in VideoMAE.
     """
 
@@ -392,18 +379,25 @@ class Encoder(nn.Module):
     pixel_std: tuple[float, float, float] = IMAGENET_STD
 
     @nn.compact
-    def __call__(self, video, visible=None, keys=None, attention_maps=False):
+    def __call__(
+        self,
+        video: Video,
+        visible: VisibleIds | None = None,
+        *,
+        keys: ClipKeys | None = None,
+        attention_maps: bool = False,
+    ) -> Float[Array, "*shape"]:
         """Encodes a video.
 
         Args:
-            video: uint8 or floating point [B, T, H, W, C].
-            visible: int32 [B, V], the tokens to embed; all N tokens when None.
-            keys: a random key for each clip, [B], for drop-path; None drops nothing.
+            video: uint8 (raw pixels) or floating point (normalized).
+            visible: ids of the tokens to embed; None embeds all.
+            keys: a random key of each clip for drop-path; None drops nothing.
             attention_maps: return the attention weights instead of the tokens.
 
         Returns:
-            Tokens [B, V, D] (or [B, N, D]) after the final LayerNorm, if there is one;
-            or attention weights, float32 [depth, B, V, V], averaged over the heads.
+            The embedded tokens [batch, visible, dim]; or the attention weights, float32
+            [depth, batch, visible, visible], averaged over the heads.
         """
         patches = patchify(video, self.patch_size, self.tubelet_size)
         grid = token_grid(video.shape, self.patch_size, self.tubelet_size)
@@ -416,7 +410,7 @@ class Encoder(nn.Module):
         positions = jnp.asarray(position_table(grid, self.width, trained_grid))
         positions = positions.astype(self.dtype)
         if visible is not None:
-            # Before the embedding: the masked 90 % are never touched again.
+            # Before the embedding, so that masked patches cost nothing.
             patches = take_tokens(patches, visible)
             positions = positions[visible]
         x = Dense(
@@ -431,9 +425,9 @@ class Encoder(nn.Module):
             branch_scales = drop_path_scales(keys, self.drop_path, self.depth)
         x, weights = run_blocks(
             x + positions,
-            self.depth,
-            self.remat,
-            branch_scales,
+            depth=self.depth,
+            remat=self.remat,
+            branch_scales=branch_scales,
             heads=self.heads,
             mlp_ratio=self.mlp_ratio,
             norm_epsilon=self.norm_epsilon,
@@ -442,7 +436,7 @@ class Encoder(nn.Module):
             implementation=self.attention,
             attention_maps=attention_maps,
         )
-        if attention_maps:
+        if weights is not None:
             return weights
         if not self.final_norm:
             return x

@@ -1,0 +1,24 @@
+"""Array types in the signatures of the models; the tests check the shapes.
+
+Names of axes: `batch` clips; `time`, `height` and `width` of a video, in frames and
+pixels; `tokens` of a whole clip, of which `visible` reach the encoder and `masked` are
+predicted; `dim`, the model's width; `values` of a patch, tubelet_size * patch_size**2 *
+3; `classes`.
+
+Patches are ordered (time, row, column). The values inside a patch are ordered (frame,
+row, column, channel), channel fastest.
+"""
+
+import jax
+import numpy as np
+from jaxtyping import Float, Int, Key, Num
+
+Array = jax.Array | np.ndarray
+Grid = tuple[int, int, int]  # tokens along time, height and width
+
+# uint8 for raw pixels, or floating point for normalized ones.
+Video = Num[Array, "batch time height width 3"]
+Tokens = Float[Array, "batch tokens dim"]
+VisibleIds = Int[Array, "batch visible"]
+MaskedIds = Int[Array, "batch masked"]
+ClipKeys = Key[jax.Array, "batch"]
