@@ -1,20 +1,21 @@
-"""What a pretraining sample costs the host: this library beside the original's chain.
+"""Times the input of training and evaluation: this library, and the original's chain.
 
     python benchmarks/input_pipeline.py VIDEO ...
 
-A sample is 16 frames, 4 apart, from a random place of a random crop, in a batch of 8:
-decoding, cropping, resizing and putting together. The original's chain, written from
-its description, decodes with decord, makes a Pillow image of each frame, crops and
-resizes it, stacks the frames, makes floating point of them and normalises, as each of
-its workers does; this library stops at bytes, since its devices normalise. Both draw
-the same clips and boxes; all ways take turns batch by batch in one process and thread.
+Pretraining: a clip is 16 frames, 4 apart, from a random position, with a random crop,
+in a batch of 8. Decoding, cropping, resizing and batching are timed. The original's
+chain is written from its description: it decodes with decord, makes a Pillow image of
+each frame, crops and resizes it, stacks the frames, converts them to floating point and
+normalises. This library stops at bytes, because its devices normalise. Both draw the
+same clips and crops. All methods alternate batch by batch in one process and thread.
 
-Fine-tuning samples are measured for this library alone, with RandAugment.
-Evaluation is measured too: 5 x 3 views of a video from one decode, and as the original
-does it, one decode of the whole video for each view.
+Fine-tuning clips, with RandAugment, are timed for this library only.
 
-decord is needed (pip install decord, or its successor decord2), and PyTorch for the
-original's tensors (NumPy makes them where it is missing).
+Evaluation: 5 x 3 views of a video, from one decode; and as the original does it, with
+one decode of the whole video for each view.
+
+Requires decord (pip install decord, or its successor decord2). PyTorch makes the
+original's tensors; without it, NumPy does.
 """
 
 import argparse
@@ -32,31 +33,26 @@ from PIL import Image
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-from videomae_jax import (
-    __main__,  # noqa: E402
-    processes,
-)
+from videomae_jax import __main__, processes  # noqa: E402
 from videomae_jax.data import augmentation, sampling, sources  # noqa: E402
 from videomae_jax.data.clips import FinetuningClips, MultiViewClips, PretrainingClips  # noqa: E402
 from videomae_jax.data.randaugment import RandAugment  # noqa: E402
-
-# noqa: E402
 from videomae_jax.models.vit import IMAGENET_MEAN, IMAGENET_STD  # noqa: E402
 from videomae_jax.video.decoder import Video  # noqa: E402
 from videomae_jax.video.open import open_video  # noqa: E402
-from videomae_jax.video.record import Record
+from videomae_jax.video.record import Record  # noqa: E402
 
 FRAMES, STRIDE, SIZE, BATCH = 16, 4, 224, 8
 SCALES = (1.0, 0.875, 0.75, 0.66)
 
 
 def pretraining(num_samples):
-    """What this library reads from a video to pretrain."""
+    """Returns what this library reads from a video to pretrain."""
     return PretrainingClips(FRAMES, STRIDE, SIZE, SCALES, 0.0, num_samples)
 
 
 def finetuning(num_samples):
-    """What it reads to fine-tune, as the recipe for Kinetics-400 says."""
+    """Returns what it reads to fine-tune, in the recipe for Kinetics-400."""
     augment = RandAugment.parse("rand-m7-n4-mstd0.5-inc1")
     area, aspect = (0.08, 1.0), (3 / 4, 4 / 3)
     return FinetuningClips(
@@ -65,7 +61,7 @@ def finetuning(num_samples):
 
 
 def ours(videos, read_clips):
-    """A batch of this library: uint8 [videos * num_samples, T, H, W, 3]."""
+    """Returns a function from seeds to uint8 [videos * num_samples, T, H, W, 3]."""
 
     def batch(seeds):
         clips = []
@@ -79,7 +75,7 @@ def ours(videos, read_clips):
 
 
 def originals(videos, to_float):
-    """A batch of the original's chain: float32 [videos, 3, T, H, W]."""
+    """Returns the original's chain: from seeds to float32 [videos, 3, T, H, W]."""
     import decord
 
     def batch(seeds):
@@ -105,7 +101,7 @@ def originals(videos, to_float):
 
 
 class _Torch:
-    """[H, W, T * 3] bytes to normalised [3, T, H, W], as the original does it."""
+    """Normalises bytes [H, W, T * 3] to [3, T, H, W], as the original does."""
 
     name = "PyTorch"
 
@@ -128,7 +124,7 @@ class _Torch:
 
 
 class _NumPy:
-    """The same without PyTorch."""
+    """Does the same without PyTorch."""
 
     name = "NumPy"
 
@@ -144,14 +140,14 @@ class _NumPy:
 
 
 def all_views(path):
-    """All views of a video, from one decode."""
+    """Returns all views of a video, from one decode."""
     with Video(path) as video:
         read_clips = MultiViewClips(FRAMES, STRIDE, SIZE, "dense", 5, 3)
         return read_clips(video, np.random.default_rng(0))
 
 
 def originals_views(path, to_float):
-    """As the original's test loader: the whole video for each view."""
+    """Reads the whole video for each view, like the original's test loader."""
     import decord
 
     for segment in range(5):
@@ -174,7 +170,7 @@ def originals_views(path, to_float):
 
 
 def prepared(videos, folder, short_side):
-    """Records of the videos as the command prepare encodes them."""
+    """Encodes videos with the command prepare; returns their records."""
     source = pathlib.Path(folder, "list.txt")
     sources.write_list(source, [(os.path.abspath(path), None) for path in videos])
     out = pathlib.Path(folder, f"prepared{short_side}")
@@ -182,7 +178,7 @@ def prepared(videos, folder, short_side):
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
         status = __main__.main([*arguments, f"--short-side={short_side}"])
     if status:
-        sys.exit("the videos could not be prepared")
+        sys.exit("preparing the videos failed")
     return sources.load(f"tfds:{out}/train")
 
 
@@ -193,16 +189,16 @@ def main():
     parser.add_argument("--batches", type=int, default=10)
     arguments = parser.parse_args()
     decode.print_hardware()
-    # As the processes that read do; here, all ways gain from it.
-    processes.set_up()
+    # The settings of worker processes; here they help all methods.
+    processes.set_up_worker()
     try:
         to_float = _Torch()
     except ImportError:
         to_float = _NumPy()
-    reader = next((name for name in decode.ways() if name.startswith("decord")), None)
-    if reader is None:
-        sys.exit("decord is needed: pip install decord")
-    original = f"original's chain ({reader}, Pillow, {to_float.name})"
+    name = next((x for x in decode.methods() if x.startswith("decord")), None)
+    if name is None:
+        sys.exit("decord is not installed: pip install decord")
+    original = f"original's chain ({name}, Pillow, {to_float.name})"
     contestants = {original: (originals(arguments.videos, to_float), 1)}
     with tempfile.TemporaryDirectory() as folder:
         kinds = {
@@ -212,19 +208,19 @@ def main():
                 for side in (320, 256)
             },
         }
-        for kind, found in kinds.items():
+        for kind, records in kinds.items():
             for samples in (1, 2, 4):
                 name = f"this library, {kind}, num_samples={samples}"
-                contestants[name] = (ours(found, pretraining(samples)), samples)
+                contestants[name] = (ours(records, pretraining(samples)), samples)
             contestants[f"this library, {kind}, fine-tuning, num_samples=2"] = (
-                ours(found, finetuning(2)),
+                ours(records, finetuning(2)),
                 2,
             )
         seeds = np.arange(BATCH * arguments.batches).reshape(-1, BATCH).tolist()
         spent = decode.measure(
-            {name: way for name, (way, _) in contestants.items()}, seeds
+            {name: method for name, (method, _) in contestants.items()}, seeds
         )
-    print("| way | CPU ms per clip | wall ms | clips of the original |")
+    print("| method | CPU ms per clip | wall ms | speed-up |")
     print("|---|---|---|---|")
     base = spent[original][:, 0].mean()
     for name, (_, samples) in contestants.items():
@@ -237,11 +233,14 @@ def main():
     print("|---|---|---|---|")
     for path in arguments.videos:
         seconds = []
-        for way in (lambda: originals_views(path, to_float), lambda: all_views(path)):  # noqa: B023
+        for method in (
+            lambda: originals_views(path, to_float),  # noqa: B023
+            lambda: all_views(path),  # noqa: B023
+        ):
             rounds = []
             for _ in range(3):
                 start = time.process_time()
-                way()
+                method()
                 rounds.append(time.process_time() - start)
             seconds.append(statistics.median(rounds))
         theirs, mine = seconds

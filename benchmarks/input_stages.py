@@ -1,11 +1,12 @@
-"""What each stage of reading a clip costs: opening, decoding, converting, resizing.
+"""Times each stage of reading a clip: opening, decoding, converting, resizing.
 
     python benchmarks/input_stages.py VIDEO ...
 
-Clips are those of pretraining: 16 frames, 4 apart, from random places, of which the
-part is converted that a random crop needs. The augmentation of fine-tuning, on whole
-frames, is measured as well. Milliseconds of one thread for a clip: the mean over the
-videos of medians over their clips. Ordinary and prepared videos take turns.
+Clips are those of pretraining: 16 frames, 4 apart, from random positions, of which only
+the area of a random crop is converted. The augmentation of fine-tuning, on whole
+frames, is timed as well. Numbers are CPU milliseconds per clip of one thread: the
+median over the clips of a video, averaged over the videos. Ordinary and prepared videos
+alternate.
 """
 
 import argparse
@@ -23,13 +24,11 @@ import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-from videomae_jax import processes
+from videomae_jax import processes  # noqa: E402
 from videomae_jax.data import augmentation, sampling  # noqa: E402
 from videomae_jax.data.randaugment import RandAugment  # noqa: E402
-
-# noqa: E402
 from videomae_jax.video.open import open_video  # noqa: E402
-from videomae_jax.video.record import Record
+from videomae_jax.video.record import Record  # noqa: E402
 
 FRAMES, STRIDE, SIZE = (
     input_pipeline.FRAMES,
@@ -40,14 +39,14 @@ FRAMES, STRIDE, SIZE = (
 
 @contextlib.contextmanager
 def timed(spent):
-    """Adds the milliseconds that this thread spends inside."""
+    """Appends the CPU milliseconds of this thread inside the context to a list."""
     start = time.thread_time()
     yield
     spent.append(1000 * (time.thread_time() - start))
 
 
 def read(record, rng, spent):
-    """Reads a clip stage by stage."""
+    """Reads a clip and times each stage."""
     with timed(spent["open"]):
         video = open_video(record)
     indices = sampling.sample_pretrain(rng, video.num_frames, FRAMES, STRIDE)
@@ -55,10 +54,10 @@ def read(record, rng, spent):
         frames = video.decode(indices)
     box = augmentation.multi_scale_box(rng, frames.height, frames.width, SIZE)
     with timed(spent["convert the crop to RGB"]):
-        part = frames.rgb(box)
+        crop = frames.rgb(box)
     with timed(spent["resize the crop"]):
-        whole = (0, 0, *part.shape[1:3])
-        clip = augmentation.crop_and_resize(part, whole, SIZE, SIZE)
+        whole = (0, 0, *crop.shape[1:3])
+        clip = augmentation.crop_and_resize(crop, whole, SIZE, SIZE)
     with timed(spent["into the batch"]):
         np.copyto(np.empty_like(clip), clip)
     with timed(spent["fine-tuning: convert whole frames"]):
@@ -85,7 +84,7 @@ def main():
     parser.add_argument("--clips", type=int, default=40, help="of each video")
     arguments = parser.parse_args()
     decode.print_hardware()
-    processes.set_up()
+    processes.set_up_worker()
     with tempfile.TemporaryDirectory() as folder:
         kinds = {
             "ordinary files": [Record(path, path) for path in arguments.videos],
@@ -95,12 +94,12 @@ def main():
         for i in range(len(arguments.videos)):
             spent = {kind: collections.defaultdict(list) for kind in kinds}
             for seed in range(arguments.clips):
-                for kind, found in kinds.items():
-                    read(found[i], np.random.default_rng(seed), spent[kind])
+                for kind, records in kinds.items():
+                    read(records[i], np.random.default_rng(seed), spent[kind])
             for kind, stages in spent.items():
                 for stage, values in stages.items():
                     means[kind][stage].append(statistics.median(values))
-    print(f"| ms of a core for a clip | {' | '.join(kinds)} |")
+    print(f"| CPU ms per clip | {' | '.join(kinds)} |")
     print(f"|---|{'---|' * len(kinds)}")
     for stage in means["prepared"]:
         row = [f"{statistics.mean(means[kind][stage]):.2f}" for kind in kinds]

@@ -28,6 +28,7 @@ from videomae_jax.data import pipeline
 from videomae_jax.data import sources as records
 from videomae_jax.data.clips import PretrainingClips
 from videomae_jax.data.sources import write_list
+from videomae_jax.data.workers import WorkerConfig
 from videomae_jax.datasets.encode import Settings, encode
 from videomae_jax.errors import RecordError
 from videomae_jax.video import open as video_open
@@ -130,7 +131,12 @@ def test_training_sees_the_frames_of_what_was_encoded(videos, made, tmp_path):
     batches = []
     for source, workers in ((files, 0), (found, 0), (found, 1)):
         with pipeline.batches(
-            source, reader, 4, seed=0, steps=range(3), num_workers=workers
+            source,
+            reader,
+            batch_size=4,
+            seed=0,
+            steps=range(3),
+            workers=WorkerConfig(workers),
         ) as stream:
             batches.append(list(stream))
     for expected, one, other in zip(*batches, strict=True):

@@ -119,7 +119,9 @@ def test_changed_bytes_are_found_and_named(videos, tmp_path, serial):
     shard.write_bytes(changed)
 
     reader = PretrainingClips(4, 2, 32, (1.0,), 0.0, 1)
-    with pipeline.batches(found, reader, 8, seed=0, steps=range(1)) as stream:
+    with pipeline.batches(
+        found, reader, batch_size=8, seed=0, steps=range(1)
+    ) as stream:
         (batch,) = stream
     assert "2.mp4" not in batch.ids
     assert {record.id for _, record, _ in batch.bad} == {"2.mp4"}

@@ -13,6 +13,7 @@ from videomae_jax.data.clips import (
     PretrainingClips,
 )
 from videomae_jax.data.randaugment import RandAugment
+from videomae_jax.data.workers import WorkerConfig
 from videomae_jax.video.decoder import Video
 from videomae_jax.video.record import LabelKind, Record
 
@@ -32,7 +33,9 @@ def videos(folder):
 
 
 def read(videos, steps=range(4), clips=CLIPS, seed=0, **kwargs):
-    with pipeline.batches(videos, clips, 4, seed, steps, **kwargs) as stream:
+    with pipeline.batches(
+        videos, clips, batch_size=4, seed=seed, steps=steps, **kwargs
+    ) as stream:
         return list(stream)
 
 
@@ -60,7 +63,7 @@ def test_batches_are_uint8_clips_of_all_videos(reference):
 
 @pytest.mark.parametrize("workers", [1, 3])
 def test_workers_change_nothing(videos, reference, workers):
-    assert_same(read(videos, num_workers=workers, num_threads=1), reference)
+    assert_same(read(videos, workers=WorkerConfig(workers, num_threads=1)), reference)
 
 
 @pytest.mark.parametrize("hosts", [2, 4])
@@ -83,7 +86,7 @@ def test_a_host_may_have_any_rows(videos, reference):
 
 def test_resuming_is_a_slice(videos, reference):
     assert_same(read(videos, range(2, 4)), reference[2:])
-    assert_same(read(videos, range(3, 4), num_workers=2), reference[3:])
+    assert_same(read(videos, range(3, 4), workers=WorkerConfig(2)), reference[3:])
 
 
 def test_seed_changes_order_and_clips(videos, reference):
@@ -138,7 +141,7 @@ def mixed(videos, tmp_path):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_bad_videos_are_replaced_and_named(mixed, workers):
-    batches = read(mixed, range(9), num_workers=workers)
+    batches = read(mixed, range(9), workers=WorkerConfig(workers))
     reasons = {record.id: why for batch in batches for _, record, why in batch.bad}
     assert reasons.keys() == {"missing.mp4", "empty.mp4", "text.mp4"}
     assert all(name in why for name, why in reasons.items())
@@ -151,7 +154,7 @@ def test_bad_videos_are_replaced_and_named(mixed, workers):
 def test_only_bad_videos_is_an_error(mixed, workers):
     bad = mixed[5:8]
     with pytest.raises(Exception, match="could not be read") as error:
-        read(bad, num_workers=workers)
+        read(bad, workers=WorkerConfig(workers))
     assert "missing.mp4" in str(error.value) and "text.mp4" in str(error.value)
 
 
@@ -186,7 +189,7 @@ def test_finetuning_augments_one_decode_several_times(videos, rule, monkeypatch)
     assert len(reads) == 4
     assert batch.arrays["video"].shape == (12, 4, 32, 32, 3)
     assert len({clip.tobytes() for clip in batch.arrays["video"]}) == 12
-    assert_same([batch], read(videos, range(1), clips, num_workers=1))
+    assert_same([batch], read(videos, range(1), clips, workers=WorkerConfig(1)))
 
 
 def test_labels_come_along(folder, tmp_path):
@@ -231,13 +234,15 @@ def test_views_are_cut_from_the_whole_video(videos):
 
 def each_once(videos, **kwargs):
     clips = CenterClips(num_frames=4, stride=2, size=32)
-    with pipeline.each_once(videos, clips, (1, 4, 32, 32, 3), 4, **kwargs) as batches:
+    with pipeline.each_once(
+        videos, clips, clips_shape=(1, 4, 32, 32, 3), batch_size=4, **kwargs
+    ) as batches:
         return list(batches)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_pass_reads_each_video_once_and_in_order(mixed, workers):
-    batches = each_once(mixed, num_workers=workers)
+    batches = each_once(mixed, workers=WorkerConfig(workers))
     index = np.concatenate([batch.index for batch in batches])
     readable = np.concatenate([batch.readable for batch in batches])
     assert index.tolist() == [*range(9), -1, -1, -1]

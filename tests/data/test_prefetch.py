@@ -1,4 +1,4 @@
-"""Parts of batches: in order, copied once, and nothing left behind, however it ends."""
+"""Chunks of batches: in order, copied once, and nothing is left behind at the end."""
 
 import multiprocessing
 import os
@@ -16,13 +16,14 @@ import pytest
 from tests.helpers.videos import write_folder
 from videomae_jax.data import pipeline, prefetch, sources
 from videomae_jax.data.clips import PretrainingClips
+from videomae_jax.data.workers import WorkerConfig
 
 ROOT = pathlib.Path(__file__).parents[2]
 SHARED = pathlib.Path("/dev/shm")
 
 
 class Numbers(grain.MapDataset):
-    """Rows whose video is their number."""
+    """Elements whose video is their number."""
 
     def __len__(self):
         return 10**6
@@ -31,112 +32,101 @@ class Numbers(grain.MapDataset):
         if isinstance(index, slice):
             return self.slice(index)
         if index == 77:
-            raise ValueError("row 77")
+            raise ValueError("element 77")
         return {"video": np.full((2, 1, 1, 1, 3), index, np.uint8), "number": index}
 
 
-def read(batch_rows, steps, workers=0, threads=2, rows=4):
+def read(batch_size, steps, num_workers=0, num_threads=2, chunk_size=4):
+    workers = WorkerConfig(num_workers, num_threads, chunk_size)
     with prefetch.read_ahead(
-        Numbers(), batch_rows, steps, workers, threads, rows
+        Numbers(), batch_size, steps=steps, workers=workers
     ) as batches:
         return list(batches)
 
 
-@pytest.mark.parametrize("rows", [1, 3, 4, 5, 6, 100])
-@pytest.mark.parametrize("threads", [1, 3])
-def test_parts_of_any_size_give_the_same_batches(rows, threads):
-    found = read(5, range(2, 9), threads=threads, rows=rows)
-    assert len(found) == 7
-    for step, (video, others, seconds) in enumerate(found, start=2):
-        wanted = np.arange(5 * step, 5 * step + 5)
-        assert [row["number"] for row in others] == wanted.tolist()
+@pytest.mark.parametrize("chunk_size", [1, 3, 4, 5, 6, 100])
+@pytest.mark.parametrize("num_threads", [1, 3])
+def test_chunks_of_any_size_give_the_same_batches(chunk_size, num_threads):
+    batches = read(5, range(2, 9), num_threads=num_threads, chunk_size=chunk_size)
+    assert len(batches) == 7
+    for step, (video, elements, seconds) in enumerate(batches, start=2):
+        expected = np.arange(5 * step, 5 * step + 5)
+        assert [element["number"] for element in elements] == expected.tolist()
         assert video.shape == (5, 2, 1, 1, 1, 3) and video.dtype == np.uint8
-        assert (video == wanted[:, None, None, None, None, None]).all()
+        assert (video == expected[:, None, None, None, None, None]).all()
         assert seconds >= 0
 
 
-def test_parts_of_workers_are_put_in_order():
-    found = read(5, range(9), workers=3, rows=2)
-    numbers = [row["number"] for _, others, _ in found for row in others]
+def test_chunks_of_workers_are_put_in_order():
+    batches = read(5, range(9), num_workers=3, chunk_size=2)
+    numbers = [element["number"] for batch in batches for element in batch.elements]
     assert numbers == list(range(45))
-    assert [video[:, 0, 0, 0, 0, 0].tolist() for video, _, _ in found] == [
+    assert [batch.video[:, 0, 0, 0, 0, 0].tolist() for batch in batches] == [
         list(range(5 * step, 5 * step + 5)) for step in range(9)
     ]
 
 
 def test_batches_have_memory_of_their_own():
     """JAX may use an array in place; it must not change afterwards."""
-    found = [video for video, _, _ in read(4, range(8))]
+    videos = [batch.video for batch in read(4, range(8))]
     assert not any(
-        np.shares_memory(a, b) for i, a in enumerate(found) for b in found[:i]
+        np.shares_memory(a, b) for i, a in enumerate(videos) for b in videos[:i]
     )
 
 
-def test_no_more_than_one_batch_is_put_together_ahead():
-    taken = []
-
-    def batches():
-        for i in range(9):
-            taken.append(i)
-            yield i
-
-    with prefetch._one_ahead(batches()) as ahead:
-        for i in range(4):
-            assert next(ahead) == i
-            deadline = time.monotonic() + 30
-            while taken[-1] <= i and time.monotonic() < deadline:
-                time.sleep(0.001)
-            time.sleep(0.02)  # in which it might go on
-            assert taken[-1] == i + 1
-
-
-def test_workers_outlive_a_warning_to_all():
-    """The parent saves first; it needs more data until all hosts have agreed to."""
-    with prefetch.read_ahead(Numbers(), 1, range(70), 2, 1, 1) as batches:
+def test_workers_survive_sigterm_until_the_parent_is_done():
+    """The parent saves first, and needs more data until all hosts have agreed to."""
+    with prefetch.read_ahead(
+        Numbers(), 1, steps=range(70), workers=WorkerConfig(2, 1, 1)
+    ) as batches:
         for step in range(4):  # both have begun
-            assert next(batches)[1][0]["number"] == step
+            assert next(batches).elements[0]["number"] == step
         workers = multiprocessing.active_children()
         for worker in workers:
             os.kill(worker.pid, signal.SIGTERM)
         time.sleep(2)  # Grain would notice
-        assert [rows[0]["number"] for _, rows, _ in batches] == list(range(4, 70))
+        numbers = [batch.elements[0]["number"] for batch in batches]
+        assert numbers == list(range(4, 70))
     assert len(workers) == 2 and not any(worker.is_alive() for worker in workers)
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_errors_of_readers_come_at_their_batch(workers):
-    with prefetch.read_ahead(Numbers(), 4, range(99), workers, 1, 4) as batches:
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_errors_of_workers_are_raised_at_their_batch(num_workers):
+    with prefetch.read_ahead(
+        Numbers(), 4, steps=range(99), workers=WorkerConfig(num_workers, 1, 4)
+    ) as batches:
         for step in range(19):
-            assert next(batches)[1][0]["number"] == 4 * step
-        with pytest.raises(ValueError, match="row 77"):
+            assert next(batches).elements[0]["number"] == 4 * step
+        with pytest.raises(ValueError, match="element 77"):
             next(batches)
 
 
 def test_threads_end_with_the_block():
     before = threading.active_count()
     with pytest.raises(KeyboardInterrupt):
-        with prefetch.read_ahead(Numbers(), 4, range(99), 0, 2, 4) as batches:
+        with prefetch.read_ahead(Numbers(), 4, steps=range(99)) as batches:
             next(batches)
             raise KeyboardInterrupt
     wait_until(lambda: threading.active_count() <= before)
 
 
-def test_open_files_are_allowed(monkeypatch):
+def test_file_limit_is_raised(monkeypatch):
     limits = []
     monkeypatch.setattr(
         prefetch.resource, "setrlimit", lambda _, new: limits.append(new)
     )
     for now in ((1024, 4096), (1024, 2000), (8192, 8192), (1024, -1), (-1, -1)):
         monkeypatch.setattr(prefetch.resource, "getrlimit", lambda _, now=now: now)
-        prefetch._allow_files(3000)
+        prefetch._raise_file_limit(3000)
     assert limits == [(3000, 4096), (2000, 2000), (3000, -1)]
 
 
 SCRIPT = """
 import os, signal, sys, time
 from multiprocessing import shared_memory
-from videomae_jax.data import pipeline, records
+from videomae_jax.data import pipeline, sources
 from videomae_jax.data.clips import PretrainingClips
+from videomae_jax.data.workers import WorkerConfig
 
 shared_memory._SHM_NAME_PREFIX = sys.argv[3]  # also in the workers
 
@@ -146,7 +136,12 @@ if __name__ == "__main__":
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(15))
     clips = PretrainingClips(4, 2, 32, (1, 0.5), 0.5, 1)
     with pipeline.batches(
-        records.load(folder), clips, 8, 0, range(10**6), 2, 2, 2
+        sources.load(folder),
+        clips,
+        batch_size=8,
+        seed=0,
+        steps=range(10**6),
+        workers=WorkerConfig(2, 2, 2),
     ) as batches:
         for step, batch in enumerate(batches):
             if step == 5:
@@ -155,7 +150,7 @@ if __name__ == "__main__":
                     break
                 if how == "fails":
                     raise RuntimeError("on purpose")
-                time.sleep(60)  # readers fill what they can
+                time.sleep(60)  # workers read as far ahead as they can
 """
 
 
@@ -175,11 +170,11 @@ def children_of(parent):
     ],
 )
 def test_nothing_is_left_behind(tmp_path, how, send, status):
-    """No process, and no shared memory."""
+    """Neither a process nor shared memory."""
     (tmp_path / "videos").mkdir()
     write_folder(tmp_path / "videos", 4)
     (tmp_path / "script.py").write_text(SCRIPT)
-    # Unlike that of other tests at the same time.
+    # Differs from that of tests that run at the same time.
     prefix = f"v{os.getpid() % 10**4}{how[:1]}"
     script = [str(tmp_path / "script.py"), how, str(tmp_path / "videos"), f"/{prefix}"]
     with subprocess.Popen(
@@ -193,7 +188,7 @@ def test_nothing_is_left_behind(tmp_path, how, send, status):
             assert process.stdout.readline() == "running\n"
             children = children_of(process.pid)
             if send:
-                assert len(children) >= 3  # two workers, and what keeps count of memory
+                assert len(children) >= 3  # two workers, and Python's resource tracker
                 wait_until(lambda: list(SHARED.glob(f"{prefix}*")))
                 process.send_signal(send)
             assert process.wait(timeout=60) == status
@@ -226,7 +221,14 @@ def is_alive(pid):
 def test_clips_cost_time_on_a_core(tmp_path):
     videos = sources.load(str(write_folder(tmp_path, 4)))
     clips = PretrainingClips(4, 2, 32, (1, 0.5), 0.5, 1)
-    for workers in (0, 1):
-        with pipeline.batches(videos, clips, 4, 0, range(2), workers) as batches:
+    for num_workers in (0, 1):
+        with pipeline.batches(
+            videos,
+            clips,
+            batch_size=4,
+            seed=0,
+            steps=range(2),
+            workers=WorkerConfig(num_workers),
+        ) as batches:
             for batch in batches:
                 assert 1e-4 < batch.cpu_seconds < 5

@@ -1,27 +1,29 @@
-"""How many readers there are: within what a machine has, whatever it has."""
+"""The number of workers: within the limits of the machine, whatever they are."""
 
 import dataclasses
-import os
+import logging
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from videomae_jax.data import resources
-from videomae_jax.data import workers as readers
-from videomae_jax.data.resources import Resources
-from videomae_jax.data.workers import Task, WorkerConfig
+from configs import common
+from videomae_jax import processes
+from videomae_jax.data import workers
+from videomae_jax.data.workers import WorkerConfig, Workload, plan_workers
+from videomae_jax.errors import ConfigError
+from videomae_jax.processes import Resources
 
 GB = 10**9
 CLIP = 16 * 224 * 224 * 3
 
-tasks = st.builds(
-    Task,
-    row_bytes=st.integers(1, 40 * CLIP),
-    batch_rows=st.integers(1, 512),
-    rows=st.integers(1, 10**7),
-    records=st.integers(1, 300_000),
-    on_cores=st.booleans(),
+workloads = st.builds(
+    Workload,
+    video_bytes=st.integers(1, 40 * CLIP),
+    batch_size=st.integers(1, 512),
+    num_videos=st.integers(1, 10**7),
+    num_records=st.integers(1, 300_000),
+    model_on_cpu=st.booleans(),
 )
 machines = st.builds(
     Resources,
@@ -29,175 +31,172 @@ machines = st.builds(
     memory=st.integers(0, 500 * GB),
     shared_memory=st.integers(0, 250 * GB),
 )
-workers = st.none() | st.integers(0, 100)
+counts = st.none() | st.integers(0, 100)
 threads = st.none() | st.integers(1, 16)
 gigabytes = st.none() | st.floats(0.001, 500)
 
 
-@given(tasks, machines, gigabytes)
-def test_choice_is_within_its_budget_or_the_least_there_is(task, machine, memory_gb):
-    chosen = readers.choose(task, machine, memory_gb=memory_gb)
+@given(workloads, machines, gigabytes)
+def test_plan_is_within_its_budget_or_the_smallest(workload, machine, memory_gb):
+    plan = plan_workers(workload, machine, memory_gb=memory_gb)
     total = memory_gb * 1e9 if memory_gb else machine.memory / 2
-    assert chosen.budget == pytest.approx(total / 2, abs=1)
-    needs = readers.bytes_needed(
-        task, chosen.num_workers, chosen.num_threads, chosen.chunk_size
-    )
-    assert chosen.needs == needs
-    least = (chosen.num_workers, chosen.num_threads, chosen.chunk_size) == (0, 1, 1)
-    assert needs <= chosen.budget or least
-    shared = readers.shared_bytes(task, chosen.num_workers, chosen.chunk_size)
+    assert plan.bytes_allowed == pytest.approx(total / 2, abs=1)
+    needed = workers.bytes_needed(workload, plan.workers)
+    assert plan.bytes_needed == needed
+    smallest = plan.workers == WorkerConfig(0, 1, 1)
+    assert needed <= plan.bytes_allowed or smallest
+    shared = workers.shared_bytes(workload, plan.workers)
     assert shared <= 0.9 * machine.shared_memory
 
 
-@given(tasks, machines, workers, threads, gigabytes)
-def test_somebody_reads_and_what_was_said_holds(
-    task, machine, num_workers, num_threads, memory_gb
+@given(workloads, machines, counts, threads, gigabytes)
+def test_a_plan_reads_and_keeps_fixed_numbers(
+    workload, machine, num_workers, num_threads, memory_gb
 ):
-    chosen = readers.choose(task, machine, num_workers, num_threads, memory_gb)
-    assert chosen.num_threads >= 1 and 1 <= chosen.chunk_size <= task.batch_rows
-    assert 1 <= chosen.parallel <= machine.cores
+    plan = plan_workers(
+        workload,
+        machine,
+        num_workers=num_workers,
+        num_threads=num_threads,
+        memory_gb=memory_gb,
+    )
+    chosen = plan.workers
+    assert chosen.num_threads >= 1 and 1 <= chosen.chunk_size <= workload.batch_size
+    assert 1 <= plan.busy_cores <= machine.cores
     if num_workers is not None:
         assert chosen.num_workers == num_workers
-    elif task.on_cores:
+    elif workload.model_on_cpu:
         assert chosen.num_workers == 0
     else:
-        assert chosen.num_workers <= min(machine.cores, task.rows)
+        assert chosen.num_workers <= min(machine.cores, workload.num_videos)
     if num_threads is not None:
         assert chosen.num_threads == num_threads
 
 
-@given(tasks, machines, st.integers(0, 100), st.integers(0, 500 * GB))
-def test_more_of_anything_never_means_fewer_workers(task, machine, cores, memory):
-    chosen = readers.choose(task, machine)
+@given(workloads, machines, st.integers(0, 100), st.integers(0, 500 * GB))
+def test_more_resources_never_mean_fewer_workers(workload, machine, cores, memory):
+    chosen = plan_workers(workload, machine).workers
     for more in (
         {"cores": machine.cores + cores},
         {"memory": machine.memory + memory},
         {"shared_memory": machine.shared_memory + memory},
     ):
-        other = readers.choose(task, dataclasses.replace(machine, **more))
+        other = plan_workers(workload, dataclasses.replace(machine, **more)).workers
         assert other.num_workers >= chosen.num_workers
 
 
-def choose(batch, cores, gigabytes, clips=1, **kwargs):
-    machine = Resources(cores, int(gigabytes * GB), int(gigabytes * GB / 2))
-    task = Task(clips * CLIP, batch, 10**6, 240_000)
-    return readers.choose(task, machine, **kwargs)
+def plan(batch_size, cores, memory, clips=1, **kwargs):
+    machine = Resources(cores, int(memory * GB), int(memory * GB / 2))
+    workload = Workload(clips * CLIP, batch_size, 10**6, 240_000)
+    return plan_workers(workload, machine, **kwargs).workers
 
 
 @pytest.mark.parametrize(
-    "chosen, wanted",
+    "chosen, expected",
     [
         # A TPU host: whole batches of 256 in each of 90 workers would take 380 GB.
-        (choose(256, 96, 330), (90, 2, 3)),
-        (choose(32, 96, 330, clips=15), (90, 2, 1)),
-        (choose(32, 16, 60), (15, 2, 3)),
-        (choose(16, 2, 12), (1, 2, 6)),
-        (choose(16, 2, 12, num_workers=0), (0, 2, 6)),
-        # What memory does to 16 cores.
-        (choose(256, 16, 60, memory_gb=8), (4, 2, 3)),
-        (choose(32, 16, 4), (2, 2, 1)),
-        (choose(32, 16, 0.1), (0, 1, 1)),
+        (plan(256, 96, 330), (90, 2, 3)),
+        (plan(32, 96, 330, clips=15), (90, 2, 1)),
+        (plan(32, 16, 60), (15, 2, 3)),
+        (plan(16, 2, 12), (1, 2, 6)),
+        (plan(16, 2, 12, num_workers=0), (0, 2, 6)),
+        # 16 cores with less and less memory.
+        (plan(256, 16, 60, memory_gb=8), (4, 2, 3)),
+        (plan(32, 16, 4), (2, 2, 1)),
+        (plan(32, 16, 0.1), (0, 1, 1)),
     ],
 )
-def test_choices_for_machines(chosen, wanted):
-    assert tuple(chosen.arguments.values()) == wanted
+def test_plans_for_machines(chosen, expected):
+    assert chosen == WorkerConfig(*expected)
 
 
 def test_little_shared_memory_is_enough_for_threads():
     """Docker's containers have 64 MB of it."""
-    task = Task(CLIP, 32, 10**6, 1000)
-    chosen = readers.choose(task, Resources(16, 60 * GB, 64 << 20))
-    assert tuple(chosen.arguments.values()) == (5, 2, 1)
-    chosen = readers.choose(task, Resources(16, 60 * GB, 0))
-    assert tuple(chosen.arguments.values()) == (0, 8, 4)
+    workload = Workload(CLIP, 32, 10**6, 1000)
+    plan = plan_workers(workload, Resources(16, 60 * GB, 64 << 20))
+    assert plan.workers == WorkerConfig(5, 2, 1)
+    plan = plan_workers(workload, Resources(16, 60 * GB, 0))
+    assert plan.workers == WorkerConfig(0, 8, 4)
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"num_workers": -1}, {"num_threads": 0}, {"memory_gb": 0.0}]
+    "wrong, message",
+    [
+        ({"num_workers": -1}, "config.data.num_workers must be at least 0, got -1"),
+        ({"num_threads": 0}, "config.data.num_threads must be at least 1, got 0"),
+        ({"memory_gb": 0.0}, "config.data.memory_gb must be above 0, got 0"),
+    ],
 )
-def test_numbers_that_are_too_small_are_refused(wrong):
-    with pytest.raises(ValueError, match=f"config.data.{next(iter(wrong))}"):
-        choose(8, 2, 12, **wrong)
+def test_numbers_that_are_too_small_are_errors(wrong, message):
+    with pytest.raises(ConfigError, match=message):
+        plan(8, 2, 12, **wrong)
 
 
-def test_readers_describe_themselves():
-    assert (
-        WorkerConfig(15, 2, 6, 15, 16, 0, 0).describe() == "15 workers with 2 threads"
-    )
-    assert WorkerConfig(1, 1, 6, 15, 16, 0, 0).describe() == "1 worker with 1 thread"
-    assert WorkerConfig(0, 2, 6, 15, 16, 0, 0).describe() == "2 threads of this process"
+def test_workers_as_text():
+    assert str(WorkerConfig(15, 2, 6)) == "15 workers with 2 threads"
+    assert str(WorkerConfig(1, 1, 6)) == "1 worker with 1 thread"
+    assert str(WorkerConfig(0, 2, 6)) == "2 threads of this process"
 
 
 @pytest.fixture
-def machine(tmp_path, monkeypatch):
-    """A root folder of 16 cores and 60 GB, to write control groups into."""
-    monkeypatch.setattr(resources, "affinity", lambda: set(range(16)))
-    (tmp_path / "proc/self").mkdir(parents=True)
-    (tmp_path / "dev/shm").mkdir(parents=True)
-    (tmp_path / "proc/meminfo").write_text(
-        "MemTotal: 64000000 kB\nMemFree: 1000 kB\nMemAvailable: 60000000 kB\n"
+def log(caplog):
+    caplog.set_level(logging.INFO, "videomae_jax")
+    return lambda: [record.getMessage() for record in caplog.records]
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """16 cores and 10 GB."""
+    found = Resources(16, 10 * GB, 5 * GB)
+    monkeypatch.setattr(processes, "available_resources", lambda: found)
+
+
+def choose(batch_size=32, model_on_cpu=False, sharing=(1, 1), **fields):
+    config = common.pretrain()
+    config.data.update(fields)
+    return workers.choose_workers(
+        config.data,
+        clips_per_video=1,
+        batch_size=batch_size,
+        num_batches=1000,
+        num_records=1000,
+        model_on_cpu=model_on_cpu,
+        sharing=sharing,
     )
 
-    def write(groups="", **files):
-        (tmp_path / "proc/self/cgroup").write_text(groups)
-        for name, text in files.items():
-            path = tmp_path / "sys/fs/cgroup" / name.replace("__", "/")
-            path = path.parent / path.name.replace("-", ".")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text)
-        return resources.measure(str(tmp_path))
 
-    return write
-
-
-def test_without_limits_the_whole_machine_counts(machine):
-    assert machine().cores == 16 and machine().memory == 60_000_000 * 1024
-
-
-def test_other_systems_tell_less(tmp_path, monkeypatch):
-    """macOS has no /proc, and does not say what memory is free."""
-    monkeypatch.delitem(os.sysconf_names, "SC_AVPHYS_PAGES", raising=False)
-    found = resources.measure(str(tmp_path))
-    assert found.memory == os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    assert found.cores >= 1 and found.shared_memory == found.memory
-
-
-def test_limits_of_cgroup_version_2(machine):
-    found = machine(
-        "0::/job/step\n",
-        **{
-            "job__step__cpu-max": "max 100000\n",
-            "job__cpu-max": "350000 100000\n",
-            "job__step__memory-max": f"{8 * GB}\n",
-            "job__step__memory-current": f"{5 * GB}\n",
-            "job__step__memory-stat": f"anon 7\ninactive_file {2 * GB}\n",
-            "job__memory-max": "max\n",
-        },
+def test_the_choice_is_logged_with_its_reason(machine, log):
+    assert choose().workers.num_workers == 11
+    assert log()[-1] == (
+        "workers: num_workers=11 num_threads=1 chunk_size=1 memory_gb=2.4 (16 cores "
+        "would allow 15 workers with 2 threads, but memory is limited to 2.5 GB, "
+        "/dev/shm to 5 GB)"
     )
-    assert found.cores == 3 and found.memory == 5 * GB
-    assert found.shared_memory <= found.memory
+    choose(memory_gb=60.0)
+    assert log()[-1].endswith("(16 cores)")
+    choose(num_workers=3)
+    assert log()[-1].endswith("(config.data.num_workers)")
 
 
-def test_limits_of_cgroup_version_1_in_a_container(machine):
-    """The path is the host's; what is mounted is the container's own group."""
-    found = machine(
-        "5:cpu,cpuacct:/docker/0123\n3:memory:/docker/0123\n1:name=systemd:/x\n0::/\n",
-        **{
-            "cpu__cpu-cfs_quota_us": "-1\n",
-            "cpu__docker__cpu-cfs_quota_us": "50000\n",
-            "memory__memory-limit_in_bytes": f"{4 * GB}\n",
-            "memory__memory-usage_in_bytes": f"{GB}\n",
-        },
-    )
-    assert found.cores == 16 and found.memory == 3 * GB
+def test_too_little_memory_is_a_warning(machine, log, caplog):
+    assert choose(num_workers=100).workers.chunk_size == 1
+    assert "but only 2.5 GB are allowed" in log()[-1]
+    assert caplog.records[-1].levelno == logging.WARNING
 
 
-def test_a_machine_is_shared_out():
-    whole = Resources(96, 400 * GB, 200 * GB)
-    assert whole.share(8, 8) == Resources(12, 50 * GB, 25 * GB)
-    assert Resources(4, GB, GB).share(8, 1) == Resources(1, GB, GB)
+def test_too_little_shared_memory_is_a_warning(log, caplog, monkeypatch):
+    little = Resources(16, 60 * GB, 64 << 20)
+    monkeypatch.setattr(processes, "available_resources", lambda: little)
+    choose(num_workers=8)
+    assert "but /dev/shm has 0.067 GB" in log()[-1] and "--shm-size" in log()[-1]
+    assert caplog.records[-1].levelno == logging.WARNING
 
 
-def test_this_machine_can_be_measured():
-    found = resources.measure()
-    assert found.cores >= 1 and 0 <= found.shared_memory <= found.memory > 0
+def test_processes_of_a_host_share_its_resources(machine):
+    plan = choose(batch_size=7, sharing=(4, 4))
+    assert plan.workers.num_workers == 2 and plan.cores == 4
+
+
+def test_the_model_on_the_cpu_leaves_no_cores_to_workers():
+    plan = choose(model_on_cpu=True)
+    assert plan.workers.num_workers == 0 and plan.workers.num_threads == 2

@@ -340,3 +340,21 @@ def test_rows_of_scattered_devices(monkeypatch):
     assert sharding.local_indices(mesh, 4, clips_per_video=2).tolist() == [0, 2]
     with pytest.raises(ValueError, match="make config.batch_size, 2, a multiple of"):
         sharding.local_indices(mesh, 2, clips_per_video=4)
+
+
+def test_processes_that_share_cores_and_memory_are_counted(monkeypatch):
+    """Four with all cores of their host in common, and one on another host."""
+    monkeypatch.setattr(jax, "process_count", lambda: 5)
+    monkeypatch.setattr(
+        hosts.multihost_utils,
+        "process_allgather",
+        lambda own: np.stack([own] * 4 + [own + 1]),
+    )
+    hosts.processes_sharing_resources.cache_clear()
+    assert hosts.processes_sharing_resources() == (4, 4)
+    hosts.processes_sharing_resources.cache_clear()
+
+
+def test_a_lone_process_shares_nothing():
+    hosts.processes_sharing_resources.cache_clear()
+    assert hosts.processes_sharing_resources() == (1, 1)

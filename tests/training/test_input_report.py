@@ -11,13 +11,9 @@ import pytest
 from configs import common
 from tests.training import test_loop
 from tests.training.test_loop import tiny
-from videomae_jax.data import resources
 from videomae_jax.data.pipeline import Batch
-from videomae_jax.data.resources import Resources
-from videomae_jax.data.workers import WorkerConfig
-from videomae_jax.distributed import sharding
+from videomae_jax.data.workers import WorkerConfig, WorkerPlan
 from videomae_jax.training import input_report, loop
-from videomae_jax.training import workers as readers
 from videomae_jax.training.input_report import InputReport
 from videomae_jax.video.record import Record
 
@@ -42,8 +38,8 @@ def batch(clips=8, cpu_seconds=0.4):
 def report(video=SHARDED, workers=15, on_cores=False, **fields):
     config = common.pretrain()
     config.data.update(fields)
-    chosen = WorkerConfig(workers, 2, 4, 15, 16, 0, 0)
-    return InputReport(config.data, chosen, [video], on_cores)
+    plan = WorkerPlan(WorkerConfig(workers, 2, 4), 15, 16, 0, 0)
+    return InputReport(config.data, plan, [video], on_cores)
 
 
 def take_steps(inputs, count, seconds=0.05, **kwargs):
@@ -120,7 +116,7 @@ def test_advice_to_use_all_cores(log):
 
 def test_advice_to_give_memory(log):
     line = advice(log, report(FILE, workers=4))
-    assert "memory limits the readers to 4 workers" in line and "memory_gb" in line
+    assert "memory limits reading to 4 workers" in line and "memory_gb" in line
 
 
 @pytest.mark.parametrize("video", [FILE, SHARDED_IMAGES], ids=["file", "images"])
@@ -144,81 +140,12 @@ def test_last_advice(log):
     assert "more cores" in line and "--short-side" in line
 
 
-def test_a_run_tells_its_readers_and_rates(folder, tmp_path, log):
+def test_a_run_logs_its_workers_and_rates(folder, tmp_path, log):
     config = tiny(folder, **{"steps": 4})
     config.data.num_workers = None
     loop.train_and_evaluate(config, str(tmp_path))
-    (reading,) = [line for line in log() if line.startswith("reading: ")]
-    assert reading.startswith("reading: 2 threads of this process, 4 video(s) at a ")
-    assert reading.endswith("(the cores compute)")
+    (workers,) = [line for line in log() if line.startswith("workers: ")]
+    assert workers.startswith("workers: num_workers=0 num_threads=2 chunk_size=4 ")
+    assert workers.endswith("(the model runs on the CPU)")
     (rates,) = [line for line in log() if line.startswith("input: ")]
     assert "clips/s (" in rates and "the model takes about" in rates
-
-
-@pytest.fixture
-def machine(monkeypatch):
-    """16 cores and 10 GB."""
-    found = Resources(16, 10 * 10**9, 5 * 10**9)
-    monkeypatch.setattr(resources, "measure", lambda: found)
-
-
-class Mesh:
-    """As of two accelerators."""
-
-    def __init__(self):
-        self.devices = np.array([self, self])
-
-    platform = "tpu"
-
-
-def choose(**fields):
-    config = common.pretrain()
-    config.data.update(fields)
-    return readers.choose_workers(config.data, 1, 32, 1000, 1000, Mesh())
-
-
-def test_choice_is_told_with_its_reason(machine, log):
-    assert choose().num_workers == 11
-    assert log()[-1] == (
-        "reading: 11 workers with 1 thread, 1 video(s) at a time, at most about 2.4 GB "
-        "(for 16 core(s) it would be 15 workers with 2 threads, but of memory there "
-        "are 2.5 GB, of /dev/shm 5 GB)"
-    )
-    choose(memory_gb=60.0)
-    assert log()[-1].endswith("(for 16 core(s))")
-    choose(num_workers=3)
-    assert log()[-1].endswith("(config.data.num_workers)")
-
-
-def test_too_much_for_the_memory_is_a_warning(machine, log, caplog):
-    assert choose(num_workers=100).chunk_size == 1
-    assert "more than the 2.5 GB it may have" in log()[-1]
-    assert caplog.records[-1].levelno == logging.WARNING
-
-
-def test_too_much_for_shared_memory_is_a_warning(log, caplog, monkeypatch):
-    little = Resources(16, 60 * 10**9, 64 << 20)
-    monkeypatch.setattr(resources, "measure", lambda: little)
-    choose(num_workers=8)
-    assert "but /dev/shm has 0.067 GB" in log()[-1] and "--shm-size" in log()[-1]
-    assert caplog.records[-1].levelno == logging.WARNING
-
-
-def test_processes_of_a_host_share_it(machine, monkeypatch):
-    """Four with all of its cores in common, and one on another host."""
-    monkeypatch.setattr(jax, "process_count", lambda: 5)
-    monkeypatch.setattr(
-        readers.multihost_utils,
-        "process_allgather",
-        lambda mine: np.stack([mine] * 4 + [mine + 1]),
-    )
-    readers._processes_here.cache_clear()
-    assert choose().num_workers == 2 and choose().cores == 4
-    readers._processes_here.cache_clear()
-
-
-def test_cpu_devices_are_cores():
-    mesh = sharding.make_mesh(1, jax.devices()[:1])
-    config = common.pretrain()
-    chosen = readers.choose_workers(config.data, 1, 32, 1000, 1000, mesh)
-    assert chosen.num_workers == 0 and chosen.num_threads == 2

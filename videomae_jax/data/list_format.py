@@ -74,9 +74,7 @@ class Row:
     labels: tuple[int, ...]
 
 
-def parse(
-    line: str, layout: tuple[str, ...] | None, label_kind: LabelKind
-) -> Row:
+def parse(line: str, layout: tuple[str, ...] | None, label_kind: LabelKind) -> Row:
     """Reads a stripped line that is neither blank nor a comment.
 
     Args:

@@ -1,8 +1,8 @@
-"""From records to batches of uint8 clips; with reading.py, all that knows Grain.
+"""Makes batches of uint8 clips from records. Only this and prefetch.py use Grain.
 
 Randomness and order are functions of (seed, position in the stream) alone: everything
-random happens before the stream is split over hosts and workers, so that any number of
-them gives the same global batches, and resuming at a step is a slice.
+random happens before the stream is split over hosts and workers. Any number of them
+therefore gives the same global batches, and a run resumes at a step by slicing.
 """
 
 import contextlib
@@ -13,31 +13,33 @@ import grain
 import numpy as np
 
 from videomae_jax.data import labels
-from videomae_jax.data.prefetch import read_ahead
+from videomae_jax.data.prefetch import ReadBatch, read_ahead
+from videomae_jax.data.workers import DEFAULT_WORKERS, WorkerConfig
 from videomae_jax.errors import NoReadableVideoError, VideoError
-from videomae_jax.video.decoder import Video
 from videomae_jax.video.open import open_video
 from videomae_jax.video.record import LabelKind, Record
+from videomae_jax.video.source import FrameSource
 
-# Reads one opened video with the given randomness: uint8 [samples, T, H, W, 3].
-ReadClips = Callable[[Video, np.random.Generator], np.ndarray]
+# Cuts clips out of an opened video with the given randomness: uint8
+# [samples, T, H, W, 3].
+ReadClips = Callable[[FrameSource, np.random.Generator], np.ndarray]
 
-# A stream where so many draws in a row fail holds hardly a readable video.
+# Give up after this many unreadable videos in a row.
 MAX_DRAWS = 50
 
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """One process's part of a global batch.
+    """The part of a global batch that one process reads.
 
     Attributes:
-        arrays: "video" uint8 [clips, T, H, W, 3]; the samples of a video are adjacent.
-            "label" int32 [clips] or [clips, K], if labels are used: see
+        arrays: "video", uint8 [clips, T, H, W, 3], where the samples of a video are
+            adjacent; and, if labels are used, "label" for each clip, in the form of
             `labels.to_array`.
-        ids: the records' ids, one for each clip.
-        bad: the records that could not be read and were replaced: which video of the
-            global batch they would have been, the record, and the reason.
-        cpu_seconds: what reading it took of the readers' time on a core.
+        ids: the record id of each clip.
+        bad: the records that could not be read and were replaced: index of the video
+            in the global batch, record, and reason.
+        cpu_seconds: CPU time that reading took.
     """
 
     arrays: dict[str, np.ndarray]
@@ -50,59 +52,58 @@ class Batch:
 def batches(
     records: Sequence[Record],
     read_clips: ReadClips,
+    *,
     batch_size: int,
     seed: int,
     steps: range,
-    num_workers: int = 0,
-    num_threads: int = 2,
-    chunk_size: int = 4,
+    workers: WorkerConfig = DEFAULT_WORKERS,
     local_indices: Sequence[int] | None = None,
     label_kind: LabelKind = LabelKind.UNUSED,
 ) -> Iterator[Iterator[Batch]]:
-    """Opens the stream of training batches, reshuffled every epoch.
+    """Opens the stream of training batches, which is reshuffled every epoch.
 
     Args:
         records: the videos.
-        read_clips: what to take from each video; sent to the workers.
+        read_clips: cuts clips out of each video; sent to the workers.
         batch_size: videos of a global batch.
-        seed: of the order and of all randomness in `read_clips`.
-        steps: which batches of the endless stream to give.
-        num_workers: processes that read; 0 reads in threads of this process.
-        num_threads: threads that read, in each worker.
-        chunk_size: videos that a thread reads at a time.
-        local_indices: which videos of every global batch this process reads, of
-            those that share it; by default all.
+        seed: seed of the order and of all randomness in `read_clips`.
+        steps: indices of the batches to read, in the endless stream.
+        workers: the processes and threads that read.
+        local_indices: indices, in every global batch, of the videos that this process
+            reads; None for all.
         label_kind: the labels that batches hold.
 
     Yields:
-        An iterator over the Batch of each step.
+        An iterator over the batch of each step.
 
     Raises:
-        NoReadableVideoError: from the iterator, if nearly nothing can be read.
+        NoReadableVideoError: from the iterator, if MAX_DRAWS videos in a row cannot be
+            read.
     """
     local_indices = range(batch_size) if local_indices is None else local_indices
-    rows = (
+    dataset = (
         grain.MapDataset.range(len(records))
         .seed(seed)
         .shuffle()
         .repeat()
-        .random_map(_ReadRecord(list(records), read_clips))
+        .random_map(_ReadRandomClips(list(records), read_clips))
     )
-    rows = _HostRows(rows, batch_size, local_indices)
+    dataset = _LocalElements(dataset, batch_size, local_indices)
     with read_ahead(
-        rows, len(local_indices), steps, num_workers, num_threads, chunk_size
+        dataset, len(local_indices), steps=steps, workers=workers
     ) as stream:
         label_array = labels.to_array(records, label_kind)
-        yield _with_records(stream, records, local_indices, label_array)
+        yield (_to_batch(read, records, local_indices, label_array) for read in stream)
 
 
 @dataclasses.dataclass(frozen=True)
 class Views:
-    """One process's part of a batch of whole videos, to be evaluated.
+    """The part of an evaluation batch that one process reads.
 
     Attributes:
-        video: uint8 [videos, views, T, H, W, 3], zeros where nothing was read.
-        index: int32 [videos], which record; -1 for padding.
+        video: uint8 [videos, views, T, H, W, 3]; zeros for padding and for videos that
+            cannot be read.
+        index: int32 [videos], index of the record; -1 for padding.
         readable: bool [videos].
         bad: index and reason of each record that could not be read.
     """
@@ -117,52 +118,50 @@ class Views:
 def each_once(
     records: Sequence[Record],
     read_clips: ReadClips,
+    *,
     clips_shape: tuple[int, ...],
     batch_size: int,
-    num_workers: int = 0,
-    num_threads: int = 2,
-    chunk_size: int = 4,
+    workers: WorkerConfig = DEFAULT_WORKERS,
     process: tuple[int, int] = (0, 1),
 ) -> Iterator[Iterator[Views]]:
     """Opens a pass over all records, each exactly once and in order.
 
     Args:
         records: the videos.
-        read_clips: what to take from each video; sent to the workers.
-        clips_shape: shape of what it returns, for videos that cannot be read.
-        batch_size: videos of a global batch; the last one is filled up with padding.
-        num_workers: processes that read; 0 reads in threads of this process.
-        num_threads: threads that read, in each worker.
-        chunk_size: videos that a thread reads at a time.
-        process: (index, count) of this host; it gets the index-th contiguous part of
-            every batch, and all hosts get the same number of batches.
+        read_clips: cuts clips out of each video; sent to the workers.
+        clips_shape: shape of the array that `read_clips` returns.
+        batch_size: videos of a global batch; the last one is padded.
+        workers: the processes and threads that read.
+        process: (index, count) of this process; it reads the index-th contiguous part
+            of every batch. All processes get the same number of batches.
 
     Yields:
         An iterator over the batches.
 
     Raises:
-        ValueError: if the batch does not divide over the hosts.
+        ValueError: `batch_size` is not divisible by the number of processes.
     """
     index, count = process
     if batch_size % count:
-        raise ValueError(f"{batch_size} videos do not divide over {count} hosts")
+        raise ValueError(f"batch_size={batch_size} must be divisible by {count} hosts")
     local = batch_size // count
     padded = -(-len(records) // batch_size) * batch_size
-    rows = grain.MapDataset.range(padded).map(
+    dataset = grain.MapDataset.range(padded).map(
         _ReadViews(list(records), read_clips, clips_shape)
     )
-    rows = _HostRows(rows, batch_size, range(index * local, (index + 1) * local))
-    with read_ahead(rows, local, None, num_workers, num_threads, chunk_size) as stream:
-        yield map(_views, stream)
+    local_indices = range(index * local, (index + 1) * local)
+    dataset = _LocalElements(dataset, batch_size, local_indices)
+    with read_ahead(dataset, local, workers=workers) as stream:
+        yield map(_to_views, stream)
 
 
 def read_all(
     records: Sequence[Record], read_clips: ReadClips, count: int
 ) -> tuple[np.ndarray, list[str]]:
-    """Reads clips of the first `count` readable videos, in this process.
+    """Reads a clip of each of the first `count` readable videos, in this process.
 
     Returns:
-        uint8 [n, T, H, W, 3] and the n records' ids, n <= count.
+        uint8 [n, T, H, W, 3] and the n record ids, n <= count.
     """
     clips, ids = [], []
     for record in records:
@@ -175,7 +174,7 @@ def read_all(
 
 
 @dataclasses.dataclass
-class _ReadRecord(grain.transforms.RandomMap):
+class _ReadRandomClips(grain.transforms.RandomMap):
     """Reads the record at an index, or a substitute drawn from the same randomness."""
 
     records: list[Record]
@@ -200,7 +199,7 @@ class _ReadRecord(grain.transforms.RandomMap):
 
 @dataclasses.dataclass
 class _ReadViews(grain.transforms.Map):
-    """Reads the record at an index; beyond the last, and if it is bad, zeros."""
+    """Reads the record at an index; zeros beyond the last, and if it is unreadable."""
 
     records: list[Record]
     read_clips: ReadClips
@@ -223,51 +222,49 @@ class _ReadViews(grain.transforms.Map):
         return element
 
 
-class _HostRows(grain.MapDataset):
-    """The rows of every global batch that belong to one host."""
+class _LocalElements(grain.MapDataset):
+    """The elements of every global batch that one process reads."""
 
-    def __init__(self, parent, batch_size: int, rows: Sequence[int]):
+    def __init__(
+        self, parent: grain.MapDataset, batch_size: int, local_indices: Sequence[int]
+    ):
         super().__init__(parent)
-        self._batch_size, self._rows = batch_size, [int(row) for row in rows]
+        self._batch_size = batch_size
+        self._local_indices = [int(index) for index in local_indices]
 
     def __len__(self) -> int:
-        return len(self._parent) // self._batch_size * len(self._rows)
+        return len(self._parent) // self._batch_size * len(self._local_indices)
 
     def __getitem__(self, index):
         if isinstance(index, slice):
             return self.slice(index)
-        step, row = divmod(index, len(self._rows))
-        return self._parent[step * self._batch_size + self._rows[row]]
+        step, position = divmod(index, len(self._local_indices))
+        return self._parent[step * self._batch_size + self._local_indices[position]]
 
 
-def _views(read: tuple[np.ndarray, list[dict], float]) -> Views:
-    video, rows, _ = read
+def _to_views(read: ReadBatch) -> Views:
     return Views(
-        video=video,
-        index=np.array([row["index"] for row in rows], np.int32),
-        readable=np.array([row["readable"] for row in rows]),
-        bad=[bad for row in rows for bad in row["bad"]],
+        video=read.video,
+        index=np.array([element["index"] for element in read.elements], np.int32),
+        readable=np.array([element["readable"] for element in read.elements]),
+        bad=[bad for element in read.elements for bad in element["bad"]],
     )
 
 
-def _with_records(
-    stream: Iterator[tuple[np.ndarray, list[dict], float]],
+def _to_batch(
+    read: ReadBatch,
     records: Sequence[Record],
     local_indices: Sequence[int],
     label_array: np.ndarray | None,
-) -> Iterator[Batch]:
-    for video, rows, seconds in stream:
-        index = np.repeat([row["record"] for row in rows], video.shape[1])
-        arrays = {"video": video.reshape(-1, *video.shape[2:])}
-        if label_array is not None:
-            arrays["label"] = label_array[index]
-        yield Batch(
-            ids=[records[i].id for i in index],
-            bad=[
-                (int(place), records[i], reason)
-                for place, row in zip(local_indices, rows, strict=True)
-                for i, reason in row["bad"]
-            ],
-            arrays=arrays,
-            cpu_seconds=seconds,
-        )
+) -> Batch:
+    video, elements, cpu_seconds = read
+    index = np.repeat([element["record"] for element in elements], video.shape[1])
+    arrays = {"video": video.reshape(-1, *video.shape[2:])}
+    if label_array is not None:
+        arrays["label"] = label_array[index]
+    bad = [
+        (int(position), records[i], reason)
+        for position, element in zip(local_indices, elements, strict=True)
+        for i, reason in element["bad"]
+    ]
+    return Batch(arrays, [records[i].id for i in index], bad, cpu_seconds)

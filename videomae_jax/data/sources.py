@@ -51,7 +51,12 @@ from videomae_jax.data import list_format
 from videomae_jax.data.list_format import EXTENSIONS, LineError
 from videomae_jax.errors import RecordError
 from videomae_jax.files import absolute, is_url, open_binary
-from videomae_jax.video import frame_names
+from videomae_jax.video.frame_folder import (
+    DEFAULT_FRAME_NAME,
+    check_frame_name,
+    frame_name_advice,
+    frame_number,
+)
 from videomae_jax.video.record import LabelKind, Record
 
 _IMAGES = (".jpg", ".jpeg", ".png", ".webp")
@@ -71,7 +76,7 @@ def load(
     root: str = "",
     *,
     label_kind: LabelKind = LabelKind.OPTIONAL,
-    frame_name: str = frame_names.DEFAULT,
+    frame_name: str = DEFAULT_FRAME_NAME,
 ) -> list[Record]:
     """Reads all records of a source; whether the videos exist is not looked at.
 
@@ -101,11 +106,12 @@ def load(
         # Here, for it needs packages that lists can do without.
         from videomae_jax.video import shards, tfds
 
-        if tfds.find(source) is None:
+        folder = tfds.find(source)
+        if folder is None:
             return shards.load(source, label_kind)
-        return tfds.load(source, label_kind)
+        return tfds.load(source, folder, label_kind)
     try:
-        frame_names.check(frame_name)
+        check_frame_name(frame_name)
     except ValueError as error:
         raise RecordError(f"config.data.frame_name or --frame-name: {error}") from None
     place = absolute(source)
@@ -218,17 +224,15 @@ def _load_folder(
             id = os.path.relpath(path, place).replace(os.sep, "/")
             found.append(Record(path, id))
         if not videos and any(
-            frame_names.number(frame_name, name) is not None for name in files
+            frame_number(frame_name, name) is not None for name in files
         ):
             id = os.path.basename(folder) if folder == place else name
-            found.append(
-                Record(folder, id.replace(os.sep, "/"), frame_name=frame_name)
-            )
+            found.append(Record(folder, id.replace(os.sep, "/"), frame_name=frame_name))
         others += [name for name in files if name.lower().endswith(_IMAGES)][:3]
     if not found:
         raise RecordError(
             f"the folder {source!r} holds no videos ({' '.join(EXTENSIONS)})"
-            + (f"; {frame_names.advice(frame_name, others)}" if others else "")
+            + (f"; {frame_name_advice(frame_name, others)}" if others else "")
         )
     times: dict[str, int] = {}
     return [

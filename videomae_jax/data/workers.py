@@ -1,212 +1,332 @@
-"""How many processes and threads read, and how much each takes at a time.
+"""Chooses the processes and threads that read videos.
 
-All of it follows from what this process may use (resources.py) and from the bytes of a
-row, which is what one video gives: its clips, or all its views.
+The choice follows from the resources of this process and from the bytes that one video
+contributes to a batch: its clips, or all its views.
 
-- Processes: one for each core but one, or but a sixteenth of the cores, which are left
-  to the training process; none where training itself computes on the cores.
-- Threads of each: two, so that a core has work while a file is waited for.
-- Rows of a part: as many as make CHUNK_BYTES, but few enough that all processes work on
-  the same batch.
+- Processes: one per core, but one core (or a sixteenth of them) is left to the training
+  process. None if the model runs on the CPU.
+- Threads per process: two, so that a core has work while a file is waited for.
+- Videos per chunk: as many as make CHUNK_BYTES, but few enough that all processes work
+  on the same batch.
 
-Then memory is looked at. `bytes_needed` estimates what a choice takes at most. Where
-that is above the budget, parts become smaller first, then threads fewer, then
-processes, and at last this process reads by itself.
+`bytes_needed` then estimates the memory at most. If that exceeds the budget, chunks
+become smaller first, then there are fewer threads, then fewer processes; at last, this
+process reads by itself.
 """
 
 import dataclasses
+import logging
 
-from videomae_jax.data.prefetch import (
-    BATCHES_AHEAD,
-    CHUNKS_IN_FLIGHT,
-    CHUNKS_SHARED,
-    COPYING_THREADS,
-)
-from videomae_jax.data.resources import Resources
+import ml_collections
+
+from videomae_jax import processes
+from videomae_jax.errors import ConfigError
+from videomae_jax.processes import Resources
+
+log = logging.getLogger(__name__)
 
 THREADS = 2
-# Threads of the training process itself, where no processes read. More would wait for
+# Threads of the training process itself, if there are no workers. More would wait for
 # each other, and for the step.
-THREADS_WITHOUT_PROCESSES = 8
-# Large enough that handing a part over costs nothing, small enough that a batch is soon
-# there.
+THREADS_WITHOUT_WORKERS = 8
+# Large enough that handing over a chunk costs nothing, small enough that the first
+# batch comes soon.
 CHUNK_BYTES = 16 << 20
 
-# Measured: 142 to 149 MB a process, counting what it shares by halves and thirds.
+# Measured: 142 to 149 MB per process, with shared pages counted in proportion.
 PROCESS_BYTES = 160 << 20
-# Every process has the whole list: paths, names and labels of the videos.
+# Each process holds the whole list: paths, ids and labels of the videos.
 RECORD_BYTES = 500
-# Rows in work in a thread: the frames of the video, and what is cut from them. Assumed,
-# for it depends on the videos; it fits 16 frames of 340x256 for a clip of 224x224.
-ROWS_IN_WORK = 4
-# Batches that the caller has: the one it takes next, and two that wait for the devices
-# or are in use there, where the devices are the cores.
+# Memory in use by a thread, in multiples of what a video contributes to a batch: the
+# decoded frames, and what is cut from them. An assumption, as it depends on the videos;
+# it fits 16 frames of 340x256 for a clip of 224x224.
+BUFFERS_PER_THREAD = 4
+# Batches that the caller holds: the next one, and two that wait for the devices or are
+# in use there, if the devices are CPUs.
 BATCHES_IN_USE = 3
-# Of the memory that can be had: the rest is for parameters, checkpoints and pages of
-# the videos' files. Training has half of that and an evaluation beside it the other.
-SHARE_OF_MEMORY = 0.5
-SHARE_OF_SHARED_MEMORY = 0.9
+# Share of the free memory for reading; the rest is for parameters, checkpoints and the
+# page cache. Training gets half of it, an evaluation beside it the other half.
+MEMORY_SHARE = 0.5
+SHARED_MEMORY_SHARE = 0.9
 
-
-@dataclasses.dataclass(frozen=True)
-class Task:
-    """What is to be read by a process.
-
-    Attributes:
-        row_bytes: of the clips or views of a video.
-        batch_rows: videos of a batch, of those this process reads.
-        rows: videos it reads in all.
-        records: length of the list of videos.
-        on_cores: whether the devices that train are this machine's cores.
-    """
-
-    row_bytes: int
-    batch_rows: int
-    rows: int
-    records: int
-    on_cores: bool = False
+# What prefetch.py holds in memory at the same time.
+# Chunks per worker, besides one per thread: the one it copies into shared memory, that
+# copy, one in the pipe to this process, and two that wait in this process.
+CHUNKS_IN_FLIGHT = 5
+# Those of them in shared memory: all but the first.
+CHUNKS_SHARED = 4
+# Threads that copy chunks into a batch. One copies about 1,000 clips of 16x224x224 a
+# second, into newly allocated memory.
+COPY_THREADS = 4
+# A batch that is assembled while the caller works on the one before.
+BATCHES_AHEAD = 1
 
 
 @dataclasses.dataclass(frozen=True)
 class WorkerConfig:
-    """A choice of readers; the first three fields are what pipeline.py takes.
+    """The processes and threads that read videos.
 
     Attributes:
-        num_workers: processes; 0: the threads are this process's.
-        num_threads: threads of each.
+        num_workers: processes; 0 reads in threads of this process.
+        num_threads: threads of each process.
         chunk_size: videos that a thread reads at a time.
-        best: how many processes would read if memory did not matter.
-        cores: how many cores there are to read with.
-        needs: bytes that they take at most, estimated.
-        budget: bytes that they may take.
     """
 
-    num_workers: int
-    num_threads: int
-    chunk_size: int
-    best: int
-    cores: int
-    needs: int
-    budget: int
+    num_workers: int = 0
+    num_threads: int = 2
+    chunk_size: int = 4
 
-    @property
-    def arguments(self) -> dict[str, int]:
-        """Those of `pipeline.batches` and `pipeline.each_once`."""
-        names = ("num_workers", "num_threads", "chunk_size")
-        return {name: getattr(self, name) for name in names}
-
-    @property
-    def parallel(self) -> int:
-        """How many cores they keep busy; a process counts as one."""
-        return min(self.num_workers or self.num_threads, self.cores)
-
-    def describe(self) -> str:
-        """Such as "15 workers with 2 threads"."""
-        threads = _counted(self.num_threads, "thread")
+    def __str__(self) -> str:
+        """Returns, for example, "15 workers with 2 threads"."""
+        threads = _plural(self.num_threads, "thread")
         if not self.num_workers:
             return f"{threads} of this process"
-        return f"{_counted(self.num_workers, 'worker')} with {threads}"
+        return f"{_plural(self.num_workers, 'worker')} with {threads}"
 
 
-def _counted(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
+DEFAULT_WORKERS = WorkerConfig()
 
 
-def choose(
-    task: Task,
+@dataclasses.dataclass(frozen=True)
+class Workload:
+    """The videos that a process reads.
+
+    Attributes:
+        video_bytes: bytes of the clips or views of one video.
+        batch_size: videos of a batch that this process reads.
+        num_videos: videos that it reads in all.
+        num_records: length of the list of videos.
+        model_on_cpu: whether the model runs on the cores of this machine.
+    """
+
+    video_bytes: int
+    batch_size: int
+    num_videos: int
+    num_records: int
+    model_on_cpu: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class WorkerPlan:
+    """A choice of workers, and the facts it is based on.
+
+    Attributes:
+        workers: the choice.
+        max_workers: processes that the cores would allow if memory did not matter.
+        cores: cores that this process may use.
+        bytes_needed: memory at most, estimated.
+        bytes_allowed: the budget.
+    """
+
+    workers: WorkerConfig
+    max_workers: int
+    cores: int
+    bytes_needed: int
+    bytes_allowed: int
+
+    @property
+    def busy_cores(self) -> int:
+        """The number of cores that reading keeps busy; each process counts as one."""
+        return min(self.workers.num_workers or self.workers.num_threads, self.cores)
+
+
+def choose_workers(
+    data: ml_collections.ConfigDict,
+    *,
+    clips_per_video: int,
+    batch_size: int,
+    num_batches: int,
+    num_records: int,
+    model_on_cpu: bool,
+    sharing: tuple[int, int] = (1, 1),
+) -> WorkerPlan:
+    """Chooses the workers of this process, and logs the choice.
+
+    Args:
+        data: the config's `data`.
+        clips_per_video: samples or views.
+        batch_size: videos of a batch that this process reads.
+        num_batches: batches that are read.
+        num_records: length of the list of videos.
+        model_on_cpu: whether the model runs on the cores of this machine.
+        sharing: processes of this run that share the cores, and the memory, of this
+            machine; see `hosts.processes_sharing_resources`.
+
+    Raises:
+        ConfigError: num_workers, num_threads or memory_gb is out of range.
+    """
+    workload = Workload(
+        clips_per_video * data.num_frames * data.image_size**2 * 3,
+        batch_size,
+        batch_size * num_batches,
+        num_records,
+        model_on_cpu,
+    )
+    resources = processes.available_resources().share(*sharing)
+    plan = plan_workers(
+        workload,
+        resources,
+        num_workers=data.num_workers,
+        num_threads=data.num_threads,
+        memory_gb=data.memory_gb,
+    )
+    workers = plan.workers
+    log.info(
+        "workers: num_workers=%d num_threads=%d chunk_size=%d memory_gb=%.2g (%s)",
+        workers.num_workers,
+        workers.num_threads,
+        workers.chunk_size,
+        plan.bytes_needed / 1e9,
+        _reason(data, workload, resources, plan),
+    )
+    if plan.bytes_needed > plan.bytes_allowed:
+        log.warning(
+            "workers may need %.2g GB of memory, but only %.2g GB are allowed: lower "
+            "config.data.num_workers or config.batch_size, or raise "
+            "config.data.memory_gb",
+            plan.bytes_needed / 1e9,
+            plan.bytes_allowed / 1e9,
+        )
+    shared = shared_bytes(workload, workers)
+    if shared > resources.shared_memory:
+        log.warning(
+            "workers may need %.2g GB of shared memory, but /dev/shm has %.2g GB: "
+            "lower config.data.num_workers, or enlarge it (docker run --shm-size)",
+            shared / 1e9,
+            resources.shared_memory / 1e9,
+        )
+    return plan
+
+
+def plan_workers(
+    workload: Workload,
     resources: Resources,
+    *,
     num_workers: int | None = None,
     num_threads: int | None = None,
     memory_gb: float | None = None,
-) -> WorkerConfig:
-    """Chooses the readers of a task.
+) -> WorkerPlan:
+    """Plans the workers of a workload.
 
     Args:
-        task: what is to be read.
+        workload: the videos to read.
         resources: what this process may use.
-        num_workers: processes, if that is decided already; 0 for none.
-        num_threads: threads of each, likewise.
+        num_workers: a fixed number of processes; 0 for none.
+        num_threads: a fixed number of threads per process.
         memory_gb: memory of training and evaluation together, in 10**9 bytes; by
-            default SHARE_OF_MEMORY of what there is.
+            default MEMORY_SHARE of the free memory.
 
     Returns:
-        A WorkerConfig whose `needs` are within its `budget`, if there is one; otherwise
-        the one that needs least.
+        A plan within its budget, if there is one; otherwise, the one that needs least.
 
     Raises:
-        ValueError: if a number is too small to read with.
+        ConfigError: a number is out of range.
     """
-    for name, value, least in (
+    for name, value, minimum in (
         ("num_workers", num_workers, 0),
         ("num_threads", num_threads, 1),
     ):
-        if value is not None and value < least:
-            raise ValueError(f"config.data.{name} is {value}, but at least {least}")
+        if value is not None and value < minimum:
+            raise ConfigError(
+                f"config.data.{name} must be at least {minimum}, got {value}"
+            )
     if memory_gb is not None and memory_gb <= 0:
-        raise ValueError(f"config.data.memory_gb is {memory_gb:g}: not above 0")
+        raise ConfigError(f"config.data.memory_gb must be above 0, got {memory_gb:g}")
     if memory_gb is None:
-        total = SHARE_OF_MEMORY * resources.memory
+        total = MEMORY_SHARE * resources.memory
     else:
         total = memory_gb * 1e9
-    budget = int(total / 2)
-    shared = int(SHARE_OF_SHARED_MEMORY * resources.shared_memory)
+    allowed = int(total / 2)
+    shared_allowed = int(SHARED_MEMORY_SHARE * resources.shared_memory)
 
-    def fits(workers, threads, rows):
-        needs = bytes_needed(task, workers, threads, rows)
-        return needs <= budget and shared_bytes(task, workers, rows) <= shared
+    def fits(processes: int, threads: int, chunk_size: int) -> bool:
+        workers = WorkerConfig(processes, threads, chunk_size)
+        needed = bytes_needed(workload, workers)
+        return needed <= allowed and shared_bytes(workload, workers) <= shared_allowed
 
-    # From what would be best down to what is least; the first that fits.
-    workers = _processes(task, resources) if num_workers is None else num_workers
+    # From the best choice down to the smallest; the first that fits.
+    max_workers = _max_workers(workload, resources)
+    count = max_workers if num_workers is None else num_workers
     while True:
-        best = num_threads or _threads(task, resources, workers)
-        threads = next((n for n in range(best, 1, -1) if fits(workers, n, 1)), 1)
-        threads = num_threads or threads
-        if fits(workers, threads, 1) or not workers or num_workers is not None:
+        threads = num_threads or _default_threads(workload, resources, count)
+        if num_threads is None:
+            threads = next((n for n in range(threads, 1, -1) if fits(count, n, 1)), 1)
+        if fits(count, threads, 1) or not count or num_workers is not None:
             break
-        workers -= 1
-    most = _rows(task, workers, threads)
-    rows = next((n for n in range(most, 1, -1) if fits(workers, threads, n)), 1)
-    needs = bytes_needed(task, workers, threads, rows)
-    best = _processes(task, resources)
-    return WorkerConfig(workers, threads, rows, best, resources.cores, needs, budget)
+        count -= 1
+    largest = _max_chunk_size(workload, count, threads)
+    chunk = next((n for n in range(largest, 1, -1) if fits(count, threads, n)), 1)
+    workers = WorkerConfig(count, threads, chunk)
+    needed = bytes_needed(workload, workers)
+    return WorkerPlan(workers, max_workers, resources.cores, needed, allowed)
 
 
-def bytes_needed(task: Task, workers: int, threads: int, rows: int) -> int:
-    """What reading takes at most, estimated: batches here, parts on their way."""
-    batches = (BATCHES_AHEAD + BATCHES_IN_USE) * task.batch_rows * task.row_bytes
-    in_work = threads * ROWS_IN_WORK * task.row_bytes
-    part = rows * task.row_bytes
-    if not workers:
-        return batches + in_work + (threads + COPYING_THREADS) * part
-    parts = (threads + CHUNKS_IN_FLIGHT) * part
-    process = PROCESS_BYTES + RECORD_BYTES * task.records
-    return batches + COPYING_THREADS * part + workers * (process + in_work + parts)
+def bytes_needed(workload: Workload, workers: WorkerConfig) -> int:
+    """Estimates the memory that reading takes at most: batches and chunks."""
+    video = workload.video_bytes
+    batches = (BATCHES_AHEAD + BATCHES_IN_USE) * workload.batch_size * video
+    buffers = workers.num_threads * BUFFERS_PER_THREAD * video
+    chunk = workers.chunk_size * video
+    if not workers.num_workers:
+        return batches + buffers + (workers.num_threads + COPY_THREADS) * chunk
+    chunks = (workers.num_threads + CHUNKS_IN_FLIGHT) * chunk
+    process = PROCESS_BYTES + RECORD_BYTES * workload.num_records
+    per_worker = process + buffers + chunks
+    return batches + COPY_THREADS * chunk + workers.num_workers * per_worker
 
 
-def shared_bytes(task: Task, workers: int, rows: int) -> int:
-    """What of it is in shared memory."""
-    parts = CHUNKS_SHARED * workers + COPYING_THREADS if workers else 0
-    return parts * rows * task.row_bytes
+def shared_bytes(workload: Workload, workers: WorkerConfig) -> int:
+    """Estimates the part of `bytes_needed` that is shared memory."""
+    if not workers.num_workers:
+        return 0
+    chunks = CHUNKS_SHARED * workers.num_workers + COPY_THREADS
+    return chunks * workers.chunk_size * workload.video_bytes
 
 
-def cores_to_read_with(cores: int) -> int:
-    """All but those left to the training process, at least one."""
+def cores_for_reading(cores: int) -> int:
+    """Returns the cores that the training process leaves, at least one."""
     return max(cores - max(cores // 16, 1), 1)
 
 
-def _processes(task: Task, resources: Resources) -> int:
-    if task.on_cores:
+def _max_workers(workload: Workload, resources: Resources) -> int:
+    if workload.model_on_cpu:
         return 0
-    return min(cores_to_read_with(resources.cores), max(task.rows, 1))
+    return min(cores_for_reading(resources.cores), max(workload.num_videos, 1))
 
 
-def _threads(task: Task, resources: Resources, workers: int) -> int:
-    if workers or task.on_cores:
+def _default_threads(workload: Workload, resources: Resources, num_workers: int) -> int:
+    if num_workers or workload.model_on_cpu:
         return THREADS
-    return min(max(resources.cores, THREADS), THREADS_WITHOUT_PROCESSES)
+    return min(max(resources.cores, THREADS), THREADS_WITHOUT_WORKERS)
 
 
-def _rows(task: Task, workers: int, threads: int) -> int:
-    """Rows of a part, as far as memory does not matter."""
-    spread = -(-task.batch_rows // max(workers or threads, 1))
-    return max(min(CHUNK_BYTES // max(task.row_bytes, 1), spread), 1)
+def _max_chunk_size(workload: Workload, num_workers: int, num_threads: int) -> int:
+    """Returns the videos of a chunk, as far as memory does not matter."""
+    spread = -(-workload.batch_size // max(num_workers or num_threads, 1))
+    return max(min(CHUNK_BYTES // max(workload.video_bytes, 1), spread), 1)
+
+
+def _reason(
+    data: ml_collections.ConfigDict,
+    workload: Workload,
+    resources: Resources,
+    plan: WorkerPlan,
+) -> str:
+    if data.num_workers is not None:
+        return "config.data.num_workers"
+    if workload.model_on_cpu:
+        return "the model runs on the CPU"
+    cores = _plural(resources.cores, "core")
+    unlimited = Resources(resources.cores, 1 << 60, 1 << 60)
+    best = plan_workers(workload, unlimited).workers
+    if plan.workers.num_workers == best.num_workers:
+        return cores
+    return (
+        f"{cores} would allow {best}, but memory is limited to "
+        f"{plan.bytes_allowed / 1e9:.2g} GB, /dev/shm to "
+        f"{resources.shared_memory / 1e9:.2g} GB"
+    )
+
+
+def _plural(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"

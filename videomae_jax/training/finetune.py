@@ -18,6 +18,8 @@ from videomae_jax.data.clips import (
     MultiViewClips,
 )
 from videomae_jax.data.randaugment import RandAugment
+from videomae_jax.data.workers import choose_workers
+from videomae_jax.distributed import hosts
 from videomae_jax.errors import ConfigError, RecordError
 from videomae_jax.evaluation import metrics, results
 from videomae_jax.evaluation.evaluator import Evaluator
@@ -26,7 +28,6 @@ from videomae_jax.models.classifier import HEAD_NORMS, POOLINGS
 from videomae_jax.training import initialization, losses, mixup, optimizer
 from videomae_jax.training.reporting import Reporter
 from videomae_jax.training.train_step import TrainState
-from videomae_jax.training.workers import choose_workers
 from videomae_jax.video.record import LabelKind, Record
 
 log = logging.getLogger(__name__)
@@ -247,13 +248,14 @@ class Finetuning:
         videos, read_clips = self._held_out[split], self._held_out_clips[split]
         videos_per_device = self._config.evaluation.videos_per_device
         batch_size = videos_per_device * mesh.size
-        workers = choose_workers(
+        plan = choose_workers(
             self._config.data,
-            read_clips.views,
-            batch_size,
-            -(-len(videos) // batch_size),
-            len(videos),
-            mesh,
+            clips_per_video=read_clips.views,
+            batch_size=batch_size // jax.process_count(),
+            num_batches=-(-len(videos) // batch_size),
+            num_records=len(videos),
+            model_on_cpu=mesh.devices.flat[0].platform == "cpu",
+            sharing=hosts.processes_sharing_resources(),
         )
         return Evaluator(
             self.model,
@@ -264,7 +266,7 @@ class Finetuning:
             image_shape=self._clip_shape,
             mesh=mesh,
             videos_per_device=videos_per_device,
-            **workers.arguments,
+            workers=plan.workers,
             label_kind=self.label_kind,
         )
 
@@ -297,7 +299,7 @@ def _make_clips(config: ConfigDict):
 
 
 def _shown(values: dict[str, float]) -> str:
-    """Returns metrics as one line, without those of unreadable videos if all are read."""
+    """Returns metrics as one line; those of unreadable videos only if not zero."""
     return " ".join(
         f"{name}={value:.6g}"
         for name, value in values.items()

@@ -8,7 +8,7 @@ import jax
 import ml_collections
 
 from videomae_jax.data.pipeline import Batch
-from videomae_jax.data.workers import WorkerConfig
+from videomae_jax.data.workers import WorkerPlan
 from videomae_jax.video.record import Record
 
 log = logging.getLogger(__name__)
@@ -28,7 +28,7 @@ class InputReport:
     def __init__(
         self,
         data: ml_collections.ConfigDict,
-        readers: WorkerConfig,
+        plan: WorkerPlan,
         videos: Sequence[Record],
         on_cores: bool,
     ):
@@ -36,11 +36,11 @@ class InputReport:
 
         Args:
             data: the config's `data`.
-            readers: those of this process.
-            videos: what they read.
+            plan: the workers of this process.
+            videos: the videos that they read.
             on_cores: whether the model runs on the cores that read.
         """
-        self._data, self._readers, self._on_cores = data, readers, on_cores
+        self._data, self._plan, self._on_cores = data, plan, on_cores
         self._prepared = all(
             video.position is not None and not video.is_images for video in videos
         )
@@ -83,9 +83,9 @@ class InputReport:
         log.info(
             "input: %s%s can give about %s clips/s (%s ms of CPU a clip)%s; the model "
             "takes about %s clips/s%s",
-            self._readers.describe(),
+            self._plan.workers,
             here,
-            _shown(self._readers.parallel / each),
+            _shown(self._plan.busy_cores / each),
             _shown(1000 * each),
             alone,
             _shown(self._clips / self._steps / step_seconds),
@@ -101,7 +101,7 @@ class InputReport:
             seconds: since the last call, without evaluations.
             wait_fraction: share of them in which the devices had nothing to do.
         """
-        busy = self._interval_seconds / max(seconds, 1e-9) / self._readers.parallel
+        busy = self._interval_seconds / max(seconds, 1e-9) / self._plan.busy_cores
         self._intervals, self._interval_seconds = self._intervals + 1, 0.0
         if self._intervals == 1 or self._advised or wait_fraction <= TOO_MUCH_WAITING:
             return
@@ -118,16 +118,16 @@ class InputReport:
         Args:
             busy: share of the time in which the readers were computing.
         """
-        data, readers = self._data, self._readers
-        if not self._on_cores and readers.parallel < readers.best:
+        data, plan = self._data, self._plan
+        if not self._on_cores and plan.busy_cores < plan.max_workers:
             if data.num_workers is not None:
                 return (
                     f"config.data.num_workers is {data.num_workers}, but there are "
-                    f"cores for {readers.best}; without it they are used"
+                    f"cores for {plan.max_workers}; without it they are used"
                 )
             return (
-                f"memory limits the readers to {readers.describe()}, but there are "
-                f"cores for {readers.best} workers: raise config.data.memory_gb, or "
+                f"memory limits reading to {plan.workers}, but there are "
+                f"cores for {plan.max_workers} workers: raise config.data.memory_gb, or "
                 "the memory or /dev/shm of this process"
             )
         if not self._prepared:

@@ -22,6 +22,7 @@ from videomae_jax import config as config_lib
 from videomae_jax.checkpointing import Checkpoints
 from videomae_jax.data import pipeline
 from videomae_jax.data.bad_videos import BadVideos
+from videomae_jax.data.workers import WorkerConfig, WorkerPlan, choose_workers
 from videomae_jax.distributed import hosts, sharding
 from videomae_jax.errors import CheckpointError, ConfigError, RecordError
 from videomae_jax.files import atomic_write, is_url
@@ -33,7 +34,6 @@ from videomae_jax.training.pretrain import Pretraining
 from videomae_jax.training.reporting import Reporter
 from videomae_jax.training.task import Task
 from videomae_jax.training.train_step import TrainState, TrainStep
-from videomae_jax.training.workers import choose_workers
 
 log = logging.getLogger(__name__)
 
@@ -268,10 +268,10 @@ def train(run: Run, state: TrainState, start: int, metrics: MetricBuffer) -> Tra
         bad_videos = open_bad_videos(run, start)
         reporter = open_reporter(run, start)
         stack.callback(reporter.close)
-        workers = choose_training_workers(run, start)
+        plan = choose_training_workers(run, start)
         on_cpu = mesh.devices.flat[0].platform == "cpu"
-        inputs = InputReport(config.data, workers, task.training_videos, on_cpu)
-        batches = stack.enter_context(open_batches(run, start, workers))
+        inputs = InputReport(config.data, plan, task.training_videos, on_cpu)
+        batches = stack.enter_context(open_batches(run, start, plan.workers))
         stack.enter_context(jax.set_mesh(mesh))
         steps = stack.enter_context(contextlib.closing(traced_steps(run, start)))
         for step in steps:
@@ -348,29 +348,30 @@ def open_reporter(run: Run, start: int) -> Reporter:
     )
 
 
-def choose_training_workers(run: Run, start: int):
+def choose_training_workers(run: Run, start: int) -> WorkerPlan:
     """Chooses the processes and threads that read training videos."""
-    config = run.config
+    data, mesh = run.config.data, run.train_step.mesh
     return choose_workers(
-        config.data,
-        config.data.num_samples,
-        config.batch_size,
-        run.total_steps - start,
-        len(run.task.training_videos),
-        run.train_step.mesh,
+        data,
+        clips_per_video=data.num_samples,
+        batch_size=-(-run.config.batch_size // jax.process_count()),
+        num_batches=run.total_steps - start,
+        num_records=len(run.task.training_videos),
+        model_on_cpu=mesh.devices.flat[0].platform == "cpu",
+        sharing=hosts.processes_sharing_resources(),
     )
 
 
-def open_batches(run: Run, start: int, workers):
+def open_batches(run: Run, start: int, workers: WorkerConfig):
     """Opens the stream of batches from step `start` on; see `pipeline.batches`."""
     config, task, mesh = run.config, run.task, run.train_step.mesh
     return pipeline.batches(
         task.training_videos,
         task.training_clips,
-        config.batch_size,
-        config.seed,
-        range(start, run.total_steps),
-        **workers.arguments,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        steps=range(start, run.total_steps),
+        workers=workers,
         local_indices=sharding.local_indices(
             mesh, config.batch_size, config.data.num_samples
         ),
