@@ -1,51 +1,74 @@
 """Video masked autoencoders in JAX and Flax."""
 
 import importlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from videomae_jax.models import masking as masking
-    from videomae_jax.models.classifier import VideoClassifier as VideoClassifier
-    from videomae_jax.models.mae import VideoMAE as VideoMAE
-    from videomae_jax.models.mae import pixel_targets as pixel_targets
-    from videomae_jax.models.mae import reconstruction_loss as reconstruction_loss
+    from videomae_jax.errors import PretrainedError
+    from videomae_jax.inference.attribution import attention_rollout, class_activation
+    from videomae_jax.inference.predict import predict
+    from videomae_jax.inference.reconstruct import reconstruct
+    from videomae_jax.interop.loading import load_pretrained
+    from videomae_jax.interop.pretrained import Preprocessing, Pretrained
+    from videomae_jax.interop.saving import save_pretrained
+    from videomae_jax.models import masking
+    from videomae_jax.models.classifier import VideoClassifier
+    from videomae_jax.models.mae import VideoMAE, pixel_targets, reconstruction_loss
+    from videomae_jax.video.decoder import read_clip
 
-# Imported when first used. Some need packages that the models alone do without. And
-# processes that decode videos start many times faster without JAX.
-_LAZY = {
-    "VideoClassifier": "videomae_jax.models.classifier",
-    "VideoMAE": "videomae_jax.models.mae",
-    "masking": "videomae_jax.models.masking",
-    "pixel_targets": "videomae_jax.models.mae",
-    "reconstruction_loss": "videomae_jax.models.mae",
-    "attention_rollout": "videomae_jax.inference.attribution",
-    "class_activation": "videomae_jax.inference.attribution",
+__all__ = [
+    "Preprocessing",
+    "Pretrained",
+    "PretrainedError",
+    "VideoClassifier",
+    "VideoMAE",
+    "attention_rollout",
+    "class_activation",
+    "load_pretrained",
+    "masking",
+    "pixel_targets",
+    "predict",
+    "read_clip",
+    "reconstruct",
+    "reconstruction_loss",
+    "save_pretrained",
+]
+__version__ = "0.1.0"
+
+# Public names are imported when first used: some need packages that the models do not,
+# and processes that decode videos start many times faster without JAX.
+_MODULES = {
     "Preprocessing": "videomae_jax.interop.pretrained",
     "Pretrained": "videomae_jax.interop.pretrained",
     "PretrainedError": "videomae_jax.errors",
+    "VideoClassifier": "videomae_jax.models.classifier",
+    "VideoMAE": "videomae_jax.models.mae",
+    "attention_rollout": "videomae_jax.inference.attribution",
+    "class_activation": "videomae_jax.inference.attribution",
     "load_pretrained": "videomae_jax.interop.loading",
+    "masking": "videomae_jax.models.masking",
+    "pixel_targets": "videomae_jax.models.mae",
     "predict": "videomae_jax.inference.predict",
     "read_clip": "videomae_jax.video.decoder",
     "reconstruct": "videomae_jax.inference.reconstruct",
+    "reconstruction_loss": "videomae_jax.models.mae",
     "save_pretrained": "videomae_jax.interop.saving",
 }
 
-__all__ = [*_LAZY]
-__version__ = "0.1.0"
 
-
-def __getattr__(name: str):
-    if name not in _LAZY:
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
         raise AttributeError(f"module 'videomae_jax' has no attribute {name!r}")
     try:
-        module = importlib.import_module(_LAZY[name])
+        module = importlib.import_module(_MODULES[name])
     except ModuleNotFoundError as error:
         raise ImportError(
             f"videomae_jax.{name} needs {error.name}: pip install 'videomae_jax[train]'"
         ) from error
-    globals()[name] = value = getattr(module, name, module)  # masking is the module
+    value = module if name == "masking" else getattr(module, name)
+    globals()[name] = value
     return value
 
 
-def __dir__():
-    return sorted({*globals(), *_LAZY})
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
