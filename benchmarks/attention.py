@@ -1,10 +1,10 @@
-"""The forms of attention beside each other, and beside PyTorch's.
+"""Times the implementations of attention, and PyTorch's.
 
     python benchmarks/attention.py --batch=4 --heads=3 --tokens=1568
 
-Forward and backward pass, and the forward pass alone, of each form that this device
-has; they take turns, and the best of several rounds counts. PyTorch's
-scaled_dot_product_attention takes turns, too, where it is installed.
+Times forward and backward pass together, and the forward pass alone, for each
+implementation that this device supports. They alternate, and the best of several rounds
+counts. PyTorch's scaled_dot_product_attention is included if it is installed.
 """
 
 import argparse
@@ -19,18 +19,25 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from videomae_jax.models import attention  # noqa: E402
 
-FORMS = {"cpu": ["xla", "by_head"], "gpu": ["xla", "cudnn"], "tpu": ["xla", "splash"]}
+IMPLEMENTATIONS = {
+    "cpu": ["xla", "by_head"],
+    "gpu": ["xla", "cudnn"],
+    "tpu": ["xla", "splash"],
+}
 
 
-def ours(form, shape, dtype):
-    """Calls (forward and backward, forward) that wait for their results."""
+def ours(implementation, shape, dtype):
+    """Returns two functions, forward and backward pass, and forward pass alone.
+
+    Both wait for their results.
+    """
     arrays = [
         jax.random.normal(key, shape, dtype)
         for key in jax.random.split(jax.random.key(0), 4)
     ]
 
     def attend(query, key, value):
-        return attention.attend(query, key, value, form)
+        return attention.attend(query, key, value, implementation)
 
     def both(query, key, value, gradient):
         return jax.vjp(attend, query, key, value)[1](gradient)
@@ -43,7 +50,7 @@ def ours(form, shape, dtype):
 
 
 def torchs(shape, dtype):
-    """The same of PyTorch, on its GPU if it has one."""
+    """Returns the same functions of PyTorch, on its GPU if it has one."""
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -68,38 +75,38 @@ def torchs(shape, dtype):
 
 
 def main():
-    """Prints a line for each form."""
+    """Prints a line for each implementation."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--heads", type=int, default=3)
     parser.add_argument("--tokens", type=int, default=1568)
     parser.add_argument("--width", type=int, default=64, help="of a head")
-    parser.add_argument("--dtype", help="float32 on a CPU, otherwise bfloat16")
+    parser.add_argument("--dtype", help="default: float32 on a CPU, otherwise bfloat16")
     parser.add_argument("--rounds", type=int, default=10)
     args = parser.parse_args()
     platform = jax.default_backend()
     dtype = args.dtype or ("float32" if platform == "cpu" else "bfloat16")
     shape = (args.batch, args.heads, args.tokens, args.width)
-    calls = {form: ours(form, shape, dtype) for form in FORMS[platform]}
+    calls = {name: ours(name, shape, dtype) for name in IMPLEMENTATIONS[platform]}
     try:
         calls["PyTorch"] = torchs(shape, dtype)
     except ImportError:
         print("PyTorch is not installed")
-    best = {form: [float("inf")] * 2 for form in calls}
+    best = {name: [float("inf")] * 2 for name in calls}
     for _ in range(args.rounds + 1):  # the first one compiles
-        for form, functions in calls.items():
+        for name, functions in calls.items():
             for i, function in enumerate(functions):
                 start = time.perf_counter()
                 function()
                 seconds = time.perf_counter() - start
-                best[form][i] = min(best[form][i], seconds)
+                best[name][i] = min(best[name][i], seconds)
     print(
         f"{shape}, {dtype}, {jax.devices()[0].device_kind}, {os.cpu_count()} cores, "
         f"jax {jax.__version__}\n"
     )
     print("| | forward and backward, ms | forward, ms |\n|---|---|---|")
-    for form, (both, forward) in best.items():
-        print(f"| {form} | {1000 * both:.1f} | {1000 * forward:.1f} |")
+    for name, (both, forward) in best.items():
+        print(f"| {name} | {1000 * both:.1f} | {1000 * forward:.1f} |")
 
 
 if __name__ == "__main__":

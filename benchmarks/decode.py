@@ -1,13 +1,13 @@
-"""What decoding random clips costs: this library beside decord and plain PyAV.
+"""Times decoding random clips: this library, decord and plain PyAV.
 
     python benchmarks/decode.py VIDEO ...
 
-Each way opens the file and reads 16 frames, 4 apart, from the same random starts, with
-one decoding thread; the ways take turns clip by clip in one process. CPU time is that
-of all threads of the process. Before, all frames of all ways are compared: they must be
-equal in every pixel.
+Each method opens the file and reads 16 frames, 4 apart, from the same random starts,
+with one decoding thread. The methods alternate clip by clip in one process. CPU time is
+that of all threads of the process. First, all frames of all methods are compared: every
+pixel must be equal.
 
-decord is compared where it is installed (pip install decord, or its successor decord2,
+decord is included if it is installed (pip install decord, or its successor decord2,
 which has the same module name).
 """
 
@@ -31,22 +31,22 @@ FRAMES, STRIDE = 16, 4
 
 
 def ours(path, indices):
-    """The packets that are needed, decoded and converted."""
+    """Decodes with this library: only the packets that the frames depend on."""
     with Video(path) as video:
         return video.read(indices)
 
 
 def plain_pyav(path, indices):
-    """A seek to the keyframe before, and all frames from there on."""
+    """Seeks to the keyframe before the clip and decodes all frames from there on."""
     with av.open(path) as container:
         stream = container.streams.video[0]
         stream.thread_count = 1
         rate, base = stream.average_rate, stream.time_base
-        wanted = {round(i / rate / base) + (stream.start_time or 0): i for i in indices}
-        container.seek(min(wanted), stream=stream)
+        times = {round(i / rate / base) + (stream.start_time or 0) for i in indices}
+        container.seek(min(times), stream=stream)
         frames = []
         for frame in container.decode(stream):
-            if frame.pts in wanted:
+            if frame.pts in times:
                 frames.append(frame.to_ndarray(format="rgb24"))
                 if len(frames) == len(indices):
                     break
@@ -54,27 +54,27 @@ def plain_pyav(path, indices):
 
 
 def with_decord(path, indices):
-    """As the official code reads: one thread, one batch."""
+    """Decodes as the official code does: one thread, one batch."""
     import decord
 
     reader = decord.VideoReader(path, num_threads=1, ctx=decord.cpu(0))
     return reader.get_batch(indices).asnumpy()
 
 
-def ways():
-    """The ways that can run here, by name."""
-    found = {"videomae_jax": ours, "PyAV, seek and decode": plain_pyav}
+def methods():
+    """Returns the methods that are installed, by name."""
+    installed = {"videomae_jax": ours, "PyAV, seek and decode": plain_pyav}
     for package in ("decord", "decord2"):
         try:
             version = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-        found[f"{package} {version}"] = with_decord
-    return found
+        installed[f"{package} {version}"] = with_decord
+    return installed
 
 
 def random_clips(path, count, seed=0):
-    """Indices of random clips, int64 [count, FRAMES]."""
+    """Returns frame indices of random clips, int64 [count, FRAMES]."""
     with Video(path) as video:
         spare = video.num_frames - (FRAMES - 1) * STRIDE
     starts = np.random.default_rng(seed).integers(max(spare, 1), size=count)
@@ -82,18 +82,18 @@ def random_clips(path, count, seed=0):
 
 
 def measure(contestants, clips):
-    """CPU and wall seconds of each way for each clip; they take turns."""
+    """Returns CPU and wall seconds of each method for each clip; they alternate."""
     spent = {name: [] for name in contestants}
     for clip in clips:
-        for name, way in contestants.items():
+        for name, method in contestants.items():
             cpu, wall = time.process_time(), time.perf_counter()
-            way(clip)
+            method(clip)
             spent[name].append((time.process_time() - cpu, time.perf_counter() - wall))
     return {name: np.array(values) for name, values in spent.items()}
 
 
 def print_hardware():
-    """What the numbers were measured on."""
+    """Prints what the numbers are measured on."""
     print(
         f"{os.cpu_count()} cores, {platform.machine()}, Python "
         f"{platform.python_version()}, PyAV {av.__version__}\n"
@@ -108,22 +108,22 @@ def main():
     arguments = parser.parse_args()
     print_hardware()
     print(
-        "| video | way | CPU ms per clip | wall ms | CPU time of ours |"
+        "| video | method | CPU ms per clip | wall ms | CPU time of ours |"
         "\n|---|---|---|---|---|"
     )
     ratios = {}
     for path in arguments.videos:
-        found = ways()
+        installed = methods()
         clips = random_clips(path, arguments.clips)
         for indices in clips[:5]:
-            for name, way in found.items():
+            for name, method in installed.items():
                 np.testing.assert_array_equal(
-                    way(path, indices), ours(path, indices), f"{name}: {path}"
+                    method(path, indices), ours(path, indices), f"{name}: {path}"
                 )
         spent = measure(
             {
-                name: lambda indices, way=way, path=path: way(path, indices)
-                for name, way in found.items()
+                name: lambda indices, method=method, path=path: method(path, indices)
+                for name, method in installed.items()
             },
             clips,
         )

@@ -1,10 +1,10 @@
-"""The README's table: what pretraining is worth on the embedded digits.
+"""Makes the README's table: what pretraining gains on the embedded digits.
 
     python benchmarks/digits.py
 
-Pretrains once (unless runs/digits_pretrain is there already), then fine-tunes, trains
-from scratch and probes with three seeds each, and prints a Markdown table. About 15
-minutes on two CPU cores.
+Pretrains once (unless runs/digits_pretrain exists), then fine-tunes, trains from
+scratch and trains a linear probe, with three seeds each, and prints a Markdown table.
+Takes about 15 minutes on two CPU cores.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from configs import (  # noqa: E402
 )
 from videomae_jax.training import loop, reporting  # noqa: E402
 
-# Name, recipe, and steps if not the recipe's.
+# Title: name of the run, recipe, and steps (None: the recipe's).
 RUNS = {
     "pretrained, fine-tuned": ("digits_finetune", digits_finetune, None),
     "from scratch": ("digits_scratch", digits_scratch, None),
@@ -41,7 +41,7 @@ RUNS = {
 def main():
     """Runs everything and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--runs", default="runs", help="where work directories go")
+    parser.add_argument("--runs", default="runs", help="folder of the work directories")
     parser.add_argument("--seeds", type=int, default=3)
     arguments = parser.parse_args()
     runs = pathlib.Path(arguments.runs)
@@ -63,7 +63,7 @@ def main():
                 config.init.source = str(pretrained)
             workdir = runs / "benchmark" / f"{name}_seed{seed}"
             if workdir.exists():
-                sys.exit(f"{workdir} exists: remove it, or give another --runs")
+                sys.exit(f"{workdir} exists: remove it, or set another --runs")
             start = time.perf_counter()
             loop.train_and_evaluate(config, str(workdir))
             seconds.append(time.perf_counter() - start)
@@ -74,7 +74,7 @@ def main():
             f"{' / '.join(f'{x:.1f}' for x in accuracies)} | "
             f"{statistics.mean(accuracies):.1f} | {statistics.mean(seconds):.0f} s |"
         )
-    print(f"\npretraining: {pretraining_seconds:.0f} s (0 if it was there already)")
+    print(f"\npretraining: {pretraining_seconds:.0f} s (0 if it already existed)")
     print(
         f"{os.cpu_count()} cores, {platform.machine()}, "
         f"{jax.devices()[0].platform}, Python {platform.python_version()}, "

@@ -1,12 +1,13 @@
-"""How many cores of a host feed an accelerator, on paper.
+"""Estimates how many cores of a host are needed to feed an accelerator.
 
     python benchmarks/host_cores.py --pretrain=30 --prepared=9 --prepared-4=3 \\
         --finetune=60
 
-What goes in are milliseconds of a core for a clip, as benchmarks/input_pipeline.py
-measures them. What a chip takes in is reckoned, not measured: its peak (bfloat16, as
-its maker says), the share of it that training is assumed to reach, and the arithmetic
-of ViT-B on 16 frames of 224x224, of which the backward pass is two thirds.
+The arguments are CPU milliseconds per clip, as measured by
+benchmarks/input_pipeline.py. What a chip consumes is calculated, not measured. It
+follows from the chip's peak (bfloat16, published by its maker), the share of the peak
+that training is assumed to reach, and the arithmetic of ViT-B on 16 frames of 224x224,
+of which the backward pass is two thirds.
 """
 
 import argparse
@@ -14,18 +15,21 @@ import argparse
 TOKENS, WIDTH, DEPTH = 1568, 768, 12
 VISIBLE, DECODER_WIDTH, DECODER_DEPTH = 160, 384, 4
 PATCH = 2 * 16 * 16 * 3
-# Floating-point operations a second. TPUs: cloud.google.com/tpu/docs/v5e and v6e.
+# Floating-point operations per second. TPUs: cloud.google.com/tpu/docs/v5e and v6e.
 # H100: SXM, without sparsity, www.nvidia.com/en-us/data-center/h100.
 PEAKS = {"TPU v5e": 197e12, "TPU v6e": 918e12, "H100": 989e12}
 
 
 def blocks(tokens, width, depth):
-    """Operations of transformer blocks: projections, MLP of 4 widths, attention."""
+    """Returns the operations of transformer blocks.
+
+    Projections, an MLP with a hidden layer of 4 widths, and attention.
+    """
     return depth * (24 * tokens * width**2 + 4 * tokens**2 * width)
 
 
 def pretraining():
-    """Operations of the forward pass for a clip."""
+    """Returns the operations of pretraining's forward pass per clip."""
     embedding = 2 * VISIBLE * PATCH * WIDTH + 2 * VISIBLE * WIDTH * DECODER_WIDTH
     head = 2 * (TOKENS - VISIBLE) * DECODER_WIDTH * PATCH
     encoder = blocks(VISIBLE, WIDTH, DEPTH)
@@ -33,7 +37,7 @@ def pretraining():
 
 
 def finetuning():
-    """Operations of the forward pass for a clip."""
+    """Returns the operations of fine-tuning's forward pass per clip."""
     return 2 * TOKENS * PATCH * WIDTH + blocks(TOKENS, WIDTH, DEPTH)
 
 
@@ -52,8 +56,8 @@ def main():
     args = vars(parser.parse_args())
     operations = {"pretraining": 3 * pretraining(), "fine-tuning": 3 * finetuning()}
     for name, count in operations.items():
-        print(f"{name}: {count / 1e9:.0f} GFLOP a clip")
-    print(f"\n| cores for one chip at {args['utilization']:.0%} | clips/s |", end="")
+        print(f"{name}: {count / 1e9:.0f} GFLOP per clip")
+    print(f"\n| cores per chip at {args['utilization']:.0%} | clips/s |", end="")
     print(" cores |\n|---|---|---|")
     for chip, peak in PEAKS.items():
         for name, text in kinds.items():

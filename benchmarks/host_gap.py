@@ -1,12 +1,13 @@
-"""The share of a traced run in which a device had nothing to do.
+"""Measures the fraction of a traced run in which a device was idle.
 
     python main.py --config=configs/k400_vitb_pretrain.py \\
         --config.data.train=digits:train --config.profile.first=4 --workdir=RUN ...
     python benchmarks/host_gap.py RUN
 
-Reads the newest trace in RUN/profile. Counted is the time from the begin of the first
-program to the end of the last one in which none runs: on TPUs of the line XLA Modules
-of each device, on GPUs of their streams, on a CPU of the threads that run programs.
+Reads the newest trace in RUN/profile. From the start of the first program to the end of
+the last one, it counts the time in which no program runs. Programs are found in the
+line XLA Modules of each TPU, in the streams of each GPU, or in the threads of the CPU
+that execute programs.
 """
 
 import argparse
@@ -19,8 +20,8 @@ CPU_PROGRAM = "ThunkExecutor::Execute (wait for completion)"
 
 
 def busy_intervals(trace):
-    """Begin and end, in ns, of what ran on each device, by its name."""
-    found = {}
+    """Returns the (start, end) in ns of the programs of each device, by its name."""
+    intervals = {}
     for plane in trace.planes:
         for line in plane.lines:
             if plane.name.startswith("/device:TPU") and line.name == "XLA Modules":
@@ -32,12 +33,12 @@ def busy_intervals(trace):
             else:
                 continue
             spans = [(e.start_ns, e.start_ns + e.duration_ns) for e in events]
-            found.setdefault(plane.name, []).extend(spans)
-    return {name: sorted(spans) for name, spans in found.items() if spans}
+            intervals.setdefault(plane.name, []).extend(spans)
+    return {name: sorted(spans) for name, spans in intervals.items() if spans}
 
 
 def gap(spans):
-    """Share of the time that no span covers."""
+    """Returns the fraction of the time that no span covers."""
     covered, end = 0, spans[0][0]
     for start, stop in spans:
         covered += max(stop - max(start, end), 0)
@@ -52,7 +53,7 @@ def main():
     folder = parser.parse_args().run / "profile"
     traces = sorted(folder.rglob("*.xplane.pb"), key=lambda path: path.stat().st_mtime)
     if not traces:
-        sys.exit(f"{folder} holds no trace: train with --config.profile.first=4")
+        sys.exit(f"{folder}: no trace found; train with --config.profile.first=4")
     trace = jax.profiler.ProfileData.from_file(str(traces[-1]))
     for name, spans in busy_intervals(trace).items():
         length = (max(stop for _, stop in spans) - spans[0][0]) / 1e9

@@ -1,10 +1,12 @@
-"""How long it takes to read all test views of a video: once, or view by view.
+"""Times reading all test views of a video: from one decode, or view by view.
 
     python benchmarks/multiview_decoding.py [VIDEO ...]
 
-Without videos, one is made: 10 s of 340x256 at 30 frames per second, H.264 with the
-encoder's usual settings. The three ways are timed in turn, several times, in one
-process; the medians are given, and their ratio to reading once.
+All methods use this library's decoder, so the ratio is the gain from decoding once.
+benchmarks/input_pipeline.py compares with the original's decoder, decord. Without
+videos, one is made: 10 s of 340x256 at 30 frames per second, H.264 with the encoder's
+default settings. The methods alternate in one process; medians are printed, and their
+ratio to decoding once.
 """
 
 import argparse
@@ -30,7 +32,7 @@ FRAMES, STRIDE, SIZE, SEGMENTS, CROPS = 16, 4, 224, 5, 3
 
 
 def once(path):
-    """This library's way: one decode, and all views cut from it."""
+    """Cuts all views from one decode, as this library does."""
     with Video(path) as video:
         return MultiViewClips(FRAMES, STRIDE, SIZE, "dense", SEGMENTS, CROPS)(
             video, None
@@ -38,7 +40,7 @@ def once(path):
 
 
 def for_each_view(path, whole_video):
-    """A decode for each view, of the whole video's frames or of the view's own."""
+    """Decodes for each view: the frames of all views, or only the view's own."""
     views = []
     for segment in range(SEGMENTS):
         for crop in range(CROPS):
@@ -46,15 +48,15 @@ def for_each_view(path, whole_video):
                 indices = sampling.dense_test_indices(
                     video.num_frames, FRAMES, STRIDE, SEGMENTS
                 )
-                wanted = np.unique(indices if whole_video else indices[segment])
-                frames = video.read(wanted)
+                unique = np.unique(indices if whole_video else indices[segment])
+                frames = video.read(unique)
             frames = augmentation.spatial_crops(frames, SIZE, CROPS)[crop]
-            views.append(frames[np.searchsorted(wanted, indices[segment])])
+            views.append(frames[np.searchsorted(unique, indices[segment])])
     return np.stack(views)
 
 
 def make_video(path):
-    """Smooth moving shapes with a little noise, which compress like a real scene."""
+    """Writes smooth moving shapes with a little noise; they compress like a scene."""
     rng = np.random.default_rng(0)
     rows, columns = np.mgrid[0:256, 0:340]
     with av.open(path, "w") as container:
@@ -75,12 +77,12 @@ def make_video(path):
 
 
 def main():
-    """Times the three ways for each video."""
+    """Times the three methods for each video."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("videos", nargs="*")
     parser.add_argument("--repeats", type=int, default=5)
     arguments = parser.parse_args()
-    ways = {
+    methods = {
         "once for all views": once,
         "for each view, its own frames": functools.partial(
             for_each_view, whole_video=False
@@ -98,18 +100,18 @@ def main():
         if not videos:
             videos = [os.path.join(folder, "made.mp4")]
             make_video(videos[0])
-        print("| video | frames | read | seconds | ratio |\n|---|---|---|---|---|")
+        print("| video | frames | decoded | seconds | ratio |\n|---|---|---|---|---|")
         for path in videos:
             with Video(path) as video:
                 num_frames = video.num_frames
-            results = {name: way(path) for name, way in ways.items()}
+            results = {name: method(path) for name, method in methods.items()}
             for views in results.values():
                 np.testing.assert_array_equal(views, results["once for all views"])
-            seconds = {name: [] for name in ways}
+            seconds = {name: [] for name in methods}
             for _ in range(arguments.repeats):
-                for name, way in ways.items():
+                for name, method in methods.items():
                     start = time.perf_counter()
-                    way(path)
+                    method(path)
                     seconds[name].append(time.perf_counter() - start)
             medians = {name: statistics.median(x) for name, x in seconds.items()}
             base = medians["once for all views"]

@@ -1,13 +1,12 @@
-"""What the settings of `prepare` cost and bring: size, quality, time to read a clip.
+"""Compares settings of `prepare`: size, quality, time to read a clip.
 
     python benchmarks/prepare_settings.py VIDEO [VIDEO ...] [--short-side=256]
 
-Each video is encoded with each of the settings; then clips of 16 frames, 4 apart, are
-read from random places, as training does, by one thread. Times are the processor's,
-which other processes disturb less, and the best of a few passes over the same clips.
-Encoding is in seconds of video a second. The quality is that of frames as they are
-read, against those of the original, scaled likewise. B is how many B-frames there are
-between two other frames.
+Encodes each video with each of the settings. Then one thread reads clips of 16 frames,
+4 apart, from random positions, as training does. Times are CPU times, which other
+processes disturb less, and the best of a few passes over the same clips. Encoding speed
+is in seconds of video per second. PSNR compares decoded frames with those of the
+original, resized likewise. B is the number of B-frames between two other frames.
 """
 
 import argparse
@@ -23,8 +22,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from videomae_jax.data import sampling  # noqa: E402
 from videomae_jax.datasets.encode import Encoded, Settings, encode  # noqa: E402
-from videomae_jax.video.decoder import Video  # noqa: E402
-from videomae_jax.video.packet_index import IndexedVideo  # noqa: E402
+from videomae_jax.video.decoder import IndexedVideo, Video  # noqa: E402
 
 FRAMES, STRIDE, CLIPS, PASSES = 16, 4, 40, 3
 
@@ -43,7 +41,7 @@ VARIANTS = [
 
 
 def read_clips(encoded: Encoded) -> float:
-    """Milliseconds of a processor that a clip takes, opening included."""
+    """Returns the CPU milliseconds per clip, including opening the video."""
     size = (encoded.height, encoded.width)
     passes = []
     for _ in range(PASSES):
@@ -63,13 +61,13 @@ def read_clips(encoded: Encoded) -> float:
 
 
 def frames(encoded: Encoded) -> np.ndarray:
-    """A sample of the frames."""
+    """Returns every tenth frame of a video."""
     with Video(encoded.video) as video:
         return video.read(range(0, video.num_frames, 10)).astype(np.float32)
 
 
 def psnr(frames: np.ndarray, truth: np.ndarray) -> float:
-    """Decibels."""
+    """Returns the peak signal-to-noise ratio in decibels."""
     return float(10 * np.log10(255**2 / np.mean(np.square(frames - truth))))
 
 
@@ -86,7 +84,7 @@ def main() -> None:
     print("| keyframes | B | tune | crf | preset | kB/s | PSNR | ms/clip | encoding |")
     print("|---|---|---|---|---|---|---|---|---|")
     whole = [encode(content, None) for content in contents]
-    row("| as they are | | | | ", whole, [0.0] * len(whole), None)
+    row("| original files | | | | ", whole, [0.0] * len(whole), None)
     for settings in VARIANTS:
         settings = dataclasses.replace(settings, short_side=args.short_side)
         encoded, times, quality = [], [], []
@@ -103,7 +101,7 @@ def main() -> None:
 def row(
     name: str, videos: list[Encoded], times: list[float], quality: float | None
 ) -> None:
-    """Prints a row."""
+    """Prints a row of the table."""
     seconds = [video.num_frames / video.fps for video in videos]
     size = sum(len(video.video) for video in videos) / sum(seconds) / 1000
     reading = statistics.mean(read_clips(video) for video in videos)

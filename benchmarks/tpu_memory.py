@@ -1,13 +1,13 @@
-"""Which model fits which TPU slice, and what its chips send each other in a step.
+"""Finds which model fits which TPU slice, and what the chips send in a step.
 
-    python benchmarks/tpu_memory.py --file all_anew.jsonl
+    python benchmarks/tpu_memory.py --file new.jsonl
     python benchmarks/tpu_memory.py --resume --models B L
     python benchmarks/tpu_memory.py --table
 
-Needs no TPU: libtpu compiles the real training step of each Kinetics-400 recipe, with
-its batch and the layout that the library chooses. A recipe that does not fit is tried
-again with remat=blocks. Each takes from half a minute to some on a free core; all of
-them take hours, so each row goes to the file as it is made.
+Needs no TPU: libtpu compiles the training step of each Kinetics-400 recipe, with its
+batch size and the layout that the library chooses. A recipe that does not fit is also
+tried with remat=blocks. Each takes up to a few minutes on an idle core and all of them
+take hours, so each row is written to the file as soon as it is complete.
 """
 
 import argparse
@@ -25,7 +25,7 @@ sys.path.insert(0, str(ROOT))
 from videomae_jax.cli.compile_for_tpu import read_config  # noqa: E402
 from videomae_jax.tpu import compile, topology  # noqa: E402
 
-# The recipe, and what is changed in it.
+# The recipe, and fields that differ from it.
 MODELS = {
     "S": ("k400_vits_pretrain", {}),
     "B": ("k400_vitb_pretrain", {}),
@@ -39,11 +39,14 @@ ATTENTIONS = ("xla", "splash")
 
 
 def make_config(model, attention, remat=None, clips=None, devices=1):
-    """The recipe of a model, with so many clips a device if not with its own batch."""
+    """Returns the recipe of a model.
+
+    `clips` per device replace the recipe's batch size, if given.
+    """
     recipe, changes = MODELS[model]
     config = read_config(str(ROOT / "configs" / f"{recipe}.py"), [])
     config.update_from_flattened_dict(changes)
-    # Of the tower that sees all tokens: the encoder sees few of them in pretraining.
+    # Of the transformer that sees all tokens; in pretraining the encoder sees few.
     field = "decoder_attention" if config.task == "pretrain" else "attention"
     config.model[field] = attention
     config.model.remat = remat or config.model.remat
@@ -53,7 +56,7 @@ def make_config(model, attention, remat=None, clips=None, devices=1):
 
 
 def rows(models, slices, attentions, clips, done):
-    """Compiles what is not done, and yields a row of the table for each."""
+    """Compiles the models that `done` lacks, and yields a row of the table for each."""
     for model in models:
         for name in slices:
             devices = topology.devices(name)
@@ -72,7 +75,7 @@ def rows(models, slices, attentions, clips, done):
 
 
 def compiled(config, devices):
-    """What the compiler says, or why it does not."""
+    """Compiles a step; returns the compiler's figures, or its error."""
     start = time.monotonic()
     try:
         row = dataclasses.asdict(compile.compile_step(config, devices))
@@ -82,25 +85,25 @@ def compiled(config, devices):
     return row
 
 
-def table(found):
-    """The rows in Markdown, by model and slice."""
+def table(rows):
+    """Returns the rows as a Markdown table, sorted by model and slice."""
     head = (
         *("model", "slice", "attention", "remat", "clips per device", "layout"),
         *("HBM in GiB: arguments + temporaries, peak of available", "fits"),
         "collectives a step and device",
     )
     lines = [head, ["---"] * len(head)]
-    for row in sorted(found, key=place):
+    for row in sorted(rows, key=sort_key):
         if "error" in row:
-            told = row["error"].splitlines()[0]
-            lines.append([*row["key"], "", "", "", "no", told])
+            message = row["error"].splitlines()[0]
+            lines.append([*row["key"], "", "", "", "no", message])
         else:
             lines.append([*row["key"], *cells(row)])
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 
-def place(row):
-    """What rows are sorted by; slices that were asked for besides come last."""
+def sort_key(row):
+    """Returns the key to sort rows by; slices that are not in SLICES come last."""
     model, name, attention, remat = row["key"]
     slices = [*SLICES, name]
     return (
@@ -110,7 +113,7 @@ def place(row):
 
 
 def cells(row):
-    """Batch, layout, memory, whether it fits and collectives, in words."""
+    """Returns the cells of a row: batch, layout, memory, verdict and collectives."""
     plan, available = row["plan"], row["available"] / 2**30
     split = f"fsdp {plan['fsdp']}" if plan["fsdp"] > 1 else "replicas"
     if plan["shard_optimizer"]:
@@ -138,28 +141,28 @@ def main():
         default=ROOT / "benchmarks" / "tpu_memory.jsonl",
         help="JSON lines (default: those of docs/tpu_pods.md)",
     )
-    parser.add_argument("--resume", action="store_true", help="go on with the file")
+    parser.add_argument("--resume", action="store_true", help="compile what it lacks")
     parser.add_argument("--table", action="store_true", help="only print the file")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--slices", nargs="+", default=SLICES)
     parser.add_argument("--attentions", nargs="+", default=ATTENTIONS)
     parser.add_argument(
-        "--clips", type=int, help="per device, not the recipe's; in a --file of its own"
+        "--clips", type=int, help="clips per device; needs a --file of its own"
     )
     args = parser.parse_args()
     if args.clips and args.file == parser.get_default("file"):
-        parser.error("--clips wants a --file of its own: rows do not tell it apart")
+        parser.error("--clips needs a --file of its own, because rows do not record it")
     if args.file.exists() and not (args.resume or args.table):
-        parser.error(f"{args.file} exists: give --resume, --table or another file")
+        parser.error(f"{args.file} exists: set --resume, --table or another --file")
     jax.config.update("jax_platforms", "cpu")
     text = args.file.read_text() if args.file.exists() else ""
-    found = {tuple(row["key"]): row for row in map(json.loads, text.splitlines())}
+    done = {tuple(row["key"]): row for row in map(json.loads, text.splitlines())}
     if not args.table:
         chosen = args.models, args.slices, args.attentions, args.clips
-        for row in rows(*chosen, found):
+        for row in rows(*chosen, done):
             with args.file.open("a") as file:
                 file.write(json.dumps(row) + "\n")
-    print(table(found.values()))
+    print(table(done.values()))
 
 
 if __name__ == "__main__":

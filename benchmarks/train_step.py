@@ -1,18 +1,19 @@
-"""The training step beside PyTorch's, on the device that both find.
+"""Times the training step against PyTorch's, on the device that both find.
 
     python benchmarks/train_step.py --variant small --batch 4
     python benchmarks/train_step.py --task finetune --variant base --batch 2
 
-Forward pass, backward pass and AdamW, of this library's model and of Hugging Face's
-with `sdpa` attention, of the same sizes, on the same batch. Each has a process of its
-own, and they take turns, a round of a few steps each; the ratio of their times is taken
-round by round. PyTorch gets what its pipelines hand over, normalised float clips, on
-the device; ours are the raw uint8. On a GPU both compute in bfloat16 (PyTorch: autocast
-and torch.compile); on a CPU both in float32, where --compile chooses torch.compile.
+A step is forward pass, backward pass and AdamW. This library's model and Hugging
+Face's, with `sdpa` attention, have the same sizes and batch. Each runs in a process of
+its own; they alternate in rounds of a few steps, and the ratio of their times is taken
+round by round. The batch is on the device: normalised float clips for PyTorch, as its
+pipelines provide, and uint8 for this library. On a GPU both compute in bfloat16
+(PyTorch: autocast and torch.compile). On a CPU both compute in float32, and --compile
+uses torch.compile.
 
-The peak is that of a large square matrix product on the same device, by JAX, in the
-dtype of the computation. It needs jax, flax and optax; without PyTorch and transformers
-(pip install torch transformers) our side runs alone.
+The peak is that of a large square matrix product by JAX, on the same device and in the
+dtype of the computation. Requires jax, flax and optax. Without PyTorch and transformers
+(pip install torch transformers), this library runs alone.
 """
 
 import argparse
@@ -33,7 +34,7 @@ CLASSES, MASK_RATIO = 400, 0.9
 
 
 def ours(options):
-    """The step as training/loop.py runs it; returns (steps, facts)."""
+    """Returns (run, memory, facts) of this library's training step."""
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -64,20 +65,24 @@ def ours(options):
 
         def masks(self, key):
             grid = token_grid(shape, self.model.patch_size, self.model.tubelet_size)
-            return masking.tube(key, options.batch, grid, MASK_RATIO)
+            return masking.tube(key, options.batch, grid=grid, ratio=MASK_RATIO)
 
-        def prepare(self, batch, key):
+        def add_randomness(self, batch, key):
             visible, masked = self.masks(key)
             return batch | {"visible": visible, "masked": masked}
 
-        def loss(self, params, statistics, batch):
+        def loss(self, params, batch_stats, batch):
             masked = batch["masked"]
             prediction = self.model.apply(
                 {"params": params}, batch["video"], batch["visible"], masked
             )
-            patch = self.model.patch_size, self.model.tubelet_size
-            target = pixel_targets(batch["video"], masked, *patch)
-            return reconstruction_loss(prediction, target), statistics
+            target = pixel_targets(
+                batch["video"],
+                masked,
+                patch_size=self.model.patch_size,
+                tubelet_size=self.model.tubelet_size,
+            )
+            return reconstruction_loss(prediction, target), batch_stats
 
     class Finetuning:
         model = VideoClassifier.from_variant(options.variant, CLASSES, **fields)
@@ -85,14 +90,14 @@ def ours(options):
         def init(self, key):
             return self.model.init(key, video)["params"]
 
-        def prepare(self, batch, key):
+        def add_randomness(self, batch, key):
             return batch
 
-        def loss(self, params, statistics, batch):
+        def loss(self, params, batch_stats, batch):
             logits = self.model.apply({"params": params}, batch["video"])
             log_probabilities = jax.nn.log_softmax(logits)
             rows = jnp.arange(options.batch)
-            return -log_probabilities[rows, batch["label"]].mean(), statistics
+            return -log_probabilities[rows, batch["label"]].mean(), batch_stats
 
     task = Pretraining() if options.task == "pretrain" else Finetuning()
     tx = optimizer.adamw(0.9, 0.95, 1e-8, 0.05)
@@ -104,7 +109,8 @@ def ours(options):
 
     state = start(jax.random.key(0))
     step = jax.jit(
-        make_train_step(task, tx, lambda step: 1e-4, accumulation=1), donate_argnums=0
+        make_train_step(task, tx, lambda step: 1e-4, grad_accum_steps=1),
+        donate_argnums=0,
     )
     batch = jax.device_put({"video": video, "label": np.arange(options.batch)})
     key = jax.random.key(1)
@@ -123,7 +129,7 @@ def ours(options):
     else:
         forward = flops.classification(task.model, tokens)
     facts = {
-        "what": f"jax {jax.__version__}",
+        "name": f"jax {jax.__version__}",
         "device": f"{device.device_kind} ({device.platform})",
         "dtype": dtype,
         "flops": flops.training(forward) * options.batch,
@@ -138,7 +144,7 @@ def ours(options):
 
 
 def matrix_peak(platform, dtype):
-    """Operations a second of a square matrix product, the best of several."""
+    """Returns the operations per second of a square matrix product, best of several."""
     import jax
     import jax.numpy as jnp
 
@@ -155,12 +161,12 @@ def matrix_peak(platform, dtype):
 
 
 def torchs(options):
-    """The same with PyTorch and Hugging Face's model."""
+    """Returns (run, memory, facts) of PyTorch with Hugging Face's model."""
     import numpy as np
     import torch
     import transformers
 
-    from videomae_jax.models.vit import variant_fields
+    from videomae_jax.models.variants import variant_fields
 
     sizes = variant_fields(options.variant)
     config = transformers.VideoMAEConfig(
@@ -194,13 +200,13 @@ def torchs(options):
     shape = (options.batch, options.frames, 3, options.size, options.size)
     inputs = {"pixel_values": torch.randn(shape, device=device)}
     if pretraining:
-        rows = options.size // sizes["patch_size"]
-        places = rows * rows
+        side = options.size // sizes["patch_size"]
+        patches = side * side
         order = generator.permuted(
-            np.tile(np.arange(places), (options.batch, 1)), axis=1
+            np.tile(np.arange(patches), (options.batch, 1)), axis=1
         )
-        masked = np.zeros((options.batch, places), bool)
-        np.put_along_axis(masked, order[:, : int(MASK_RATIO * places)], True, 1)
+        masked = np.zeros((options.batch, patches), bool)
+        np.put_along_axis(masked, order[:, : int(MASK_RATIO * patches)], True, 1)
         tube = np.tile(masked, (1, options.frames // 2))
         inputs["bool_masked_pos"] = torch.from_numpy(tube).to(device)
     else:
@@ -227,7 +233,7 @@ def torchs(options):
         return torch.cuda.max_memory_allocated() if cuda else _resident()
 
     compiled = " compiled" if cuda or options.compile else ""
-    return run, memory, {"what": f"PyTorch {torch.__version__}{compiled}"}
+    return run, memory, {"name": f"PyTorch {torch.__version__}{compiled}"}
 
 
 def _resident():
@@ -235,7 +241,7 @@ def _resident():
 
 
 def serve(options):
-    """A side's process: runs as many steps as each line asks for."""
+    """Runs one side in its own process; each line of stdin is a number of steps."""
     run, memory, facts = (ours if options.side == "ours" else torchs)(options)
     start = time.perf_counter()
     run(1)
@@ -250,17 +256,17 @@ def serve(options):
 
 
 class Side:
-    """One of the two processes."""
+    """One of the two processes that alternate."""
 
     def __init__(self, name, arguments):
-        """Starts it, and waits for its first step."""
+        """Starts the process, and waits for its first step."""
         self._process = subprocess.Popen(
             [sys.executable, __file__, *arguments, "--side", name],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=None if os.environ.get("VERBOSE") else subprocess.DEVNULL,
             text=True,
-            # The other side needs memory of the same GPU.
+            # Both sides need memory of the same GPU.
             env=os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"},
         )
         self.facts = self._read()
@@ -269,17 +275,17 @@ class Side:
     def _read(self):
         line = self._process.stdout.readline()
         if not line:
-            sys.exit("a side has ended; VERBOSE=1 shows its errors")
+            sys.exit("one side ended early; VERBOSE=1 shows its errors")
         return json.loads(line)
 
     def run(self, steps):
-        """Runs a round."""
+        """Runs a round of steps."""
         self._process.stdin.write(f"{steps}\n")
         self._process.stdin.flush()
         self.rows.append(self._read())
 
     def seconds(self):
-        """Of a step, the median of the rounds."""
+        """Returns the seconds per step, the median of the rounds."""
         return statistics.median(row["seconds"] for row in self.rows)
 
 
@@ -291,13 +297,15 @@ def main():
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--frames", type=int, default=16)
     parser.add_argument("--size", type=int, default=224)
-    parser.add_argument("--dtype", help="by default, as told above")
-    parser.add_argument("--attention", help="ours; by default, the model's")
-    parser.add_argument("--remat", default="none", help="ours")
+    parser.add_argument("--dtype", help="default: bfloat16 on a GPU, otherwise float32")
+    parser.add_argument(
+        "--attention", help="of this library; default: chosen automatically"
+    )
+    parser.add_argument("--remat", default="none", help="of this library")
     parser.add_argument("--compile", action="store_true", help="torch.compile on a CPU")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--steps", type=int, default=2, help="of a round")
-    parser.add_argument("--alone", action="store_true", help="without PyTorch")
+    parser.add_argument("--steps", type=int, default=2, help="steps per round")
+    parser.add_argument("--alone", action="store_true", help="skip PyTorch")
     parser.add_argument("--side", choices=["ours", "torch"], help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.side:
@@ -310,7 +318,7 @@ def main():
         if not options.alone:
             sides.append(Side("torch", sys.argv[1:]))
     except importlib.metadata.PackageNotFoundError:
-        print("PyTorch and transformers are not both installed: our side runs alone")
+        print("PyTorch or transformers is not installed: this library runs alone")
     for _ in range(options.rounds):
         for side in sides:
             side.run(options.steps)
@@ -319,14 +327,15 @@ def main():
         f"{options.task}, ViT {options.variant}, batch {options.batch} of "
         f"{options.frames}x{options.size}x{options.size}, {facts['dtype']}, "
         f"{os.cpu_count()} cores, {facts['device']}; matrix peak "
-        f"{facts['peak'] / 1e12:.2f} TFLOP/s, {facts['flops'] / 1e9:.0f} GFLOP a step\n"
+        f"{facts['peak'] / 1e12:.2f} TFLOP/s, {facts['flops'] / 1e9:.0f} GFLOP/step\n"
     )
-    print("| | ms a step | clips/s | share of peak | peak memory, GB | first step, s |")
+    head = "ms per step | clips/s | share of peak | peak memory, GB | first step, s"
+    print(f"| | {head} |")
     print("|---|---|---|---|---|---|")
     for side in sides:
         seconds = side.seconds()
         print(
-            f"| {side.facts['what']} | {1000 * seconds:.0f} | "
+            f"| {side.facts['name']} | {1000 * seconds:.0f} | "
             f"{options.batch / seconds:.2f} | "
             f"{facts['flops'] / seconds / facts['peak']:.1%} | "
             f"{max(row['memory'] for row in side.rows) / 1e9:.2f} | "

@@ -1,4 +1,4 @@
-"""The README's first lines of Python do what they say, and links lead somewhere."""
+"""The first example of the README runs, and all links have a target."""
 
 import pathlib
 import re
@@ -18,7 +18,7 @@ def test_the_first_example(tmp_path, monkeypatch, capsys):
     assert example.count("\n") < 10 and README.read_text().index(example) < 2000
     name = "MCG-NJU/videomae-base-finetuned-kinetics"
     assert name in example
-    # A small model in the same layout in the place of the hub's.
+    # A small model in the same layout instead of the hub's.
     example = example.replace(name, str(CHECKPOINTS / "hf_classifier"))
     write_video(tmp_path / "video.mp4", moving_noise(70, 64, 80))
     monkeypatch.chdir(tmp_path)
@@ -31,15 +31,15 @@ def test_the_first_example(tmp_path, monkeypatch, capsys):
 
 
 def anchors(page):
-    """What GitHub calls the headings of a page."""
+    """Returns the anchors that GitHub gives to the headings of a page."""
     titles = re.findall(r"^#+ (.*)$", page.read_text(), re.M)
     return {re.sub(r"[^\w\- ]", "", x).lower().replace(" ", "-") for x in titles}
 
 
 @pytest.mark.parametrize(
-    "page", [README, *ROOT.glob("docs/*.md")], ids=lambda x: x.name
+    "page", [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")], ids=lambda x: x.name
 )
-def test_links_lead_somewhere(page):
+def test_links_have_targets(page):
     for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
         path, _, anchor = link.partition("#")
         if not re.match("https?:", path):
