@@ -1,4 +1,4 @@
-"""Frame folders and TFDS data sets of frames for tests, made as their makers do."""
+"""Frame folders and TFDS data sets of frames for tests, written by OpenCV and TFDS."""
 
 import io
 from pathlib import Path
@@ -15,8 +15,8 @@ def encode(image: np.ndarray, extension: str = ".png") -> bytes:
     if image.ndim == 3:
         image = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
     options = [cv2.IMWRITE_JPEG_QUALITY, 95] if extension == ".jpg" else []
-    good, content = cv2.imencode(extension, image, options)
-    assert good
+    success, content = cv2.imencode(extension, image, options)
+    assert success
     return content.tobytes()
 
 
@@ -38,21 +38,21 @@ def write_tfds(
     *,
     is_video: bool = True,
 ) -> Path:
-    """Lets TFDS make a data set with a split train; returns its folder, FOLDER/clips.
+    """Writes a TFDS data set with a split train; returns its folder, FOLDER/clips.
 
-    TFDS needs TensorFlow for a feature of kind Video. What that writes is the same as
-    of a Sequence of Image; only features.json tells them apart, and is changed here.
+    TFDS needs TensorFlow for a feature of kind Video, but writes it like a Sequence of
+    Image. Only features.json differs, and is changed here.
 
     Args:
-        folder: where it goes.
-        videos: frames, or their encoded images, and label; -1 for none.
-        classes: names.
-        is_video: whether to tell that the feature is a Video.
+        folder: parent folder of the data set.
+        videos: frames or their encoded images, and label; -1 for none.
+        classes: names of the classes.
+        is_video: whether the kind of the feature is Video.
     """
 
     class Clips(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         VERSION = tfds.core.Version("2.0.0")
-        code_path = None  # TFDS looks for checksums of downloads there
+        code_path = None  # where TFDS looks for checksums of downloads
 
         def _info(self):
             image = tfds.features.Image(shape=(None, None, 3), encoding_format="png")

@@ -1,7 +1,8 @@
 """Small videos for tests, written with PyAV: any codec, container and timestamps."""
 
+import io
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from fractions import Fraction
 from pathlib import Path
 
@@ -10,16 +11,15 @@ import numpy as np
 
 
 def moving_noise(num_frames: int, height: int, width: int, seed: int = 0) -> np.ndarray:
-    """Frames that all differ and that motion search can follow.
+    """Returns frames that all differ and that motion search can follow.
 
     A noisy texture slides and a bright column marks the time, so encoders produce
     real motion vectors while no two frames decode to the same pixels.
 
     Args:
-        num_frames: How many frames.
-        height: Height in pixels.
-        width: Width in pixels.
-        seed: Seed of the noise.
+        num_frames: number of frames.
+        height, width: size in pixels.
+        seed: seed of the noise.
 
     Returns:
         uint8 [num_frames, height, width, 3], RGB.
@@ -61,20 +61,20 @@ def write_video(
     """Encodes frames into a video file.
 
     Args:
-        target: Path or writable binary file.
+        target: path or writable binary file.
         frames: uint8 [num_frames, height, width, 3], RGB.
-        codec: Name of the encoder.
-        container: Container format; by default that of the path's suffix.
-        pixel_format: Pixel format to encode.
-        rate: Frames per second.
-        options: Options of the encoder.
-        container_options: Options of the muxer.
-        ticks: Presentation time of each frame in units of 1 / (4 * rate) seconds; by
+        codec: name of the encoder.
+        container: container format; by default that of the path's suffix.
+        pixel_format: pixel format to encode.
+        rate: frames per second.
+        options: options of the encoder.
+        container_options: options of the muxer.
+        ticks: presentation time of each frame in units of 1 / (4 * rate) seconds; by
             default frame t is at 4 * t.
-        rotation: Counter-clockwise degrees for the display matrix, if any.
-        flip: Whether the display matrix also mirrors left and right.
-        audio: Whether to add a silent audio track (AAC), interleaved.
-        max_b_frames: Consecutive B-frames, for encoders without an option for it.
+        rotation: counter-clockwise degrees of the display matrix, if any.
+        flip: whether the display matrix also mirrors left and right.
+        audio: whether to add a silent audio track (AAC), interleaved.
+        max_b_frames: consecutive B-frames, for encoders without an option for it.
     """
     num_frames, height, width, _ = frames.shape
     ticks = [4 * t for t in range(num_frames)] if ticks is None else list(ticks)
@@ -84,7 +84,7 @@ def write_video(
         stream.pix_fmt = pixel_format
         stream.codec_context.time_base = Fraction(1, 4 * rate)
         stream.codec_context.thread_count = 1
-        if codec in ("mpeg4", "mpeg2video"):  # Accept only certain time bases.
+        if codec in ("mpeg4", "mpeg2video"):  # accept only certain time bases
             stream.codec_context.time_base = Fraction(1, rate)
             ticks = [tick // 4 for tick in ticks]
         if max_b_frames is not None:
@@ -111,43 +111,66 @@ def write_video(
 
 
 def video_bytes(frames: np.ndarray, *, container: str = "mp4", **settings) -> bytes:
-    """Like `write_video`, but returns the file's content."""
-    with tempfile.TemporaryDirectory() as folder:  # A file: faststart reads it back.
+    """Encodes frames like `write_video`, but returns the content of the file."""
+    with tempfile.TemporaryDirectory() as folder:  # a file: faststart reads it back
         path = Path(folder, "video")
         write_video(str(path), frames, container=container, **settings)
         return path.read_bytes()
+
+
+def change_packets(
+    content: bytes, container: str, change: Callable[[int, bytes], bytes]
+) -> bytes:
+    """Copies a video; `change` returns the new data of a packet, from its position."""
+    target = io.BytesIO()
+    with (
+        av.open(io.BytesIO(content)) as source,
+        av.open(target, "w", format=container) as out,
+    ):
+        stream = out.add_stream_from_template(source.streams.video[0])
+        packets = [packet for packet in source.demux(video=0) if packet.size]
+        for position, packet in enumerate(packets):
+            copy = av.Packet(change(position, bytes(packet)))
+            copy.pts, copy.dts, copy.time_base = (
+                packet.pts,
+                packet.dts,
+                packet.time_base,
+            )
+            copy.is_keyframe, copy.stream = packet.is_keyframe, stream
+            out.mux(copy)
+    return target.getvalue()
 
 
 CORRUPTIONS = ("truncated", "flipped", "zeroed", "removed", "repeated", "replaced")
 
 
 def corrupted(content: bytes, rng: np.random.Generator, kind: str) -> bytes:
-    """Damages a file, as disks, downloads and copies do.
+    """Returns the content of a file, damaged as disks, downloads and copies do.
 
     Args:
-        content: Of the file.
-        rng: Draws where, and how much.
-        kind: One of CORRUPTIONS: cut off somewhere, single bits flipped, or a range of
+        content: content of the file.
+        rng: draws where the damage is, and how much.
+        kind: one of CORRUPTIONS: cut off somewhere, single bits flipped, or a range of
             bytes zeroed, left out, written twice or replaced by noise.
     """
     start = int(rng.integers(len(content)))
     length = int(rng.choice([4, 100, 3000]))
-    before, there = content[:start], content[start : start + length]
+    before, middle = content[:start], content[start : start + length]
     after = content[start + length :]
     match kind:
         case "truncated":
             return before
         case "flipped":
             data = bytearray(content)
-            for at in rng.integers(len(data), size=rng.choice([1, 5, 50])):
-                data[at] ^= 1 << int(rng.integers(8))
+            for index in rng.integers(len(data), size=rng.choice([1, 5, 50])):
+                data[index] ^= 1 << int(rng.integers(8))
             return bytes(data)
         case "zeroed":
-            return before + bytes(len(there)) + after
+            return before + bytes(len(middle)) + after
         case "removed":
             return before + after
         case "repeated":
-            return before + there + there + after
+            return before + middle + middle + after
         case "replaced":
-            return before + rng.bytes(len(there)) + after
+            return before + rng.bytes(len(middle)) + after
     raise ValueError(kind)

@@ -12,7 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from tests.helpers.videos import moving_noise, video_bytes, write_video
+from tests.helpers.videos import (
+    change_packets,
+    moving_noise,
+    video_bytes,
+    write_video,
+)
 from videomae_jax.errors import VideoError
 from videomae_jax.video.container import decode_all
 from videomae_jax.video.decoder import PacketDecoder, Video, read_clip
@@ -269,34 +274,13 @@ def test_edit_lists(first):
             np.testing.assert_array_equal(video.read(indices), full[list(indices)])
 
 
-def _with_packets(content: bytes, container: str, change) -> bytes:
-    """Copies a video with `change` applied to its packets' data."""
-    target = io.BytesIO()
-    with (
-        av.open(io.BytesIO(content)) as source,
-        av.open(target, "w", format=container) as out,
-    ):
-        stream = out.add_stream_from_template(source.streams.video[0])
-        packets = [packet for packet in source.demux(video=0) if packet.size]
-        for position, packet in enumerate(packets):
-            copy = av.Packet(change(position, bytes(packet)))
-            copy.pts, copy.dts, copy.time_base = (
-                packet.pts,
-                packet.dts,
-                packet.time_base,
-            )
-            copy.is_keyframe, copy.stream = packet.is_keyframe, stream
-            out.mux(copy)
-    return target.getvalue()
-
-
 def test_invisible_vp8_frames():
     def hide(position, data):
         if position % 7 == 3:
             return bytes([data[0] & ~0x10]) + data[1:]
         return data
 
-    content = _with_packets(_content("vp8"), "webm", hide)
+    content = change_packets(_content("vp8"), "webm", hide)
     full = _plain_decode(content)
     assert len(full) < _NUM_FRAMES
     with Video(content) as video:
@@ -313,7 +297,7 @@ def test_mpeg4_packets_without_a_picture():
     def drop(position, data):
         return empty if position % 7 == 3 else data
 
-    content = _with_packets(_content("mpeg4"), "mp4", drop)
+    content = change_packets(_content("mpeg4"), "mp4", drop)
     full = _plain_decode(content)
     assert len(full) < _NUM_FRAMES
     with Video(content) as video:
@@ -335,7 +319,7 @@ def test_frames_that_the_decoder_drops():
     """If a frame that the packets announce is missing, frames near it are refused."""
     clean, full = _content("hevc"), _full("hevc")
     delimiter = bytes.fromhex("00000003460150")  # instead of a picture
-    content = _with_packets(
+    content = change_packets(
         clean, "mp4", lambda position, data: delimiter if position == 25 else data
     )
     with Video(clean) as video:
@@ -462,7 +446,7 @@ def test_damage_in_the_middle(sent):
 
     with Video(clean) as video:
         damaged = video._decoder.table.positions[13]
-        content = _with_packets(clean, "matroska", smash)
+        content = change_packets(clean, "matroska", smash)
     with Video(content) as video:
         for index in (*range(11), *range(20, 40)):
             np.testing.assert_array_equal(video.read([index])[0], full[index])
@@ -523,7 +507,7 @@ def test_decode_all(kind, strict):
 
 
 def test_decode_all_refuses_damage_and_changes_of_the_resolution():
-    damaged = _with_packets(
+    damaged = change_packets(
         _content("mkv"),
         "matroska",
         lambda position, data: (

@@ -1,23 +1,19 @@
-"""Frame folders give the images' pixels, and never grey in place of lost ones."""
-
-import io
-import os
-from pathlib import Path
+"""Frame folders return the pixels of their images, and name images that are bad."""
 
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
 
 from tests.helpers.frames import encode, write_frames
-from tests.helpers.videos import moving_noise, write_video
-from videomae_jax.data import sources as records
-from videomae_jax.errors import RecordError, VideoError
+from tests.helpers.videos import moving_noise
+from videomae_jax.errors import VideoError
 from videomae_jax.video import images
-from videomae_jax.video import open as video_open
-from videomae_jax.video.decoder import Video
-from videomae_jax.video.frame_folder import FrameFolder
-from videomae_jax.video.record import LabelKind, Record
+from videomae_jax.video.frame_folder import (
+    FrameFolder,
+    check_frame_name,
+    frame_number,
+    frame_numbers,
+)
 
 FRAMES = moving_noise(7, 48, 64)
 
@@ -38,8 +34,8 @@ def test_pixels_are_those_of_opencv(tmp_path, extension):
     assert read.dtype == np.uint8 and read.shape == (3, 48, 64, 3)
     for image, number in zip(read, (6, 1, 6), strict=True):
         # Grey, cut off or turned images would differ by far more.
-        wanted = cv2.imread(str(path / name.format(number)))[..., ::-1]
-        assert np.abs(image.astype(int) - wanted).max() <= 1
+        expected = cv2.imread(str(path / name.format(number)))[..., ::-1]
+        assert np.abs(image.astype(int) - expected).max() <= 1
         if extension == ".png":
             np.testing.assert_array_equal(image, FRAMES[number - 1])
 
@@ -57,62 +53,26 @@ def test_reading(folder):
         video.read([0])
 
 
-def test_only_wanted_images_are_opened_and_each_once(folder, monkeypatch):
+def test_only_requested_images_are_opened_and_each_once(folder, monkeypatch):
     opened = []
-    decode = images.decode
+    decode = images.decode_image
     monkeypatch.setattr(
-        images, "decode", lambda content: opened.append(content) or decode(content)
+        images,
+        "decode_image",
+        lambda content: opened.append(content) or decode(content),
     )
     with FrameFolder(str(folder), "img_{:05}.png") as video:
         assert not opened
         clip = video.read([2, 6, 2])
-    wanted = [(folder / f"img_{n:05}.png").read_bytes() for n in (5, 9)]
-    assert opened == wanted
+    assert opened == [(folder / f"img_{n:05}.png").read_bytes() for n in (5, 9)]
     np.testing.assert_array_equal(clip, FRAMES[[2, 6, 2]])
-
-
-@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "1", "CMYK"])
-def test_other_kinds_of_pixels_become_rgb(mode):
-    image = Image.fromarray(FRAMES[0]).convert(mode)
-    file = io.BytesIO()
-    image.save(file, "JPEG" if mode == "CMYK" else "PNG")
-    decoded = images.decode(file.getvalue())
-    assert decoded.shape == (48, 64, 3)
-    if mode == "L":
-        np.testing.assert_array_equal(decoded[..., 0], np.asarray(image))
-        np.testing.assert_array_equal(decoded[..., 0], decoded[..., 2])
-    if mode == "RGBA":
-        np.testing.assert_array_equal(decoded, FRAMES[0])
-
-
-@pytest.mark.parametrize("extension", [".png", ".jpg", ".webp"])
-@pytest.mark.parametrize("left", [0, 1, 40, 0.5, 0.9, -3, -1])
-def test_images_that_are_cut_off_are_refused(extension, left):
-    content = encode(FRAMES[0], extension)
-    end = int(left * len(content)) if isinstance(left, float) else left
-    # What is missing, or what a file system put in its place.
-    for filled in (b"", bytes(max(len(content) - len(content[:end]), 16))):
-        try:
-            decoded = images.decode(content[:end] + filled)
-        except images.ImageError:
-            continue
-        # Of a PNG nothing is lost with its last bytes.
-        assert extension == ".png" and end in (-3, -1)
-        np.testing.assert_array_equal(decoded, FRAMES[0])
-
-
-def test_a_changed_png_is_refused():
-    content = bytearray(encode(FRAMES[0]))
-    content[len(content) // 2] ^= 1
-    with pytest.raises(images.ImageError, match="damaged"):
-        images.decode(bytes(content))
 
 
 @pytest.mark.parametrize(
     "content, message",
     [
-        (b"", r"is empty"),
-        (b"hello" * 9, "no JPEG, PNG or WebP"),
+        (b"", "is empty"),
+        (b"hello" * 9, "is not a JPEG, PNG or WebP"),
         (encode(FRAMES[0])[:999], "is damaged"),
         (cv2.imencode(".png", np.zeros((8, 8), np.uint16))[1].tobytes(), "8 bits"),
         (encode(FRAMES[0][:40]), "resolution: img_00005.png is 64x40, others 64x48"),
@@ -142,10 +102,10 @@ def test_missing_images(folder):
             video.read([0])
 
 
-@pytest.mark.parametrize("frames", [None, (1, 5)])
-def test_names_that_do_not_fit(folder, frames):
+@pytest.mark.parametrize("frame_range", [None, (1, 5)])
+def test_names_that_do_not_fit(folder, frame_range):
     with pytest.raises(VideoError) as raised:
-        FrameFolder(str(folder), "image_{:06}.jpg", frames).read([0])
+        FrameFolder(str(folder), "image_{:06}.jpg", frame_range).read([0])
     for part in ("img_00003.png, img_00004.png", "config.data.frame_name", "image_{:0"):
         assert part in str(raised.value)
 
@@ -153,78 +113,27 @@ def test_names_that_do_not_fit(folder, frames):
 def test_no_folder(tmp_path):
     (tmp_path / "file").touch()
     for name, reason in (("none", "no such folder"), ("file", "is a file")):
-        for frames in (None, (1, 5)):
+        for frame_range in (None, (1, 5)):
             with pytest.raises(VideoError, match=reason):
-                FrameFolder(str(tmp_path / name), frames=frames).read([0])
+                FrameFolder(str(tmp_path / name), frame_range=frame_range).read([0])
 
 
-def test_url(folder, monkeypatch):
-    monkeypatch.setattr("etils.epath.Path", lambda url: Path(url.removeprefix("gs://")))
-    record = Record(f"gs://{folder}", "a", frame_name="img_{:05}.png")
-    with video_open.open_video(record) as video:
-        np.testing.assert_array_equal(video.read(range(7)), FRAMES)
+@pytest.mark.parametrize("template", ["img_{:05}.jpg", "{}.png", "{:d}x.webp", "{0}"])
+def test_templates(template):
+    check_frame_name(template)
+    names = [template.format(n) for n in (12, 3, 123456)]
+    assert frame_numbers(template, [*names, "cover.jpg"]) == [3, 12, 123456]
+    assert frame_number(template, "cover.jpg") is None
 
 
-def test_lists(tmp_path):
-    """VideoMAE V2's two kinds of lines, whole folders, and parts of a video file."""
-    write_frames(tmp_path / "a", FRAMES, "img_{:05}.png")
-    write_frames(tmp_path / "b", FRAMES[::-1], "img_{:05}.png", start=0)
-    write_video(str(tmp_path / "c.mp4"), FRAMES)
-    with Video(tmp_path / "c.mp4") as video:
-        decoded = video.read(range(7))
-
-    def load(text, **kwargs):
-        (tmp_path / "list.txt").write_text(text)
-        found = records.load(
-            str(tmp_path / "list.txt"), frame_name="img_{:05}.png", **kwargs
-        )
-        for record in found:
-            with video_open.open_video(record) as video:
-                frames = video.read(range(video.num_frames))
-                assert frames.shape[1:] == (video.height, video.width, 3)
-            yield frames
-
-    unlabelled = "a 2 5\nb 0 3\nb/\nc.mp4 0 -1\n"
-    wanted = [FRAMES[1:6], FRAMES[:3:-1], FRAMES[::-1], decoded]
-    for got, expected in zip(load(unlabelled), wanted, strict=True):
-        np.testing.assert_array_equal(got, expected)
-    parts = "path,start,total\nc.mp4 1 4\nc.mp4 0 -1\nb/ 0 -1\n"
-    wanted = [decoded[1:5], decoded, FRAMES[::-1]]
-    for got, expected in zip(load(parts), wanted, strict=True):
-        np.testing.assert_array_equal(got, expected)
-    labelled = load("a 5 0\nc.mp4 3\na/ 7\n", label_kind=LabelKind.ONE)
-    for got, expected in zip(labelled, [FRAMES[:5], decoded, FRAMES], strict=True):
-        np.testing.assert_array_equal(got, expected)
-    with pytest.raises(
-        VideoError, match=r"c\.mp4: too short: .* 4 frames from frame 4"
-    ):
-        list(load("path,start,total\nc.mp4 4 4\n"))
+@pytest.mark.parametrize(
+    "template", ["", "img.jpg", "a/{}.jpg", "{}{}.jpg", "{x}.jpg", "{:x}.jpg", "{"]
+)
+def test_other_templates_are_refused(template):
+    with pytest.raises(ValueError, match="is not a template of image names"):
+        check_frame_name(template)
 
 
-def test_part_of_a_video(tmp_path):
-    write_video(str(tmp_path / "c.mp4"), FRAMES)
-    record = Record(str(tmp_path / "c.mp4"), "c", frame_range=(2, 4))
-    with video_open.open_video(record) as video:
-        assert video.fps == pytest.approx(25)
-        for index in (-1, 4):
-            with pytest.raises(IndexError):
-                video.read([index])
-    with pytest.raises(VideoError, match="closed"):
-        video.read([0])
-
-
-def test_a_folder_of_frame_folders(tmp_path):
-    root = tmp_path / "root"
-    for name in ("x/2", "x/10", "y"):
-        write_frames(root / name, FRAMES)
-    write_video(str(root / "y.mp4"), FRAMES)
-    (root / "x" / "cover.jpg").touch()
-    found = records.load(str(root))
-    assert [record.id for record in found] == ["x/10", "x/2", "y", "y.mp4"]
-    assert [bool(record.frame_name) for record in found] == [True, True, True, False]
-    [record] = records.load(str(root / "y"))
-    assert (record.id, record.path) == ("y", str(root / "y"))
-    with pytest.raises(RecordError, match=r"img_00001\.jpg.*frame_name"):
-        records.load(str(root / "y"), frame_name="{}.jpg")
-    os.rename(root / "y" / "img_00001.jpg", root / "y" / ".hidden.jpg")
-    assert len(records.load(str(root / "y"))) == 1
+def test_a_number_with_other_padding_does_not_fit():
+    assert frame_number("img_{:05}.jpg", "img_00012.jpg") == 12
+    assert frame_number("img_{:05}.jpg", "img_12.jpg") is None

@@ -1,4 +1,4 @@
-"""Data sets that TFDS has made give the frames and labels that went into them."""
+"""Data sets that TFDS has made return the frames and labels that were written."""
 
 import json
 import re
@@ -9,10 +9,10 @@ import pytest
 
 from tests.helpers.frames import encode, write_tfds
 from tests.helpers.videos import moving_noise
-from videomae_jax.data import sources as records
+from videomae_jax.data import sources
 from videomae_jax.errors import RecordError, VideoError
 from videomae_jax.video import images
-from videomae_jax.video import open as video_open
+from videomae_jax.video.open import open_video
 from videomae_jax.video.record import LabelKind
 
 CLASSES = ["jump", "run", "sit"]
@@ -41,45 +41,48 @@ def _copy(made: Path, target: Path) -> Path:
     return target / "clips"
 
 
-@pytest.mark.parametrize("place", ["", "/2.0.0", "/.."])
-def test_frames_and_labels(made, place):
-    found = records.load(f"tfds:{made}{place}/train", label_kind=LabelKind.ONE)
+@pytest.mark.parametrize("folder", ["", "/2.0.0", "/.."])
+def test_frames_and_labels(made, folder):
+    records = sources.load(f"tfds:{made}{folder}/train", label_kind=LabelKind.ONE)
     assert len(list((made / "2.0.0").glob("*array_record-*"))) == 2
     lengths = []
-    for record in found:
+    for record in records:
         name, position = re.fullmatch(
             r"(clips-train\..*)__([0-9]+)", record.id
         ).groups()
         assert record.path.endswith(f"/{name}") and record.position == int(position)
-        with video_open.open_video(record) as video:
+        with open_video(record) as video:
             i = video.num_frames - 5
             lengths.append(i)
             assert record.labels == (i % 3,)
             assert (video.height, video.width, video.fps) == (32, 48, None)
             np.testing.assert_array_equal(video.read([4, 0, 4]), _frames(i)[[4, 0, 4]])
     assert sorted(lengths) == list(range(7))
-    assert len({record.id for record in found}) == 7
+    assert len({record.id for record in records}) == 7
 
 
 def test_listing_decodes_nothing_and_reads_nothing_without_labels(made, monkeypatch):
-    monkeypatch.setattr(images, "decode", None)
-    assert len(records.load(f"tfds:{made}/train", label_kind=LabelKind.ONE)) == 7
-    assert {r.labels for r in records.load(f"tfds:{made}/train")} == {(0,), (1,), (2,)}
-    several = records.load(f"tfds:{made}/train", label_kind=LabelKind.MANY)
+    monkeypatch.setattr(images, "decode_image", None)
+    assert len(sources.load(f"tfds:{made}/train", label_kind=LabelKind.ONE)) == 7
+    assert {r.labels for r in sources.load(f"tfds:{made}/train")} == {(0,), (1,), (2,)}
+    several = sources.load(f"tfds:{made}/train", label_kind=LabelKind.MANY)
     labels = [label for record in several for label in record.labels]
     assert sorted(labels) == [0, 0, 0, 1, 1, 2, 2]
     monkeypatch.setattr("videomae_jax.video.shards.read_example", None)
-    found = records.load(f"tfds:{made}/train", label_kind=LabelKind.UNUSED)
-    assert {record.labels for record in found} == {()}
+    records = sources.load(f"tfds:{made}/train", label_kind=LabelKind.UNUSED)
+    assert {record.labels for record in records} == {()}
 
 
-def test_only_wanted_frames_are_decoded(made, monkeypatch):
+def test_only_requested_frames_are_decoded(made, monkeypatch):
     decoded = []
-    decode = images.decode
-    monkeypatch.setattr(
-        images, "decode", lambda content: decoded.append(content) or decode(content)
-    )
-    with video_open.open_video(records.load(f"tfds:{made}/train")[0]) as video:
+    decode = images.decode_image
+
+    def spy(content):
+        decoded.append(content)
+        return decode(content)
+
+    monkeypatch.setattr(images, "decode_image", spy)
+    with open_video(sources.load(f"tfds:{made}/train")[0]) as video:
         video.read([1, 3, 1])
         assert len(decoded) == 2
     with pytest.raises(VideoError, match="closed"):
@@ -88,12 +91,12 @@ def test_only_wanted_frames_are_decoded(made, monkeypatch):
 
 def test_a_sequence_of_images(tmp_path):
     folder = write_tfds(tmp_path, [(_frames(0), -1)], CLASSES, is_video=False)
-    [record] = records.load(f"tfds:{folder}/train")
-    with video_open.open_video(record) as video:
+    [record] = sources.load(f"tfds:{folder}/train")
+    with open_video(record) as video:
         np.testing.assert_array_equal(video.read(range(5)), _frames(0))
     with pytest.raises(RecordError, match="__0 has no label"):
-        records.load(f"tfds:{folder}/train", label_kind=LabelKind.ONE)
-    [record] = records.load(f"tfds:{folder}/train", label_kind=LabelKind.MANY)
+        sources.load(f"tfds:{folder}/train", label_kind=LabelKind.ONE)
+    [record] = sources.load(f"tfds:{folder}/train", label_kind=LabelKind.MANY)
     assert record.labels == ()
 
 
@@ -107,10 +110,10 @@ def test_bad_videos(tmp_path):
     ]
     folder = write_tfds(tmp_path, videos, CLASSES)
     reasons = {}
-    for record in records.load(f"tfds:{folder}/train", label_kind=LabelKind.ONE):
+    for record in sources.load(f"tfds:{folder}/train", label_kind=LabelKind.ONE):
         with (
             pytest.raises(VideoError) as raised,
-            video_open.open_video(record) as video,
+            open_video(record) as video,
         ):
             assert video.read([0, 1, 3]).shape == (3, 32, 48, 3)
             video.read([2, 0])
@@ -123,32 +126,30 @@ def test_bad_videos(tmp_path):
 
 def test_damaged_shard(made, tmp_path):
     folder = _copy(made, tmp_path)
-    found = records.load(f"tfds:{folder}/train", label_kind=LabelKind.UNUSED)
-    path = Path(found[0].path)
+    records = sources.load(f"tfds:{folder}/train", label_kind=LabelKind.UNUSED)
+    path = Path(records[0].path)
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 255
     path.write_bytes(content)
     bad = 0
-    for record in found:
+    for record in records:
         try:
-            with video_open.open_video(record) as video:
+            with open_video(record) as video:
                 video.read(range(video.num_frames))
         except VideoError as error:
             bad += 1
             assert str(path) in str(error) and record.path == str(path)
     assert bad == 1
     with pytest.raises(RecordError, match="tfds:.*cannot be read"):
-        records.load(f"tfds:{folder}/train", label_kind=LabelKind.ONE)
+        sources.load(f"tfds:{folder}/train", label_kind=LabelKind.ONE)
     path.unlink()
     with pytest.raises(RecordError, match=f"the shard {path} is missing"):
-        records.load(f"tfds:{folder}/train", label_kind=LabelKind.UNUSED)
+        sources.load(f"tfds:{folder}/train", label_kind=LabelKind.UNUSED)
 
 
 def test_other_data_sets(made, tmp_path):
-    with pytest.raises(
-        RecordError, match="no split 'test'; there is tfds:.*clips/trai"
-    ):
-        records.load(f"tfds:{made}/test")
+    with pytest.raises(RecordError, match="no split 'test', only tfds:.*clips/trai"):
+        sources.load(f"tfds:{made}/test")
     folder = _copy(made, tmp_path)
     source = f"tfds:{folder}/train"
     _change(folder, "dataset_info.json", fileFormat="tfrecord", configName="small")
@@ -156,30 +157,30 @@ def test_other_data_sets(made, tmp_path):
         RecordError,
         match="stored as tfrecord.*`tfds build clips/small --file_format=array_record",
     ):
-        records.load(source)
+        sources.load(source)
     _change(folder, "dataset_info.json", alternativeFileFormats=["array_record"])
-    assert len(records.load(source)) == 7
+    assert len(sources.load(source)) == 7
     features = json.loads((folder / "2.0.0" / "features.json").read_text())
     own = features["featuresDict"]["features"]
     for changed, message in [
         ({"about": own["about"]}, "no feature of kind Video, only about"),
-        (own | {"more": own["clip"]}, "one feature of kind Video is wanted.*clip"),
-        (own | {"more": own["kind"]}, "one feature of kind ClassLabel is wanted"),
+        (own | {"more": own["clip"]}, "one feature of kind Video, found.*clip"),
+        (own | {"more": own["kind"]}, "one feature of kind ClassLabel, found"),
         ({"clip": own["clip"]}, "no feature of kind ClassLabel"),
     ]:
         _change(folder, "features.json", featuresDict={"features": changed})
         with pytest.raises(RecordError, match=message):
-            records.load(source, label_kind=LabelKind.ONE)
+            sources.load(source, label_kind=LabelKind.ONE)
     (folder / "3.0.0").mkdir()
     (folder / "3.0.0" / "dataset_info.json").write_text("{}")
     with pytest.raises(
         RecordError, match="several data sets.*2.0.0/train.*3.0.0/train"
     ):
-        records.load(source)
+        sources.load(source)
 
 
-def test_neither_of_prepare_nor_of_tfds(tmp_path):
-    with pytest.raises(RecordError, match="holds no finished split 'train'"):
-        records.load(f"tfds:{tmp_path}/none/train")
-    with pytest.raises(RecordError, match="tfds:FOLDER/SPLIT is wanted"):
-        records.load("tfds:train")
+def test_neither_prepared_nor_made_by_tfds(tmp_path):
+    with pytest.raises(RecordError, match="holds no complete split 'train'"):
+        sources.load(f"tfds:{tmp_path}/none/train")
+    with pytest.raises(RecordError, match="expected tfds:FOLDER/SPLIT"):
+        sources.load("tfds:train")

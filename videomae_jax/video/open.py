@@ -82,6 +82,6 @@ def file_size(record: Record) -> int | None:
         return None
 
 
-def name(source: Source) -> str:
+def video_name(source: Source) -> str:
     """Returns the name of a video in messages."""
     return source.id if isinstance(source, Record) else default_name(source)
