@@ -1,4 +1,4 @@
-"""Every video of a list is accounted for once, with what is wrong about it."""
+"""Every video of a list gets exactly one status, and bad ones a reason."""
 
 import json
 import os
@@ -13,19 +13,19 @@ from PIL import Image
 from tests.helpers.frames import encode, write_frames, write_tfds
 from tests.helpers.videos import (
     CORRUPTIONS,
+    change_packets,
     corrupted,
     moving_noise,
     video_bytes,
     write_folder,
     write_video,
 )
-from tests.video.test_decoder import _with_packets
 from videomae_jax.__main__ import main
 from videomae_jax.cli import check_data
 from videomae_jax.data import sources
 from videomae_jax.datasets import probe
-from videomae_jax.datasets import report as checking
-from videomae_jax.datasets.probe import Job, ProbeResult, examine
+from videomae_jax.datasets import report
+from videomae_jax.datasets.probe import Job, ProbeResult
 from videomae_jax.errors import VideoError
 from videomae_jax.video.decoder import Video
 from videomae_jax.video.record import LabelKind, Record
@@ -46,9 +46,9 @@ def check(capsys):
 
 @pytest.fixture
 def in_process(monkeypatch):
-    """Does without processes, which take seconds to start."""
+    """Probes in this process: worker processes take seconds to start."""
 
-    def plain_map(function, items, num_workers, timeout):
+    def plain_map(function, items, *, num_workers, timeout):
         for index, item in enumerate(items):
             yield index, function(item)
 
@@ -56,7 +56,7 @@ def in_process(monkeypatch):
 
 
 def _report(folder: Path) -> tuple[dict, dict]:
-    """The summary, and the rows by id; the list's order is asserted."""
+    """Returns the summary and the rows by id; checks that the files agree."""
     summary = json.loads((folder / "report.json").read_text())
     rows = summary.pop("records")
     assert len({row["id"] for row in rows}) == len(rows) == summary["videos"]
@@ -71,8 +71,8 @@ def _report(folder: Path) -> tuple[dict, dict]:
         row["id"]: row["reason"] for row in rows if row["reason"]
     }
     assert len(bad) == len({row["id"] for row in bad})
-    with Image.open(folder / "check.png") as picture:
-        assert min(picture.size) > 500
+    with Image.open(folder / "check.png") as image:
+        assert min(image.size) > 500
     return summary, {row["id"]: row for row in rows}
 
 
@@ -80,21 +80,21 @@ def _x264(params: str, **settings) -> dict:
     return {"options": {"x264-params": params}, **settings}
 
 
-def _miscounted() -> bytes:
+def _frame_count_mismatch() -> bytes:
     content = video_bytes(
         moving_noise(64, *_SIZE),
         codec="libx265",
         options={"x265-params": "keyint=12:log-level=none:pools=1"},
     )
-    delimiter = bytes.fromhex("00000003460150")  # in place of a picture
-    return _with_packets(
+    delimiter = bytes.fromhex("00000003460150")  # instead of a coded frame
+    return change_packets(
         content, "mp4", lambda at, data: delimiter if at == 25 else data
     )
 
 
 def _damaged(content: bytes) -> bytes:
-    """Smashes a packet in the middle; only decoding it tells."""
-    return _with_packets(
+    """Overwrites a packet in the middle; only decoding reveals it."""
+    return change_packets(
         content,
         "mp4",
         lambda at, data: data[:4] + b"\xff" * (len(data) - 4) if at == 30 else data,
@@ -118,7 +118,7 @@ def folder(tmp_path_factory) -> Path:
         "empty.mp4": b"",
         "cut.mp4": cut[: len(cut) * 2 // 3],
         "damaged.mp4": _damaged(good),
-        "frame_count_mismatch.mp4": _miscounted(),
+        "frame_count_mismatch.mp4": _frame_count_mismatch(),
         "no_index.avi": video_bytes(
             frames, container="avi", **_x264("keyint=12:bframes=3")
         ),
@@ -168,7 +168,7 @@ def test_every_kind_of_problem(folder, check):
         "empty.mp4": "empty file (0 bytes)",
         "cut.mp4": "cut off: ",
         "damaged.mp4": "damaged near frame ",
-        "frame_count_mismatch.mp4": "its packets announce 64 frames, but ",
+        "frame_count_mismatch.mp4": "its packets announce 64 frames, but the decoder ",
         "missing.mp4": "no such file",
     }.items():
         assert rows[name]["reason"].startswith(f"{folder / name}: {reason}")
@@ -177,7 +177,7 @@ def test_every_kind_of_problem(folder, check):
     for name in ("copy.mp4", "relabelled.mp4", "good.mp4#2"):
         assert originals.pop(name) == "good.mp4"
     assert not any(originals.values())
-    # Content is hashed only where sizes are equal.
+    # Only files of equal size are hashed.
     assert {name for name, row in rows.items() if row.get("digest")} == {
         *("good.mp4", "copy.mp4", "relabelled.mp4", "good.mp4#2")
     }
@@ -208,7 +208,7 @@ def test_every_kind_of_problem(folder, check):
     for line in (
         "4 classes",
         "2 without a video that is left: run, swim",
-        "1 videos have labels from 4 on, which are no class: missing.mp4",
+        "1 videos have labels that are not a class (4 or above): missing.mp4",
         "advice: no_index videos (1) are decoded from their beginning",
         "1 of the duplicates have another label",
     ):
@@ -236,7 +236,7 @@ def test_options(folder, check, tmp_path):
         if status not in left_out
     ]
 
-    # What only a decode can tell.
+    # These need a decode.
     check(*arguments, "--fast")
     assert statuses() == _STATUSES | dict.fromkeys(
         ("damaged.mp4", "frame_count_mismatch.mp4"), "good"
@@ -248,13 +248,13 @@ def test_options(folder, check, tmp_path):
         "--strict: 1 short, 3 duplicate, 1 frame_count_mismatch, 5 unreadable" in errors
     )
     status, _, errors = check(tmp_path / "clean.txt", f"--out={tmp_path}")
-    assert status == 1 and "is the list to check" in errors
-    # Nothing is wrong with a clean list.
+    assert status == 1 and "contains the list to check" in errors
+    # A clean list has no problems.
     again = tmp_path / "again"
     assert check(tmp_path / "clean.txt", "--drop-short", f"--out={again}")[0] == 0
     assert check(again / "clean.txt", "--strict")[0] == 0
     status, _, errors = check(arguments[0], "--labels=nowhere.txt")
-    assert status == 1 and "there is no file 'nowhere.txt'" in errors
+    assert status == 1 and "file not found: 'nowhere.txt'" in errors
 
 
 @pytest.mark.usefixtures("in_process")
@@ -269,14 +269,14 @@ def test_folders_and_several_labels(check, tmp_path):
 
     text = "'0.mp4' 3 1\n1.mp4\n2.mp4 1\n"
     (tmp_path / "many.txt").write_text(text)
-    assert check(tmp_path / "many.txt")[0] == 1  # several labels, and not said so
+    assert check(tmp_path / "many.txt")[0] == 1  # needs --multi-label
     status, *_ = check(tmp_path / "many.txt", "--multi-label", *clip)
     assert status == 0
     path = tmp_path / "many_check/clean.txt"
     found = sources.load(str(path), label_kind=LabelKind.MANY)
     assert [record.labels for record in found] == [(1, 3), (), (1,)]
 
-    # A name that no list can hold is that video's problem.
+    # A name that a list cannot contain makes only that video unreadable.
     os.rename(tmp_path / "1.mp4", os.fsencode(tmp_path) + b"/\xff.mp4")
     status, _, errors = check(tmp_path, f"--out={tmp_path}/out", *clip)
     assert status == 0 and "is not UTF-8" in errors
@@ -285,7 +285,7 @@ def test_folders_and_several_labels(check, tmp_path):
 
 
 @pytest.mark.usefixtures("in_process")
-def test_nothing_is_left(check, tmp_path):
+def test_no_video_is_left(check, tmp_path):
     (tmp_path / "a.mp4").touch()
     out = tmp_path / "out"
     out.mkdir()
@@ -298,7 +298,7 @@ def test_nothing_is_left(check, tmp_path):
 
 
 def _frame_folders(folder: Path) -> np.ndarray:
-    """Writes folders of 20 frames: a good one, its copy, bad ones; returns frames."""
+    """Writes folders of 20 frames: a good one, a copy, bad ones; returns the frames."""
     frames = moving_noise(20, *_SIZE)
     for name in ("good", "copy", "gap", "cut"):
         write_frames(folder / name, frames)
@@ -351,7 +351,7 @@ def test_frame_folders(in_process, check, tmp_path, text, clean):
         assert "too short" in rows["a.mp4#2"]["reason"]
 
 
-def test_fast_sees_missing_images(in_process, check, tmp_path):
+def test_fast_finds_missing_images(in_process, check, tmp_path):
     _frame_folders(tmp_path)
     (tmp_path / "list.txt").write_text("good 1 20\ngap 1 20\ncut 1 20\n")
     assert check(tmp_path / "list.txt", *_SHORT, "--fast")[0] == 0
@@ -360,7 +360,7 @@ def test_fast_sees_missing_images(in_process, check, tmp_path):
     assert statuses == {"good": "good", "gap": "unreadable", "cut": "good"}
 
 
-def test_frames_that_tfds_has_made(in_process, check, tmp_path, monkeypatch):
+def test_tfds_data_set_of_frames(in_process, check, tmp_path, monkeypatch):
     frames = moving_noise(20, *_SIZE)
     cut = [encode(image) for image in frames]
     cut[3] = cut[3][:-100]
@@ -369,14 +369,11 @@ def test_frames_that_tfds_has_made(in_process, check, tmp_path, monkeypatch):
     )
     monkeypatch.chdir(tmp_path)
     status, output, _ = check(f"tfds:{folder}/train", *_SHORT)
-    assert status == 0 and "no clean.txt, since a list cannot" in output
+    assert status == 0 and "no clean.txt, because a list cannot" in output
     out = tmp_path / "clips_train_check"
     assert not (out / "clean.txt").exists()
-    report = json.loads((out / "report.json").read_text())
-    assert (
-        report["statuses"] | {"good": 1, "duplicate": 1, "unreadable": 1}
-        == (report["statuses"])
-    )
+    statuses = json.loads((out / "report.json").read_text())["statuses"]
+    assert statuses | {"good": 1, "duplicate": 1, "unreadable": 1} == statuses
     [line] = (out / "bad_videos.jsonl").read_text().splitlines()
     assert "frame 3 is damaged" in json.loads(line)["reason"]
 
@@ -393,14 +390,18 @@ def test_prepared_shards(in_process, check, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     status, output, _ = check(f"tfds:{tmp_path}/tfds/some/train", *_SHORT, "--strict")
     assert status == 0 and "no clean.txt" in output
-    report = json.loads((tmp_path / "some_train_check" / "report.json").read_text())
-    assert report["statuses"]["good"] == report["videos"] == 3
-    assert [row["num_frames"] for row in report["records"]] == [12, 13, 14]
-    assert all(row["codec"] == "h264" and row["bytes"] for row in report["records"])
+    summary = json.loads((tmp_path / "some_train_check" / "report.json").read_text())
+    rows = summary["records"]
+    assert summary["statuses"]["good"] == summary["videos"] == 3
+    assert [row["num_frames"] for row in rows] == [12, 13, 14]
+    assert all(row["codec"] == "h264" and row["bytes"] for row in rows)
 
 
-def _examine_or_misbehave(job: Job) -> ProbeResult | str:
-    """Runs in the workers, in place of a decoder with such faults."""
+_probe = probe.probe
+
+
+def _probe_or_misbehave(job: Job) -> ProbeResult | str:
+    """Stands in for a decoder that crashes, hangs or runs out of memory."""
     name = os.path.basename(job.record.path)
     if name == "1.mp4":
         os.kill(os.getpid(), signal.SIGSEGV)
@@ -408,12 +409,12 @@ def _examine_or_misbehave(job: Job) -> ProbeResult | str:
         time.sleep(1000)
     if name == "4.mp4":
         raise MemoryError
-    return examine(job)
+    return _probe(job)
 
 
-def test_workers_that_crash_hang_or_have_no_memory(monkeypatch, check, tmp_path):
+def test_workers_that_crash_hang_or_run_out_of_memory(monkeypatch, check, tmp_path):
     write_folder(tmp_path, 6)
-    monkeypatch.setattr(probe, "examine", _examine_or_misbehave)
+    monkeypatch.setattr(probe, "probe", _probe_or_misbehave)
     status, _, errors = check(
         *(tmp_path, f"--out={tmp_path}/out", "--timeout=3", "--workers=2"),
         *("--num-frames=2", "--stride=1"),
@@ -422,7 +423,7 @@ def test_workers_that_crash_hang_or_have_no_memory(monkeypatch, check, tmp_path)
     summary, rows = _report(tmp_path / "out")
     assert summary["statuses"]["good"] == 3
     for name, reason in {
-        "1.mp4": "crashes: the process that had it was ended by SIGSEGV",
+        "1.mp4": "crashes: its process was killed by SIGSEGV",
         "3.mp4": "hangs: no result within 3 s",
         "4.mp4": "MemoryError",
     }.items():
@@ -449,7 +450,7 @@ def test_corrupted_videos_are_each_accounted_for(check, tmp_path):
     )
     assert status == 0
     summary, rows = _report(tmp_path / "out")
-    # About half; containers have random ids, so where the damage lies varies.
+    # About half; containers have random ids, so the place of the damage varies.
     assert summary["videos"] == 46 and summary["statuses"]["unreadable"] > 10
     assert rows["whole.mp4"]["clean"]
     for row in rows.values():
@@ -461,8 +462,8 @@ def test_corrupted_videos_are_each_accounted_for(check, tmp_path):
                 video.read(range(video.num_frames))
 
 
-def _examination(**changes) -> ProbeResult:
-    facts = {
+def _probe_result(**changes) -> ProbeResult:
+    properties = {
         "num_frames": 300,
         "decoded_frames": 300,
         "indexed": True,
@@ -475,7 +476,7 @@ def _examination(**changes) -> ProbeResult:
         "container": "mp4",
         "digest": None,
     }
-    return ProbeResult(**facts | changes)
+    return ProbeResult(**properties | changes)
 
 
 @pytest.mark.parametrize(
@@ -491,23 +492,23 @@ def _examination(**changes) -> ProbeResult:
     ],
 )
 def test_advice(changes, advice):
-    found = [Record(f"/{i}.mp4", f"{i}.mp4") for i in range(10)]
-    sizes = list(range(10))
-    videos = checking.judge(found, sizes, [_examination(**changes)] * 10, 61)
-    told = checking.summarize(videos, [True] * 10, 61)
-    assert told["hours"] == pytest.approx(100 / 3600)
-    assert len(told["advice"]) == len(advice)
-    for line, part in zip(told["advice"], advice, strict=True):
+    records = [Record(f"/{i}.mp4", f"{i}.mp4") for i in range(10)]
+    results = [_probe_result(**changes)] * 10
+    videos = report.classify(records, list(range(10)), results, clip_span=61)
+    summary = report.summarize(videos, [True] * 10, clip_span=61)
+    assert summary["hours"] == pytest.approx(100 / 3600)
+    assert len(summary["advice"]) == len(advice)
+    for line, part in zip(summary["advice"], advice, strict=True):
         assert part in line and "python -m videomae_jax prepare" in line
 
 
 def test_label_statistics_of_any_labels():
-    found = [
+    records = [
         Record("/a", "a", labels=(10**9 - 1,)),
         Record("/b", "b"),
         Record("/c", "c", labels=(0,)),
     ]
-    covered = checking.label_statistics(found, [True, True, False])
-    assert covered.num_classes == 10**9 and covered.num_empty == 10**9 - 1
-    assert covered.empty == list(range(1000)) and covered.unlabelled == 1
-    assert checking.label_statistics(found[1:2], [True]) is None
+    label_stats = report.label_statistics(records, [True, True, False])
+    assert label_stats.num_classes == 10**9 and label_stats.num_empty == 10**9 - 1
+    assert label_stats.empty == list(range(1000)) and label_stats.unlabelled == 1
+    assert report.label_statistics(records[1:2], [True]) is None

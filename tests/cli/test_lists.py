@@ -47,9 +47,7 @@ def load(path, root, label_kind=LabelKind.ONE):
     """The list as {path relative to root: label}; every path exists."""
     loaded = sources.load(str(path), label_kind=label_kind)
     assert all(os.path.getsize(record.path) for record in loaded)
-    rows = {
-        os.path.relpath(record.path, root): one_label(record) for record in loaded
-    }
+    rows = {os.path.relpath(record.path, root): one_label(record) for record in loaded}
     assert len(rows) == len(loaded)
     return rows
 
@@ -187,7 +185,8 @@ def test_relative(run, tmp_path):
         "kinetics400", "--videos=v", "--annotations=csv", "--relative", "--out=a/b"
     )
     assert f"--config.data.root={tmp_path}/v" in output
-    loaded = sources.load(str(tmp_path / "a/b/train.txt"), str(tmp_path / "v"), True)
+    path, root = str(tmp_path / "a/b/train.txt"), str(tmp_path / "v")
+    loaded = sources.load(path, root, label_kind=LabelKind.ONE)
     assert [record.id for record in loaded] == [f"{n}.mp4" for n in list(wanted)[:4]]
     assert all(os.path.exists(record.path) for record in loaded)
 

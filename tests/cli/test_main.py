@@ -115,7 +115,7 @@ def test_mistakes_are_told_in_a_line(tmp_path, capsys):
         (
             ["convert", str(CHECKPOINTS / "hf_classifier"), str(tmp_path / "x")]
             + ["--format=jax", f"--labels={tmp_path / 'no.txt'}"],
-            "there is no file",
+            "file not found",
         ),
     ):
         assert main(arguments) == 1

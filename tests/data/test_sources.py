@@ -111,7 +111,7 @@ def test_lines(load, line, path, label):
         ("a.mp4\t1\t2\t3", "4 columns"),
         ('"a.mp4 3', "closing"),
         ("'tis.mp4 3", "closing.*quotes of the other kind"),
-        ('"a"b.mp4 3', "wanted after the closing"),
+        ('"a"b.mp4 3', "after the closing"),
         ('"" 3', "one video file"),
         (", 3", "one video file"),
         ("/ 3", "one video file"),
@@ -205,7 +205,7 @@ def test_a_header_decides(tmp_path, header, line, frames, label, label_kind):
     [
         ("path,start,total\na.mp4 3\n", "2 columns.*`path start total`"),
         ("path,total,label\na 1 117 3\n", "4 columns.*`path total label`"),
-        ("path,total,label\na.mp4 117 3\n", "needs to begin.*path,start,total,label"),
+        ("path,total,label\na.mp4 117 3\n", "needs a start.*path,start,total,label"),
         ("path,total,label\na\tx\t3\n", "'x' is not a whole number"),
     ],
 )
@@ -345,7 +345,7 @@ def test_missing_source(source, tmp_path, monkeypatch):
 
 
 def test_the_example_of_the_message_loads(load):
-    lines = [x for x in sources._HOW.split("\n") if x.startswith("    ")]
+    lines = [x for x in sources._HELP.split("\n") if x.startswith("    ")]
     assert load("\n".join(lines), label_kind=LabelKind.ONE) == [
         ("abseiling/a1.mp4", 0),
         ("juggling balls/b 2.mp4", 1),

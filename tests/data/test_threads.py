@@ -86,6 +86,7 @@ def test_a_thread_that_hangs_is_left_behind():
 
 def test_the_threads_do_not_keep_items():
     """A batch is large: only the consumer should hold it."""
+
     class Item:
         pass
 

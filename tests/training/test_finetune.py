@@ -327,11 +327,11 @@ def test_image_size_interpolates_the_pretrained_positions(folder, pretrained):
 @pytest.mark.parametrize(
     "overrides, error, message",
     [
-        ({"data.num_classes": 2}, RecordError, r"num_classes is 2.*names 3 classes"),
+        ({"data.num_classes": 2}, RecordError, r"num_classes=2.*names 3 classes"),
         (
             {"data.num_classes": 2, "data.labels": ""},
             RecordError,
-            r"2\.mp4 has label 2, but with 2 classes labels are 0 to 1",
+            r"2\.mp4 has label 2, but with 2 classes labels must be 0 to 1",
         ),
         ({"data.labels": "nowhere.txt"}, RecordError, "config.data.labels"),
         (

@@ -1,21 +1,21 @@
-"""Makes a TFDS data set of a list of videos, small and fast to read in training.
+"""Encodes the videos of a list into a TFDS data set that training reads fast.
 
     python -m videomae_jax prepare train.txt /data/tfds/gestures --split=train
     python main.py ... --config.data.train=tfds:/data/tfds/gestures/train
 
-Videos are encoded anew: smaller, upright, and for access to any frame; frame i stays
-frame i. They lie in ArrayRecord shards, which training reads as fast on a network disk
-as on a local one. TFDS reads them, too: tfds.data_source("gestures",
-data_dir="/data/tfds", split="train"), without TensorFlow.
+The encoded videos are smaller, upright, and fast to read at any frame; frame i stays
+frame i. They are stored in ArrayRecord shards, which training reads as fast from a
+network disk as from a local one. TFDS reads them too, without TensorFlow:
+tfds.data_source("gestures", data_dir="/data/tfds", split="train").
 
-Run the same command again after an interruption, and what is there is kept: the data
-set becomes the same, byte by byte. Run it again after some bad videos were mended, or a
-shard was deleted, and only the shards concerned are made again. Videos that cannot be
-read, or that crash the process that decodes them or make it hang, are left out and
-named in OUT/1.0.0/NAME-SPLIT.bad_videos.jsonl.
+After an interruption, run the same command again: it keeps complete shards, and the
+data set becomes the same, byte for byte. After repairing bad videos or deleting a
+shard, it rewrites only the shards concerned. Videos that cannot be read, or that crash
+or hang the process that decodes them, are left out and listed in
+OUT/1.0.0/NAME-SPLIT.bad_videos.jsonl.
 
-With --beam-options the work is done by Apache Beam, on a cluster if it has one; LIST,
-videos and OUT then have to be where all workers find them, such as gs://.
+With --beam-options Apache Beam does the work, on a cluster if it has one. LIST, videos
+and OUT must then be where all workers can access them, such as gs://.
 """
 
 import argparse
@@ -26,7 +26,7 @@ import itertools
 import re
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import av
@@ -34,21 +34,19 @@ import tqdm
 
 import videomae_jax
 from videomae_jax.cli import arguments
-from videomae_jax.data import labels, sources
-from videomae_jax.data.bad_videos import JUDGED_AGAINST
-from videomae_jax.datasets import encode as encoding
-from videomae_jax.datasets import shard_writer
+from videomae_jax.data import labels
+from videomae_jax.data.bad_videos import MIN_VIDEOS
+from videomae_jax.datasets import encode
 from videomae_jax.datasets.encode import Encoded, Settings, Trim
 from videomae_jax.datasets.process_pool import TaskFailure, process_map
-from videomae_jax.datasets.shard_writer import Shard, Split
+from videomae_jax.datasets.shard_writer import Shard, Split, write_shard
 from videomae_jax.errors import RecordError
-from videomae_jax.video.record import LabelKind, Record
+from videomae_jax.video.record import Record
 
 _SHOWN = 5  # videos in a message
-# How many videos each worker may be ahead of the one that is to be written next.
-_AHEAD = 4
-# What is written down of videos that have no other reason. Which signal ended a process
-# may be chance, and how long it was waited for is no part of the data set.
+_READ_AHEAD = 4  # videos per worker that may be finished before the next one to write
+# Reasons that are stored for failed tasks. The signal that ended a process may vary,
+# and the time limit is not part of the data set.
 _REASONS = {
     "crash": "crashes the process that encodes it",
     "timeout": "hangs, or takes longer to encode than --timeout allows",
@@ -56,162 +54,152 @@ _REASONS = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments; `run` takes what they parse to."""
+    """Adds the arguments of the command."""
     arguments.add_list(parser)
     parser.add_argument(
-        "out", metavar="OUT", help="the data set's folder; its name is the data set's"
+        "out", metavar="OUT", help="folder of the data set, which gets its name"
     )
     parser.add_argument("--split", required=True, help="train, validation, test...")
-    parser.add_argument(
+    arguments.add_flag(
+        parser,
         "--overwrite",
-        action="store_true",
-        help="replace a split of another list or other settings, which is else refused",
+        "replace a split of another list or other settings, which is otherwise an "
+        "error",
     )
     parser.add_argument(
         "--max-bad-fraction",
         type=float,
         default=0.01,
         metavar="SHARE",
-        help="stop if more videos than this cannot be read (default 0.01)",
+        help="stop if more than this share of the videos cannot be read (default 0.01)",
     )
+
     default = Settings()
     videos = parser.add_argument_group("videos")
-    videos.add_argument(
-        "--copy", action="store_true", help="keep the files' bytes as they are"
-    )
+    arguments.add_flag(videos, "--copy", "store the files as they are")
     videos.add_argument(
         "--short-side",
         type=_even,
         default=default.short_side,
         metavar="PIXELS",
-        help="what larger videos are scaled down to (default %(default)s)",
+        help="short side that larger videos are scaled down to (default %(default)s)",
     )
     videos.add_argument(
         "--crf",
         type=int,
         default=default.crf,
-        help="x264's quality: lower is better and larger (default %(default)s)",
+        help="x264 quality; lower is better and larger (default %(default)s)",
     )
     videos.add_argument(
         "--preset",
         default=default.preset,
-        choices=encoding.PRESETS,
-        help="x264's: faster is larger (default %(default)s)",
+        choices=encode.PRESETS,
+        help="x264 preset; faster is larger (default %(default)s)",
     )
-    videos.add_argument(
+    arguments.add_count(
+        videos,
         "--keyframes",
-        type=arguments.count,
+        "frames from one keyframe to the next",
         default=default.keyframes,
-        metavar="N",
-        help="frames from one keyframe to the next (default %(default)s)",
     )
     videos.add_argument(
         "--trim",
         type=_trim,
         metavar="START:END",
-        help="keep of each video only the frames from START seconds after its first "
-        "one to before END seconds; either may be left out, as in :10",
+        help="keep only the frames of each video from START to before END, in seconds "
+        "after its first frame; either may be omitted, as in :10",
     )
-    videos.add_argument(
+    arguments.add_count(
+        videos,
         "--fps",
-        type=arguments.count,
-        default=encoding.UNKNOWN_RATE,
-        help="frames per second of frame folders, which do not tell (default "
-        "%(default)s); nothing but times depends on it",
+        "frames per second of frame folders, which do not specify it; affects only "
+        "times",
+        default=encode.UNKNOWN_RATE,
     )
+
     work = parser.add_argument_group("work")
-    work.add_argument(
-        "--shard-videos",
-        type=arguments.count,
-        default=500,
-        metavar="N",
-        help="videos of a shard (default %(default)s)",
-    )
-    arguments.add_isolated(work)
+    arguments.add_count(work, "--shard-videos", "videos per shard", default=500)
+    arguments.add_process_pool(work)
     work.add_argument(
         "--beam-options",
         metavar="OPTIONS",
-        help="run on Apache Beam, with such options as "
+        help="run on Apache Beam with these options, for example "
         '--beam-options="--runner=DataflowRunner --project=..."',
     )
 
 
 def run(args: argparse.Namespace) -> None:
-    """Runs the command.
+    """Encodes the videos and writes the data set.
 
     Raises:
-        RecordError: if the list cannot be read, OUT holds a split of another list or
-            other settings, arguments exclude each other, or too many videos cannot be
-            read.
-        OSError: if OUT cannot be written.
+        RecordError: the list cannot be read, OUT contains a split of another list or
+            other settings, the arguments contradict each other, or too many videos
+            cannot be read.
+        OSError: OUT cannot be written.
     """
     if args.copy and args.trim:
         raise RecordError(
-            f"--trim={args.trim} and --copy exclude each other: what is cut out of a "
-            "video has to be encoded anew"
+            f"--trim={args.trim} cannot be combined with --copy: trimmed videos must "
+            "be encoded again"
         )
-    found = sources.load(
-        args.list,
-        args.root,
-        label_kind=LabelKind.MANY if args.multi_label else LabelKind.OPTIONAL,
-        frame_name=args.frame_name,
-    )
-    images = _check_kinds(found, args)
-    classes = labels.read(args.labels) if args.labels else None
+    records, classes = arguments.load_list(args)
+    _check_kinds(records, copy=args.copy)
     if classes:
-        labels.check(found, args.list, len(classes))
+        labels.check(records, args.list, len(classes))
     settings = {
-        "encoding": None if args.copy else dataclasses.asdict(_settings(args)),
+        "encoding": None if args.copy else dataclasses.asdict(_encoding(args)),
         "trim": args.trim and dataclasses.asdict(args.trim),
         "shard_videos": args.shard_videos,
         "multi_label": args.multi_label,
         "classes": classes,
     }
-    if images:
+    if any(record.is_images for record in records):
         settings["fps"] = args.fps
     split = Split(
-        args.out, args.split, found, args.shard_videos, settings, args.overwrite
+        args.out,
+        args.split,
+        records=records,
+        shard_videos=args.shard_videos,
+        settings=settings,
+        overwrite=args.overwrite,
     )
-    again = _changed(split, args)
+    changed = _changed(split, args)
     todo = [
-        shard
-        for shard in split.shards
-        if shard in again or not shard_writer.is_complete(shard)
+        shard for shard in split.shards if shard in changed or not shard.is_complete()
     ]
     if todo:
-        split.withdraw()
+        split.invalidate()
     if args.beam_options is not None:
         _run_beam(todo, args.beam_options)
     else:
-        _run_here(split, todo, args)
-    _check_bad(split, len(found), args.max_bad_fraction)
+        _run_locally(split, todo, args)
+    _check_bad(split, judged=len(records), max_fraction=args.max_bad_fraction)
     versions = {"videomae_jax": videomae_jax.__version__, "av": av.__version__}
     count = split.finish({"list": args.list, "versions": versions})
     print(
         f"{split.folder}: {count} videos in {len(split.shards)} shards, "
-        f"{len(split.shards) - len(todo)} of them kept from before; "
-        f"{len(found) - count} videos could not be read\n"
+        f"{len(split.shards) - len(todo)} of them kept from an earlier run; "
+        f"{len(records) - count} videos could not be read\n"
         f"train with --config.data.train=tfds:{args.out}/{args.split}"
     )
 
 
-def _check_kinds(found: Sequence[Record], args: argparse.Namespace) -> bool:
-    """Whether there are videos whose frames are images; refuses what cannot be done."""
-    for record in found:
-        if record.is_images and args.copy:
+def _check_kinds(records: Sequence[Record], *, copy: bool) -> None:
+    """Checks that all videos can be stored."""
+    for record in records:
+        if record.is_images and copy:
             raise RecordError(
-                f"{record.id}: its frames are images: without --copy they become a "
-                "video file"
+                f"{record.id}: --copy needs a video file, but the frames are images. "
+                "Without --copy they are encoded as a video"
             )
         if record.frame_range and not record.is_images:
             raise RecordError(
-                f"{record.id}: parts of video files cannot be prepared; list whole "
+                f"{record.id}: a part of a video file cannot be prepared. List whole "
                 "files, or train on the list as it is"
             )
-    return any(record.is_images for record in found)
 
 
-def _settings(args: argparse.Namespace) -> Settings:
+def _encoding(args: argparse.Namespace) -> Settings:
     return Settings(
         short_side=args.short_side,
         keyframes=args.keyframes,
@@ -221,10 +209,10 @@ def _settings(args: argparse.Namespace) -> Settings:
 
 
 def _changed(split: Split, args: argparse.Namespace) -> list[Shard]:
-    """Finished shards of which a bad video is so no longer, or for another reason."""
-    bad = split.bad()
-    found = [record for _, record, _ in bad]
-    with contextlib.closing(_encode_all(found, split.settings, args)) as videos:
+    """Returns complete shards with a bad video that can be read now, or fails anew."""
+    bad = split.bad_videos()
+    records = [record for _, record, _ in bad]
+    with contextlib.closing(_encode_all(records, split.settings, args)) as videos:
         return [
             shard
             for (shard, _, reason), video in zip(bad, videos, strict=True)
@@ -232,48 +220,50 @@ def _changed(split: Split, args: argparse.Namespace) -> list[Shard]:
         ]
 
 
-def _run_here(split: Split, todo: Sequence[Shard], args: argparse.Namespace) -> None:
-    """Makes shards one after the other, each with all processes."""
+def _run_locally(split: Split, todo: Sequence[Shard], args: argparse.Namespace) -> None:
+    """Writes shards one after the other, each with all worker processes."""
     total = sum(len(shard.records) for shard in split.shards)
-    seen = total - sum(len(shard.records) for shard in todo)
-    bad = sum(shard not in todo for shard, _, _ in split.bad())
-    found = [record for shard in todo for record in shard.records]
+    records = [record for shard in todo for record in shard.records]
+    seen = total - len(records)
+    bad = sum(shard not in todo for shard, _, _ in split.bad_videos())
     with (
         tqdm.tqdm(total=total, initial=seen, unit="video", disable=None) as bar,
-        contextlib.closing(_encode_all(found, split.settings, args)) as videos,
+        contextlib.closing(_encode_all(records, split.settings, args)) as videos,
     ):
         for shard in todo:
-            its_videos = itertools.islice(videos, len(shard.records))
-            bad += shard_writer.write_shard(shard, _counted(its_videos, bar))
+            own = itertools.islice(videos, len(shard.records))
+            bad += write_shard(shard, _with_progress(own, bar))
             seen += len(shard.records)
-            judged = min(total, max(seen, JUDGED_AGAINST))
+            judged = min(total, max(seen, MIN_VIDEOS))
             if bad > args.max_bad_fraction * judged:
-                _check_bad(split, judged, args.max_bad_fraction)
+                _check_bad(split, judged=judged, max_fraction=args.max_bad_fraction)
 
 
-def _counted(videos: Iterable, bar: tqdm.tqdm) -> Iterator:
+def _with_progress(videos: Iterable, bar: tqdm.tqdm) -> Iterator:
     for video in videos:
         yield video
         bar.update()
 
 
-def _check_bad(split: Split, judged: int, most: float) -> None:
-    bad = split.bad()
+def _check_bad(split: Split, *, judged: int, max_fraction: float) -> None:
+    """Lists the bad videos in a file, and raises RecordError if there are too many."""
+    bad = split.bad_videos()
     path = split.write_bad_videos()
-    if len(bad) > most * judged or len(bad) == judged:
+    if len(bad) > max_fraction * judged or len(bad) == judged:
         shown = [f"  {record.path}: {reason}" for _, record, reason in bad[:_SHOWN]]
         raise RecordError(
             f"{len(bad)} of {judged} videos could not be read, more than "
-            f"--max-bad-fraction={most:g} allows. All are in {path}; the first ones:\n"
+            f"--max-bad-fraction={max_fraction:g} allows. {path} lists all of them; "
+            "the first ones:\n"
             + "\n".join(shown)
-            + "\nMend them and run the command again, or raise --max-bad-fraction."
+            + "\nRepair them and run the command again, or raise --max-bad-fraction."
         )
 
 
 def _run_beam(todo: Sequence[Shard], options: str) -> None:
-    """Makes shards on Apache Beam, each as one piece of work.
+    """Writes shards on Apache Beam, one per element.
 
-    Its workers decode by themselves: Beam is left to start processes, and to end them.
+    Videos are decoded in Beam's own workers, which Beam starts and restarts.
     """
     try:
         import apache_beam as beam
@@ -287,60 +277,63 @@ def _run_beam(todo: Sequence[Shard], options: str) -> None:
             pipeline
             | "Shards" >> beam.Create(list(todo))
             | "Spread" >> beam.Reshuffle()
-            | "Write" >> beam.Map(_make_shard)
+            | "Write" >> beam.Map(_encode_shard)
         )
 
 
-def _make_shard(shard: Shard) -> None:
-    encode = _encoder(shard.settings)
-    shard_writer.write_shard(shard, map(encode, shard.records))
+def _encode_shard(shard: Shard) -> None:
+    write_shard(shard, map(_encoder(shard.settings), shard.records))
 
 
 def _encoder(settings: Mapping[str, Any]) -> Callable[[Record], Encoded | str]:
-    """What makes of a record its video as it is stored, or tells why there is none."""
-    given, trim = settings["encoding"], settings["trim"]
+    """Returns a function that encodes a record, or returns why that fails."""
+    encoding, trim = settings["encoding"], settings["trim"]
     return functools.partial(
-        encoding.encode_record,
-        settings=Settings(**given) if given else None,
+        encode.encode_record,
+        settings=Settings(**encoding) if encoding else None,
         trim=Trim(**trim) if trim else None,
-        image_fps=settings.get("fps", encoding.UNKNOWN_RATE),
+        image_fps=settings.get("fps", encode.UNKNOWN_RATE),
     )
 
 
 def _encode_all(
-    found: Sequence[Record], settings: Mapping[str, Any], args: argparse.Namespace
-) -> Iterator[Encoded | str]:
-    """Encodes videos in processes of their own and gives them in order."""
-    workers = args.workers
-    outcomes = process_map(
-        _encoder(settings), found, workers, args.timeout, ahead=_AHEAD * workers
+    records: Sequence[Record], settings: Mapping[str, Any], args: argparse.Namespace
+) -> Generator[Encoded | str, None, None]:
+    """Encodes videos in worker processes; yields them in order."""
+    results = process_map(
+        _encoder(settings),
+        records,
+        num_workers=args.workers,
+        timeout=args.timeout,
+        ahead=_READ_AHEAD * args.workers,
     )
-    with contextlib.closing(outcomes):
-        for index, outcome in outcomes:
-            if isinstance(outcome, TaskFailure):
-                what = f"{found[index].path}: {outcome.reason}"
-                tqdm.tqdm.write(arguments.printable(what), file=sys.stderr)
-                outcome = _REASONS.get(outcome.kind, outcome.reason)
-            yield outcome
+    with contextlib.closing(results):
+        for index, result in results:
+            if isinstance(result, TaskFailure):
+                text = f"{records[index].path}: {result.reason}"
+                tqdm.tqdm.write(arguments.printable(text), file=sys.stderr)
+                result = _REASONS.get(result.kind, result.reason)
+            yield result
 
 
 def _trim(text: str) -> Trim:
     match = re.fullmatch(r"([0-9.]*):([0-9.]*)", text)
     try:
-        start, end = (float(part) if part else None for part in match.groups())
-    except (AttributeError, ValueError):
-        start = end = None
+        limits = [float(x) if x else None for x in match.groups()] if match else []
+    except ValueError:
+        limits = []
+    start, end = limits or (None, None)
     if start is None and end is None:
         raise argparse.ArgumentTypeError(
-            f"{text!r}: START:END is wanted, in seconds, such as 1.5:10 or :10 or 2:"
+            f"expected START:END in seconds, such as 1.5:10, :10 or 2:, got {text!r}"
         )
     if end is not None and (start or 0) >= end:
-        raise argparse.ArgumentTypeError(f"{text!r}: START is not below END")
+        raise argparse.ArgumentTypeError(f"START must be below END, got {text!r}")
     return Trim(start or 0.0, end)
 
 
 def _even(text: str) -> int:
     number = int(text)
     if number < 2 or number % 2:
-        raise argparse.ArgumentTypeError(f"{text} is no even number of pixels")
+        raise argparse.ArgumentTypeError(f"must be even and positive, got {text}")
     return number

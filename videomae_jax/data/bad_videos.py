@@ -1,4 +1,4 @@
-"""The account of videos that could not be read: never silent, never too many."""
+"""Records the videos that cannot be read, and stops a run that has too many."""
 
 import itertools
 import logging
@@ -11,36 +11,37 @@ from videomae_jax.video.record import Record
 
 log = logging.getLogger(__name__)
 
-# The share of bad videos is judged against at least so many, or the whole data set if
-# it is smaller: a few bad ones at the start of a large data set say nothing yet.
-JUDGED_AGAINST = 1000
+# The fraction of bad videos is taken of at least this many videos, or of the whole data
+# set if it is smaller: a few bad ones at the start of a large data set mean little.
+MIN_VIDEOS = 1000
 
 
 class BadVideos:
     """Writes each bad video once, with its reason, and stops the run at too many.
 
     Attributes:
-        reasons: the reason for each bad record's id.
+        reasons: the reason for each bad video, by record id.
     """
 
     def __init__(
         self,
         path: pathlib.Path,
+        *,
         start_step: int,
         num_records: int,
         max_fraction: float,
         active: bool = True,
         gather: Callable[[list], list[list]] = lambda rows: [rows],
     ):
-        """Continues the account of a run at a step, forgetting what came after it.
+        """Opens the file, and removes the rows after the step of the checkpoint.
 
         Args:
-            path: the JSONL file: id, path and reason, and the step and the row of its
-                batch where the video was met first.
-            start_step: steps already done; the later ones meet their videos again.
+            path: the JSON-lines file: id, path and reason of each bad video, and the
+                step and row of the batch in which it came first.
+            start_step: steps already done.
             num_records: size of the data set.
-            max_fraction: the share of bad videos from which on the run stops.
-            active: whether to write and warn; of several processes, one does.
+            max_fraction: the run stops above this fraction of bad videos.
+            active: whether to write and warn; true on one of the processes.
             gather: returns the lists of all processes, on every one of them.
         """
         self._file, self._num_records = JsonLines(path), num_records
@@ -80,18 +81,17 @@ class BadVideos:
         self.add(rows, videos_seen)
 
     def add(self, bad: Iterable[dict], videos_seen: int) -> None:
-        """Takes note of bad videos; every process has to be told the same.
+        """Adds bad videos; every process must add the same ones.
 
         Args:
-            bad: what a line of the file holds; those already known are ignored.
-            videos_seen: how many videos the run has drawn so far.
+            bad: rows of the file; videos that it already has are ignored.
+            videos_seen: the number of videos that the run has drawn so far.
 
         Raises:
-            TooManyBadVideosError: if the bad ones are more than the allowed share of
-                the videos seen.
+            TooManyBadVideosError: the fraction of bad videos is above `max_fraction`.
         """
         new = {}
-        # In the order in which a lone process meets them.
+        # The order of a run with one process.
         for row in sorted(bad, key=lambda row: (row["step"], row["row"])):
             if row["id"] not in self.reasons:
                 new.setdefault(row["id"], row)
@@ -105,14 +105,14 @@ class BadVideos:
                 log.warning(
                     "bad video %d, replaced by another: %s", number, row["reason"]
                 )
-        judged = min(self._num_records, max(videos_seen, JUDGED_AGAINST))
-        if len(self.reasons) > self._max_fraction * judged:
+        videos = min(self._num_records, max(videos_seen, MIN_VIDEOS))
+        if len(self.reasons) > self._max_fraction * videos:
             shown = list(self.reasons.values())[-10:]
             raise TooManyBadVideosError(
-                f"{len(self.reasons)} of {judged} videos could not be read, more than "
-                f"config.data.max_bad_fraction = {self._max_fraction:g} allows. "
-                f"All are in {self._file.path}; the last ones:\n"
+                f"{len(self.reasons)} of {videos} videos could not be read, more than "
+                f"config.data.max_bad_fraction={self._max_fraction:g} allows. All are "
+                f"listed in {self._file.path}; the last ones:\n"
                 + "\n".join(f"  {reason}" for reason in shown)
-                + "\nMend or remove them, and their lines there, or raise "
-                "config.data.max_bad_fraction."
+                + "\nRepair or remove these videos and delete their lines from that "
+                "file, or raise config.data.max_bad_fraction."
             )

@@ -1,4 +1,42 @@
-"""Lines of a list file: what they say of a video, as `records` tells it."""
+"""The format of list files: parses and writes single lines.
+
+A list file is UTF-8 text with one video per line: its path and, unless the list is for
+pretraining, its label (0, 1, 2, ...):
+
+    abseiling/a1.mp4 0
+    "juggling balls/b 2.mp4" 1
+
+Paths and labels:
+
+- Path and label are separated by spaces, a comma or a tab.
+- A path in double or single quotes may contain anything but a line break; the quote
+  itself is doubled, as in CSV.
+- Without quotes, a tab always separates. Otherwise, the whole number at the end of the
+  line, after a space or a comma, is the label, and everything before it is the path:
+  `my video.mp4 3` means what it seems to. A line with spaces or commas but without a
+  number at its end is a path only if it ends like a video (`my video.mp4`). Any other
+  ambiguous line is an error that asks for quotes.
+- In a multi-label list, any number of labels may follow the path.
+- A relative path starts at the folder of the list file, or at `root`. A path without an
+  extension gets `.mp4`, which published Kinetics lists leave out.
+- List and videos may be URLs (gs://...), for `prepare` on a cluster.
+- Blank lines are ignored, as is everything after a `#` at the beginning of a line or
+  after a space or tab.
+
+Frame folders and parts of videos:
+
+- `folder/`, with the slash, is a frame folder: a video stored as a folder of images.
+  Its frames are all files whose names fit `frame_name`, numbered without gaps.
+- Two numbers (VideoMAE V2) select images. In a list that is read for its labels,
+  `folder total label` selects the images 1 to `total`; otherwise, `folder start total`
+  selects `total` images from number `start` on.
+- `path 0 -1` (VideoMAE V2) is a whole video without a label.
+- The first line may be a header such as `path,label`. A header with `total`, which is
+  one of `path,start,total`, `path,total,label` and `path,start,total,label`, fixes the
+  meaning of the columns, whatever the list is read for. A negative `total` then means a
+  whole video file, or all images of `folder/`. With a `start`, a line may also select a
+  part of a video file: `total` frames from frame `start` on, counted from 0.
+"""
 
 import dataclasses
 import os
@@ -9,14 +47,15 @@ from videomae_jax.video.record import LabelKind
 
 EXTENSIONS = tuple(".mp4 .mkv .webm .avi .mov .m4v .mpg .mpeg .ts .wmv .flv".split())
 
-BLANK = " \t\r"  # what may surround a line and its parts
+BLANK = " \t\r"  # what may surround a line and its columns
 _COMMENT = re.compile(r"(?:^|[ \t])#")
 _QUOTED = re.compile(r'"((?:[^"]|"")*)"|' + r"'((?:[^']|'')*)'")
 _SEPARATOR = re.compile(r"[ \t]*[,\t][ \t]*| +")
 _TAB = re.compile(r" *\t[ \t]*")
-# Needs no quotes: nothing in it separates, quotes, comments, or is stripped when read.
+# A path that needs no quotes: no character separates, quotes or comments, and none is
+# stripped when the line is parsed.
 _PLAIN = re.compile(r"[^\s,\"'#\ufeff]+")
-# Nine digits: no data set has more classes, and longer numbers are something else.
+# At most nine digits: no data set has more classes, and longer numbers are not labels.
 _NUMBER = re.compile(r"[+-]?[0-9]{1,9}")
 _VIDEO_THEN_MORE = re.compile(rf"(?:{'|'.join(map(re.escape, EXTENSIONS))})[ ,]", re.I)
 _PATH_NAMES = (
@@ -27,7 +66,7 @@ _COLUMN_NAMES = {
     "start": "start start_idx start_index start_frame".split(),
     "total": "total total_frames num_frames frames".split(),
 }
-# What may follow the path, as a header tells it.
+# The columns after the path that a header may name.
 _LAYOUTS = [
     ("label",),
     ("start", "total"),
@@ -37,36 +76,43 @@ _LAYOUTS = [
 
 
 class LineError(ValueError):
-    """A line that cannot be read or written; the message says what is wanted."""
+    """A line that cannot be parsed or written; the message says what is expected."""
 
 
 def is_video(path: str) -> bool:
-    """Whether a name is one of a video file."""
+    """Returns whether a path ends like a video file."""
     return path.lower().endswith(EXTENSIONS)
 
 
 def has_extension(path: str) -> bool:
-    """Whether a name has an extension; to others `.mp4` is added."""
-    # Of `...mp4` Python says that it has none.
+    """Returns whether a path has an extension; the others get `.mp4`."""
+    # Python finds no extension in `...mp4`.
     return is_video(path) or bool(os.path.splitext(path)[1])
 
 
-def header(line: str) -> tuple[str, ...] | None:
-    """The names of the columns after the path; None for a line that is no header."""
-    names = re.split(r"[ \t,]+", line.lower())
-    if len(names) == 1:
-        return () if names[0] in _PATH_NAMES else None  # in quotes it would be a path
-    path, *rest = (name.strip("\"'") for name in names)
-    meant = tuple(
+def parse_header(line: str) -> tuple[str, ...] | None:
+    """Returns the columns after the path; None if the line is not a header."""
+    path, *names = re.split(r"[ \t,]+", line.lower())
+    if not names:
+        return () if path in _PATH_NAMES else None  # in quotes, it would be a path
+    columns = tuple(
         next((kind for kind, known in _COLUMN_NAMES.items() if name in known), "")
-        for name in rest
+        for name in (name.strip("\"'") for name in names)
     )
-    return meant if path in _PATH_NAMES and meant in _LAYOUTS else None
+    is_header = path.strip("\"'") in _PATH_NAMES and columns in _LAYOUTS
+    return columns if is_header else None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Row:
-    """What a line says; of a folder, the name is without the slash at its end."""
+    """The content of a line.
+
+    Attributes:
+        name: the path, without the slash at the end of a folder.
+        is_folder: whether it is a frame folder.
+        frame_range: first frame and number of frames of a part; None for all.
+        labels: the labels, increasing.
+    """
 
     name: str
     is_folder: bool
@@ -75,28 +121,18 @@ class Row:
 
 
 def parse(line: str, layout: tuple[str, ...] | None, label_kind: LabelKind) -> Row:
-    """Reads a stripped line that is neither blank nor a comment.
+    """Parses a stripped line that is neither blank nor a comment.
 
     Args:
         line: the line.
-        layout: the columns after the path, if a header tells them.
+        layout: the columns after the path, if a header names them.
         label_kind: the labels that the line must have.
+
+    Raises:
+        LineError: the line does not fit the format or `label_kind`.
     """
-    several = label_kind is LabelKind.MANY
-    if line[0] in "\"'":
-        path, columns = _split_quoted(line)
-        certain = True
-    else:
-        if "#" in line:
-            line = _COMMENT.split(line, maxsplit=1)[0].rstrip(BLANK)
-        certain = "\t" in line
-        if certain:
-            path, *columns = _TAB.split(line)
-        else:
-            path, columns = _split_numbers(line)
-            certain = " " not in path and "," not in path
-            if not certain:
-                _check_unquoted(path, columns)
+    many = label_kind is LabelKind.MANY
+    path, columns, is_certain = _split(line)
     name = path.rstrip("/")
     if not name:
         raise LineError(
@@ -105,74 +141,123 @@ def parse(line: str, layout: tuple[str, ...] | None, label_kind: LabelKind) -> R
         )
     is_folder = path != name
     if layout:
-        start, total, labels = _read_columns(columns, layout, several)
-    elif several or len(columns) < 2 or columns == ["0", "-1"]:
+        start, total, labels = _split_columns(columns, layout, many)
+    elif many or len(columns) < 2 or columns == ["0", "-1"]:
         start = total = None
-        labels = [] if columns == ["0", "-1"] and not several else columns
+        labels = [] if columns == ["0", "-1"] and not many else columns
     else:
-        # Of a video file the numbers may be labels: only a header makes them a part.
-        if len(columns) > 2 or is_video(path) or not (certain or is_folder):
-            raise _too_many(columns)
-        labelled = label_kind is LabelKind.ONE
-        layout = ("total", "label") if labelled else ("start", "total")
-        start, total, labels = _read_columns(columns, layout, several)
+        # Numbers after a video file may be labels: only a header makes them a part.
+        if len(columns) > 2 or is_video(path) or not (is_certain or is_folder):
+            raise _too_many_columns(columns)
+        is_labelled = label_kind is LabelKind.ONE
+        layout = ("total", "label") if is_labelled else ("start", "total")
+        start, total, labels = _split_columns(columns, layout, many)
     frame_range = None
     if total is not None:
         is_folder = is_folder or not is_video(path)
         if start is None and not is_folder:
             raise LineError(
-                "a part of a video file needs to begin somewhere: give the list the "
-                "header path,start,total,label"
+                "a part of a video file needs a start: begin the list with the header "
+                "path,start,total,label"
             )
         frame_range = (1 if start is None else start, total)
-    labels = tuple(sorted(set(map(_label, labels))))
+    labels = tuple(sorted(set(map(_parse_label, labels))))
     if label_kind is LabelKind.ONE and not labels:
-        raise LineError("the label is missing: `path label` is wanted")
+        raise LineError("the label is missing: expected `path label`")
     return Row(name, is_folder, frame_range, labels)
 
 
-def _read_columns(
-    columns: Sequence[str], layout: tuple[str, ...], several: bool
+def write(
+    path: str,
+    labels: Sequence[int],
+    *,
+    numbers: Sequence[int] = (),
+    is_folder: bool = False,
+) -> str:
+    """Returns the line that `parse` reads back.
+
+    Args:
+        path: path of a file or folder.
+        labels: any number of labels.
+        numbers: the columns between path and labels.
+        is_folder: whether the line needs a slash to be a frame folder.
+
+    Raises:
+        LineError: no line can hold the path or a label.
+    """
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        raise LineError(f"{path!r} is not UTF-8: rename the file or folder") from None
+    if "\n" in path or "\0" in path:
+        raise LineError(f"{path!r} contains a line break or a NUL: rename it")
+    if not (has_extension(path) or is_folder or numbers):
+        raise LineError(f"{path!r} has no extension, and would be read with .mp4")
+    path += "/" if is_folder else ""
+    if not _PLAIN.fullmatch(path):
+        path = '"' + path.replace('"', '""') + '"'
+    for label in labels:
+        if not 0 <= label < 10**9:
+            raise LineError(f"{path}: label {label} must be a whole number from 0 up")
+    return " ".join([path, *map(str, [*numbers, *labels])])
+
+
+def _split(line: str) -> tuple[str, list[str], bool]:
+    """Returns path, columns, and whether the line can be split in only one way."""
+    if line[0] in "\"'":
+        return *_split_quoted(line), True
+    if "#" in line:
+        line = _COMMENT.split(line, maxsplit=1)[0].rstrip(BLANK)
+    if "\t" in line:
+        path, *columns = _TAB.split(line)
+        return path, columns, True
+    path, columns = _split_numbers(line)
+    is_certain = " " not in path and "," not in path
+    if not is_certain:
+        _check_unquoted(path, columns)
+    return path, columns, is_certain
+
+
+def _split_columns(
+    columns: Sequence[str], layout: tuple[str, ...], many: bool
 ) -> tuple[int | None, int | None, Sequence[str]]:
-    """Start and total, None if all is meant, and what is left for labels."""
+    """Returns start and total, both None for a whole video, and the label columns."""
+    expected = f"`path {' '.join(layout)}`"
     count = len(layout) - ("label" in layout)
-    most = len(layout) if not several else len(columns)
+    most = len(columns) if many else len(layout)
     if not count <= len(columns) <= most:
         raise LineError(
-            f"{1 + len(columns)} columns, but `path {' '.join(layout)}` is wanted; "
-            "numbers that belong to the path need quotes around it"
+            f"{1 + len(columns)} columns, expected {expected}; a path that ends with "
+            "numbers needs quotes"
         )
     for text in columns[:count]:
         if not _NUMBER.fullmatch(text):
-            raise LineError(
-                f"{text[:40]!r} is not a whole number: `path {' '.join(layout)}` is "
-                "wanted"
-            )
-    *start, total = map(int, columns[:count])
-    start = start[0] if start else None
+            raise LineError(f"{text[:40]!r} is not a whole number: expected {expected}")
+    *starts, total = map(int, columns[:count])
+    start = starts[0] if starts else None
     if total < 0 and not start:
         return None, None, columns[count:]
     if total <= 0 or start is not None and start < 0:
         raise LineError(
-            f"`path {' '.join(layout)}` is wanted, with a start from 0 and a total "
-            "from 1 up, or `path 0 -1` for a whole video"
+            f"expected {expected}, with a start from 0 and a total from 1 up, or "
+            "`path 0 -1` for a whole video"
         )
     return start, total, columns[count:]
 
 
-def _too_many(columns: Sequence[str]) -> LineError:
+def _too_many_columns(columns: Sequence[str]) -> LineError:
     return LineError(
-        f"{1 + len(columns)} columns, but `path label` is wanted, or, for folders of "
-        "images, `folder start total` or `folder total label`. If the numbers are "
-        "several labels, set config.loss.kind=sigmoid; if they belong to the path, put "
-        "it in quotes; if they are a part of a video file, begin the list with a line "
+        f"{1 + len(columns)} columns, expected `path label` or, for folders of images, "
+        "`folder start total` or `folder total label`. If the numbers are several "
+        "labels, set config.loss.kind=sigmoid; if they belong to the path, put it in "
+        "quotes; if they are a part of a video file, begin the list with a line "
         "path,start,total"
     )
 
 
-def _label(text: str) -> int:
+def _parse_label(text: str) -> int:
     if not _NUMBER.fullmatch(text) or int(text) < 0:
-        raise _wrong_label(text)
+        raise _not_a_label(text)
     return int(text)
 
 
@@ -181,15 +266,15 @@ def _split_quoted(line: str) -> tuple[str, list[str]]:
     match = _QUOTED.match(line)
     if not match:
         raise LineError(
-            f"the path begins with {quote} and has no closing {quote}: if the quote "
+            f"the path begins with {quote} but has no closing {quote}: if the quote "
             "belongs to the path, put the path in quotes of the other kind"
         )
     path = line[1 : match.end() - 1].replace(quote * 2, quote)
     rest = line[match.end() :]
     if rest and rest[0] not in " \t,":
         raise LineError(
-            f"a space, comma or tab is wanted after the closing {quote}; a {quote} "
-            "inside the path is written twice"
+            f"expected a space, comma or tab after the closing {quote}; double a "
+            f"{quote} inside the path"
         )
     rest = _COMMENT.split(rest, maxsplit=1)[0].rstrip(BLANK)
     return path, _SEPARATOR.split(rest)[1:]
@@ -210,47 +295,13 @@ def _split_numbers(line: str) -> tuple[str, list[str]]:
 def _check_unquoted(path: str, columns: list[str]) -> None:
     more = _VIDEO_THEN_MORE.search(path)
     if more:
-        raise _wrong_label(path[more.end() :].strip(" ,"))
+        raise _not_a_label(path[more.end() :].strip(" ,"))
     if not columns and not is_video(path) and not path.endswith("/"):
-        raise _wrong_label(re.split("[ ,]", path)[-1])
+        raise _not_a_label(re.split("[ ,]", path)[-1])
 
 
-def _wrong_label(text: str) -> LineError:
+def _not_a_label(text: str) -> LineError:
     return LineError(
-        f"{text[:40]!r} is not a label: a whole number from 0 up is wanted after the "
+        f"{text[:40]!r} is not a label: expected a whole number from 0 up after the "
         "path. If it belongs to the path, put the path in quotes"
     )
-
-
-def write(
-    path: str,
-    labels: Sequence[int],
-    numbers: Sequence[int] = (),
-    is_folder: bool = False,
-) -> str:
-    """A line that `parse` reads back.
-
-    Args:
-        path: of a file or folder.
-        labels: any number of them.
-        numbers: what the columns between path and labels hold.
-        is_folder: whether the line has to say by a slash that this is a frame folder.
-
-    Raises:
-        LineError: if a line cannot hold this.
-    """
-    try:
-        path.encode()
-    except UnicodeEncodeError:
-        raise LineError(f"{path!r} is not UTF-8: rename the file or folder") from None
-    if "\n" in path or "\0" in path:
-        raise LineError(f"{path!r} holds a line break or a NUL: rename it")
-    if not (has_extension(path) or is_folder or numbers):
-        raise LineError(f"{path!r} has no extension, and would be read with .mp4")
-    path += "/" if is_folder else ""
-    if not _PLAIN.fullmatch(path):
-        path = '"' + path.replace('"', '""') + '"'
-    for label in labels:
-        if not 0 <= label < 10**9:
-            raise LineError(f"{path}: label {label} is not a whole number from 0 up")
-    return " ".join([path, *map(str, [*numbers, *labels])])

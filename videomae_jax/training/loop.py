@@ -328,9 +328,9 @@ def open_bad_videos(run: Run, start: int) -> BadVideos:
     """Opens the log of videos that cannot be read."""
     return BadVideos(
         run.workdir / "bad_videos.jsonl",
-        start,
-        len(run.task.training_videos),
-        run.config.data.max_bad_fraction,
+        start_step=start,
+        num_records=len(run.task.training_videos),
+        max_fraction=run.config.data.max_bad_fraction,
         active=jax.process_index() == 0,
         gather=hosts.gather,
     )
