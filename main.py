@@ -46,7 +46,7 @@ def main(argv):
         hosts.initialize()
         if jax.process_index() > 0:
             log.setLevel(logging.WARNING)
-        with failures.ending_together(workdir, (UserError,)):
+        with failures.ending_together(workdir):
             try:
                 loop.run(_CONFIG.value, workdir)
             except preemption.Preempted as stop:

@@ -1,4 +1,4 @@
-"""Who the processes of a run are: what clusters say of themselves, and devices."""
+"""Detection of clusters from environment variables; devices of the processes."""
 
 import collections
 
@@ -33,40 +33,40 @@ OPEN_MPI_5 = {
 }
 OPEN_MPI = OPEN_MPI_5 | {"OMPI_MCA_orte_hnp_uri": "1531576320.0;tcp://10.96.0.1:34911"}
 ONE_A_NODE = {"OMPI_COMM_WORLD_LOCAL_SIZE": "1", "OMPI_COMM_WORLD_LOCAL_RANK": "0"}
-# As JAX would choose, and all that a process sees.
+# The GPUs that JAX chooses, and all that a process sees.
 CHOSEN, ALL = {"local_device_ids": None}, {"local_device_ids": []}
 
 
 @pytest.mark.parametrize(
-    "environment, found",
+    "environment, arguments",
     [
         (NO_CHIPS, None),
-        # salloc and sbatch by themselves, an interactive step, srun of one task.
+        # salloc and sbatch without srun, an interactive step, srun of one task.
         ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "8", **NO_CHIPS}, None),
         (SLURM | {"SLURM_STEP_NUM_TASKS": "1"}, None),
         ({**SLURM, "SLURM_NTASKS": "1", "SLURM_STEP_NUM_TASKS": "1"}, None),
         (SLURM, CHOSEN),
-        # A task for each GPU, of which it sees all or its own; one for each host, whose
-        # GPUs a variable names, or none does.
+        # A task per GPU that sees all GPUs or its own; a task per host, with and
+        # without a variable that names its GPUs.
         (SLURM | {"CUDA_VISIBLE_DEVICES": "0,1,2,3"}, {"local_device_ids": [1]}),
         (SLURM | {"CUDA_VISIBLE_DEVICES": "1"}, ALL),
         (SLURM | {"SLURM_STEP_NUM_TASKS": "2", "CUDA_VISIBLE_DEVICES": "0,1,2"}, ALL),
         (SLURM | {"SLURM_STEP_NUM_TASKS": "2"}, ALL),
         (SLURM | {"CUDA_VISIBLE_DEVICES": "0,1", "SLURM_GPUS_PER_TASK": "2"}, ALL),
         (SLURM | {"JAX_LOCAL_DEVICE_IDS": "2", "CUDA_VISIBLE_DEVICES": "0,1"}, CHOSEN),
-        # mpirun, also within an allocation of Slurm; the same shares.
+        # mpirun, also within a Slurm allocation; the same shares.
         ({"OMPI_COMM_WORLD_SIZE": "1"}, None),
         (OPEN_MPI, CHOSEN),
         (OPEN_MPI | SLURM | {"SLURM_STEP_NUM_TASKS": "1"}, CHOSEN),
         (OPEN_MPI | ONE_A_NODE, ALL),
         (OPEN_MPI | ONE_A_NODE | {"CUDA_VISIBLE_DEVICES": "0,1,2"}, ALL),
         (
-            # The variable is sbatch's: mpirun gives no process GPUs of its own.
+            # The variable comes from sbatch: mpirun gives no process its own GPUs.
             OPEN_MPI | {"CUDA_VISIBLE_DEVICES": "0,1,2,3", "SLURM_GPUS_PER_TASK": "2"},
             {"local_device_ids": [2, 3]},
         ),
         (OPEN_MPI_5 | ONE_A_NODE, ALL | {"cluster_detection_method": "mpi4py"}),
-        # TPU: a host that may be alone, Colab's or Kaggle's, one of GKE's slices.
+        # TPU: a host that may be the only one, Colab or Kaggle, slices of GKE.
         ({}, {}),
         ({"TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0"}, None),
         ({"TPU_PROCESS_ADDRESSES": "local"}, None),
@@ -90,30 +90,36 @@ CHOSEN, ALL = {"local_device_ids": None}, {"local_device_ids": []}
         ),
     ],
 )
-def test_detection(environment, found, monkeypatch):
+def test_detection(environment, arguments, monkeypatch):
     monkeypatch.setattr(hosts.importlib.util, "find_spec", lambda name: True)
-    assert hosts.detect(environment) == found
+    assert hosts.detect(environment) == arguments
 
 
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"JAX_PROCESS_ID": "2"}, "JAX_PROCESS_ID is 2 of JAX_NUM_PROCESSES 2"),
-        ({"JAX_COORDINATOR_ADDRESS": "host"}, "is not HOST:PORT"),
+        (
+            {"JAX_PROCESS_ID": "2"},
+            "JAX_PROCESS_ID=2 must be less than JAX_NUM_PROCESSES=2",
+        ),
+        (
+            {"JAX_COORDINATOR_ADDRESS": "host"},
+            "JAX_COORDINATOR_ADDRESS=host must be HOST:PORT",
+        ),
         (
             {"JAX_NUM_PROCESSES": None},
             "ADDRESS is set, but not JAX_NUM",
         ),
     ],
 )
-def test_contradictions_are_told(changes, message):
+def test_contradictory_variables_raise(changes, message):
     environment = EXPLICIT | NO_CHIPS | changes
     with pytest.raises(ValueError, match=message):
         hosts.detect({name: x for name, x in environment.items() if x is not None})
 
 
 @pytest.mark.parametrize("cluster", [SLURM, OPEN_MPI])
-def test_gpus_that_processes_cannot_share_are_told(cluster):
+def test_gpus_that_processes_cannot_share_raise(cluster):
     environment = cluster | {"CUDA_VISIBLE_DEVICES": "0,1,2,3,4"}
     with pytest.raises(ValueError, match="cannot share its 5 GPUs equally"):
         hosts.detect(environment)
@@ -121,49 +127,48 @@ def test_gpus_that_processes_cannot_share_are_told(cluster):
 
 @pytest.fixture
 def no_cluster(monkeypatch):
-    """An environment that names no cluster, and no package that finds one."""
+    """An environment without a cluster, and without packages that find one."""
     for name in {*SLURM, *EXPLICIT, *INDEXED_JOB, *OPEN_MPI}:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(hosts.importlib.util, "find_spec", lambda name: None)
     return monkeypatch
 
 
-def test_a_lone_machine_stays_alone(no_cluster):
+def test_single_machine_needs_no_others(no_cluster):
     hosts.initialize()
     assert hosts.gather({"a": [1, None]}) == [{"a": [1, None]}]
 
 
 @pytest.mark.parametrize(
-    "environment, wanted",
+    "environment, message",
     [
         (INDEXED_JOB, "JOB_COMPLETION_INDEX .*pip install kubernetes.* pods and get"),
         (OPEN_MPI_5, "OMPI_COMM_WORLD_SIZE .*pip install mpi4py"),
     ],
 )
-def test_others_that_cannot_be_found_are_told(environment, wanted, no_cluster):
-    """To train alone would be to train once more on every host, into one folder."""
+def test_missing_package_for_detection_raises(environment, message, no_cluster):
+    """Otherwise every host would train by itself, into the same folder."""
     for name, value in environment.items():
         no_cluster.setenv(name, value)
-    with pytest.raises(ClusterError, match=f"(?s){wanted}.*JAX_PROCESS_ID"):
+    with pytest.raises(ClusterError, match=f"(?s){message}.*JAX_PROCESS_ID"):
         hosts.initialize()
 
 
-@pytest.mark.parametrize("found", [{}, CHOSEN])
-def test_only_a_tpu_host_may_be_alone(found, no_cluster):
-    def nobody(**_):
+@pytest.mark.parametrize("arguments", [{}, CHOSEN])
+def test_only_a_tpu_host_may_be_single(arguments, no_cluster):
+    def find_nobody(**_):
         raise ValueError("coordinator_address should be defined.")
 
-    no_cluster.setattr(hosts, "detect", lambda environment: found)
-    no_cluster.setattr(hosts.failures, "explain_aborts", lambda: None)
-    no_cluster.setattr(jax.distributed, "initialize", nobody)
-    if found:
-        with pytest.raises(ClusterError, match="cannot join the other processes"):
+    no_cluster.setattr(hosts, "detect", lambda environment: arguments)
+    no_cluster.setattr(jax.distributed, "initialize", find_nobody)
+    if arguments:
+        with pytest.raises(ClusterError, match="joining the cluster failed"):
             hosts.initialize()
     else:
         hosts.initialize()
 
 
-def test_processes_with_other_numbers_of_devices_are_named(monkeypatch):
+def test_processes_with_fewer_devices_are_named(monkeypatch):
     Device = collections.namedtuple("Device", "process_index")
     devices = [Device(i) for i in (0, 0, 1, 3, 3)]
     monkeypatch.setattr(jax, "process_count", lambda: 4)

@@ -1,4 +1,4 @@
-"""What is split over which devices, and that it follows from their memory."""
+"""The sharding plan follows from the memory of the devices; shardings of arrays."""
 
 import dataclasses
 
@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from tests.tpu.test_compile import needs_libtpu
-from videomae_jax.cli.compile_for_tpu import read_config
+from videomae_jax import config as configuration
 from videomae_jax.distributed import sharding
+from videomae_jax.errors import ConfigError
 from videomae_jax.tpu import compile, topology
-from videomae_jax.training import setup
+from videomae_jax.training import train_step
 from videomae_jax.training.train_step import TrainState
 
 GIB = 2**30
@@ -19,7 +20,7 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """A device that is not there."""
+    """A device of a machine that does not exist."""
 
     id: int
     platform: str = "tpu"
@@ -37,7 +38,7 @@ def chips(count, **fields):
 
 
 def state_of(gib):
-    """Parameters of so many GiB, and two moments."""
+    """An abstract state with `gib` GiB of parameters, and two moments."""
     tree = {"a": {"kernel": jax.ShapeDtypeStruct((int(gib * GIB / 4),), jnp.float32)}}
     return TrainState(jnp.int32(0), tree, (tree, tree), {})
 
@@ -50,55 +51,57 @@ def state_of(gib):
         (3.0, 8, 2, True),
         (3.0, 256, 2, True),
         (9.0, 256, 8, True),
-        (400.0, 8, 8, True),  # as much as there is, though it will not do
+        (400.0, 8, 8, True),  # the best plan there is, although it is not enough
         (400.0, 1, 1, False),
     ],
 )
-def test_what_leaves_room_is_chosen(gib, count, fsdp, shard_optimizer):
-    layout = sharding.choose_layout(state_of(gib), chips(count))
-    assert (layout.fsdp, layout.shard_optimizer) == (fsdp, shard_optimizer)
-    assert "GiB" in layout.reason
+def test_plan_leaves_enough_memory(gib, count, fsdp, shard_optimizer):
+    plan = sharding.choose_plan(state_of(gib), chips(count))
+    assert (plan.fsdp, plan.shard_optimizer) == (fsdp, shard_optimizer)
+    assert "GiB" in plan.reason
 
 
-def test_memory_decides():
+def test_plan_depends_on_memory():
     large = chips(8, platform="gpu", device_kind="GPU", bytes_limit=80 * GIB)
-    layout = sharding.choose_layout(state_of(3.0), large)
-    assert (layout.fsdp, layout.shard_optimizer) == (1, False)
-    layout = sharding.choose_layout(state_of(3.0), jax.devices())
-    assert (layout.fsdp, layout.shard_optimizer) == (1, False)
-    assert "known" in layout.reason
+    plan = sharding.choose_plan(state_of(3.0), large)
+    assert (plan.fsdp, plan.shard_optimizer) == (1, False)
+    plan = sharding.choose_plan(state_of(3.0), jax.devices())
+    assert (plan.fsdp, plan.shard_optimizer) == (1, False)
+    assert "known" in plan.reason
 
 
 @pytest.mark.parametrize("fsdp", [None, 1, 4])
 @pytest.mark.parametrize("shard_optimizer", [None, False, True])
-def test_the_config_has_the_last_word(fsdp, shard_optimizer):
-    layout = sharding.choose_layout(state_of(3.0), chips(8), fsdp, shard_optimizer)
-    assert fsdp in (None, layout.fsdp)
-    assert shard_optimizer in (None, layout.shard_optimizer)
+def test_config_overrides_the_choice(fsdp, shard_optimizer):
+    plan = sharding.choose_plan(
+        state_of(3.0), chips(8), fsdp=fsdp, shard_optimizer=shard_optimizer
+    )
+    assert fsdp in (None, plan.fsdp)
+    assert shard_optimizer in (None, plan.shard_optimizer)
     chosen = {
-        (None, None): (2, True),  # what is left open is chosen
+        (None, None): (2, True),  # the other field is still chosen
         (None, False): (4, False),
         (None, True): (2, True),
         (1, None): (1, True),
         (4, None): (4, False),
     }
     given = fsdp, shard_optimizer
-    assert (layout.fsdp, layout.shard_optimizer) == chosen.get(given, given)
+    assert (plan.fsdp, plan.shard_optimizer) == chosen.get(given, given)
 
 
-def test_groups_stay_within_a_slice():
+def test_fsdp_groups_stay_within_a_slice():
     two_slices = [Chip(i, slice_index=i // 4) for i in range(8)]
-    layout = sharding.choose_layout(state_of(400.0), two_slices)
-    assert layout.fsdp == 4
-    with pytest.raises(ValueError, match="4 devices of each of 2 slices"):
+    plan = sharding.choose_plan(state_of(400.0), two_slices)
+    assert plan.fsdp == 4
+    with pytest.raises(ConfigError, match="4 devices of each of 2 slices"):
         sharding.make_mesh(8, two_slices)
-    # A process for each GPU changes nothing.
+    # The same with a process per GPU.
     gpus = [
         Chip(i, "gpu", "GPU", slice_index=i // 4, process_index=i, bytes_limit=GIB)
         for i in range(8)
     ]
-    assert sharding.choose_layout(state_of(400.0), gpus).fsdp == 4
-    with pytest.raises(ValueError, match="have 4, 3 devices: start as many processes"):
+    assert sharding.choose_plan(state_of(400.0), gpus).fsdp == 4
+    with pytest.raises(ConfigError, match="have 4, 3: start as many processes"):
         sharding.make_mesh(1, gpus[:7])
 
 
@@ -107,7 +110,7 @@ def test_groups_stay_within_a_slice():
 @pytest.mark.parametrize(
     "name", ["v5e-16", "v5e-64", "v5p-128", "v6e-16", "v6e-64", "tpu7x-16"]
 )
-def test_every_size_of_group_forms_within_slices(name, slices):
+def test_mesh_of_every_fsdp_keeps_groups_within_slices(name, slices):
     devices = topology.devices(name, slices)
     count = len(devices) // slices
     for fsdp in [n for n in range(1, count + 1) if count % n == 0]:
@@ -124,28 +127,28 @@ def test_every_size_of_group_forms_within_slices(name, slices):
 @pytest.mark.parametrize(
     ("variant", "name", "slices"), [("huge", "v5e-16", 2), ("giant", "v6e-16", 1)]
 )
-def test_what_is_chosen_for_large_models_forms(variant, name, slices):
-    config = read_config("configs/k400_vith_pretrain.py", [])
+def test_plan_of_large_models_gives_a_mesh(variant, name, slices):
+    config = configuration.load("configs/k400_vith_pretrain.py", [])
     config.model.variant = variant
     devices = topology.devices(name, slices)
     task = compile.make_task(config)
-    built = setup.build(config, task, 1000, 100, devices)
-    assert built.layout.fsdp == 2
+    built = train_step.build(
+        config, task, total_steps=1000, warmup_steps=100, devices=devices
+    )
+    assert built.plan.fsdp == 2
     assert built.mesh.shape == {"data": 8 * slices, "fsdp": 2}
 
 
 @pytest.mark.parametrize("fsdp", [-1, 0, 3, 16])
-def test_groups_that_do_not_divide_are_refused_first(fsdp):
-    with pytest.raises(
-        ValueError, match=f"fsdp is {fsdp}, which does not divide the 8"
-    ):
-        sharding.choose_layout(state_of(1.0), chips(8), fsdp)
+def test_fsdp_must_divide_the_devices(fsdp):
+    with pytest.raises(ConfigError, match=f"fsdp={fsdp} must divide the 8 devices"):
+        sharding.choose_plan(state_of(1.0), chips(8), fsdp=fsdp)
 
 
-def test_unknown_memory_is_asked_of_the_device(monkeypatch):
+def test_memory_of_unknown_kinds_is_queried(monkeypatch):
     chip = Chip(0, device_kind="TPU v9", bytes_limit=7)
     assert sharding.device_memory(chip) == 7
-    # Devices of other hosts cannot be asked, and the least of all hosts counts.
+    # Devices of other hosts cannot be queried; the smallest memory counts.
     monkeypatch.setattr(jax, "local_devices", lambda: [chip])
     monkeypatch.setattr(sharding.hosts, "gather", lambda value: [value, 5])
     assert sharding.device_memory(Chip(0, "gpu", "GPU", process_index=1)) == 5
@@ -157,7 +160,7 @@ def test_unknown_memory_is_asked_of_the_device(monkeypatch):
 
 @pytest.mark.parametrize("fsdp", [1, 2, 4])
 @pytest.mark.parametrize("shard_optimizer", [False, True])
-def test_bytes_of_a_device_fall_with_the_axes(fsdp, shard_optimizer):
+def test_bytes_per_device_fall_with_the_mesh_axes(fsdp, shard_optimizer):
     params = {
         "blocks": {"mlp": {"kernel": jnp.zeros((2, 16, 32)), "bias": jnp.zeros((2,))}},
         "mask_token": jnp.zeros((16,)),
@@ -168,20 +171,22 @@ def test_bytes_of_a_device_fall_with_the_axes(fsdp, shard_optimizer):
     shardings = sharding.state_shardings(state, mesh, shard_optimizer)
     placed = jax.device_put(state, shardings)
 
-    def here(tree):
+    def local_size(tree):
         kernel = tree["blocks"]["mlp"]["kernel"]
-        # Never along the layers, which are taken one after the other.
+        # Never along the layers, which are scanned.
         assert kernel.addressable_shards[0].data.shape[0] == 2
         assert tree["mask_token"].is_fully_replicated
         return kernel.addressable_shards[0].data.size
 
-    assert here(placed.params) == 2 * 16 * 32 // fsdp
+    assert local_size(placed.params) == 2 * 16 * 32 // fsdp
     ways = 8 if shard_optimizer else fsdp
-    assert here(placed.opt_state[0]) == here(placed.ema) == 2 * 16 * 32 // ways
+    assert (
+        local_size(placed.opt_state[0]) == local_size(placed.ema) == 2 * 16 * 32 // ways
+    )
     np.testing.assert_array_equal(placed.opt_state[0]["mask_token"], 1)
 
 
-def test_what_does_not_divide_is_split_less_or_not():
+def test_indivisible_axes_are_split_less_or_not_at_all():
     mesh = sharding.make_mesh(2)
     shapes = {
         name: {"kernel": jax.ShapeDtypeStruct(shape, jnp.float32)}

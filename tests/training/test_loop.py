@@ -196,13 +196,13 @@ def test_a_run_is_complete_when_nothing_is_left_to_do(
         ),
         ({"batch_size": 0}, "config.batch_size=0 must be at least 1"),
         ({"mask.kind": "cube"}, "config.mask.kind='cube' must be one of: tube, random"),
-        ({"batch_size": 12}, "config.batch_size .* do not divide over 8 devices"),
+        ({"batch_size": 12}, "config.batch_size .* divisible by the 8 devices"),
         (
             {"micro_batch_per_device": 0},
             "config.micro_batch_per_device must be at least 1",
         ),
         ({"mesh.fsdp": 3}, "config.mesh.fsdp is 3"),
-        ({"data.num_workers": -1}, "config.data.num_workers is -1"),
+        ({"data.num_workers": -1}, "config.data.num_workers must be at least 0, got -1"),
         (
             {"model.attention": "flash"},
             "config.model.attention is 'flash'; one of: xla, by_head, or None",

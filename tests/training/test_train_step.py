@@ -293,7 +293,7 @@ def test_accumulation_follows_from_the_devices(clips, devices, most, expected):
 @pytest.mark.parametrize(
     "call, message",
     [
-        (lambda: sharding.grad_accum_steps(10, 8, 4), "do not divide over 8"),
+        (lambda: sharding.grad_accum_steps(10, 8, 4), "divisible by the 8 devices"),
         (lambda: sharding.grad_accum_steps(8, 8, 0), "at least 1"),
         (lambda: sharding.make_mesh(3), "divide the 8 devices"),
         (lambda: sharding.make_mesh(0), "divide the 8 devices"),

@@ -83,9 +83,9 @@ def initialize() -> None:
     log.info("%s", describe_processes())
     if jax.process_count() > 1:
         log.info(
-            "If JAX aborts this process, another one is dead: an 'unhealthy' task is the "
-            "process of that number, 'leader task' or 'Heartbeat' is process 0 (%s). "
-            "Start the job again: it resumes from the newest checkpoint.",
+            "If JAX aborts this process, another one is dead: an 'unhealthy' task is "
+            "the process of that number, 'leader task' or 'Heartbeat' is process 0 "
+            "(%s). Start the job again: it resumes from the newest checkpoint.",
             names()[0],
         )
 
