@@ -40,9 +40,7 @@ log = logging.getLogger(__name__)
 TASKS = {"pretrain": Pretraining, "finetune": Finetuning}
 
 
-# --------------------------------------------------------------------------------------
-# Entry points
-# --------------------------------------------------------------------------------------
+# Entry points -------------------------------------------------------------------------
 
 
 def run(config: ConfigDict, workdir: str) -> TrainState:
@@ -70,7 +68,7 @@ def run(config: ConfigDict, workdir: str) -> TrainState:
 
 
 def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
-    """Trains to the last step, resuming if the work directory has a checkpoint; tests.
+    """Trains to the last step, resuming if there is a checkpoint, then tests.
 
     Arguments, result and errors are those of `run`.
     """
@@ -88,23 +86,12 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
     return state
 
 
-# --------------------------------------------------------------------------------------
-# Setup
-# --------------------------------------------------------------------------------------
+# Setup --------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What stays the same from the first step of a run to the last.
-
-    Attributes:
-        config: see configs/common.py.
-        workdir: folder of the run.
-        task: what is trained.
-        train_step: the step, compiled when first called, with mesh and abstract state.
-        checkpoints: of this run.
-        total_steps: length of the run.
-    """
+    """What stays the same from the first step of a run to the last."""
 
     config: ConfigDict
     workdir: pathlib.Path
@@ -192,9 +179,7 @@ def log_overview(run: Run, state: TrainState) -> None:
     )
 
 
-# --------------------------------------------------------------------------------------
-# Restore or initialize
-# --------------------------------------------------------------------------------------
+# Restore or initialize ----------------------------------------------------------------
 
 
 def restore_or_init(run: Run) -> tuple[TrainState, int, MetricBuffer]:
@@ -241,9 +226,7 @@ def restore_or_init(run: Run) -> tuple[TrainState, int, MetricBuffer]:
     return state, start, metrics
 
 
-# --------------------------------------------------------------------------------------
-# Train
-# --------------------------------------------------------------------------------------
+# Train --------------------------------------------------------------------------------
 
 
 def train(run: Run, state: TrainState, start: int, metrics: MetricBuffer) -> TrainState:
@@ -262,15 +245,17 @@ def train(run: Run, state: TrainState, start: int, metrics: MetricBuffer) -> Tra
     with contextlib.ExitStack() as stack:
         # SIGTERM is heard until the last checkpoint is on disk: a second one must not
         # interrupt the save.
-        notice = preemption.Preemption(run.checkpoints)
-        stack.callback(notice.close)
+        preempted = preemption.Preemption(run.checkpoints)
+        stack.callback(preempted.close)
         stack.callback(run.checkpoints.close)
         bad_videos = open_bad_videos(run, start)
         reporter = open_reporter(run, start)
         stack.callback(reporter.close)
         plan = choose_training_workers(run, start)
         on_cpu = mesh.devices.flat[0].platform == "cpu"
-        inputs = InputReport(config.data, plan, task.training_videos, on_cpu)
+        input_report = InputReport(
+            config.data, plan, videos=task.training_videos, model_on_cpu=on_cpu
+        )
         batches = stack.enter_context(open_batches(run, start, plan.workers))
         stack.enter_context(jax.set_mesh(mesh))
         steps = stack.enter_context(contextlib.closing(traced_steps(run, start)))
@@ -278,24 +263,25 @@ def train(run: Run, state: TrainState, start: int, metrics: MetricBuffer) -> Tra
             with reporter.waiting_for_data():
                 batch = next(batches)
             bad_videos.collect(step, batch.bad)
-            inputs.add(batch)
             arrays = sharding.to_devices(batch.arrays, mesh)
-            state, values = inputs.step(run.train_step.apply, state, arrays, step_key)
+            input_report.before_step(batch, (state, arrays))
+            state, values = run.train_step.apply(state, arrays, step_key)
+            input_report.after_step(state)
             metrics.add(step, values, batch.ids)
 
             last = step == run.total_steps
             if last or step % config.log_every == 0:
                 metrics.fetch(run.checkpoints.latest_step())
                 bad_videos.report(step * config.batch_size)
-                inputs.advise(*reporter.metrics(step, metrics.mean()))
+                input_report.advise(*reporter.metrics(step, metrics.mean()))
             if task.eval_every and (last or step % task.eval_every == 0):
                 task.validate(step, state, mesh, reporter)
             if last or step % config.checkpoint.every == 0:
                 save(run, step, state, metrics, bad_videos)
-            if notice.asked(step):
+            if preempted.requested(step):
                 save(run, step, state, metrics, bad_videos)
                 raise preemption.Preempted(step)
-    if notice.asked(run.total_steps + 1):  # SIGTERM came during the last save
+    if preempted.requested(run.total_steps + 1):  # SIGTERM came during the last save
         raise preemption.Preempted(run.total_steps)
     return state
 
@@ -384,15 +370,13 @@ def traced_steps(run: Run, start: int) -> Iterator[int]:
     profile = run.config.profile
     return profiling.traced(
         range(start + 1, run.total_steps + 1),
-        profile.first,
-        profile.steps,
-        run.workdir / "profile",
+        first=profile.first,
+        count=profile.steps,
+        folder=run.workdir / "profile",
     )
 
 
-# --------------------------------------------------------------------------------------
-# Test
-# --------------------------------------------------------------------------------------
+# Test ---------------------------------------------------------------------------------
 
 
 def test(run: Run, state: TrainState) -> None:
@@ -404,16 +388,8 @@ def test(run: Run, state: TrainState) -> None:
 def evaluate(config: ConfigDict, workdir: str) -> TrainState:
     """Tests the newest checkpoint of a fine-tuning run; trains nothing.
 
-    Args:
-        config: see configs/common.py; the classes are the checkpoint's.
-        workdir: folder of the run; results are written to `<workdir>/test`.
-
-    Returns:
-        The state that was tested, without the optimizer's.
-
-    Raises:
-        UserError: there is no checkpoint, it is of another model, or the config does
-            not fit it, the list of test videos or the devices.
+    Classes are the checkpoint's; results are written to `<workdir>/test`. Arguments,
+    result (without the optimizer's state) and errors are those of `run`.
     """
     if config.task != "finetune":
         raise ConfigError("config.mode=eval needs a classifier: config.task=finetune")
