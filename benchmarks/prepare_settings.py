@@ -49,7 +49,13 @@ def read_clips(encoded: Encoded) -> float:
         start = time.thread_time()
         for _ in range(CLIPS):
             with (
-                IndexedVideo(encoded.video, encoded.index, encoded.fps, size, "video")
+                IndexedVideo(
+                    encoded.video,
+                    encoded.index,
+                    fps=encoded.fps,
+                    size=size,
+                    name="video",
+                )
                 if encoded.index
                 else Video(encoded.video)
             ) as video:

@@ -1,6 +1,6 @@
-"""Crops and flips of a clip: uint8 [T, H, W, 3] in, uint8 [T, H', W', 3] out.
+"""Crops, flips and erases clips: uint8 [T, H, W, 3] in, uint8 [T, H', W', 3] out.
 
-Where to cut is decided apart from cutting, by functions that see sizes only.
+Boxes are drawn by functions that see sizes only, and cut out by others.
 """
 
 from collections.abc import Sequence
@@ -9,22 +9,22 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from videomae_jax.video.rgb import Box
+from videomae_jax.video.source import Box
 
-# Of RGB in [0, 1]. The models have them too, but importing those would bring JAX into
-# the processes that read.
+# For RGB in [0, 1]. The models have them too, but importing those would bring JAX into
+# the workers.
 IMAGENET_MEAN = np.array([0.485, 0.456, 0.406], np.float32)
 IMAGENET_STD = np.array([0.229, 0.224, 0.225], np.float32)
 
-# Where a multi-scale crop may lie, in quarters of the room that is left, as (row,
+# Positions of a multi-scale crop, in quarters of the room that is left, as (row,
 # column): corners, centre, edge centres and quarter points (official code).
 ANCHORS = (
     *((0, 0), (0, 4), (4, 0), (4, 4), (2, 2)),
     *((2, 0), (2, 4), (4, 2), (0, 2)),
     *((1, 1), (1, 3), (3, 1), (3, 3)),
 )
-# A crop this close to the output size (in pixels) is taken at that size, and needs no
-# resizing in that direction (official code).
+# A side this close to the output size (in pixels) snaps to it, and then needs no
+# resizing (official code).
 SNAP = 3
 
 
@@ -32,33 +32,35 @@ def multi_scale_box(
     rng: np.random.Generator,
     height: int,
     width: int,
+    *,
     size: int,
     scales: tuple[float, ...] = (1, 0.875, 0.75, 0.66),
 ) -> Box:
-    """Draws a crop box of one of several sizes at one of thirteen places.
+    """Draws a crop box of one of several sizes at one of thirteen positions.
 
     Height and width are drawn together, uniformly from all pairs of scales of the
-    shorter side that are at most one apart in the list; the place uniformly from
+    shorter side that are at most one apart in the list; the position, uniformly from
     ANCHORS (official code).
 
     Args:
-        rng: randomness.
-        height: of the frame in pixels.
-        width: of the frame in pixels.
-        size: height and width of the output, which crop sizes snap to.
-        scales: crop sizes relative to the shorter side, in order.
+        rng: source of randomness.
+        height: height of the frame in pixels.
+        width: width of the frame in pixels.
+        size: height and width of the output in pixels, which crop sizes snap to.
+        scales: crop sizes relative to the shorter side, in increasing or decreasing
+            order.
 
     Returns:
         (top, left, height, width), within the frame.
 
     Raises:
-        ValueError: if there are no scales, or one is not above 0 and at most 1.
+        ValueError: there are no scales, or one is not in (0, 1].
     """
     if not scales or not all(0 < scale <= 1 for scale in scales):
-        raise ValueError(f"crop scales must be above 0 and at most 1, not {scales}")
+        raise ValueError(f"crop scales must be above 0 and at most 1, got {scales}")
     short = min(height, width)
     sizes = [max(int(short * scale), 1) for scale in scales]
-    # Never beyond the frame, where the shorter side itself is near the output size.
+    # Not beyond the frame, whose shorter side may itself be near the output size.
     sizes = [size if abs(x - size) < SNAP and size <= short else x for x in sizes]
     pairs = [
         (sizes[i], sizes[j])
@@ -78,35 +80,37 @@ def crop_and_resize(
     box: Box,
     height: int,
     width: int,
+    *,
     out: np.ndarray | None = None,
 ) -> np.ndarray:
     """Cuts the same box out of every frame and resizes it bilinearly.
 
-    Between neighbouring pixels (OpenCV's), as the official code does to fine-tune and
-    test. Where that would pass over pixels, below half the size, they are averaged
-    (Pillow's, as in the official code for pretraining), at several times the cost.
+    Interpolates between neighbouring pixels (OpenCV), as the official code does in
+    fine-tuning and tests. Below half the size, where that would skip pixels, it
+    averages them (Pillow, as in the official code for pretraining), at several times
+    the cost.
 
     Args:
         clip: uint8 [T, H, W, 3].
         box: (top, left, height, width), within the frame.
-        height: of the result in pixels.
-        width: of the result in pixels.
-        out: uint8 [T, height, width, 3], where the result goes; None for a new array.
+        height: height of the result in pixels.
+        width: width of the result in pixels.
+        out: uint8 [T, height, width, 3] for the result; None for a new array.
 
     Returns:
-        uint8 [T, height, width, 3]: `out`, if there is one; else, if the box has that
-        size, a view of the clip.
+        uint8 [T, height, width, 3]: `out` if it is given; otherwise, if the box has
+        this size, a view of the clip.
 
     Raises:
-        ValueError: if the clip is not uint8 [T, H, W, 3], or the box not within it.
+        ValueError: the clip is not uint8 [T, H, W, 3], or the box is not within it.
     """
     check_clip(clip)
     top, left, crop_height, crop_width = box
     bottom, right = top + crop_height, left + crop_width
     if not (0 <= top < bottom <= clip.shape[1] and 0 <= left < right <= clip.shape[2]):
         raise ValueError(
-            f"box {box} (top, left, height, width) is empty or not within frames of "
-            f"{clip.shape[1]} x {clip.shape[2]}"
+            f"box={box} (top, left, height, width) must not be empty, and must be "
+            f"within frames of {clip.shape[1]} x {clip.shape[2]}"
         )
     crop = clip[:, top:bottom, left:right]
     if out is None:
@@ -116,7 +120,7 @@ def crop_and_resize(
     averaged = crop_height > 2 * height or crop_width > 2 * width
     for frame, result in zip(crop, out, strict=True):
         if averaged:
-            # Not resize(box=...) of the whole frame: that blends in pixels around it.
+            # Not resize(box=...) of the whole frame, which blends in pixels around it.
             image = Image.fromarray(np.ascontiguousarray(frame))
             result[:] = image.resize((width, height), Image.Resampling.BILINEAR)
         else:
@@ -125,7 +129,7 @@ def crop_and_resize(
 
 
 def hull(boxes: Sequence[Box]) -> Box:
-    """The smallest box that holds all boxes, of which there is at least one."""
+    """Returns the smallest box that contains all boxes, of which one is required."""
     top = min(box[0] for box in boxes)
     left = min(box[1] for box in boxes)
     bottom = max(box[0] + box[2] for box in boxes)
@@ -137,18 +141,19 @@ def random_resized_box(
     rng: np.random.Generator,
     height: int,
     width: int,
+    *,
     area: tuple[float, float] = (0.08, 1.0),
     aspect: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> Box:
-    """Draws a box of random size, shape and place (Szegedy et al. 2015; Inception).
+    """Draws a box of random size, shape and position (Inception, Szegedy et al. 2015).
 
-    Its share of the frame is uniform, the logarithm of its width over height too. If
-    ten draws do not fit, the largest central box within the aspects is taken.
+    Its share of the frame and the logarithm of its aspect ratio are uniform. If ten
+    draws do not fit, the largest central box within the aspect ratios is used.
 
     Args:
-        rng: randomness.
-        height: of the frame in pixels.
-        width: of the frame in pixels.
+        rng: source of randomness.
+        height: height of the frame in pixels.
+        width: width of the frame in pixels.
         area: smallest and largest share of the frame.
         aspect: smallest and largest width over height.
 
@@ -156,7 +161,7 @@ def random_resized_box(
         (top, left, height, width), within the frame.
 
     Raises:
-        ValueError: if a range is empty, or reaches beyond what can be.
+        ValueError: a range is empty or impossible.
     """
     _check_ranges("crops", area, aspect)
     for _ in range(10):
@@ -175,13 +180,14 @@ def random_resized_crop(
     rng: np.random.Generator,
     clip: np.ndarray,
     size: int,
+    *,
     area: tuple[float, float] = (0.08, 1.0),
     aspect: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> np.ndarray:
-    """A `random_resized_box` of the clip, resized to a square.
+    """Cuts a `random_resized_box` out of the clip, and resizes it to a square.
 
     Args:
-        rng: randomness.
+        rng: source of randomness.
         clip: uint8 [T, H, W, 3].
         size: height and width of the result in pixels.
         area: smallest and largest share of the frame.
@@ -191,33 +197,34 @@ def random_resized_crop(
         uint8 [T, size, size, 3], the same box of every frame.
 
     Raises:
-        ValueError: if the clip is not uint8 [T, H, W, 3] or a range is impossible.
+        ValueError: the clip is not uint8 [T, H, W, 3], or a range is impossible.
     """
     check_clip(clip)
-    box = random_resized_box(rng, *clip.shape[1:3], area, aspect)
+    height, width = clip.shape[1:3]
+    box = random_resized_box(rng, height, width, area=area, aspect=aspect)
     return crop_and_resize(clip, box, size, size)
 
 
 def spatial_crops(clip: np.ndarray, size: int, count: int) -> np.ndarray:
-    """Crops along the longer side, where the shorter one is scaled to `size`.
+    """Scales the shorter side to `size`, and cuts crops along the longer one.
 
-    One crop is the middle; several go from end to end in equal steps, rounded down
-    (official code: three crops for testing).
+    A single crop is in the middle; several go from end to end in equal steps, rounded
+    down (official code: three crops in tests).
 
     Args:
         clip: uint8 [T, H, W, 3].
         size: height and width of the crops in pixels.
-        count: how many, at least 1.
+        count: number of crops, at least 1.
 
     Returns:
         uint8 [count, T, size, size, 3].
 
     Raises:
-        ValueError: if the clip is not uint8 [T, H, W, 3], or the count below 1.
+        ValueError: the clip is not uint8 [T, H, W, 3], or the count is below 1.
     """
     check_clip(clip)
     if count < 1:
-        raise ValueError(f"{count} crops: at least 1 is wanted")
+        raise ValueError(f"count={count} of crops must be at least 1")
     height, width = clip.shape[1:3]
     short = min(height, width)
     scaled = (height * size // short, width * size // short)
@@ -237,33 +244,34 @@ def random_erasing(
     rng: np.random.Generator,
     clip: np.ndarray,
     probability: float = 0.25,
+    *,
     area: tuple[float, float] = (0.02, 1 / 3),
     aspect: tuple[float, float] = (0.3, 10 / 3),
 ) -> np.ndarray:
     """Fills a box, the same in all frames, with noise (Zhong et al. 2017).
 
-    The noise is drawn for each value of each frame, standard normal where the model
-    gets it, in ImageNet-normalised values (official code); what bytes cannot hold of
-    it is cut off.
+    The noise is drawn for each value of each frame. It is standard normal in
+    ImageNet-normalised values, as the model sees them (official code), clipped to the
+    range of a byte.
 
     Args:
-        rng: randomness.
+        rng: source of randomness.
         clip: uint8 [T, H, W, 3].
-        probability: of erasing at all.
+        probability: probability of erasing.
         area: smallest and largest share of the frame.
         aspect: smallest and largest height over width.
 
     Returns:
-        uint8 [T, H, W, 3]: a copy, or the clip itself where nothing was erased.
+        uint8 [T, H, W, 3]: a copy, or the clip itself if nothing was erased.
 
     Raises:
-        ValueError: if the clip is not uint8 [T, H, W, 3], the probability not in
-            [0, 1], or a range empty or beyond what can be.
+        ValueError: the clip is not uint8 [T, H, W, 3], the probability is not in
+            [0, 1], or a range is empty or impossible.
     """
     check_clip(clip)
     _check_ranges("erased boxes", area, aspect)
     if not 0 <= probability <= 1:
-        raise ValueError(f"the probability of erasing is 0 to 1, not {probability}")
+        raise ValueError(f"probability={probability} of erasing must be in [0, 1]")
     if rng.random() >= probability:
         return clip
     frames, height, width, channels = clip.shape
@@ -285,31 +293,31 @@ def random_erasing(
 def horizontal_flip(
     rng: np.random.Generator, clip: np.ndarray, probability: float = 0.5
 ) -> np.ndarray:
-    """The clip, or with the given probability its mirror image.
+    """Mirrors all frames of a clip with a given probability.
 
     Args:
-        rng: randomness; one draw for all frames.
+        rng: source of randomness; one draw for all frames.
         clip: uint8 [T, H, W, 3].
-        probability: of the mirror image; 0.5 is fine-tuning's (official code).
+        probability: probability of mirroring; 0.5 in fine-tuning (official code).
 
     Returns:
-        uint8 [T, H, W, 3].
+        uint8 [T, H, W, 3]: a new array, or the clip itself if it was not mirrored.
 
     Raises:
-        ValueError: if the clip is not uint8 [T, H, W, 3].
+        ValueError: the clip is not uint8 [T, H, W, 3].
     """
     check_clip(clip)
     if rng.random() >= probability:
         return clip
-    # Several times as fast as clip[:, :, ::-1], once that is copied.
+    # Several times as fast as a copy of clip[:, :, ::-1].
     return np.stack([cv2.flip(frame, 1) for frame in clip])
 
 
 def check_clip(clip: np.ndarray) -> None:
-    """Raises ValueError unless the clip is uint8 [T, H, W, 3] with pixels."""
+    """Raises ValueError unless the clip is uint8 [T, H, W, 3] and not empty."""
     if clip.dtype != np.uint8 or clip.ndim != 4 or clip.shape[-1] != 3 or not clip.size:
         raise ValueError(
-            "a clip is uint8 [time, height, width, 3], no side empty, not "
+            "a clip must be uint8 [time, height, width, 3] and not empty, got "
             f"{clip.dtype} {clip.shape}"
         )
 
@@ -320,18 +328,18 @@ def _draw_sides(
     area: tuple[float, float],
     aspect: tuple[float, float],
 ) -> tuple[int, int]:
-    """Two sides: product uniform in area * pixels, log of first / second uniform."""
+    """Draws two sides: product uniform in area * pixels, log of their ratio uniform."""
     product = pixels * rng.uniform(*area)
-    quotient = np.exp(rng.uniform(*np.log(aspect)))
-    return round((product * quotient) ** 0.5), round((product / quotient) ** 0.5)
+    ratio = np.exp(rng.uniform(*np.log(aspect)))
+    return round((product * ratio) ** 0.5), round((product / ratio) ** 0.5)
 
 
 def _check_ranges(
-    what: str, area: tuple[float, float], aspect: tuple[float, float]
+    name: str, area: tuple[float, float], aspect: tuple[float, float]
 ) -> None:
     fits = 0 < area[0] <= area[1] <= 1 and 0 < aspect[0] <= aspect[1] < float("inf")
-    if not fits:  # nor does nan
+    if not fits:  # NaN does not fit, either
         raise ValueError(
-            f"{what} of area {area} and aspect {aspect}: wanted are areas above 0 and "
-            "at most 1, and aspects above 0, each as (smallest, largest)"
+            f"{name} of area={area} and aspect={aspect}: areas must be above 0 and at "
+            "most 1, aspects above 0, each as (smallest, largest)"
         )

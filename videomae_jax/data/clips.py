@@ -1,7 +1,7 @@
-"""What is taken from a video: frames by a rule, then crops and augmentation.
+"""Cuts clips out of a video: frames by a rule, then crops and augmentation.
 
-Each reader turns an opened video and randomness into uint8 [clips, T, H, W, 3]; it
-decodes each video once and is sent to the workers that read.
+Each class here is called with an opened video and randomness, and returns uint8
+[clips, T, H, W, 3] from a single decode. Its objects are sent to the workers.
 """
 
 import dataclasses
@@ -11,19 +11,19 @@ import numpy as np
 
 from videomae_jax.data import augmentation, sampling
 from videomae_jax.data.randaugment import RandAugment
-from videomae_jax.video.decoder import Video
+from videomae_jax.video.source import FrameSource
 
 
 @dataclasses.dataclass(frozen=True)
 class PretrainingClips:
-    """Reads a video for pretraining: one decode, several crops (VideoMAE V2, 3.3).
+    """Cuts pretraining clips: several crops of the same frames (VideoMAE V2, 3.3).
 
     Attributes:
         num_frames: frames of a clip; stride: frames between two of them.
         size: height and width of the crops in pixels.
         scales: crop sizes relative to the shorter side.
         flip: probability of a horizontal flip.
-        num_samples: clips cut from the same decoded frames.
+        num_samples: clips cut out of the same frames.
     """
 
     num_frames: int
@@ -33,7 +33,7 @@ class PretrainingClips:
     flip: float
     num_samples: int
 
-    def __call__(self, video: Video, rng: np.random.Generator) -> np.ndarray:
+    def __call__(self, video: FrameSource, rng: np.random.Generator) -> np.ndarray:
         """Returns uint8 [num_samples, T, size, size, 3]."""
         indices = sampling.sample_pretrain(
             rng, video.num_frames, self.num_frames, self.stride
@@ -41,16 +41,17 @@ class PretrainingClips:
         frames = video.decode(indices)
         boxes = [
             augmentation.multi_scale_box(
-                rng, frames.height, frames.width, self.size, self.scales
+                rng, frames.height, frames.width, size=self.size, scales=self.scales
             )
             for _ in range(self.num_samples)
         ]
-        part = augmentation.hull(boxes)
-        images = frames.rgb(part)
+        # Only this part of the frames is converted to RGB.
+        hull = augmentation.hull(boxes)
+        images = frames.rgb(hull)
         shape = (self.num_samples, self.num_frames, self.size, self.size, 3)
         clips = np.empty(shape, np.uint8)
         for clip, (top, left, height, width) in zip(clips, boxes, strict=True):
-            box = (top - part[0], left - part[1], height, width)
+            box = (top - hull[0], left - hull[1], height, width)
             augmentation.crop_and_resize(images, box, self.size, self.size, out=clip)
             if self.flip:
                 clip[:] = augmentation.horizontal_flip(rng, clip, self.flip)
@@ -59,12 +60,12 @@ class PretrainingClips:
 
 @dataclasses.dataclass(frozen=True)
 class Sampler:
-    """Which frames a classifier sees; N is the number of frames of the video.
+    """A rule for the frames that a classifier sees, of a video of N frames.
 
     Attributes:
-        train: (rng, N, frames, stride) -> the indices of a random clip.
-        validation: (N, frames, stride) -> the indices of the clip in the middle.
-        test: (N, frames, stride, segments) -> the indices of all clips in time.
+        train: (rng, N, frames, stride) -> indices of a random clip.
+        validation: (N, frames, stride) -> indices of the clip in the middle.
+        test: (N, frames, stride, segments) -> indices of all clips in time.
     """
 
     train: Callable[..., np.ndarray]
@@ -73,8 +74,8 @@ class Sampler:
 
 
 SAMPLERS = {
-    # The official code's for Kinetics, UCF101 and HMDB51: a training clip of 16 frames
-    # at stride 4 spans 64 frames, so its frames are 64 / 15 apart.
+    # The official code's rule for Kinetics, UCF101 and HMDB51: a training clip of 16
+    # frames at stride 4 spans 64 frames, so its frames are 64 / 15 apart.
     "dense": Sampler(
         sampling.sample_dense,
         sampling.dense_center_indices,
@@ -86,7 +87,7 @@ SAMPLERS = {
         sampling.exact_center_indices,
         sampling.dense_test_indices,
     ),
-    # A frame of each of `num_frames` equal parts of the video; Something-Something.
+    # One frame of each of `num_frames` equal parts of the video; Something-Something.
     "uniform": Sampler(
         lambda rng, n, frames, stride: sampling.sample_uniform(rng, n, frames),
         lambda n, frames, stride: sampling.uniform_center_indices(n, frames),
@@ -94,7 +95,7 @@ SAMPLERS = {
             n, frames, segments
         ),
     ),
-    # As "exact", tested as MMAction2 does.
+    # "exact" in training, but with the test clips of MMAction2.
     "mmaction": Sampler(
         sampling.sample_pretrain,
         sampling.exact_center_indices,
@@ -105,18 +106,18 @@ SAMPLERS = {
 
 @dataclasses.dataclass(frozen=True)
 class FinetuningClips:
-    """Reads a video for fine-tuning: one decode, several augmentations of its frames.
+    """Cuts fine-tuning clips: several augmentations of the same frames.
 
     Attributes:
         frame_sampling: a key of SAMPLERS.
         num_frames: frames of a clip; stride: frames between two of them.
         size: height and width of the crops in pixels.
-        rand_augment: applied to whole frames, before the crop; None for none.
+        rand_augment: augmentation of whole frames, before the crop; None for none.
         crop_area: smallest and largest share of the frame that a crop covers.
         crop_aspect: smallest and largest width over height of a crop.
         flip: probability of a horizontal flip.
         erase: probability of erasing a box.
-        num_samples: augmentations of the same decoded frames.
+        num_samples: clips cut out of the same frames.
     """
 
     frame_sampling: str
@@ -130,7 +131,7 @@ class FinetuningClips:
     erase: float
     num_samples: int
 
-    def __call__(self, video: Video, rng: np.random.Generator) -> np.ndarray:
+    def __call__(self, video: FrameSource, rng: np.random.Generator) -> np.ndarray:
         """Returns uint8 [num_samples, T, size, size, 3]."""
         indices = SAMPLERS[self.frame_sampling].train(
             rng, video.num_frames, self.num_frames, self.stride
@@ -141,7 +142,11 @@ class FinetuningClips:
         for clip in clips:
             augmented = self.rand_augment(rng, frames) if self.rand_augment else frames
             crop = augmentation.random_resized_crop(
-                rng, augmented, self.size, self.crop_area, self.crop_aspect
+                rng,
+                augmented,
+                self.size,
+                area=self.crop_area,
+                aspect=self.crop_aspect,
             )
             crop = augmentation.horizontal_flip(rng, crop, self.flip)
             clip[:] = augmentation.random_erasing(rng, crop, self.erase)
@@ -150,7 +155,7 @@ class FinetuningClips:
 
 @dataclasses.dataclass(frozen=True)
 class CenterClips:
-    """Reads the clip in the middle of a video, without randomness.
+    """Cuts the clip in the middle of a video, without randomness.
 
     Attributes:
         num_frames: frames of a clip; stride: frames between two of them.
@@ -163,7 +168,7 @@ class CenterClips:
     size: int
     frame_sampling: str = "exact"
 
-    def __call__(self, video: Video, rng: np.random.Generator) -> np.ndarray:
+    def __call__(self, video: FrameSource, rng: np.random.Generator) -> np.ndarray:
         """Returns uint8 [1, T, size, size, 3]."""
         indices = SAMPLERS[self.frame_sampling].validation(
             video.num_frames, self.num_frames, self.stride
@@ -172,20 +177,20 @@ class CenterClips:
 
     @property
     def views(self) -> int:
-        """Clips of a video."""
+        """The number of clips per video."""
         return 1
 
 
 @dataclasses.dataclass(frozen=True)
 class MultiViewClips:
-    """Reads all views of a video that a test averages, from one decode.
+    """Cuts all views of a video that a test averages, without randomness.
 
     Attributes:
         num_frames: frames of a clip; stride: frames between two of them.
         size: height and width of the crops in pixels.
         frame_sampling: a key of SAMPLERS.
         segments: clips in time.
-        crops: crops of each, along the longer side; 1 is the centre.
+        crops: crops of each clip, along the longer side; 1 is the centre.
     """
 
     num_frames: int
@@ -195,18 +200,18 @@ class MultiViewClips:
     segments: int
     crops: int
 
-    def __call__(self, video: Video, rng: np.random.Generator) -> np.ndarray:
+    def __call__(self, video: FrameSource, rng: np.random.Generator) -> np.ndarray:
         """Returns uint8 [segments * crops, T, size, size, 3], crops adjacent."""
         indices = SAMPLERS[self.frame_sampling].test(
             video.num_frames, self.num_frames, self.stride, self.segments
         )
-        wanted, places = np.unique(indices, return_inverse=True)
+        distinct, inverse = np.unique(indices, return_inverse=True)
         # Overlapping clips share frames: each is decoded and resized once.
-        crops = augmentation.spatial_crops(video.read(wanted), self.size, self.crops)
-        views = crops[:, places.reshape(indices.shape)].swapaxes(0, 1)
+        crops = augmentation.spatial_crops(video.read(distinct), self.size, self.crops)
+        views = crops[:, inverse.reshape(indices.shape)].swapaxes(0, 1)
         return views.reshape(self.views, *views.shape[2:])
 
     @property
     def views(self) -> int:
-        """Clips of a video."""
+        """The number of clips per video."""
         return self.segments * self.crops

@@ -73,9 +73,10 @@ def load(
         # Imported here: these modules need packages that lists do not.
         from videomae_jax.video import shards, tfds
 
-        if tfds.find(source) is None:
+        folder = tfds.find(source)
+        if folder is None:
             return shards.load(source, label_kind)
-        return tfds.load(source, label_kind)
+        return tfds.load(source, folder, label_kind)
     try:
         check_frame_name(frame_name)
     except ValueError as error:

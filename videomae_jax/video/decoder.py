@@ -13,7 +13,7 @@ allow such a table is decoded from its beginning instead, which is slow but exac
 """
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 
 import av
 import numpy as np
@@ -30,7 +30,7 @@ from videomae_jax.video.container import (
 )
 from videomae_jax.video.packets import PacketIndex, PacketTable, packet_table
 from videomae_jax.video.rgb import RotationError, VideoFrames, upright_size
-from videomae_jax.video.source import FrameSource
+from videomae_jax.video.source import FrameSource, Indices
 
 # Frames with their indices.
 _Frames = Iterator[tuple[int, av.VideoFrame]]
@@ -115,7 +115,7 @@ class Video(FrameSource):
         packets = [decoder.get_packet(i) for i in range(len(table.times))]
         return PacketIndex.build(self._file, decoder.codec, packets, table)
 
-    def decode(self, indices: Sequence[int]) -> VideoFrames:
+    def decode(self, indices: Indices) -> VideoFrames:
         """Decodes frames without converting them to RGB.
 
         Args:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from videomae_jax.video.source import Box, DecodedFrames, FrameSource
+from videomae_jax.video.source import Box, DecodedFrames, FrameSource, Indices
 
 _FORMATS = ("JPEG", "PNG", "WEBP")
 # At most 8 bits per pixel and channel; deeper ones would be clipped, not converted.
@@ -99,7 +99,7 @@ class ImageVideo(FrameSource):
     def image_name(self, index: int) -> str:
         """Returns the name of a frame's image in messages."""
 
-    def decode(self, indices: Sequence[int]) -> ImageFrames:
+    def decode(self, indices: Indices) -> ImageFrames:
         """Decodes at least one frame, each once."""
         distinct, order = self._distinct(indices)
         return ImageFrames([self._decode(index) for index in distinct], order)

@@ -10,6 +10,7 @@ import numpy as np
 from videomae_jax.errors import VideoError
 
 Box = tuple[int, int, int, int]  # top, left, height, width in pixels
+Indices = Sequence[int] | np.ndarray  # of frames; an array has one axis
 
 
 class DecodedFrames(abc.ABC):
@@ -72,7 +73,7 @@ class FrameSource(abc.ABC):
         self._closed = True
 
     @abc.abstractmethod
-    def decode(self, indices: Sequence[int]) -> DecodedFrames:
+    def decode(self, indices: Indices) -> DecodedFrames:
         """Decodes frames without converting them to RGB.
 
         Args:
@@ -93,7 +94,7 @@ class FrameSource(abc.ABC):
         """Width of the upright frames; decodes one frame if it is not known yet."""
         return self._frame_size()[1]
 
-    def read(self, indices: Sequence[int]) -> np.ndarray:
+    def read(self, indices: Indices) -> np.ndarray:
         """Decodes frames, each once.
 
         Args:
@@ -116,7 +117,7 @@ class FrameSource(abc.ABC):
         """Returns an error whose message names the video."""
         return VideoError(f"{self.name}: {reason}")
 
-    def _checked(self, indices: Sequence[int]) -> list[int]:
+    def _checked(self, indices: Indices) -> list[int]:
         """Returns the indices as integers; raises if one cannot be read."""
         if self._closed:
             raise self.error("the video is closed")
@@ -129,7 +130,7 @@ class FrameSource(abc.ABC):
                 )
         return checked
 
-    def _distinct(self, indices: Sequence[int]) -> tuple[list[int], list[int]]:
+    def _distinct(self, indices: Indices) -> tuple[list[int], list[int]]:
         """Returns the distinct indices, increasing, and the position of each index."""
         distinct, order = np.unique(self._checked(indices), return_inverse=True)
         return distinct.tolist(), order.tolist()
@@ -179,7 +180,7 @@ class VideoSegment(FrameSource):
         super().close()
         self._video.close()
 
-    def decode(self, indices: Sequence[int]) -> DecodedFrames:
+    def decode(self, indices: Indices) -> DecodedFrames:
         """Decodes frames of the segment."""
         return self._video.decode([self._start + i for i in self._checked(indices)])
 
