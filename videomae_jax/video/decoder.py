@@ -105,26 +105,17 @@ class Video(FrameSource):
         """Returns the index for opening the same content as an `IndexedVideo`.
 
         Raises:
-            ValueError: the video was opened from a path, or is not an H.264 file that
-                stores its packets as they are decoded.
+            ValueError: the video was opened from a path, has no packet table, or is not
+                as `PacketIndex.build` needs it.
         """
         decoder = self._decoder
         if decoder is None or not isinstance(self._file, bytes):
             raise ValueError("not a video in memory that has a packet table")
-        table = decoder.table
-        packets = [decoder.get_packet(i) for i in range(len(table.times))]
-        return PacketIndex.build(self._file, decoder.codec, packets, table)
+        packets = map(decoder.get_packet, range(len(decoder.table.times)))
+        return PacketIndex.build(self._file, decoder.codec, packets, decoder.table)
 
     def decode(self, indices: Indices) -> VideoFrames:
-        """Decodes frames without converting them to RGB.
-
-        Args:
-            indices: at least one frame, in any order; an index may repeat.
-
-        Raises:
-            IndexError: an index is negative or not below `num_frames`.
-            VideoError: as in `read`.
-        """
+        """Decodes frames without converting them to RGB, see `FrameSource.decode`."""
         distinct, order = self._distinct(indices)
         return VideoFrames(self._decode(distinct), order, self.name)
 
@@ -132,7 +123,7 @@ class Video(FrameSource):
         """Decodes frames whose indices increase."""
         if self._decoder is not None:
             try:
-                return [self._upright(*x) for x in self._decoder.decode(indices)]
+                return [self._checked_frame(*x) for x in self._decoder.decode(indices)]
             except _TableError:
                 # Either the timestamps are wrong, and only a full decode is exact from
                 # here on, or the decoder drops frames, and no index is certain.
@@ -144,7 +135,7 @@ class Video(FrameSource):
                         f"returns {count}"
                     ) from None
                 self._decoder = None
-        return [self._upright(*x) for x in self._decode_from_start(indices)]
+        return [self._checked_frame(*x) for x in self._decode_from_start(indices)]
 
     def _decode_from_start(self, indices: list[int]) -> _Frames:
         """Yields (index, frame) of a decode from the beginning, as far as needed."""
@@ -156,10 +147,10 @@ class Video(FrameSource):
                 index = next(remaining, None)
                 if index is None:
                     return
-        raise self.error(f"frame {index} did not come out of the decoder")
+        raise self.error(f"the decoder did not return frame {index}")
 
     def _count_frames(self) -> int:
-        """Counts by decoding; refuses damage, since no frame is known to precede it."""
+        """Counts by decoding. Damage is refused: it could shift the index of frames."""
         count = 0
         for frame in self._decode_all():
             if frame.is_corrupt:
@@ -173,8 +164,8 @@ class Video(FrameSource):
         # A new decoder: parameters from late in a file may outlive a flush.
         return decode_all(self._file, self.name, strict=False)
 
-    def _upright(self, index: int, frame: av.VideoFrame) -> av.VideoFrame:
-        """Returns a frame after checking that its upright size is that of others."""
+    def _checked_frame(self, index: int, frame: av.VideoFrame) -> av.VideoFrame:
+        """Returns a frame, whose upright size must be that of the others."""
         try:
             size = upright_size(frame)
         except RotationError as error:

@@ -6,7 +6,7 @@ millisecond instead of several, which is a third of the cost of reading a clip.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import av
@@ -201,7 +201,7 @@ class PacketIndex:
         cls,
         content: bytes,
         codec: av.VideoCodecContext,
-        packets: Sequence[av.Packet],
+        packets: Iterable[av.Packet],
         table: PacketTable,
     ) -> "PacketIndex":
         """Makes the index of a file from the packets that a demuxer found in it.
@@ -212,18 +212,15 @@ class PacketIndex:
         """
         if codec.name != "h264" or not all(table.shown):
             raise ValueError("not a video of which every packet is an H.264 frame")
-        flags = [
-            start * _START + skippable * _SKIPPABLE
-            for start, skippable in zip(table.starts, table.skippable, strict=True)
-        ]
-        offsets = [-1 if packet.pos is None else packet.pos for packet in packets]
-        sizes = [packet.size for packet in packets]
-        rows = zip(offsets, sizes, table.times, flags, strict=True)
-        index = cls(codec.extradata or b"", tuple(rows))
-        for position, packet in enumerate(packets):
-            if bytes(index.packet(content, position)) != bytes(packet):
+        rows = []
+        for packet, time, start, skippable in zip(
+            packets, table.times, table.starts, table.skippable, strict=True
+        ):
+            begin, size = packet.pos, packet.size
+            if begin is None or content[begin : begin + size] != bytes(packet):
                 raise ValueError("its packets are not stored as they are decoded")
-        return index
+            rows.append((begin, size, time, start * _START + skippable * _SKIPPABLE))
+        return cls(codec.extradata or b"", tuple(rows))
 
     def table(self) -> PacketTable:
         """Returns the packet table."""

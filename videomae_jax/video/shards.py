@@ -158,7 +158,10 @@ def packages() -> tuple[Any, Any]:
         RecordError: a package is not installed.
     """
     try:
-        from array_record.python import array_record_module
+        # Compiled, without type stubs.
+        from array_record.python import (
+            array_record_module,  # pyright: ignore[reportAttributeAccessIssue]
+        )
         from tensorflow_datasets.proto import tf_example_pb2
     except ImportError as error:
         raise RecordError(
