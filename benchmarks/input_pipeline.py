@@ -89,7 +89,7 @@ def originals(videos, to_float):
             images = [Image.fromarray(frame).convert("RGB") for frame in frames]
             width, height = images[0].size
             top, left, h, w = augmentation.multi_scale_box(
-                rng, height, width, SIZE, SCALES
+                rng, height, width, size=SIZE, scales=SCALES
             )
             images = [im.crop((left, top, left + w, top + h)) for im in images]
             images = [im.resize((SIZE, SIZE), Image.BILINEAR) for im in images]

@@ -52,7 +52,7 @@ def read(record, rng, spent):
     indices = sampling.sample_pretrain(rng, video.num_frames, FRAMES, STRIDE)
     with timed(spent["decode"]):
         frames = video.decode(indices)
-    box = augmentation.multi_scale_box(rng, frames.height, frames.width, SIZE)
+    box = augmentation.multi_scale_box(rng, frames.height, frames.width, size=SIZE)
     with timed(spent["convert the crop to RGB"]):
         crop = frames.rgb(box)
     with timed(spent["resize the crop"]):

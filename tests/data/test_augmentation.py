@@ -40,9 +40,9 @@ def weights(size, new_size):
     return np.maximum(1 - np.abs(places[:, None] - np.arange(size)), 0)
 
 
-def assert_alike(found, wanted):
-    """Equal up to rounding."""
-    np.testing.assert_allclose(found, wanted, rtol=0, atol=1)
+def assert_alike(result, expected):
+    """Checks that bytes are equal up to rounding."""
+    np.testing.assert_allclose(result, expected, rtol=0, atol=1)
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_boxes_are_all_pairs_at_all_anchors_equally_often(height, width, sides):
 
     rng = np.random.default_rng(0)
     drawn = collections.Counter(
-        augmentation.multi_scale_box(rng, height, width, 224, SCALES)
+        augmentation.multi_scale_box(rng, height, width, size=224, scales=SCALES)
         for _ in range(100 * 130)
     )
     assert drawn.keys() == expected.keys()
@@ -89,7 +89,7 @@ def test_boxes_are_all_pairs_at_all_anchors_equally_often(height, width, sides):
 def test_boxes_lie_within_any_frame(height, width, size, scales, seed):
     for h, w in [(height, width), (height, 1), (1, width), (size - 1 or 1, width)]:
         rng = np.random.default_rng(seed)
-        box = augmentation.multi_scale_box(rng, h, w, size, tuple(scales))
+        box = augmentation.multi_scale_box(rng, h, w, size=size, scales=tuple(scales))
         top, left, crop_height, crop_width = box
         assert crop_height >= 1 and 0 <= top <= top + crop_height <= h
         assert crop_width >= 1 and 0 <= left <= left + crop_width <= w
@@ -107,7 +107,7 @@ def test_boxes_lie_within_any_frame(height, width, size, scales, seed):
 def test_sides_near_the_output_size_snap_to_it(short, scale, side):
     rng = np.random.default_rng(0)
     for frame in [(short, 300), (300, short)]:
-        box = augmentation.multi_scale_box(rng, *frame, 224, (scale,))
+        box = augmentation.multi_scale_box(rng, *frame, size=224, scales=(scale,))
         assert box[2:] == (side, side)
 
 
@@ -124,8 +124,8 @@ def test_crop_and_resize_is_pillows(data, height, width, seed):
     clip = noise(height, width, num_frames=3, seed=seed)
     result = augmentation.crop_and_resize(clip, box, *out)
     assert result.shape == (3, *out, 3) and result.dtype == np.uint8
-    wanted = np.stack([cut_out(frame, box, *out) for frame in clip])
-    assert_alike(result, wanted)
+    expected = np.stack([cut_out(frame, box, *out) for frame in clip])
+    assert_alike(result, expected)
 
 
 def test_a_box_of_the_output_size_is_not_resampled():
@@ -142,15 +142,16 @@ def test_a_box_of_the_output_size_is_not_resampled():
         *((0, 0, 21, 30), (20, 0, 4, 4), (0, 0, 0, 4), (0, 0, 4, 0), (-20, 0, 4, 4)),
     ],
 )
-def test_refuses_a_box_beyond_the_frame(box):
-    with pytest.raises(ValueError, match="is empty or not within frames of 20 x 30"):
+def test_a_box_beyond_the_frame_is_an_error(box):
+    with pytest.raises(ValueError, match="must be within frames of 20 x 30"):
         augmentation.crop_and_resize(noise(20, 30), box, 4, 4)
 
 
 @pytest.mark.parametrize("scales", [(), (0,), (1, -0.5), (1.2, 1), (float("nan"),)])
-def test_refuses_scales_that_leave_the_frame(scales):
-    with pytest.raises(ValueError, match="scales must be above 0 and at most 1, not"):
-        augmentation.multi_scale_box(np.random.default_rng(0), 20, 30, 16, scales)
+def test_scales_beyond_the_frame_are_errors(scales):
+    with pytest.raises(ValueError, match="scales must be above 0 and at most 1, got"):
+        rng = np.random.default_rng(0)
+        augmentation.multi_scale_box(rng, 20, 30, size=16, scales=scales)
 
 
 def test_crop_and_resize_reads_a_view():
@@ -194,8 +195,8 @@ def test_center_crop(height, width, size, scaled, corner):
     clip = noise(height, width)
     top, left = corner
     frames = np.stack([cut_out(x, (0, 0, height, width), *scaled) for x in clip])
-    wanted = frames[:, top : top + size, left : left + size]
-    assert_alike(augmentation.spatial_crops(clip, size, 1)[0], wanted)
+    expected = frames[:, top : top + size, left : left + size]
+    assert_alike(augmentation.spatial_crops(clip, size, 1)[0], expected)
 
 
 @given(height=st.integers(1, 60), width=st.integers(1, 60), size=st.integers(1, 24))
@@ -215,7 +216,7 @@ def test_flip_mirrors_columns_only():
 
 
 @pytest.mark.parametrize("probability", [0.5, 0.1])
-def test_flip_is_as_likely_as_told(probability):
+def test_flip_has_its_probability(probability):
     clip = noise(1, 2, num_frames=1)
     rng = np.random.default_rng(0)
     results = [
@@ -234,7 +235,7 @@ areas, aspects = within(0.01, 1), within(0.5, 2)
 
 
 def assert_resized_box(sides, pixels, area, aspect):
-    """The area is as told, first over second side too, up to rounding both."""
+    """Area and first over second side are in range, up to the rounding of both."""
     first, second = sides
     assert (first + 0.5) * (second + 0.5) >= area[0] * pixels
     assert (first - 0.5) * (second - 0.5) <= area[1] * pixels
@@ -243,7 +244,7 @@ def assert_resized_box(sides, pixels, area, aspect):
 
 
 def always_fits(height, width, area):
-    """Whether no box is without pixels, and the longest side has one to spare."""
+    """Returns whether every box has pixels, and the longest side has one to spare."""
     pixels, short = height * width, min(height, width)
     return area[0] * pixels >= 2 and (2 * area[1] * pixels) ** 0.5 < short - 1
 
@@ -252,7 +253,9 @@ def always_fits(height, width, area):
 @quick
 def test_resized_boxes_lie_within_any_frame(height, width, area, aspect, seed):
     rng = np.random.default_rng(seed)
-    top, left, h, w = augmentation.random_resized_box(rng, height, width, area, aspect)
+    top, left, h, w = augmentation.random_resized_box(
+        rng, height, width, area=area, aspect=aspect
+    )
     assert h >= 1 and 0 <= top <= top + h <= height
     assert w >= 1 and 0 <= left <= left + w <= width
     area = area if always_fits(height, width, area) else (0, 1)
@@ -260,18 +263,19 @@ def test_resized_boxes_lie_within_any_frame(height, width, area, aspect, seed):
 
 
 def assert_uniform(values, low, high):
-    """Kolmogorov and Smirnov's test; fails once in a thousand times."""
+    """Does a Kolmogorov-Smirnov test, which fails once in a thousand times."""
     ranks = np.arange(len(values)) / len(values)
     gaps = np.abs((np.sort(values) - low) / (high - low) - ranks)
     assert gaps.max() < 1.95 / len(values) ** 0.5
 
 
 @pytest.mark.parametrize("frame", [(2000, 3000), (3000, 2000)])
-def test_resized_boxes_have_uniform_areas_log_aspects_and_places(frame):
+def test_resized_boxes_have_uniform_areas_log_aspects_and_positions(frame):
     rng = np.random.default_rng(0)
     area, aspect = (0.08, 0.3), (3 / 4, 3 / 2)  # always fits
     boxes = [
-        augmentation.random_resized_box(rng, *frame, area, aspect) for _ in range(2000)
+        augmentation.random_resized_box(rng, *frame, area=area, aspect=aspect)
+        for _ in range(2000)
     ]
     top, left, height, width = np.array(boxes).T
     assert_uniform(height * width / 6e6, *area)
@@ -281,10 +285,12 @@ def test_resized_boxes_have_uniform_areas_log_aspects_and_places(frame):
     assert_uniform(left / (frame[1] - width), 0, 1)
 
 
-def test_resized_boxes_reach_every_place():
+def test_resized_boxes_reach_every_position():
     rng = np.random.default_rng(0)
     boxes = {
-        augmentation.random_resized_box(rng, 5, 7, (16 / 35, 16 / 35), (1, 1))
+        augmentation.random_resized_box(
+            rng, 5, 7, area=(16 / 35, 16 / 35), aspect=(1, 1)
+        )
         for _ in range(300)
     }
     assert boxes == {(top, left, 4, 4) for top in range(2) for left in range(4)}
@@ -299,25 +305,25 @@ def test_resized_boxes_reach_every_place():
         ((5, 6), 0.001, (0, 0, 5, 6)),  # less than half a pixel high or wide
     ],
 )
-def test_what_never_fits_becomes_the_largest_central_box(frame, area, box):
+def test_without_a_fit_the_largest_central_box_is_used(frame, area, box):
     for seed in range(20):
         rng = np.random.default_rng(seed)
-        options = ((area, area), (3 / 4, 4 / 3))
-        assert augmentation.random_resized_box(rng, *frame, *options) == box
+        options = {"area": (area, area), "aspect": (3 / 4, 4 / 3)}
+        assert augmentation.random_resized_box(rng, *frame, **options) == box
 
 
 @pytest.mark.parametrize("seed", range(10))
 def test_random_resized_crop_is_the_same_for_every_frame(seed):
     clip = noise(40, 60, num_frames=4)
-    options = ((0.2, 0.9), (0.6, 1.8))
+    options = {"area": (0.2, 0.9), "aspect": (0.6, 1.8)}
     rngs = [np.random.default_rng(seed) for _ in range(2)]
-    box = augmentation.random_resized_box(rngs[0], 40, 60, *options)
-    result = augmentation.random_resized_crop(rngs[1], clip, 32, *options)
-    wanted = np.stack([cut_out(frame, box, 32, 32) for frame in clip])
-    assert_alike(result, wanted)
+    box = augmentation.random_resized_box(rngs[0], 40, 60, **options)
+    result = augmentation.random_resized_crop(rngs[1], clip, 32, **options)
+    expected = np.stack([cut_out(frame, box, 32, 32) for frame in clip])
+    assert_alike(result, expected)
 
 
-def erase(seed, height, width, *options, num_frames=3):
+def erase(seed, height, width, probability=0.25, num_frames=3, **options):
     """Erases a box from a black clip.
 
     Returns the clip and (top, left, height, width) of the box, found by erasing it
@@ -326,7 +332,9 @@ def erase(seed, height, width, *options, num_frames=3):
     black = np.zeros((num_frames, height, width, 3), np.uint8)
     white = np.full_like(black, 255)
     erased, other = (
-        augmentation.random_erasing(np.random.default_rng(seed), clip, *options)
+        augmentation.random_erasing(
+            np.random.default_rng(seed), clip, probability, **options
+        )
         for clip in (black, white)
     )
     assert erased.dtype == np.uint8 and erased.shape == black.shape
@@ -346,14 +354,14 @@ def erase(seed, height, width, *options, num_frames=3):
 @given(height=sides, width=sides, area=areas, aspect=aspects, seed=seeds)
 @quick
 def test_one_box_is_erased_from_all_frames(height, width, area, aspect, seed):
-    _, box = erase(seed, height, width, 1, area, aspect)
+    _, box = erase(seed, height, width, 1, area=area, aspect=aspect)
     assert box or not always_fits(height, width, area)
     if box:
         assert box[2] < height and box[3] < width
         assert_resized_box(box[2:], height * width, area, aspect)
 
 
-def test_erased_boxes_have_uniform_areas_log_aspects_and_places():
+def test_erased_boxes_have_uniform_areas_log_aspects_and_positions():
     boxes = [erase(seed, 90, 120, 1, num_frames=1)[1] for seed in range(1000)]
     top, left, height, width = np.array(boxes).T
     share = height * width / 10800
@@ -367,19 +375,19 @@ def test_erased_boxes_have_uniform_areas_log_aspects_and_places():
 
 
 def test_erasing_fills_with_what_the_model_sees_as_normal_noise():
-    erased, box = erase(0, 200, 200, 1, (0.9, 0.9), (1, 1), num_frames=16)
+    erased, box = erase(0, 200, 200, 1, num_frames=16, area=(0.9, 0.9), aspect=(1, 1))
     top, left, height, width = box
     filled = erased[:, top : top + height, left : left + width]
-    assert filled.size > 1_700_000  # enough to tell rounding from cutting off
+    assert filled.size > 1_700_000  # enough to tell rounding from truncation
     channels = [(0.485, 0.229), (0.456, 0.224), (0.406, 0.225)]  # of ImageNet
     for channel, (mean, std) in enumerate(channels):
         values = filled[..., channel].ravel()
         drawn = np.cumsum(np.bincount(values, minlength=256)) / values.size
-        # A byte k is all that rounds to k, 255 all that is above.
+        # Byte k holds the values that round to k, 255 also those above.
         ends = [((k + 0.5) / 255 - mean) / std for k in range(255)]
-        wanted = [(1 + math.erf(end / 2**0.5)) / 2 for end in ends]
-        assert np.abs(drawn[:255] - wanted).max() < 1.95 / values.size**0.5
-    # Neighbours in time, space and colour have nothing in common.
+        expected = [(1 + math.erf(end / 2**0.5)) / 2 for end in ends]
+        assert np.abs(drawn[:255] - expected).max() < 1.95 / values.size**0.5
+    # Neighbours in time, space and colour are independent.
     centred = filled - filled.mean((0, 1, 2))
     for axis in range(4):
         pairs = np.moveaxis(centred, axis, 0)
@@ -391,21 +399,23 @@ def test_tries_ten_and_a_hundred_times():
     rng, clip = np.random.default_rng(0), noise(100, 200, num_frames=1)
     # Half of the frame fits at width over height of 1 to 4, a tenth of these aspects,
     boxes = [
-        augmentation.random_resized_box(rng, 100, 200, (0.5, 0.5), (1, 4**10))
+        augmentation.random_resized_box(
+            rng, 100, 200, area=(0.5, 0.5), aspect=(1, 4**10)
+        )
         for _ in range(2000)
     ]
     whole = np.mean([box == (0, 0, 100, 200) for box in boxes])
     assert abs(whole - 0.9**10) < 0.025
     # and a hundredth of these.
     results = [
-        augmentation.random_erasing(rng, clip, 1, (0.5, 0.5), (4**-100, 1))
+        augmentation.random_erasing(rng, clip, 1, area=(0.5, 0.5), aspect=(4**-100, 1))
         for _ in range(500)
     ]
     assert abs(np.mean([x is clip for x in results]) - 0.99**100) < 0.08
 
 
 @pytest.mark.parametrize("probability", [0, 0.25, 0.8, 1])
-def test_erasing_is_as_likely_as_told(probability):
+def test_erasing_has_its_probability(probability):
     clip, rng = noise(12, 12), np.random.default_rng(0)
     results = [augmentation.random_erasing(rng, clip, probability) for _ in range(2000)]
     share = np.mean([result is not clip for result in results])
@@ -425,22 +435,22 @@ def test_erasing_is_as_likely_as_told(probability):
         *(((0.1, 0.2), (1, float("inf"))), ((0.1, 0.2), (1, float("nan")))),
     ],
 )
-def test_refuses_impossible_ranges(call, area, aspect):
-    arguments = (np.random.default_rng(0), noise(20, 30), 1, area, aspect)
-    with pytest.raises(ValueError, match="wanted are areas above 0 and") as error:
-        getattr(augmentation, call)(*arguments)
-    assert f"of area {area} and aspect {aspect}: " in str(error.value)
+def test_impossible_ranges_are_errors(call, area, aspect):
+    arguments = (np.random.default_rng(0), noise(20, 30), 1)
+    with pytest.raises(ValueError, match="areas must be above 0 and") as error:
+        getattr(augmentation, call)(*arguments, area=area, aspect=aspect)
+    assert f"of area={area} and aspect={aspect}: " in str(error.value)
 
 
 @pytest.mark.parametrize("probability", [-0.1, 1.1, float("nan")])
-def test_refuses_impossible_probabilities(probability):
+def test_impossible_probabilities_are_errors(probability):
     rng = np.random.default_rng(0)
-    with pytest.raises(ValueError, match=f"erasing is 0 to 1, not {probability}"):
+    with pytest.raises(ValueError, match=f"={probability} of erasing must be in"):
         augmentation.random_erasing(rng, noise(20, 30), probability)
 
 
 DRAWS = {
-    "box": lambda rng, clip: augmentation.multi_scale_box(rng, 40, 60, 32),
+    "box": lambda rng, clip: augmentation.multi_scale_box(rng, 40, 60, size=32),
     "flip": augmentation.horizontal_flip,
     "resized box": lambda rng, clip: augmentation.random_resized_box(rng, 40, 60),
     "resized crop": lambda rng, clip: augmentation.random_resized_crop(rng, clip, 32),
@@ -486,7 +496,9 @@ CALLS = {
         (np.uint8, (1, 2, 8, 8, 3)),
     ],
 )
-def test_refuses_what_is_no_clip(call, dtype, shape):
-    with pytest.raises(ValueError, match=r"a clip is uint8 \[time, .*, not") as error:
+def test_other_arrays_are_errors(call, dtype, shape):
+    with pytest.raises(
+        ValueError, match=r"a clip must be uint8 \[time, .*, got"
+    ) as error:
         call(np.zeros(shape, dtype))
-    assert str(error.value).endswith(f"not {np.dtype(dtype)} {shape}")
+    assert str(error.value).endswith(f"got {np.dtype(dtype)} {shape}")

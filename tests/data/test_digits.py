@@ -1,4 +1,4 @@
-"""The digits data set: its motion, its files, and what a crash or a race leaves."""
+"""The digits data set: its motion, its files, and crashes and races of its making."""
 
 import json
 import shutil
@@ -88,7 +88,7 @@ def test_motion_is_smooth_and_wraps():
         assert np.ptp(ink) < 0.02 * ink.mean()
 
 
-def test_one_frame_does_not_tell_the_label():
+def test_one_frame_does_not_reveal_the_label():
     """The position of every frame is uniform on the torus, whatever the label."""
     angles = [[] for _ in digits.DIRECTIONS]
     for index in range(1200):
@@ -148,21 +148,21 @@ def quick(monkeypatch):
     monkeypatch.setattr(digits, "SIZES", {"train": 8, "val": 8, "test": 8})
 
 
-def test_ensure_makes_once_and_says_so(quick, tmp_path, monkeypatch, capsys):
+def test_ensure_makes_once_and_announces_it(quick, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("VIDEOMAE_JAX_DATA", str(tmp_path))
-    place = digits.ensure()
-    assert place == tmp_path / "digits" / f"v{digits.VERSION}"
-    assert str(place) in capsys.readouterr().out
-    stamp = (place / "train/00000.mp4").stat().st_mtime_ns
-    assert digits.ensure() == place
+    target = digits.ensure()
+    assert target == tmp_path / "digits" / f"v{digits.VERSION}"
+    assert str(target) in capsys.readouterr().out
+    stamp = (target / "train/00000.mp4").stat().st_mtime_ns
+    assert digits.ensure() == target
     assert capsys.readouterr().out == ""
-    assert (place / "train/00000.mp4").stat().st_mtime_ns == stamp
+    assert (target / "train/00000.mp4").stat().st_mtime_ns == stamp
     assert len(sources.load("digits:train_small", label_kind=LabelKind.ONE)) == 8
     with pytest.raises(RecordError, match="digits:train, digits:val"):
         sources.load("digits:tset")
 
 
-def test_default_place_and_version(quick, tmp_path, monkeypatch):
+def test_default_folder_and_version(quick, tmp_path, monkeypatch):
     monkeypatch.delenv("VIDEOMAE_JAX_DATA", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     first = digits.ensure()
@@ -183,7 +183,7 @@ def test_does_not_touch_a_folder_of_something_else(quick, tmp_path):
 
 
 @pytest.mark.parametrize("cleanup", [True, False], ids=["interrupted", "killed"])
-def test_a_crash_leaves_nothing_that_looks_whole(quick, tmp_path, monkeypatch, cleanup):
+def test_a_crash_leaves_no_complete_folder(quick, tmp_path, monkeypatch, cleanup):
     encode = digits._encode
     written = []
 
@@ -201,23 +201,23 @@ def test_a_crash_leaves_nothing_that_looks_whole(quick, tmp_path, monkeypatch, c
             digits.ensure(tmp_path)
     left = [p.name for p in tmp_path.iterdir()]
     assert len(left) == (not cleanup) and all(name.startswith(".") for name in left)
-    place = digits.ensure(tmp_path)
-    assert len(list(place.rglob("*.mp4"))) == 24
+    target = digits.ensure(tmp_path)
+    assert len(list(target.rglob("*.mp4"))) == 24
 
 
-def test_the_loser_of_a_race_takes_the_winners(tmp_path, monkeypatch):
+def test_the_loser_of_a_race_uses_the_winners_folder(tmp_path, monkeypatch):
     encode = digits._encode
-    place, sizes = tmp_path / "set", {"train": 8}
+    target, sizes = tmp_path / "set", {"train": 8}
 
     def overtaken(path, frames):
         monkeypatch.setattr(digits, "_encode", encode)
-        digits.make(place, sizes)
+        digits.make(target, sizes)
         encode(path, frames)
 
     monkeypatch.setattr(digits, "_encode", overtaken)
-    assert digits.make(place, sizes) == place
+    assert digits.make(target, sizes) == target
     assert [p.name for p in tmp_path.iterdir()] == ["set"]
-    assert len(sources.load(str(place / "train.txt"))) == 8
+    assert len(sources.load(str(target / "train.txt"))) == 8
 
 
 def test_processes_race(tmp_path):

@@ -114,15 +114,15 @@ def test_pretraining_crops_are_those_of_whole_frames(videos):
     clips = PretrainingClips(4, 2, size, scales, 0.0, num_samples=3)
     with Video(videos[0].path) as video:
         for seed in range(20):
-            found = clips(video, np.random.default_rng(seed))
+            result = clips(video, np.random.default_rng(seed))
             rng = np.random.default_rng(seed)
             frames = video.read(sampling.sample_pretrain(rng, video.num_frames, 4, 2))
-            for clip in found:
+            for clip in result:
                 box = augmentation.multi_scale_box(
                     rng, *frames.shape[1:3], size, scales
                 )
-                wanted = augmentation.crop_and_resize(frames, box, size, size)
-                np.testing.assert_array_equal(clip, wanted)
+                expected = augmentation.crop_and_resize(frames, box, size, size)
+                np.testing.assert_array_equal(clip, expected)
 
 
 @pytest.fixture

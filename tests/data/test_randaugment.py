@@ -1,4 +1,4 @@
-"""RandAugment: each operation gives what Pillow's does, and draws are as told."""
+"""RandAugment: operations equal Pillow's, and draws have the right distribution."""
 
 import collections
 import itertools
@@ -13,6 +13,7 @@ from PIL import Image, ImageEnhance, ImageOps
 from tests.helpers.videos import moving_noise, write_video
 from videomae_jax.data import randaugment
 from videomae_jax.data.randaugment import RandAugment
+from videomae_jax.errors import ConfigError
 from videomae_jax.video.decoder import Video
 
 HEIGHT, WIDTH = 48, 64
@@ -51,7 +52,7 @@ def enhanced(kind, factor):
 
 
 def expected(clip, name, level, sign, increasing):
-    """What an operation does to each frame, written down a second time.
+    """Applies an operation to each frame with Pillow or NumPy, independently.
 
     Geometry, blends and what depends on a frame's statistics are Pillow's; the others
     are formulas on bytes.
@@ -92,7 +93,7 @@ def expected(clip, name, level, sign, increasing):
 
 
 # How far values may be from Pillow's. Single precision can take a sum to the other side
-# of a whole number, where it is cut off, and OpenCV's luma is at times 1 from Pillow's.
+# of a whole number, where it is truncated, and OpenCV's luma is at times 1 from Pillow's.
 # OpenCV's cubic differs most where pixels are black and white at random: by up to 34,
 # and by 23 where they are of any value.
 TOLERANCE = dict.fromkeys(NAMES, 0)
@@ -100,9 +101,11 @@ TOLERANCE |= dict.fromkeys(["Color", "Contrast", "Sharpness", "ShearX", "ShearY"
 TOLERANCE |= {"TranslateXRel": 1, "TranslateYRel": 1, "Rotate": 48}
 
 
-def assert_alike(name, result, wanted):
-    assert result.dtype == np.uint8 and result.shape == wanted.shape
-    np.testing.assert_allclose(result.astype(int), wanted, rtol=0, atol=TOLERANCE[name])
+def assert_alike(name, result, reference):
+    assert result.dtype == np.uint8 and result.shape == reference.shape
+    np.testing.assert_allclose(
+        result.astype(int), reference, rtol=0, atol=TOLERANCE[name]
+    )
 
 
 def one(name, level, sign=1, increasing=True):
@@ -117,12 +120,12 @@ def test_is_pillows_on_every_frame(clips, clip, name, level):
     original = clip.copy()
     for sign, increasing in itertools.product((1, -1), (True, False)):
         result = randaugment.apply(clip, one(name, level, sign, increasing))
-        wanted = expected(clip, name, level, sign, increasing)
-        assert_alike(name, result, wanted)
+        reference = expected(clip, name, level, sign, increasing)
+        assert_alike(name, result, reference)
         if name != "Rotate":
-            assert (result == wanted).mean() > 0.99
-        elif smooth:  # from rounding, instead of cutting off, places and values
-            np.testing.assert_allclose(result.astype(int), wanted, rtol=0, atol=2)
+            assert (result == reference).mean() > 0.99
+        elif smooth:  # positions and values are rounded, not truncated
+            np.testing.assert_allclose(result.astype(int), reference, rtol=0, atol=2)
     np.testing.assert_array_equal(clip, original)
 
 
@@ -174,8 +177,8 @@ def test_rotates_to_the_place_that_pillow_does(height, width, degrees, slope):
     ramp = 128 + slope[0] * (y - height // 2) + slope[1] * (x - width // 2)
     clip = np.stack([ramp.clip(0, 255).astype(np.uint8)] * 3, -1)[None]
     result = randaugment.apply(clip, [("Rotate", degrees)])
-    wanted = expected(clip, "Rotate", abs(degrees) / 3, np.sign(degrees), True)
-    np.testing.assert_allclose(result.astype(int), wanted, rtol=0, atol=2)
+    reference = expected(clip, "Rotate", abs(degrees) / 3, np.sign(degrees), True)
+    np.testing.assert_allclose(result.astype(int), reference, rtol=0, atol=2)
 
 
 @pytest.mark.parametrize("name", ["Rotate", "ShearX", "ShearY"])
@@ -185,17 +188,17 @@ def test_grey_begins_at_the_same_pixel_as_pillows(name, level):
         for height, width in [(57, 80), (80, 57), (64, 64)]:
             white = np.full((1, height, width, 3), 255, np.uint8)
             result = randaugment.apply(white, one(name, level, sign))
-            wanted = expected(white, name, level, sign, True)
-            assert {*np.unique(wanted)} == {128, 255}
-            np.testing.assert_array_equal(result, wanted)
+            reference = expected(white, name, level, sign, True)
+            assert {*np.unique(reference)} == {128, 255}
+            np.testing.assert_array_equal(result, reference)
 
 
 @pytest.mark.parametrize("bits", [1, 2, 3, 4, 8])
 def test_posterize_is_pillows_where_it_keeps_anything(clips, bits):
     clip = clips["decoded"]
-    wanted = [ImageOps.posterize(Image.fromarray(frame), bits) for frame in clip]
+    reference = [ImageOps.posterize(Image.fromarray(frame), bits) for frame in clip]
     result = randaugment.apply(clip, [("Posterize", bits)])
-    np.testing.assert_array_equal(result, np.stack([np.asarray(x) for x in wanted]))
+    np.testing.assert_array_equal(result, np.stack([np.asarray(x) for x in reference]))
 
 
 @pytest.mark.parametrize("name", ["AutoContrast", "Equalize", "Contrast"])
@@ -256,8 +259,8 @@ def test_operations_follow_one_another(clips):
     added = randaugment.apply(clip, [("SolarizeAdd", 60)])
     both = randaugment.apply(clip, [("Solarize", 100), ("SolarizeAdd", 60)])
     other = randaugment.apply(clip, [("SolarizeAdd", 60), ("Solarize", 100)])
-    wanted = randaugment.apply(solarized, [("SolarizeAdd", 60)])
-    np.testing.assert_array_equal(both, wanted)
+    reference = randaugment.apply(solarized, [("SolarizeAdd", 60)])
+    np.testing.assert_array_equal(both, reference)
     np.testing.assert_array_equal(other, randaugment.apply(added, [("Solarize", 100)]))
     assert (both != other).any()
 
@@ -322,7 +325,7 @@ def test_operations_are_equally_likely_and_independent():
 @pytest.mark.parametrize(
     ("text", "probability"), [("", 0.5), ("-p0.2", 0.2), ("-p0", 0), ("-p1", 1)]
 )
-def test_each_is_applied_as_often_as_told(text, probability):
+def test_each_is_applied_with_its_probability(text, probability):
     counts = np.bincount([len(c) for c in drawn(f"rand-n3{text}")], minlength=4)
     q = 1 - probability
     binomial = [q**3, 3 * q**2 * probability, 3 * q * probability**2, probability**3]
@@ -346,7 +349,7 @@ def rotations(text):
         ("mstd0", 10, 10, 10, 0),  # by default
     ],
 )
-def test_levels_are_spread_as_told(text, low, high, mean, std):
+def test_levels_have_their_spread(text, low, high, mean, std):
     degrees = rotations(text)
     levels = np.abs(degrees) / 3
     assert len(levels) > 800
@@ -358,7 +361,7 @@ def test_levels_are_spread_as_told(text, low, high, mean, std):
         assert std == 0 or len({*levels}) == len(levels)
 
 
-def test_levels_are_cut_off():
+def test_levels_are_clipped():
     levels = np.abs(rotations("m10-mstd3")) / 3
     assert levels.max() == 10 and abs((levels == 10).mean() - 0.5) < 0.06
     levels = np.abs(rotations("m1-mstd3")) / 3
@@ -380,7 +383,7 @@ def test_parses(text, fields):
 
 
 @pytest.mark.parametrize(
-    ("text", "what"),
+    ("text", "message"),
     [
         *(("", "does not begin with rand"), ("m7-n4", "does not begin with rand")),
         *(
@@ -394,9 +397,13 @@ def test_parses(text, fields):
             ("rand-minf", "'minf'.*out of range"),
             ("rand-m7-m8", "'m8'.*magnitude again"),
         ),
-        *(("rand-n4-", "'' in"), ("rand-m", "'m' in"), ("rand-7", "'7' in")),
         *(
-            ("rand-m-7", "'m' in"),
+            ("rand-n4-", "'' is not"),
+            ("rand-m", "'m' is not"),
+            ("rand-7", "'7' is not"),
+        ),
+        *(
+            ("rand-m-7", "'m' is not"),
             ("rand-w0", "'w0'.*not known"),
             ("rand-mm7", "'mm7'"),
         ),
@@ -405,10 +412,10 @@ def test_parses(text, fields):
         *(("rand-mnan", "'mnan'.*not known"), ("rand_m7", "does not begin with rand")),
     ],
 )
-def test_refuses_other_texts(text, what):
-    with pytest.raises(ValueError, match=what) as error:
+def test_other_texts_are_errors(text, message):
+    with pytest.raises(ConfigError, match=message) as error:
         RandAugment.parse(text)
-    assert f"rand_augment {text!r}" in str(error.value)
+    assert f"config.data.rand_augment={text!r}" in str(error.value)
     assert str(error.value).endswith("such as rand-m7-n4-mstd0.5-inc1")
 
 
@@ -416,9 +423,9 @@ def test_refuses_other_texts(text, what):
     ("dtype", "shape"),
     [(np.float32, (2, 8, 8, 3)), (np.uint8, (8, 8, 3)), (np.uint8, (0, 8, 8, 3))],
 )
-def test_refuses_what_is_no_clip(dtype, shape):
+def test_other_arrays_are_errors(dtype, shape):
     # Also where nothing is drawn.
     for text in ("rand-p0", "rand-p1"):
-        with pytest.raises(ValueError, match=r"a clip is uint8 \[time, .*, not"):
+        with pytest.raises(ValueError, match=r"a clip must be uint8 \[time, .*, got"):
             augment = RandAugment.parse(text)
             augment(np.random.default_rng(0), np.zeros(shape, dtype))

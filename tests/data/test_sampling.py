@@ -1,4 +1,4 @@
-"""Which frames make a clip: the reference's rows, and what holds for any video."""
+"""Frames of a clip: the rows of the references, and properties of any video."""
 
 import json
 
@@ -50,7 +50,7 @@ def test_indices_of_any_video(num_video_frames, num_frames, stride, seed):
 
 
 @pytest.mark.parametrize("stride", [1, 2, 3, 4, 7])
-def test_short_videos_by_the_reference_walk(stride):
+def test_short_videos_follow_the_reference_loop(stride):
     for num_video_frames in range(1, 16 * stride):
         frame, walk = 1, []  # the reference counts from 1
         for _ in range(16):
@@ -62,7 +62,7 @@ def test_short_videos_by_the_reference_walk(stride):
 
 @any_video
 @quick
-def test_starts_where_told(num_video_frames, num_frames, stride, seed):
+def test_starts_at_the_start(num_video_frames, num_frames, stride, seed):
     last_start = max(num_video_frames - num_frames * stride, 0)
     start = seed % (last_start + 1)
     indices = pretrain_indices(num_video_frames, num_frames, stride, start)
@@ -96,9 +96,13 @@ def test_every_start_is_drawn(num_video_frames, starts):
 @pytest.mark.parametrize(
     "counts", [(0, 16, 4), (300, 0, 4), (300, 16, 0), (-1, 16, 4), (300, 16, -4)]
 )
-def test_refuses_nonsense(counts):
-    message = "video frames {}, clip frames {} and stride {} must be at least 1"
-    message = message.format(*counts)
+def test_sizes_below_one_are_errors(counts):
+    names = ("num_video_frames", "num_frames", "stride")
+    [message] = [
+        f"^{name} must be at least 1, got {count}$"
+        for name, count in zip(names, counts, strict=True)
+        if count < 1
+    ]
     with pytest.raises(ValueError, match=message):
         pretrain_indices(*counts, start=0)
     with pytest.raises(ValueError, match=message):
@@ -108,10 +112,10 @@ def test_refuses_nonsense(counts):
 @pytest.mark.parametrize(
     ("num_video_frames", "start", "last"), [(300, -1, 236), (300, 237, 236), (40, 1, 0)]
 )
-def test_refuses_a_start_that_does_not_fit(num_video_frames, start, last):
+def test_a_start_must_fit(num_video_frames, start, last):
     message = (
-        f"16 frames 4 apart cannot start at frame {start} of {num_video_frames}: "
-        f"0 to {last} can"
+        f"start={start} must be from 0 to {last} for a clip of 16 frames 4 apart in a "
+        f"video of {num_video_frames}"
     )
     with pytest.raises(ValueError, match=message):
         pretrain_indices(num_video_frames, 16, 4, start)
@@ -122,9 +126,9 @@ def _golden(name, result):
     rows = GOLDEN_ROWS[name]
     assert rows
     for row in rows:
-        found = result(row)
-        assert found.dtype == np.int64
-        assert found.tolist() == row.get("indices", row.get("clips")), row
+        actual = result(row)
+        assert actual.dtype == np.int64
+        assert actual.tolist() == row.get("indices", row.get("clips")), row
 
 
 def test_dense_matches_reference():
@@ -247,7 +251,7 @@ def test_every_uniform_offset_is_drawn():
     drawn = np.stack([sampling.sample_uniform(rng, 63, 16) for _ in range(100)])
     for segment, frames in enumerate(drawn.T):
         assert set(frames) == {3 * segment + offset for offset in range(3)}
-    # Each segment is drawn for itself.
+    # Each segment is drawn independently.
     assert len(np.unique(drawn - 3 * np.arange(16), axis=0)) == 100
 
 
@@ -327,24 +331,25 @@ def test_one_segment_is_in_the_middle():
 
 
 @pytest.mark.parametrize(
-    ("rule", "counts", "message"),
+    ("rule", "counts", "name", "wrong"),
     [
-        ("dense_center_indices", (0, 16, 4), "video frames 0, clip frames 16 and s"),
-        ("dense_center_indices", (300, -16, 4), "clip frames -16 and stride 4 must"),
-        ("exact_center_indices", (300, 16, 0), "clip frames 16 and stride 0 must"),
-        ("uniform_center_indices", (300, 0), "video frames 300 and clip frames 0 m"),
-        ("dense_test_indices", (300, 16, 4, 0), "stride 4 and segments 0 must"),
-        ("mmaction_test_indices", (300, 16, 0, 5), "stride 0 and segments 5 must"),
-        ("uniform_test_indices", (0, 16, 2), "clip frames 16 and segments 2 must"),
+        ("dense_center_indices", (0, 16, 4), "num_video_frames", 0),
+        ("dense_center_indices", (300, -16, 4), "num_frames", -16),
+        ("exact_center_indices", (300, 16, 0), "stride", 0),
+        ("uniform_center_indices", (300, 0), "num_frames", 0),
+        ("dense_test_indices", (300, 16, 4, 0), "segments", 0),
+        ("mmaction_test_indices", (300, 16, 0, 5), "stride", 0),
+        ("uniform_test_indices", (0, 16, 2), "num_video_frames", 0),
     ],
 )
-def test_rules_refuse_nonsense(rule, counts, message):
+def test_sizes_below_one_are_errors_in_every_rule(rule, counts, name, wrong):
+    message = f"^{name} must be at least 1, got {wrong}$"
     with pytest.raises(ValueError, match=message):
         getattr(sampling, rule)(*counts)
 
 
 @pytest.mark.parametrize("counts", [(0, 16, 4), (300, 0, 4), (300, -16, 4)])
-def test_draws_refuse_nonsense(counts):
+def test_sizes_below_one_are_errors_in_draws(counts):
     rng = np.random.default_rng(0)
     with pytest.raises(ValueError, match="must be at least 1"):
         sampling.sample_dense(rng, *counts)
@@ -353,25 +358,25 @@ def test_draws_refuse_nonsense(counts):
 
 
 @pytest.mark.parametrize("end", [63, 300, None])
-def test_refuses_an_end_that_does_not_fit(end):
-    message = f"spans 64 frames cannot end at {end} in a video of 300: 64 to 299 can"
+def test_an_end_must_fit(end):
+    message = f"end={end} must be from 64 to 299 for a clip that spans 64 of 300 frames"
     with pytest.raises(ValueError, match=message):
         sampling.dense_indices(300, 16, 4, end)
 
 
-def test_refuses_an_end_for_a_short_video():
-    with pytest.raises(ValueError, match="64 frames leaves no .* must be None, not 63"):
+def test_a_short_video_has_no_end():
+    with pytest.raises(ValueError, match="end=63 must be None: a video of 64 frames"):
         sampling.dense_indices(64, 16, 4, 63)
 
 
 @pytest.mark.parametrize(
     "offsets", [None, 0, [0] * 3, [0, 0, 0, 3], [0, 0, 0, -1], [0.0, 0.5, 1.0, 2.0]]
 )
-def test_refuses_offsets_that_do_not_fit(offsets):
-    with pytest.raises(ValueError, match="must be 4 integers from 0 to 2, not"):
+def test_offsets_must_fit(offsets):
+    with pytest.raises(ValueError, match="must be 4 integers from 0 to 2, got"):
         sampling.uniform_indices(12, 4, offsets)
 
 
-def test_refuses_offsets_for_a_short_video():
-    with pytest.raises(ValueError, match="3 frames leaves no choice to a clip of 4"):
+def test_a_short_video_has_no_offsets():
+    with pytest.raises(ValueError, match="None: a video of 3 frames has .* of 4"):
         sampling.uniform_indices(3, 4, [0] * 4)

@@ -153,18 +153,18 @@ def test_wrong_lines(load, line, message):
 def test_folders_and_parts(tmp_path, line, unlabelled, labelled):
     path = tmp_path / "train.txt"
     path.write_text(line)
-    for label_kind, wanted in (
+    for label_kind, expected in (
         (LabelKind.OPTIONAL, unlabelled),
         (LabelKind.ONE, labelled),
     ):
-        if wanted is None:
+        if expected is None:
             with pytest.raises(RecordError, match=":1: "):
                 sources.load(str(path), label_kind=label_kind)
             continue
         [record] = sources.load(
             str(path), label_kind=label_kind, frame_name="{:06}.png"
         )
-        name, is_folder, frames, label = wanted
+        name, is_folder, frames, label = expected
         assert record.path == str(tmp_path / name)
         assert record.frame_name == ("{:06}.png" if is_folder else "")
         assert (record.frame_range, one(record)) == (frames, label)
@@ -217,12 +217,12 @@ def test_lines_that_do_not_fit_the_header(load, text, message):
 def test_several_labels_of_frame_folders(tmp_path):
     path = tmp_path / "train.txt"
     path.write_text("a/ 3 17 3\nb/\n")
-    found = sources.load(str(path), label_kind=LabelKind.MANY)
-    assert [(record.id, record.labels) for record in found] == [
+    loaded = sources.load(str(path), label_kind=LabelKind.MANY)
+    assert [(record.id, record.labels) for record in loaded] == [
         ("a", (3, 17)),
         ("b", ()),
     ]
-    assert all(record.frame_name for record in found)
+    assert all(record.frame_name for record in loaded)
 
 
 @pytest.mark.parametrize("name", ["img.jpg", "{}{}.jpg", "{:05", "{x}.jpg", "a/{}.jpg"])
@@ -246,10 +246,10 @@ def test_written_records_load_as_they_were(list_path, data):
     rows = data.draw(
         st.lists(st.tuples(stems, st.booleans(), parts, label), min_size=1, max_size=4)
     )
-    wanted = []
+    expected = []
     for name, is_folder, frames, own in rows:
         path = f"{list_path.parent}/{name}{'' if is_folder else '.mp4'}"
-        wanted.append(
+        expected.append(
             Record(
                 path,
                 "",
@@ -258,9 +258,9 @@ def test_written_records_load_as_they_were(list_path, data):
                 frame_range=frames,
             )
         )
-    sources.write_records(list_path, wanted)
-    found = sources.load(str(list_path))
-    assert [dataclasses.replace(record, id="") for record in found] == wanted
+    sources.write_records(list_path, expected)
+    loaded = sources.load(str(list_path))
+    assert [dataclasses.replace(record, id="") for record in loaded] == expected
 
 
 @pytest.mark.parametrize(
@@ -426,22 +426,22 @@ def quoted(name, quote):
 
 @settings(deadline=None, max_examples=300)
 @given(
-    wanted=st.lists(
+    expected=st.lists(
         st.tuples(names, st.none() | st.integers(0, 10**6)), min_size=1, max_size=5
     ),
     quote=st.sampled_from("\"'"),
     separator=st.sampled_from([" ", ",", "\t", "  ", " , "]),
     end=st.sampled_from(["\n", "\r\n"]),
 )
-def test_quoted_round_trip(list_path, wanted, quote, separator, end):
+def test_quoted_round_trip(list_path, expected, quote, separator, end):
     lines = []
-    for name, label in wanted:
+    for name, label in expected:
         tail = "" if label is None else f"{separator}{label}"
         lines.append(quoted(name, quote) + tail + end)
     list_path.write_bytes("".join(lines).encode())
     loaded = sources.load(str(list_path))
-    assert [one(r) for r in loaded] == [label for _, label in wanted]
-    for record, (name, _) in zip(loaded, wanted, strict=True):
+    assert [one(r) for r in loaded] == [label for _, label in expected]
+    for record, (name, _) in zip(loaded, expected, strict=True):
         path = os.path.join(list_path.parent, name)
         assert record.path in (path, path + ".mp4")
         assert record.id.startswith(name)

@@ -147,8 +147,8 @@ def log(caplog):
 @pytest.fixture
 def machine(monkeypatch):
     """16 cores and 10 GB."""
-    found = Resources(16, 10 * GB, 5 * GB)
-    monkeypatch.setattr(processes, "available_resources", lambda: found)
+    resources = Resources(16, 10 * GB, 5 * GB)
+    monkeypatch.setattr(processes, "available_resources", lambda: resources)
 
 
 def choose(batch_size=32, model_on_cpu=False, sharing=(1, 1), **fields):

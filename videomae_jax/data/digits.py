@@ -1,9 +1,9 @@
-"""The embedded data set: real .mp4 files of one moving digit, made on first use.
+"""Makes the embedded data set: .mp4 files of one moving digit, made on first use.
 
-A bright digit crosses a plain dark frame at constant velocity and comes back in on the
-other side. The label is the direction it moves in, one of eight, so a single frame
-says nothing about it: a model must look at motion. Nothing is downloaded, and the whole
-path from a compressed file to an accuracy runs in minutes on a laptop.
+A bright digit crosses a plain dark frame at constant velocity and re-enters on the
+other side. The label is its direction, one of eight, so a single frame says nothing
+about it: a model must look at motion. Nothing is downloaded, and everything from a
+compressed file to an accuracy runs in minutes on a laptop.
 
 Mirroring a clip changes its label, so recipes for this data set must not flip.
 """
@@ -20,11 +20,11 @@ import av
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-# Goes up whenever a pixel, a label or a list would change, so that no run mixes two
-# data sets that carry one name.
+# To be increased whenever a pixel, label or list changes, so that no run mixes two data
+# sets of the same name.
 VERSION = 1
 
-# Clockwise on the screen, 45 degrees apart; the position in this tuple is the label.
+# Clockwise on the screen, 45 degrees apart; the index is the label.
 DIRECTIONS = (
     "right",
     "down-right",
@@ -52,39 +52,39 @@ _PAPERS = (10, 45)
 
 
 def ensure(folder: str | os.PathLike | None = None) -> pathlib.Path:
-    """Makes the data set if it is not there yet, and says where it is.
+    """Makes the data set unless it exists, and returns its folder.
 
     Args:
-        folder: what holds the data set, one sub-folder a version; by default
+        folder: the parent folder, with one sub-folder per version; by default
             `$VIDEOMAE_JAX_DATA/digits` or, without that variable,
             `~/.cache/videomae_jax/digits`.
 
     Returns:
-        The data set's folder: `train.txt`, `val.txt`, `test.txt`, `train_small.txt`
-        (lines such as `train/00001.mp4 3`), `labels.txt` and the videos.
+        The folder with `train.txt`, `val.txt`, `test.txt`, `train_small.txt` (lines
+        such as `train/00001.mp4 3`), `labels.txt` and the videos.
 
     Raises:
-        FileExistsError: if something else lies in the place of this version.
+        FileExistsError: something else has the name of this version.
     """
     if folder is None:
         data = os.environ.get("VIDEOMAE_JAX_DATA") or "~/.cache/videomae_jax"
         folder = pathlib.Path(data, "digits")
-    place = pathlib.Path(folder).expanduser().absolute() / f"v{VERSION}"
-    if not _exists(place, SIZES):
+    target = pathlib.Path(folder).expanduser().absolute() / f"v{VERSION}"
+    if not _exists(target, SIZES):
         print(
-            f"Making the digits data set in {place}: {sum(SIZES.values())} small "
+            f"Making the digits data set in {target}: {sum(SIZES.values())} small "
             "videos, once, in about half a minute.",
             flush=True,
         )
-        make(place, SIZES)
-    return place
+        make(target, SIZES)
+    return target
 
 
 def make(folder: str | os.PathLike, sizes: Mapping[str, int] = SIZES) -> pathlib.Path:
-    """Makes the data set in a folder that does not exist yet.
+    """Makes the data set in a new folder, which appears only when it is complete.
 
-    It appears under its name only when whole. Where two processes make the same one,
-    the first to finish wins and the other takes the winner's.
+    If two processes make the same folder, the first to finish wins and the other one
+    uses its result.
 
     Args:
         folder: the folder to make.
@@ -94,12 +94,12 @@ def make(folder: str | os.PathLike, sizes: Mapping[str, int] = SIZES) -> pathlib
         The folder.
 
     Raises:
-        FileExistsError: if the folder exists and holds anything but this data set.
+        FileExistsError: the folder exists and holds anything but this data set.
     """
     folder = pathlib.Path(folder)
     if _exists(folder, sizes):
         return folder
-    # A sibling, so that the renaming stays within one file system.
+    # A sibling, so that the rename stays within one file system.
     unfinished = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}")
     try:
         for split, size in sizes.items():
@@ -122,19 +122,19 @@ def make(folder: str | os.PathLike, sizes: Mapping[str, int] = SIZES) -> pathlib
 
 
 def render(split: str, index: int) -> tuple[np.ndarray, int]:
-    """Draws one video: a function of its split and index alone.
+    """Draws one video, as a function of its split and index alone.
 
     Args:
-        split: the split's name.
-        index: which video of the split.
+        split: name of the split.
+        index: index of the video in the split.
 
     Returns:
-        The frames, grey, uint8 [16, 32, 32], and the label, 0 to 7.
+        The grey frames, uint8 [16, 32, 32], and the label, 0 to 7.
     """
-    # A shuffle of the eight labels for every eight videos: exactly balanced, yet
-    # reading every eighth video, as a host of eight does, still finds all labels.
-    block, place = divmod(index, len(DIRECTIONS))
-    label = int(_random("labels", split, block).permutation(len(DIRECTIONS))[place])
+    # The eight labels are shuffled for every eight videos: they are exactly balanced,
+    # yet every eighth video, as read by one host of eight, still has all labels.
+    block, position = divmod(index, len(DIRECTIONS))
+    label = int(_random("labels", split, block).permutation(len(DIRECTIONS))[position])
 
     random = _random("video", split, index)
     glyph = _glyph(int(random.integers(10)), int(random.integers(*_FONT_SIZES)))
@@ -156,12 +156,12 @@ def _random(purpose: str, split: str, index: int) -> np.random.Generator:
     return np.random.Generator(np.random.PCG64([VERSION, index, *name]))
 
 
-# The font lies inside Pillow, where taking it out costs more than drawing with it.
+# Pillow contains the font. Loading it costs more than drawing with it.
 _font = functools.cache(ImageFont.load_default)
 
 
 def _glyph(digit: int, font_size: int) -> np.ndarray:
-    """A digit in [0, 1] on a canvas as large as the frame, oversampled."""
+    """Returns a digit in [0, 1] on an oversampled canvas of the size of a frame."""
     side = SIDE * _OVERSAMPLING
     canvas = Image.new("L", (side, side))
     ImageDraw.Draw(canvas).text(
@@ -170,21 +170,22 @@ def _glyph(digit: int, font_size: int) -> np.ndarray:
         fill=255,
         font=_font(font_size),
         anchor="mm",
-        stroke_width=2,  # half a pixel: the plain strokes fade when moved off the grid
+        stroke_width=2,  # half a pixel: plain strokes fade when moved off the grid
     )
     return np.asarray(canvas, np.float64) / 255
 
 
 def _sample(offsets: np.ndarray) -> np.ndarray:
-    """Matrices [T, pixels, samples] that move by T offsets (in pixels) and average.
+    """Returns matrices [T, pixels, samples] that move by T offsets and average.
 
-    Each entry is the share of a pixel that a glyph sample covers, on a circle: motion
-    is smooth at any speed, and what leaves on one side enters on the other.
+    Offsets are in pixels. Each entry is the fraction of a pixel that a glyph sample
+    covers, on a circle: motion is smooth at any speed, and what leaves on one side
+    enters on the other.
     """
     width = 1 / _OVERSAMPLING
     left = np.arange(0, SIDE, width) + offsets[:, None, None]
     distance = (left - np.arange(SIDE)[:, None]) % SIDE
-    # A sample starts inside the pixel, or just before it (nearly a full turn after).
+    # A sample starts inside the pixel, or just before it: nearly a full turn after.
     inside = np.clip(1 - distance, 0, width)
     before = np.clip(distance + width - SIDE, 0, width)
     return inside + before
@@ -209,8 +210,8 @@ def _encode(path: pathlib.Path, frames: np.ndarray) -> None:
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         # One thread: as fast at this size, and the bytes are the same on any machine
         # with the same encoder.
-        # Lossless: coding noise on the plain paper would be most of what a model with
-        # normalised targets is asked to predict.
+        # Lossless (qp 0): otherwise, a model with normalised targets would mostly
+        # predict coding noise on the plain paper.
         stream.options = {
             "preset": "superfast",
             "qp": "0",
@@ -239,16 +240,16 @@ def _settings(sizes: Mapping[str, int]) -> dict:
 
 
 def _exists(folder: pathlib.Path, sizes: Mapping[str, int]) -> bool:
-    """Whether the folder is this data set; raises if it is anything else."""
+    """Returns whether the folder exists; raises if it is not this data set."""
     if not folder.exists():
         return False
     try:
-        found = json.loads((folder / "data_set.json").read_text())
+        settings = json.loads((folder / "data_set.json").read_text())
     except (OSError, ValueError):
-        found = None
-    if found != _settings(sizes):
+        settings = None
+    if settings != _settings(sizes):
         raise FileExistsError(
-            f"{folder} exists, but not as version {VERSION} of the digits data set "
+            f"{folder} exists, but is not version {VERSION} of the digits data set "
             f"with {dict(sizes)} videos: remove it, or choose another folder"
         )
     return True

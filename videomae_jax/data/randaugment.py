@@ -1,11 +1,11 @@
 """RandAugment for clips (Cubuk et al. 2019): the same operations on every frame.
 
 The operations and their ranges are those of the reference's `rand-m7-n4-mstd0.5-inc1`,
-which are Pillow's, on each frame by itself. Here they are written with OpenCV, at a
-small part of the cost, and give the same bytes as Pillow; Color, Contrast, Sharpness,
-shears and translations in 99 of 100 values, and 1 more or less in the others. Rotate
-alone differs by more: places are rounded to 1/32 pixel, values are rounded instead of
-cut off, and the cubic between pixels is OpenCV's, which sharpens a little less.
+which applies Pillow's to each frame. Here they use OpenCV, at a small part of the cost,
+and give the same bytes as Pillow. Color, Contrast, Sharpness, shears and translations
+do so in 99 of 100 values, and differ by 1 in the others. Only Rotate differs by more:
+positions are rounded to 1/32 pixel, values are rounded instead of truncated, and the
+cubic interpolation is OpenCV's, which sharpens a little less.
 """
 
 import dataclasses
@@ -18,17 +18,18 @@ import cv2
 import numpy as np
 
 from videomae_jax.data.augmentation import check_clip
+from videomae_jax.errors import ConfigError
 
-# Where there is no frame.
+# Fills what lies outside the frame.
 _GREY = 128
-# Added before OpenCV rounds, it cuts off, as Pillow does; not the whole half, as sums
-# that should be whole can be a little less.
-_CUT_OFF = -0.499
-_WANTED = (
-    "wanted is rand-m<magnitude 0 to 10>-n<operations>-mstd<spread>-inc<0 or 1>-"
+# Added before OpenCV rounds, this makes it truncate, as Pillow does. Not a whole half:
+# sums that should be whole can be a little less.
+_TRUNCATE = -0.499
+_EXPECTED = (
+    "expected rand-m<magnitude 0 to 10>-n<operations>-mstd<spread>-inc<0 or 1>-"
     "p<probability of each>, such as rand-m7-n4-mstd0.5-inc1"
 )
-# Letters of the notation: the field, its type, and the values it may have.
+# Letters of the notation: name of the field, its type, and which values are valid.
 _PARTS = {
     "m": ("magnitude", float, lambda value: value <= 10),
     "n": ("operations", int, float.is_integer),
@@ -36,22 +37,22 @@ _PARTS = {
     "inc": ("increasing", bool, lambda value: value in (0, 1)),
     "p": ("probability", float, lambda value: value <= 1),
 }
-# From this spread on levels are uniform (official code): almost all of so wide a normal
-# would be cut off.
+# From this spread on, levels are uniform (official code): almost all values of such a
+# normal distribution would be clipped.
 _UNIFORM_SPREAD = 100
-# All that a byte can be: [1, 256, 1], as tables are.
+# All values of a byte, in the shape of tables: [1, 256, 1].
 _VALUES = np.arange(256)[None, :, None]
 
 
 def _look_up(clip: np.ndarray, tables: np.ndarray, out: np.ndarray) -> None:
-    """Replaces values by tables: [T or 1, 256, 3 or 1], of each frame and channel."""
+    """Replaces values by tables [T or 1, 256, 3 or 1] of each frame and channel."""
     tables = np.broadcast_to(tables, (len(clip), *tables.shape[1:])).astype(np.uint8)
     for frame, table, result in zip(clip, tables, out, strict=True):
         cv2.LUT(frame, table[:, None], dst=result)
 
 
 def _auto_contrast(clip: np.ndarray, _: float, out: np.ndarray) -> None:
-    # One axis after the other: both at once take a hundred times as long.
+    # One axis after the other: both at once would take a hundred times as long.
     low = clip.min(axis=1).min(axis=1)[:, None].astype(float)
     high = clip.max(axis=1).max(axis=1)[:, None].astype(float)
     scale = 255 / np.maximum(high - low, 1)
@@ -65,9 +66,9 @@ def _equalize(clip: np.ndarray, _: float, out: np.ndarray) -> None:
         for frame in clip
         for channel in range(3)
     ]
-    # [T, 256, 3]; releases of OpenCV differ in an axis of length 1.
+    # [T, 256, 3]; OpenCV releases differ in an axis of length 1.
     counts = np.reshape(counts, (-1, 3, 256)).astype(int).swapaxes(1, 2)
-    # Of the highest value that occurs.
+    # The count of the highest value that occurs.
     last = counts[:, ::-1]
     last = np.take_along_axis(last, (last > 0).argmax(axis=1, keepdims=True), axis=1)
     step = (clip.shape[1] * clip.shape[2] - last) // 255
@@ -115,7 +116,7 @@ def _sharpness(clip: np.ndarray, factor: float, out: np.ndarray) -> None:
     kernel[1, 1] = 5
     for frame, result in zip(clip, out, strict=True):
         smooth = cv2.filter2D(frame, -1, kernel / 13)
-        # The outermost pixels stay.
+        # The outermost pixels are left as they are.
         smooth[[0, -1]] = frame[[0, -1]]
         smooth[:, [0, -1]] = frame[:, [0, -1]]
         _away_from(smooth, frame, factor, result)
@@ -124,12 +125,12 @@ def _sharpness(clip: np.ndarray, factor: float, out: np.ndarray) -> None:
 def _away_from(
     start: np.ndarray, frame: np.ndarray, factor: float, out: np.ndarray
 ) -> None:
-    """Multiplies the frame's distances from `start`; all are uint8 [H, W, 3]."""
-    cv2.addWeighted(frame, factor, start, 1 - factor, _CUT_OFF, dst=out)
+    """Multiplies the distances of a frame from `start`; all are uint8 [H, W, 3]."""
+    cv2.addWeighted(frame, factor, start, 1 - factor, _TRUNCATE, dst=out)
 
 
 def _tables_away_from(starts: np.ndarray, factor: float) -> np.ndarray:
-    """Multiplies distances from a value, [T or 1, 1, 1]: the tables for `_look_up`."""
+    """Returns tables that multiply the distances from values [T or 1, 1, 1]."""
     # In single precision, as Pillow does.
     starts = starts.astype(np.float32)
     tables = starts + np.float32(factor) * (_VALUES.astype(np.float32) - starts)
@@ -140,18 +141,18 @@ def _rotate(clip: np.ndarray, degrees: float, out: np.ndarray) -> None:
     height, width = clip.shape[1:3]
     angle = math.radians(degrees)
     cos, sin = math.cos(angle), math.sin(angle)
-    # Places in the frame, of the centres of the result's pixels, from its corner.
+    # Positions in the frame of the centres of the result's pixels, from the corner.
     x, y = np.arange(width) + 0.5, np.arange(height)[:, None] + 0.5
     middle_x, middle_y = width / 2, height / 2
     columns = cos * x - sin * y + (middle_x - (cos * middle_x - sin * middle_y))
     rows = sin * x + cos * y + (middle_y - (sin * middle_x + cos * middle_y))
     inside = (0 <= columns) & (columns < width) & (0 <= rows) & (rows < height)
     outside, grey = np.uint8(~inside), np.full_like(clip[0], _GREY)
-    # OpenCV counts from the centre of the first pixel; here, of the padding's.
+    # OpenCV counts from the centre of the first pixel, here of the padding.
     matrix = np.array([[cos, -sin, columns[0, 0]], [sin, cos, rows[0, 0]]])
     matrix[:, 2] += 2 - 0.5
     for frame, result in zip(clip, out, strict=True):
-        # As far as the cubic reaches: extending it further on only takes time.
+        # Two pixels, as far as the cubic reaches: more would only take time.
         padded = cv2.copyMakeBorder(frame, 2, 2, 2, 2, cv2.BORDER_REPLICATE)
         cv2.warpAffine(
             padded,
@@ -164,31 +165,31 @@ def _rotate(clip: np.ndarray, degrees: float, out: np.ndarray) -> None:
 
 
 def _shift(image: np.ndarray, pixels: float, axis: int, out: np.ndarray) -> None:
-    """Takes each pixel from so many pixels further on, or grey from outside.
+    """Takes each pixel from `pixels` further on along an axis, or grey from outside.
 
-    Between pixels it is Pillow's cubic, whose slope at the far end is -1, where
-    OpenCV's own has -0.75.
+    Interpolates with Pillow's cubic, whose slope at the far end is -1; that of OpenCV
+    is -0.75.
 
     Args:
         image: uint8 [H, W, 3].
-        pixels: how far, positive or negative.
+        pixels: distance, positive or negative.
         axis: 0 for rows further down, 1 for columns to the right.
-        out: uint8 [H, W, 3]; can be the image.
+        out: uint8 [H, W, 3]; may be the image.
     """
     before, nearest = math.floor(pixels), math.floor(pixels + 0.5)
     f = pixels - before
     weights = [-f * (1 - f) ** 2, 1 - 2 * f**2 + f**3, f + f**2 - f**3, f**3 - f**2]
-    shape, anchor = [1, 1], [0, 0]  # OpenCV has x first in points.
+    shape, anchor = [1, 1], [0, 0]  # OpenCV's points have x first
     shape[axis], anchor[1 - axis] = 4, 1 + nearest - before
     moved = cv2.filter2D(
         image,
         -1,
         np.reshape(weights, shape),
         anchor=anchor,
-        delta=_CUT_OFF,
+        delta=_TRUNCATE,
         borderType=cv2.BORDER_REPLICATE,
     )
-    # The pixels that come from within the image: [start, stop) along the axis.
+    # Pixels [start, stop) along the axis come from within the image.
     size = image.shape[axis]
     start, stop = (min(max(x - nearest, 0), size) for x in (0, size))
     out, moved = out.swapaxes(0, axis), moved.swapaxes(0, axis)
@@ -209,7 +210,7 @@ def _shear_x(clip: np.ndarray, share: float, out: np.ndarray) -> None:
 
 
 def _shear_y(clip: np.ndarray, share: float, out: np.ndarray) -> None:
-    # Rows are in one piece, columns are not: transposing costs less than that.
+    # Rows are contiguous in memory, columns are not: transposing costs less.
     turned = np.empty_like(clip).reshape(clip.swapaxes(1, 2).shape)
     for frame, result in zip(clip, turned, strict=True):
         cv2.transpose(frame, dst=result)
@@ -218,26 +219,25 @@ def _shear_y(clip: np.ndarray, share: float, out: np.ndarray) -> None:
         cv2.transpose(frame, dst=result)
 
 
-# What each operation does to a clip, given its strength and where the result goes:
-# both uint8 [T, H, W, 3], in one piece.
+# Operations (clip, strength, out): clip and out are uint8 [T, H, W, 3], contiguous.
 OPERATIONS: dict[str, Callable[[np.ndarray, float, np.ndarray], None]] = {
     "AutoContrast": _auto_contrast,
     "Equalize": _equalize,
     "Invert": _invert,
     # Degrees, counter-clockwise.
     "Rotate": _rotate,
-    # Upper bits that are kept.
+    # Number of upper bits that are kept.
     "Posterize": _posterize,
     # Values from this one on are inverted.
     "Solarize": _solarize,
-    # What is added to values below 128.
+    # Amount that is added to values below 128.
     "SolarizeAdd": _solarize_add,
     # Factors; 1 changes nothing.
     "Color": _color,
     "Contrast": _contrast,
     "Brightness": _brightness,
     "Sharpness": _sharpness,
-    # Shares of the other axis, and of the side.
+    # Fraction of the other axis (shear) or of the side (translation).
     "ShearX": _shear_x,
     "ShearY": _shear_y,
     "TranslateXRel": functools.partial(_translate, axis=1),
@@ -246,15 +246,15 @@ OPERATIONS: dict[str, Callable[[np.ndarray, float, np.ndarray], None]] = {
 
 
 def strength(name: str, level: float, sign: int, increasing: bool) -> float:
-    """The strength of an operation at a magnitude (official ranges).
+    """Returns the strength of an operation at a magnitude (official ranges).
 
     Args:
-        name: of OPERATIONS.
+        name: key of OPERATIONS.
         level: magnitude, 0 to 10.
         sign: 1 or -1; the direction of operations that have two.
         increasing: whether a higher level of Posterize, Solarize and the four
-            enhancements always means more change ("inc1"); otherwise it means more
-            bits, a higher threshold, a higher factor (the original AutoAugment's).
+            enhancements always means more change ("inc1"); otherwise, it means more
+            bits, a higher threshold or a higher factor (the original AutoAugment).
     """
     share = level / 10
     if name == "Rotate":
@@ -279,19 +279,19 @@ def apply(clip: np.ndarray, chosen: list[tuple[str, float]]) -> np.ndarray:
 
     Args:
         clip: uint8 [T, H, W, 3].
-        chosen: keys of OPERATIONS and the strengths they get.
+        chosen: keys of OPERATIONS, and strengths.
 
     Returns:
         uint8 [T, H, W, 3]: a new array, or the clip itself if nothing was chosen.
 
     Raises:
-        ValueError: if the clip is not uint8 [T, H, W, 3].
+        ValueError: the clip is not uint8 [T, H, W, 3].
     """
     check_clip(clip)
     if not chosen:
         return clip
     clip = np.ascontiguousarray(clip)
-    # Taken in turns: new memory for each would cost more than some of them do.
+    # Two buffers in turns: new memory for each would cost more than some operations.
     results = [np.empty_like(clip) for _ in chosen[:2]]
     for name, value in chosen:
         OPERATIONS[name](clip, value, results[0])
@@ -301,15 +301,15 @@ def apply(clip: np.ndarray, chosen: list[tuple[str, float]]) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class RandAugment:
-    """Draws operations and applies them, each the same to all frames of a clip.
+    """Draws operations and applies them, the same to all frames of a clip.
 
     Attributes:
         magnitude: mean of the level of each operation, 0 to 10.
-        operations: how many are drawn, with replacement.
-        spread: standard deviation of the level, which is cut off at 0 and 10; from
-            100 on the level is uniform between 0 and the magnitude instead.
+        operations: number of operations that are drawn, with replacement.
+        spread: standard deviation of the level, which is clipped to 0 and 10; from
+            100 on, the level is uniform between 0 and the magnitude instead.
         increasing: see `strength`.
-        probability: of each drawn operation to be applied.
+        probability: probability that a drawn operation is applied.
     """
 
     magnitude: float = 10.0
@@ -320,31 +320,34 @@ class RandAugment:
 
     @classmethod
     def parse(cls, text: str) -> "RandAugment":
-        """Reads the usual notation, such as `rand-m7-n4-mstd0.5-inc1`.
+        """Parses the usual notation, such as `rand-m7-n4-mstd0.5-inc1`.
 
-        The parts after `rand` may have any order; fields without a part have their
-        defaults. Unlike in the official code, `inc0` is not `inc1`.
+        The parts after `rand` may have any order; missing ones have the defaults of
+        the fields. Unlike in the official code, `inc0` is not `inc1`.
 
         Raises:
-            ValueError: if it is anything else; names the part that is wrong.
+            ConfigError: the notation is wrong; the message names the part.
         """
+
+        def error(problem: str) -> ConfigError:
+            return ConfigError(
+                f"config.data.rand_augment={text!r}: {problem}; {_EXPECTED}"
+            )
+
         kind, *parts = text.split("-")
         if kind != "rand":
-            raise ValueError(
-                f"rand_augment {text!r} does not begin with rand: {_WANTED}"
-            )
+            raise error("does not begin with rand")
         fields = {}
         for part in parts:
-            where = f"{part!r} in rand_augment {text!r}"
             match = re.fullmatch(r"([a-z]+?)([0-9]+(?:\.[0-9]+)?|inf)", part)
             if not match or match[1] not in _PARTS:
-                raise ValueError(f"{where} is not known: {_WANTED}")
+                raise error(f"{part!r} is not known")
             name, convert, fits = _PARTS[match[1]]
             if name in fields:
-                raise ValueError(f"{where} gives the {name} again: {_WANTED}")
+                raise error(f"{part!r} gives the {name} again")
             value = float(match[2])
             if not fits(value):
-                raise ValueError(f"{where} is out of range: {_WANTED}")
+                raise error(f"{part!r} is out of range")
             fields[name] = convert(value)
         return cls(**fields)
 
@@ -352,14 +355,14 @@ class RandAugment:
         """Augments a clip.
 
         Args:
-            rng: randomness; one draw for all frames.
+            rng: source of randomness; one draw for all frames.
             clip: uint8 [T, H, W, 3].
 
         Returns:
             uint8 [T, H, W, 3]: a new array, or the clip itself if nothing was drawn.
 
         Raises:
-            ValueError: if the clip is not uint8 [T, H, W, 3].
+            ValueError: the clip is not uint8 [T, H, W, 3].
         """
         return apply(clip, self.draw(rng))
 
