@@ -31,11 +31,11 @@ def predictions(workdir):
 
 @pytest.fixture
 def trained(undisturbed, tmp_path):
-    """A copy of a trained run, without its test, and the predictions of that."""
+    """A copy of a trained run without its test, and the predictions of the test."""
     workdir = shutil.copytree(undisturbed[0], tmp_path / "run")
-    wanted = predictions(workdir)
+    expected = predictions(workdir)
     shutil.rmtree(workdir / "test")
-    return workdir, wanted
+    return workdir, expected
 
 
 @pytest.mark.parametrize("devices", [1, 4])
@@ -47,21 +47,21 @@ def test_devices_and_batches_change_nothing(
     devices,
     per_device,
 ):
-    workdir, wanted = trained
+    workdir, expected = trained
     everything = jax.devices()
     monkeypatch.setattr(jax, "devices", lambda: everything[:devices])
     config = test_finetune.tiny(folder)
     config.evaluation.videos_per_device = per_device
-    # The checkpoint says what the classes are: no training list is needed.
+    # The checkpoint names the classes: no training list is needed.
     config.data.update(train="", validation="nowhere.txt", labels="")
     loop.evaluate(config, str(workdir))
-    assert predictions(workdir) == wanted
+    assert predictions(workdir) == expected
 
 
 PROCESS = """
 import json, sys
 import jax
-from tests import test_finetune
+from tests.training import test_finetune
 from videomae_jax.training import loop
 import pathlib
 folder, workdir, address, index = sys.argv[1:]
@@ -73,7 +73,7 @@ loop.evaluate(config, workdir)
 
 
 def test_two_processes_give_the_same_file(folder, trained):
-    workdir, wanted = trained
+    workdir, expected = trained
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         address = f"localhost:{probe.getsockname()[1]}"
@@ -94,8 +94,8 @@ def test_two_processes_give_the_same_file(folder, trained):
         for process in processes:
             process.kill()
     assert [process.returncode for process in processes] == [0, 0], outputs
-    assert predictions(workdir) == wanted
-    # The unreadable video was met by the second process, and the first one tells why.
+    assert predictions(workdir) == expected
+    # The second process met the unreadable video; the first one writes the reason.
     row = json.loads((workdir / "test" / "unreadable.jsonl").read_text())
     assert row["id"] == "10.mp4" and row["reason"]
 
@@ -116,18 +116,25 @@ def test_probabilities_are_the_mean_over_views(folder, monkeypatch):
     mesh = sharding.make_mesh(1, jax.devices()[:1])
     shape = (4, 32, 32, 3)
     evaluator = Evaluator(
-        task.model, jax.nn.softmax, videos, task.class_names, reader, shape, mesh, 2
+        task.model,
+        jax.nn.softmax,
+        records=videos,
+        class_names=task.class_names,
+        read_clips=reader,
+        image_shape=shape,
+        mesh=mesh,
+        videos_per_device=2,
     )
-    found = evaluator({"params": params})
+    result = evaluator({"params": params})
     assert len(reads) == 3  # one decode, not six
     for i, record in enumerate(videos):
         with Video(record.path) as video:
             logits = task.model.apply({"params": params}, reader(video, None))
         expected = np.asarray(jax.nn.softmax(logits)).mean(axis=0)
-        np.testing.assert_allclose(found.probabilities[i], expected, atol=1e-5)
+        np.testing.assert_allclose(result.probabilities[i], expected, atol=1e-5)
         assert np.ptp(expected) > 0.01
-    assert found.ids == [record.id for record in videos]
-    assert found.labels.tolist() == [0, 1, 2]
+    assert result.ids == [record.id for record in videos]
+    assert result.labels.tolist() == [0, 1, 2]
 
 
 def test_equal_file_names_in_two_folders_stay_apart(folder, tmp_path):

@@ -6,7 +6,6 @@ import json
 import os
 import pickle
 
-import ml_collections
 import numpy as np
 import pytest
 from PIL import Image
@@ -18,6 +17,7 @@ from tests.evaluation.test_metrics import (
 )
 from videomae_jax.errors import ConfigError
 from videomae_jax.evaluation import metrics, results
+from videomae_jax.video.record import LabelKind
 
 FILES = {
     "predictions.jsonl",
@@ -201,22 +201,16 @@ def test_confusion_colours_are_shares_of_a_row():
     figure.draw_without_rendering()  # a dollar sign starts no formula
 
 
-def dump_config(dump, kind="softmax"):
-    return ml_collections.ConfigDict(
-        {"evaluation": {"dump": dump}, "loss": {"kind": kind}}
-    )
-
-
 def test_a_dump_is_checked_with_the_config(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    results.check_dump(dump_config(""))
-    results.check_dump(dump_config("", "sigmoid"))
+    for kind in (LabelKind.ONE, LabelKind.MANY):
+        results.check_dump("", kind)
     with pytest.raises(ConfigError, match="dump='a.pkl' .* pip install torch"):
-        results.check_dump(dump_config("a.pkl"))
+        results.check_dump("a.pkl", LabelKind.ONE)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
-    results.check_dump(dump_config("a.pkl"))
+    results.check_dump("a.pkl", LabelKind.ONE)
     with pytest.raises(ConfigError, match="dump='a.pkl' needs one label a video"):
-        results.check_dump(dump_config("a.pkl", "sigmoid"))
+        results.check_dump("a.pkl", LabelKind.MANY)
 
 
 def test_mmaction_dump(tmp_path):

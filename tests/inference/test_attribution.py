@@ -1,4 +1,4 @@
-"""Maps of where a model looks, against the same computed by hand."""
+"""Attribution maps, compared with those computed by hand."""
 
 import dataclasses
 
@@ -40,10 +40,10 @@ def classifier(**fields):
     rng = np.random.default_rng(1)
     leaves = [x + rng.normal(0, 0.2, x.shape).astype(np.float32) for x in leaves]
     variables = jax.tree.unflatten(tree, leaves)
-    statistics = variables.get("batch_stats", {})
-    if statistics:
-        statistics["norm"]["var"] = np.abs(statistics["norm"]["var"]) + 0.5
-    return Pretrained(model, variables["params"], statistics=statistics)
+    batch_stats = variables.get("batch_stats", {})
+    if batch_stats:
+        batch_stats["norm"]["var"] = np.abs(batch_stats["norm"]["var"]) + 0.5
+    return Pretrained(model, variables["params"], batch_stats=batch_stats)
 
 
 def layer_norm(x, params):
@@ -72,7 +72,7 @@ def test_attention_maps_are_the_softmax_of_queries_and_keys(video):
     patches = vit.normalize(vit.patchify(video, 8, 2))
     first = np.asarray(patches) @ encoder["embedding"]["kernel"]
     first += encoder["embedding"]["bias"] + vit.position_table(GRID, 24, None)
-    # What block 1 gets is what a model of block 0 alone gives.
+    # The input of block 1 is the output of a model of block 0 alone.
     one_block = encoder | {"blocks": jax.tree.map(lambda x: x[:1], encoder["blocks"])}
     second = model.clone(depth=1).apply(
         {"params": {"encoder": one_block}}, video, method="tokens"
@@ -99,9 +99,9 @@ def roll_out(maps):
 @pytest.mark.parametrize("pooling", ["mean", "first_token", "attentive", "mae"])
 def test_rollout_multiplies_the_blocks_attention(video, pooling):
     if pooling == "mae":
-        towers = {"decoder_width": 24, "decoder_depth": 1, "decoder_heads": 2}
-        model = vmae.VideoMAE(**SIZES, **towers)
-        ids = vmae.masking.tube(jax.random.key(0), 2, GRID, 0.5)
+        decoder = {"decoder_width": 24, "decoder_depth": 1, "decoder_heads": 2}
+        model = vmae.VideoMAE(**SIZES, **decoder)
+        ids = vmae.masking.tube(jax.random.key(0), 2, grid=GRID, ratio=0.5)
         params = jax.jit(model.init)(jax.random.key(0), video, *ids)["params"]
         pretrained = Pretrained(model, params)
     else:
@@ -146,9 +146,9 @@ def logits_of(pretrained, tokens):
 
 
 @pytest.mark.parametrize("fields", HEADS, ids=lambda fields: "-".join(fields.values()))
-def test_activation_is_what_the_average_token_in_its_place_costs(video, fields):
+def test_activation_is_the_loss_from_the_average_token_in_its_place(video, fields):
     pretrained = classifier(**fields)
-    values = attribution.class_activation(pretrained, video, [1, 4])
+    values = attribution.class_activation(pretrained, video, class_index=[1, 4])
     assert values.shape == (2, *GRID) and values.dtype == np.float32
     tokens = pretrained.model.apply(pretrained.variables, video, method="tokens")
     step = 0.05
@@ -175,7 +175,9 @@ def test_activation_divides_a_linear_logit_among_the_tokens(video):
     shares = np.asarray(tokens @ head["kernel"][:, 3]) / 32
     logits = pretrained.model.apply(pretrained.variables, video)[:, 3]
     np.testing.assert_allclose(shares.sum(1), logits - head["bias"][3], rtol=1e-4)
-    values = attribution.class_activation(pretrained, video, 3).reshape(2, -1)
+    values = attribution.class_activation(pretrained, video, class_index=3).reshape(
+        2, -1
+    )
     expected = np.maximum(shares - shares.mean(axis=1, keepdims=True), 0)
     np.testing.assert_allclose(values, expected, atol=1e-6)
 
@@ -185,7 +187,9 @@ def test_activation_behind_a_layer_norm_is_gradient_times_activation(video):
     tokens = pretrained.model.apply(pretrained.variables, video, method="tokens")
     gradient = jax.grad(lambda x: logits_of(pretrained, x)[:, 2].sum())(tokens)
     products = np.asarray((gradient * tokens).sum(-1))
-    values = attribution.class_activation(pretrained, video, 2).reshape(2, -1)
+    values = attribution.class_activation(pretrained, video, class_index=2).reshape(
+        2, -1
+    )
     np.testing.assert_allclose(values, np.maximum(products, 0), atol=1e-5)
 
 
@@ -204,34 +208,36 @@ def test_activation_peaks_where_the_evidence_is(fields):
         params["norm"]["scale"][:] = 1
     params["head"]["kernel"][0] = -1, 1
     pretrained = Pretrained(
-        model, params, statistics=dict(variables).get("batch_stats", {})
+        model, params, batch_stats=dict(variables).get("batch_stats", {})
     )
-    values = attribution.class_activation(pretrained, clips, 1)
-    for clip, place in zip(values, [(1, 1, 3), (0, 3, 0)], strict=True):
-        assert np.unravel_index(clip.argmax(), GRID) == place
-        assert clip[place] > 10 * np.sort(clip, axis=None)[-2]
-    against = attribution.class_activation(pretrained, clips, 0)
+    values = attribution.class_activation(pretrained, clips, class_index=1)
+    for clip, position in zip(values, [(1, 1, 3), (0, 3, 0)], strict=True):
+        assert np.unravel_index(clip.argmax(), GRID) == position
+        assert clip[position] > 10 * np.sort(clip, axis=None)[-2]
+    against = attribution.class_activation(pretrained, clips, class_index=0)
     assert against[0, 1, 1, 3] == 0 and against[1, 0, 3, 0] == 0
 
 
 def test_activation_needs_a_class_and_tokens_that_reach_it(video):
     pretrained = classifier()
     for wrong in (5, -1, [0, 7]):
-        with pytest.raises(ValueError, match="0 to 4 are there"):
-            attribution.class_activation(pretrained, video, wrong)
+        with pytest.raises(ValueError, match="must be in 0 to 4"):
+            attribution.class_activation(pretrained, video, class_index=wrong)
     with pytest.raises(ValueError, match="shape"):
-        attribution.class_activation(pretrained, video, [0, 1, 2])
+        attribution.class_activation(pretrained, video, class_index=[0, 1, 2])
     encoder = pretrained.model.clone(num_classes=0)
-    towers = {"decoder_width": 24, "decoder_depth": 1, "decoder_heads": 2}
-    for model in (encoder, vmae.VideoMAE(**SIZES, **towers)):
+    decoder = {"decoder_width": 24, "decoder_depth": 1, "decoder_heads": 2}
+    for model in (encoder, vmae.VideoMAE(**SIZES, **decoder)):
         headless = dataclasses.replace(pretrained, model=model, source="a.pth")
         with pytest.raises(PretrainedError, match="a.pth has no classes"):
-            attribution.class_activation(headless, video, 0)
-    with pytest.raises(PretrainedError, match="nothing but its first token"):
-        attribution.class_activation(classifier(pooling="first_token"), video, 0)
+            attribution.class_activation(headless, video, class_index=0)
+    with pytest.raises(PretrainedError, match="pools only its first token"):
+        attribution.class_activation(
+            classifier(pooling="first_token"), video, class_index=0
+        )
 
 
-def test_overlay_colours_what_the_map_says():
+def test_overlay_colours_follow_the_map():
     rng = np.random.default_rng(0)
     grey = rng.integers(0, 256, (2, 4, 32, 48, 1), np.uint8)
     frames = np.repeat(grey, 3, axis=-1)
@@ -244,11 +250,11 @@ def test_overlay_colours_what_the_map_says():
         colour = 255 * np.array(colormaps["inferno"](value)[:3])
         return np.rint(pixels / 2 + colour / 2)
 
-    # A map without differences is black all over.
+    # A constant map is black everywhere.
     np.testing.assert_allclose(out[1], blend(frames[1], 0.0), atol=1)
     np.testing.assert_allclose(out[0, :, :8], blend(frames[0, :, :8], 0.0), atol=1)
-    # Linear between the middles of the patches, which are 8 pixels, and tubelets,
-    # which are 2 frames: near the middle 15/16 each, and full from there to the end.
+    # Linear between the centres of patches (8 pixels) and tubelets (2 frames): near
+    # the centre 15/16 each, and constant from the last centre to the end.
     for frame, share in enumerate([0, 0.25, 0.75, 1]):
         value = share * (15 / 16) ** 2
         np.testing.assert_allclose(
@@ -256,7 +262,7 @@ def test_overlay_colours_what_the_map_says():
             blend(frames[0, frame, 19:21, 27:29], value),
             atol=1,
         )
-    # Colours of the frames are not shown, their brightness is.
+    # Frames are shown in grey.
     red = np.zeros((1, 2, 8, 8, 3), np.uint8)
     red[..., 0] = 200
     shown = attribution.overlay(red, np.zeros((1, 1, 1, 1), np.float32))

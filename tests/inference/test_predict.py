@@ -1,8 +1,7 @@
-"""Recognition of actions in single videos, as a whole and through time."""
+"""Prediction of the actions of single videos."""
 
 import dataclasses
 import json
-import tracemalloc
 
 import jax
 import numpy as np
@@ -10,16 +9,14 @@ import pytest
 from PIL import Image
 
 from tests.helpers import official
-from tests.helpers.videos import moving_noise, video_bytes, write_folder, write_video
+from tests.helpers.videos import moving_noise, video_bytes, write_folder
 from videomae_jax import VideoClassifier, VideoMAE, __main__, save_pretrained
 from videomae_jax.data import augmentation, clips, sampling
 from videomae_jax.errors import PretrainedError, VideoError
-from videomae_jax.inference import predict as recognition
-from videomae_jax.inference import timeline as timelines
+from videomae_jax.inference import predict as prediction
 from videomae_jax.inference.predict import predict
-from videomae_jax.inference.timeline import Timeline, plot_timeline, timeline
+from videomae_jax.inference.timeline import plot_timeline, timeline
 from videomae_jax.interop.pretrained import Preprocessing, Pretrained
-from videomae_jax.video import windows
 from videomae_jax.video.decoder import Video
 
 LABELS = ("running", "jumping", "flying", "swimming", "sleeping")
@@ -34,8 +31,8 @@ def pretrained():
     )
     clip = np.zeros((1, FRAMES, SIZE, SIZE, 3), np.uint8)
     params = jax.jit(model.init)(jax.random.key(3), clip)["params"]
-    feeding = Preprocessing(FRAMES, STRIDE, SIZE, "dense")
-    return Pretrained(model, params, LABELS, feeding, source="tiny")
+    preprocessing = Preprocessing(FRAMES, STRIDE, SIZE, "dense")
+    return Pretrained(model, params, LABELS, preprocessing, source="tiny")
 
 
 @pytest.fixture(scope="module")
@@ -54,8 +51,8 @@ def as_dict(top):
 
 @pytest.mark.parametrize("rule", ["dense", "exact", "uniform", "mmaction"])
 def test_predict_averages_the_probabilities_of_the_views(pretrained, video, rule):
-    feeding = Preprocessing(FRAMES, STRIDE, SIZE, rule)
-    pretrained = dataclasses.replace(pretrained, preprocessing=feeding)
+    preprocessing = Preprocessing(FRAMES, STRIDE, SIZE, rule)
+    pretrained = dataclasses.replace(pretrained, preprocessing=preprocessing)
     read = clips.MultiViewClips(FRAMES, STRIDE, SIZE, rule, segments=2, crops=3)
     with Video(video) as opened:
         views = read(opened, np.random.default_rng(0))
@@ -70,7 +67,7 @@ def test_fast_mode_is_the_central_clip(pretrained, video):
     with Video(video) as opened:
         frames = opened.read(sampling.dense_center_indices(61, FRAMES, STRIDE))
     expected = apply(pretrained, augmentation.spatial_crops(frames, SIZE, 1))[0]
-    [(label, probability)] = predict(pretrained, video, 1, 1, top_k=1)
+    [(label, probability)] = predict(pretrained, video, segments=1, crops=1, top_k=1)
     assert label == LABELS[expected.argmax()]
     assert probability == pytest.approx(expected.max(), abs=1e-6)
 
@@ -87,23 +84,23 @@ def test_all_videos_share_one_compilation(pretrained):
     # A model of its own: the cache may hold that of other tests.
     model = pretrained.model.clone(head_norm_epsilon=1e-5)
     pretrained = dataclasses.replace(pretrained, model=model)
-    before = recognition._probabilities._cache_size()
+    before = prediction._probabilities._cache_size()
     for length in (5, 30):
         other = video_bytes(moving_noise(length, 40, 72, seed=length))
         predict(pretrained, other, segments=2, crops=2)
         predict(pretrained, other, segments=1, crops=1)
         timeline(pretrained, other)
-    assert recognition._probabilities._cache_size() == before + 1
+    assert prediction._probabilities._cache_size() == before + 1
 
 
 @pytest.mark.parametrize("backend", ["cpu", "tpu"])
 def test_batches_make_no_difference(pretrained, video, monkeypatch, backend):
     expected = timeline(pretrained, video, hop=0.6)
-    assert len(expected.times) % 4  # so the last batch is filled up
+    assert len(expected.times) % 4  # the last batch is padded
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
-    found = timeline(pretrained, video, hop=0.6)
-    np.testing.assert_array_equal(found.times, expected.times)
-    np.testing.assert_allclose(found.probabilities, expected.probabilities, atol=1e-6)
+    result = timeline(pretrained, video, hop=0.6)
+    np.testing.assert_array_equal(result.times, expected.times)
+    np.testing.assert_allclose(result.probabilities, expected.probabilities, atol=1e-6)
 
 
 @pytest.mark.parametrize("bad", ["headless", "pretraining"])
@@ -114,7 +111,7 @@ def test_models_without_classes_are_refused(pretrained, video, bad):
         model = VideoMAE.from_variant("tiny")
     pretrained = dataclasses.replace(pretrained, model=model)
     for call in (predict, timeline):
-        with pytest.raises(PretrainedError, match="tiny: .* fine-tune this one"):
+        with pytest.raises(PretrainedError, match="tiny is .* fine-tune this one"):
             call(pretrained, video)
 
 
@@ -136,154 +133,6 @@ def test_unreadable_videos_are_refused(pretrained, tmp_path):
             call(pretrained, tmp_path / "a.mp4")
         with pytest.raises(VideoError, match="b.mp4: no such file"):
             call(pretrained, tmp_path / "b.mp4")
-
-
-def test_no_time_without_a_frame_rate(pretrained, video, monkeypatch):
-    monkeypatch.setattr(Video, "_average_fps", lambda self: None)
-    with pytest.raises(VideoError, match="frame rate"):
-        timeline(pretrained, video)
-
-
-def test_windows_are_clips_through_the_whole_video(pretrained, video):
-    found = timeline(pretrained, video, hop=0.6)  # 61 frames, 10 a second
-    starts, ends = found.times.T
-    np.testing.assert_allclose(starts[:-1], 0.6 * np.arange(len(starts) - 1))
-    assert ends[-1] == pytest.approx(6.1)
-    np.testing.assert_allclose((ends - starts)[:-1], FRAMES * STRIDE / 10)
-    assert found.times.dtype == np.float64 and found.labels == LABELS
-
-    with Video(video) as opened:
-        for start, probabilities in zip(starts, found.probabilities, strict=True):
-            indices = round(start * 10) + STRIDE * np.arange(FRAMES)
-            views = augmentation.spatial_crops(opened.read(indices), SIZE, 1)
-            np.testing.assert_allclose(
-                apply(pretrained, views)[0], probabilities, atol=1e-6
-            )
-
-
-def test_windows_at_the_ends_are_test_clips(pretrained, video):
-    # Segments of a test begin and end with the video too.
-    found = timeline(pretrained, video)
-    mean = found.probabilities[[0, -1]].mean(axis=0)
-    top = predict(pretrained, video, segments=2, crops=1)
-    assert dict(top) == as_dict(zip(LABELS, mean, strict=True))
-
-
-@pytest.mark.parametrize("length", [1, 2, 5, 8])
-def test_a_short_video_is_one_window(pretrained, length):
-    short = video_bytes(moving_noise(length, 48, 64), rate=10)
-    found = timeline(pretrained, short, hop=0.1)
-    np.testing.assert_allclose(found.times, [[0, length / 10]])
-    with Video(short) as opened:
-        indices = np.minimum([0, 2, 4, 6], (length - 1) // 2 * 2)
-        views = augmentation.spatial_crops(opened.read(indices), SIZE, 1)
-    np.testing.assert_allclose(apply(pretrained, views), found.probabilities, atol=1e-6)
-
-
-def test_a_window_in_seconds_spreads_its_frames(pretrained, video):
-    found = timeline(pretrained, video, hop=2.0, window=2.0)  # a stride of 5 frames
-    np.testing.assert_allclose(found.times[:2], [[0, 2], [2, 4]])
-    assert found.times[-1, 1] == pytest.approx(6.1)
-
-
-@pytest.mark.parametrize("hop", [0.01, 0.25, 1.7, 100])
-def test_windows_leave_no_end_out(pretrained, video, hop):
-    found = timeline(pretrained, video, hop=hop)
-    assert found.times[0, 0] == 0 and found.times[-1, 1] == pytest.approx(6.1)
-    assert (np.diff(found.times[:, 0]) > 0).all()
-
-
-def test_frames_are_read_once_in_short_runs(pretrained, monkeypatch):
-    reads = []
-    read = Video.read
-
-    def counting(self, indices):
-        reads.append(list(indices))
-        return read(self, indices)
-
-    monkeypatch.setattr(Video, "read", counting)
-    run = 30
-    monkeypatch.setattr(windows, "RUN_BYTES", run * 3 * (48 * 64 + 4 * SIZE**2))
-    peaks = []
-    for length in (300, 900):
-        long = video_bytes(moving_noise(300, 48, 64).repeat(length // 300, axis=0))
-        with Video(long) as opened:
-            _, frames = opened.height, opened.num_frames
-            indices = timelines._window_indices(frames, FRAMES, STRIDE, hop=4)
-            reads.clear()
-            tracemalloc.start()
-            found = windows.read_windows(
-                opened,
-                indices,
-                SIZE,
-                lambda frames: augmentation.spatial_crops(frames, SIZE, 1)[0],
-            )
-            assert sum(1 for _ in found) == len(indices)
-            peaks.append(tracemalloc.get_traced_memory()[1])
-            tracemalloc.stop()
-        assert max(map(len, reads)) == run
-        assert sum(reads, []) == list(range(0, frames, STRIDE))
-    assert peaks[1] < 1.2 * peaks[0]
-    # And what comes of it is the same.
-    expected = timeline(pretrained, long, hop=1.0)
-    monkeypatch.undo()
-    found = timeline(pretrained, long, hop=1.0)
-    np.testing.assert_array_equal(found.probabilities, expected.probabilities)
-
-
-def test_frames_between_distant_windows_are_not_read(pretrained, video, monkeypatch):
-    reads = []
-    read = Video.read
-    monkeypatch.setattr(Video, "read", lambda self, i: reads.extend(i) or read(self, i))
-    found = timeline(pretrained, video, hop=4.0)
-    assert found.times.tolist() == [[0, 0.8], [4, 4.8], [5.4, 6.1]]
-    # The first is read for its size, too.
-    assert len(reads) == 1 + 3 * FRAMES
-
-
-def test_neighbouring_windows_of_a_class_are_joined():
-    best = [0, 0, 1, 2, 2, 2, 0]
-    probabilities = np.full((7, 3), 0.1, np.float32)
-    probabilities[range(7), best] = 0.8
-    probabilities[4, 2] = 0.5
-    starts = np.arange(7.0)
-    line = Timeline(np.stack([starts, starts + 3], 1), probabilities, ("a", "b", "c"))
-    parts = line.segments()
-    assert [part.label for part in parts] == ["a", "b", "c", "a"]
-    assert [part.start for part in parts] == [0, 3, 4, 7]
-    assert [part.end for part in parts] == [3, 4, 7, 9]
-    assert parts[2].probability == pytest.approx(0.7)
-
-
-@pytest.mark.parametrize("count", [1, 90, 2000])
-def test_the_plot_is_a_picture(tmp_path, count):
-    # Labels that a plot could take for a formula, or for hidden.
-    labels = ("x $ y $ z", "_private", "", "long " * 40, *map(str, range(20)))
-    probabilities = np.random.default_rng(0).dirichlet(np.ones(24), count)
-    starts = np.arange(count) * 1.5
-    found = Timeline(
-        np.stack([starts, starts + 2], 1), probabilities.astype(np.float32), labels
-    )
-    plot_timeline(tmp_path / "a.png", found, top_k=24)
-    with Image.open(tmp_path / "a.png") as picture:
-        assert picture.format == "PNG" and picture.size == (1500, 600)
-        colours = np.unique(np.asarray(picture.convert("RGB")).reshape(-1, 3), axis=0)
-    assert len(colours) > 50
-
-
-@pytest.mark.parametrize(
-    "seconds, decimals, text",
-    [
-        (0, 0, "0:00"),
-        (59.94, 1, "0:59.9"),
-        (59.96, 1, "1:00.0"),
-        (59.6, 0, "1:00"),
-        (3599.99, 1, "1:00:00.0"),
-        (7384.5, 1, "2:03:04.5"),
-    ],
-)
-def test_times_are_minutes_and_seconds(seconds, decimals, text):
-    assert timelines.format_time(seconds, decimals) == text
 
 
 @pytest.fixture(scope="module")
@@ -316,12 +165,12 @@ def test_command_prints_json(command, pretrained, capsys, tmp_path):
     objects = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [x["video"] for x in objects] == [str(tmp_path / f"{i}.mp4") for i in (0, 1)]
     for x in objects:
-        found = {y["label"]: y["probability"] for y in x["predictions"]}
-        assert found == as_dict(predict(pretrained, x["video"]))
+        top = {y["label"]: y["probability"] for y in x["predictions"]}
+        assert top == as_dict(predict(pretrained, x["video"]))
 
 
 @pytest.mark.parametrize("form", [[], ["--json"]])
-def test_command_goes_on_after_an_unreadable_video(command, capsys, tmp_path, form):
+def test_command_continues_after_an_unreadable_video(command, capsys, tmp_path, form):
     folder = write_folder(tmp_path, 2)
     (folder / "0.mp4").write_bytes(b"")
     assert command(folder, folder / "none.mp4", "--fast", *form) == 1
@@ -329,37 +178,16 @@ def test_command_goes_on_after_an_unreadable_video(command, capsys, tmp_path, fo
     assert "0.mp4" not in printed.out and "1.mp4" in printed.out
     assert "0.mp4: empty file" in printed.err
     assert "none.mp4: no such file" in printed.err
-    assert "error: 2 of 3 videos could not be read" in printed.err
+    assert "error: 2 of 3 videos could not be processed" in printed.err
 
 
-def test_command_shows_a_timeline(command, pretrained, capsys, tmp_path):
-    path, plot = tmp_path / "a.mp4", tmp_path / "a.png"
-    write_video(path, moving_noise(61, 48, 64), rate=10)
-    found = timeline(pretrained, path, hop=0.4)
-    parts = found.segments()
-    assert command(path, "--timeline", "--hop=0.4") == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == str(path) and len(lines) == 1 + len(parts)
-    assert lines[1].split()[:2] == ["0:00.0", "-"]
-    assert lines[-1].split()[2] == "0:06.1"
-    assert [line.split()[-1] for line in lines[1:]] == [part.label for part in parts]
-
-    assert command(path, "--hop=0.4", f"--plot={plot}", "--json", "--top-k=2") == 0
-    [x] = map(json.loads, capsys.readouterr().out.splitlines())
-    assert [len(y["predictions"]) for y in x["windows"]] == [2] * len(found.times)
-    assert [y["start"] for y in x["windows"]] == pytest.approx(found.times[:, 0])
-    assert [y["label"] for y in x["segments"]] == [part.label for part in parts]
-    with Image.open(plot) as picture:
-        assert picture.size == (1500, 600)
-
-
-def test_command_refuses_what_does_not_go_together(command, capsys, tmp_path):
+def test_command_refuses_options_that_exclude_each_other(command, capsys, tmp_path):
     folder = write_folder(tmp_path, 2)
     for arguments, message in [
-        ((folder, "--timeline", "--fast"), "do not go with"),
-        ((folder, "--fast", "--crops=1"), "the one or the other"),
-        ((folder, "--plot=a.png"), "one video, and there are 2"),
-        ((tmp_path / "*.avi",), "there is no video"),
+        ((folder, "--timeline", "--fast"), "cannot be combined with --timeline"),
+        ((folder, "--fast", "--crops=1"), "--fast means --segments=1 --crops=1"),
+        ((folder, "--plot=a.png"), "--plot must be used with one video, got 2"),
+        ((tmp_path / "*.avi",), "no video matches"),
     ]:
         assert command(*arguments) == 1
         assert message in capsys.readouterr().err
@@ -378,7 +206,7 @@ def test_a_model_without_classes_ends_the_command(command, capsys, tmp_path):
     folder = write_folder(tmp_path, 1)
     model = official.GOLDEN / "checkpoints" / "hf_pretrain"
     assert command(folder, f"--model={model}") == 1
-    assert "a pretraining model tells no classes" in capsys.readouterr().err
+    assert "a pretraining model and predicts no classes" in capsys.readouterr().err
 
 
 def test_overlays_show_the_likeliest_class(command, tmp_path):
@@ -392,16 +220,16 @@ def test_overlays_show_the_likeliest_class(command, tmp_path):
         assert picture.n_frames == FRAMES
 
 
-def test_labels_from_a_file_and_what_does_not_fit(command, capsys, tmp_path):
+def test_labels_from_a_file_must_fit_the_head(command, capsys, tmp_path):
     folder = write_folder(tmp_path, 1)
     names = tmp_path / "names.txt"
     names.write_text("a\nb\nc\nd\ne\n")
     assert command(folder, "--fast", "--json", f"--labels={names}") == 0
-    told = json.loads(capsys.readouterr().out)
-    assert {row["label"] for row in told["predictions"]} == set("abcde")
+    row = json.loads(capsys.readouterr().out)
+    assert {x["label"] for x in row["predictions"]} == set("abcde")
     names.write_text("a\nb\n")
     assert command(folder, f"--labels={names}") == 1
-    assert "names 2 classes, but the head of" in capsys.readouterr().err
+    assert "has 2 class names, but the head of" in capsys.readouterr().err
 
 
 def test_a_multi_label_model_gives_each_class_its_own_probability(pretrained, video):
@@ -411,4 +239,4 @@ def test_a_multi_label_model_gives_each_class_its_own_probability(pretrained, vi
         [view] = views(opened, np.random.default_rng())
     logits = pretrained.model.apply(pretrained.variables, view[None])[0]
     expected = dict(zip(LABELS, np.asarray(jax.nn.sigmoid(logits)), strict=True))
-    assert as_dict(predict(several, video, 1, 1)) == expected
+    assert as_dict(predict(several, video, segments=1, crops=1)) == expected

@@ -1,4 +1,4 @@
-"""Reconstructions: right when the prediction is, without cheating, of any video."""
+"""Reconstructions of videos and clips, and the command."""
 
 import argparse
 import dataclasses
@@ -22,79 +22,13 @@ from videomae_jax.interop.pretrained import Preprocessing, Pretrained
 from videomae_jax.models import inpainting, masking, vit
 from videomae_jax.video.decoder import Video
 
-GRID, PATCH, TUBELET = (2, 3, 4), 4, 2
-
-
-@pytest.fixture(scope="module")
-def clip():
-    rng = np.random.default_rng(0)
-    video = rng.integers(0, 256, (2, 4, 12, 16, 3), np.uint8)
-    return video, *masking.tube(jax.random.key(0), 2, GRID, 0.7)
-
-
-def place(video, ids, value):
-    patches = np.array(vit.patchify(video, PATCH, TUBELET))
-    np.put_along_axis(patches, np.asarray(ids)[..., None], value, axis=1)
-    return np.asarray(vit.unpatchify(patches, GRID, PATCH, TUBELET))
-
-
-@pytest.mark.parametrize("normalized", [True, False])
-def test_the_right_prediction_gives_the_original(clip, normalized):
-    video, visible, masked = clip
-    prediction = vmae.pixel_targets(video, masked, PATCH, TUBELET, normalized)
-    out = inpainting.fill_in(
-        prediction,
-        video,
-        visible,
-        masked,
-        PATCH,
-        TUBELET,
-        normalized_targets=normalized,
-        statistics="hidden",
-    )
-    np.testing.assert_array_equal(out, video)
-
-
-def test_visible_statistics_show_nothing_of_the_hidden_patches(clip):
-    video, visible, masked = clip
-    prediction = jax.random.normal(jax.random.key(1), (2, masked.shape[1], 96))
-    args = (visible, masked, PATCH, TUBELET)
-    one = inpainting.fill_in(prediction, video, *args)
-    other = inpainting.fill_in(prediction, place(video, masked, 7), *args)
-    np.testing.assert_array_equal(one, other)
-    np.testing.assert_array_equal(place(one, masked, 0), place(video, masked, 0))
-
-
-def test_visible_statistics_follow_the_nearest_patches():
-    video = np.zeros((1, 2, 4, 16, 3), np.uint8)
-    video[:, :, :, :4], video[:, :, :, 12:] = 50, 200  # flat patches at both ends
-    visible, masked = np.array([[0, 3]]), np.array([[1, 2]])
-    flat = np.zeros((1, 2, 96), np.float32)
-    out = inpainting.fill_in(flat, video, visible, masked, PATCH, TUBELET)
-    # Squared distances 1 and 4: four parts of the nearer, one of the farther.
-    assert (out[0, :, :, 4:8] == 80).all() and (out[0, :, :, 8:12] == 170).all()
-
-
-def test_hidden_patches_are_grey_and_visible_ones_untouched(clip):
-    video, _, masked = clip
-    hidden = inpainting.hide(video, masked, PATCH, TUBELET)
-    np.testing.assert_array_equal(hidden, place(video, masked, 128))
-
-
-def test_unknown_statistics_are_refused(clip):
-    video, visible, masked = clip
-    with pytest.raises(ValueError, match="'visible' or 'hidden'"):
-        inpainting.fill_in(
-            np.zeros(1), video, visible, masked, PATCH, TUBELET, statistics="own"
-        )
-
 
 @pytest.fixture(scope="module")
 def pretrained():
-    towers = {"decoder_width": 24, "decoder_depth": 1, "decoder_heads": 2}
-    model = vmae.VideoMAE(width=24, depth=2, heads=2, patch_size=8, **towers)
+    decoder = {"decoder_width": 24, "decoder_depth": 1, "decoder_heads": 2}
+    model = vmae.VideoMAE(width=24, depth=2, heads=2, patch_size=8, **decoder)
     video = np.zeros((1, 4, 32, 32, 3), np.uint8)
-    ids = masking.tube(jax.random.key(0), 1, (2, 4, 4), 0.75)
+    ids = masking.tube(jax.random.key(0), 1, grid=(2, 4, 4), ratio=0.75)
     params = jax.jit(model.init)(jax.random.key(1), video, *ids)["params"]
     return Pretrained(model, params, None, Preprocessing(4, 2, 32))
 
@@ -113,7 +47,7 @@ def path(tmp_path_factory):
         ({}, [11, 13, 15, 17], 10),
         ({"start": 20, "stride": 1, "seed": 3}, [20, 21, 22, 23], 20),
         ({"mask": "random", "mask_ratio": 0.5}, [11, 13, 15, 17], 10),
-        ({"statistics": "hidden"}, [11, 13, 15, 17], 10),
+        ({"unpatch_stats": "hidden"}, [11, 13, 15, 17], 10),
     ],
 )
 def test_a_video_is_read_masked_and_filled_in(
@@ -130,20 +64,21 @@ def test_a_video_is_read_masked_and_filled_in(
     model, clip = pretrained.model, clip[None]
     draw = masking.KINDS[settings.get("mask", "tube")]
     key = jax.random.key(settings.get("seed", 0))
-    visible, masked = draw(key, 1, (2, 4, 4), settings.get("mask_ratio", 0.9))
+    ratio = settings.get("mask_ratio", 0.9)
+    visible, masked = draw(key, 1, grid=(2, 4, 4), ratio=ratio)
+    patch = {"patch_size": 8, "tubelet_size": 2}
     prediction = model.apply({"params": pretrained.params}, clip, visible, masked)
-    target = vmae.pixel_targets(clip, masked, 8, 2, normalized)
+    target = vmae.pixel_targets(clip, masked, **patch, normalize=normalized)
     loss = vmae.reconstruction_loss(prediction, target)
     assert result.loss == pytest.approx(float(loss), rel=1e-5)
     filled = inpainting.fill_in(
         prediction,
         clip,
-        visible,
-        masked,
-        8,
-        2,
-        normalized,
-        settings.get("statistics", "visible"),
+        visible=visible,
+        masked=masked,
+        **patch,
+        normalized_targets=normalized,
+        unpatch_stats=settings.get("unpatch_stats", "visible"),
     )
     # Compiled as one, sums have another order: a rounding may fall on the other side.
     difference = result.reconstruction.astype(int) - np.asarray(filled[0])
@@ -182,7 +117,7 @@ def test_a_model_compiles_once(pretrained, path):
     assert reconstruct._mask_and_fill._cache_size() == before + 1
 
 
-def test_what_cannot_be_reconstructed_is_refused(pretrained, path):
+def test_invalid_models_and_arguments_are_refused(pretrained, path):
     classifier = vmae.VideoClassifier(width=24, depth=1, heads=2, num_classes=2)
     with pytest.raises(PretrainedError, match="model.pth has no decoder"):
         vmae.reconstruct(Pretrained(classifier, {}, source="model.pth"), path)
@@ -190,14 +125,14 @@ def test_what_cannot_be_reconstructed_is_refused(pretrained, path):
         vmae.reconstruct(pretrained, path.parent / "none.mp4")
     clip = np.zeros((4, 32, 32, 3), np.uint8)
     for wrong, settings, message in [
-        (path, {"mask": "cell"}, "mask is 'cell'; there are: random, tube"),
-        (path, {"mask_ratio": 1.0}, "mask ratio 1.0 hides 16 of 16"),
-        (path, {"statistics": "own"}, "statistics is 'own'"),
-        (path, {"start": 23}, "0 to 22 can"),
+        (path, {"mask": "cell"}, "mask='cell' must be one of: random, tube"),
+        (path, {"mask_ratio": 1.0}, "mask ratio=1.0 hides 16 of 16"),
+        (path, {"unpatch_stats": "own"}, "unpatch_stats='own' must be"),
+        (path, {"start": 23}, "start=23 must be from 0 to 22"),
         (path, {"stride": 0}, "stride"),
-        (clip, {"start": 0}, "of a clip all are taken"),
-        (clip[:3], {}, "tubelets of 2 frames"),
-        (clip / 255, {}, "a clip is uint8"),
+        (clip, {"start": 0}, "whose frames are all used"),
+        (clip[:3], {}, "multiple of tubelet_size=2"),
+        (clip / 255, {}, "a clip must be uint8"),
     ]:
         with pytest.raises(ValueError, match=message):
             vmae.reconstruct(pretrained, wrong, **settings)
@@ -214,24 +149,26 @@ def run_command(monkeypatch, pretrained, *arguments):
     command.run(parser.parse_args([*map(str, arguments), "--model=SRC"]))
 
 
-def test_command_writes_pictures(pretrained, path, tmp_path, monkeypatch, capsys):
+def test_command_writes_images_and_animations(
+    pretrained, path, tmp_path, monkeypatch, capsys
+):
     out = tmp_path / "new" / "folder"
     run_command(monkeypatch, pretrained, path, f"--out={out}", "--attention")
     names = [
-        f"moving_{what}.{ending}"
-        for what in ("reconstruction", "attention")
+        f"moving_{kind}.{ending}"
+        for kind in ("reconstruction", "attention")
         for ending in ("gif", "png", "mp4")
     ]
     assert sorted(file.name for file in out.iterdir()) == sorted(names)
-    told = capsys.readouterr().out.split()
-    assert told[:2] == [f"{path}:", "loss"] and told[-6:] == names
+    words = capsys.readouterr().out.split()
+    assert words[:2] == [f"{path}:", "loss"] and words[-6:] == names
     result = vmae.reconstruct(pretrained, path)
     with Image.open(out / "moving_reconstruction.png") as image:
         strip = np.asarray(image)
     shown = (result.original, result.masked, result.reconstruction)
     for row, clip in enumerate(shown):
-        place = strip[66 * row : 66 * row + 64 : 2, 66 * 3 :: 2]
-        np.testing.assert_array_equal(place, clip[3])
+        frame = strip[66 * row : 66 * row + 64 : 2, 66 * 3 :: 2]
+        np.testing.assert_array_equal(frame, clip[3])
     with Video(str(out / "moving_reconstruction.mp4")) as video:
         assert (video.num_frames, video.height, video.width) == (4, 64, 3 * 66 - 2)
         assert video.fps == pytest.approx(10)
@@ -239,12 +176,12 @@ def test_command_writes_pictures(pretrained, path, tmp_path, monkeypatch, capsys
         assert (video.num_frames, video.height, video.width) == (4, 64, 2 * 66 - 2)
 
 
-def test_command_goes_on_after_a_bad_video(
+def test_command_continues_after_a_bad_video(
     pretrained, path, tmp_path, monkeypatch, capsys
 ):
     short = tmp_path / "moving.mp4"  # of the same name
     videos.write_video(short, videos.moving_noise(8, 48, 64))
-    with pytest.raises(VideoError, match="2 of 4 videos could not be reconstructed"):
+    with pytest.raises(VideoError, match="2 of 4 videos could not be processed"):
         run_command(
             monkeypatch,
             pretrained,
@@ -263,16 +200,16 @@ def test_command_goes_on_after_a_bad_video(
         assert row["files"] == [str(tmp_path / f"{name}_reconstruction.png")]
     none, late = captured.err.splitlines()
     assert none == f"{tmp_path / 'none.mp4'}: no such file"
-    assert late.startswith(f"{short}: ") and "cannot start at frame 5" in late
+    assert late.startswith(f"{short}: ") and "start=5 must be from 0 to 4" in late
 
 
 def test_command_refuses_unknown_formats(pretrained, path, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         run_command(monkeypatch, pretrained, path, "--formats=gif,jpg")
-    assert "'gif,jpg' is no list of gif, png, mp4" in capsys.readouterr().err
+    assert "must be a list of gif, png, mp4, got 'gif,jpg'" in capsys.readouterr().err
 
 
-def test_nothing_but_the_models_is_imported():
+def test_importing_needs_no_video_or_plot_packages():
     absent = "import sys; sys.modules |= dict.fromkeys(['av', 'PIL', 'matplotlib'])"
     modules = "videomae_jax.inference.reconstruct, videomae_jax.inference.attribution"
     subprocess.run([sys.executable, "-c", f"{absent}; import {modules}"], check=True)

@@ -1,4 +1,4 @@
-"""Clips as pictures: every frame in its place, in every format."""
+"""Images and animations of clips: every frame in its place, in every format."""
 
 import numpy as np
 import pytest
@@ -16,8 +16,8 @@ def rows():
     return [video, 255 - video, video // 2]
 
 
-def test_picture_holds_the_frames(rows):
-    image = visualize.picture(rows, max_frames=3, min_size=24)
+def test_frame_strip_holds_the_frames(rows):
+    image = visualize.frame_strip(rows, max_frames=3, min_size=24)
     # Two clips of three rows of three frames, 24x32 pixels each.
     assert image.shape == (2 * 3 * 26 + 6 - 2, 3 * 34 - 2, 3)
     np.testing.assert_array_equal(image[:24:2, :32:2], rows[0][0, 0])
@@ -54,7 +54,7 @@ def test_mp4_is_read_back(size, fps, tmp_path):
         assert video.num_frames == 5
         assert video.fps == pytest.approx(fps)
         frames = video.read(range(5))
-    # Sides are made even with a white line.
+    # A white line makes odd sides even.
     assert frames.shape == (5, height + height % 2, width + width % 2, 3)
     error = np.abs(
         frames[:, : height - 3, : width - 3].astype(int) - clip[0, :, :-3, :-3]
@@ -64,12 +64,12 @@ def test_mp4_is_read_back(size, fps, tmp_path):
         assert frames[:, -1].min() > 200
 
 
-def test_formats_are_chosen_and_unknown_ones_refused(rows, tmp_path):
+def test_formats_are_chosen_and_unknown_formats_refused(rows, tmp_path):
     # A name with a dot keeps it.
     files = visualize.save(tmp_path / "v1.5", rows, formats=("mp4", "png"))
     assert files == [tmp_path / "v1.5.mp4", tmp_path / "v1.5.png"]
     assert sorted(tmp_path.iterdir()) == files
     with Image.open(files[1]) as image:
-        np.testing.assert_array_equal(np.asarray(image), visualize.picture(rows))
-    with pytest.raises(ValueError, match="no picture format jpg; there are: gif"):
+        np.testing.assert_array_equal(np.asarray(image), visualize.frame_strip(rows))
+    with pytest.raises(ValueError, match="unknown jpg, use some of gif, png, mp4"):
         visualize.save(tmp_path / "b", rows, formats=("gif", "jpg"))

@@ -55,8 +55,8 @@ class Evaluator:
             mesh: the devices.
             videos_per_device: videos of a batch on each device, whose views are taken
                 one after the other; so memory holds this many clips' activations.
-            workers: the processes and threads that read.
-            label_kind: ONE for `results.Predictions`, MANY for those of multi_label.
+            workers: processes and threads that read.
+            label_kind: ONE or MANY labels of each video.
         """
         self._label_kind = label_kind
         self._records, self._class_names = records, list(class_names)
@@ -113,7 +113,7 @@ class Evaluator:
                 f"none of {len(readable)} videos to evaluate could be read:\n"
                 + "\n".join(f"  {reason}" for reason in list(reasons.values())[:10])
             )
-        records = [self._records[i] for i in np.flatnonzero(readable)]
+        records = [r for r, ok in zip(self._records, readable, strict=True) if ok]
         if self._label_kind is LabelKind.MANY:
             true_labels = labels.multi_hot(records, len(self._class_names))
         else:
@@ -124,8 +124,9 @@ class Evaluator:
             probabilities=probabilities[readable],
             class_names=self._class_names,
             unreadable={
-                self._records[i].id: (self._records[i].labels, reasons[i])
-                for i in np.flatnonzero(~readable)
+                record.id: (record.labels, reasons[i])
+                for i, record in enumerate(self._records)
+                if not readable[i]
             },
         )
 

@@ -43,7 +43,7 @@ class Predictions:
                 f"{self.labels.shape} and probabilities of {self.probabilities.shape}"
             )
         self._check_ids()
-        finite = np.isfinite(self.probabilities).all(axis=1)
+        finite = np.all(np.isfinite(self.probabilities), axis=1)
         if not finite.all():
             raise ValueError(
                 f"{np.sum(~finite)} of {len(finite)} videos have probabilities that "

@@ -10,13 +10,13 @@ import warnings
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-import ml_collections
 import numpy as np
 
 from videomae_jax.errors import ConfigError
 from videomae_jax.evaluation import metrics
 from videomae_jax.evaluation.metrics import Predictions
 from videomae_jax.files import atomic_path, atomic_write, json_line
+from videomae_jax.video.record import LabelKind
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -203,24 +203,26 @@ def _tick_text(name: str) -> str:
     return text[: _NAME_LENGTH - 3] + "..."
 
 
-def check_dump(config: ml_collections.ConfigDict) -> None:
-    """Checks that `write_mmaction_dump` will be able to write what a config asks for.
+def check_dump(path: str, label_kind: LabelKind) -> None:
+    """Checks that `write_mmaction_dump` will work: now, not after hours of testing.
+
+    Args:
+        path: config.evaluation.dump; empty for none.
+        label_kind: labels of each video.
 
     Raises:
-        ConfigError: if it will not: better when the config is read than after hours of
-            testing.
+        ConfigError: if videos may have several labels, or PyTorch is not installed.
     """
-    dump = config.evaluation.dump
-    if not dump:
+    if not path:
         return
-    if config.loss.kind == "sigmoid":
+    if label_kind is LabelKind.MANY:
         raise ConfigError(
-            f"config.evaluation.dump={dump!r} needs one label a video, but "
+            f"config.evaluation.dump={path!r} needs one label a video, but "
             "config.loss.kind=sigmoid means several. Leave it empty"
         )
     if importlib.util.find_spec("torch") is None:
         raise ConfigError(
-            f"config.evaluation.dump={dump!r} needs PyTorch, which is not installed: "
+            f"config.evaluation.dump={path!r} needs PyTorch, which is not installed: "
             "pip install torch"
         )
 

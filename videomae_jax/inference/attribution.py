@@ -211,7 +211,7 @@ def overlay(frames: np.ndarray, maps: np.ndarray) -> np.ndarray:
     maps = (maps - low) / np.maximum(high - low, np.finfo(np.float32).tiny)
     maps = np.asarray(jax.image.resize(maps, frames.shape[:-1], "linear"))
     colours = colormaps["inferno"](maps)[..., :3]
-    grey = np.dot(frames, np.float32([0.299, 0.587, 0.114]) / 255)[..., None]
+    grey = np.dot(frames, np.array([0.299, 0.587, 0.114], np.float32) / 255)[..., None]
     return np.rint(255 * (0.5 * grey + 0.5 * colours)).astype(np.uint8)
 
 

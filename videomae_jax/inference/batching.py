@@ -1,7 +1,7 @@
 """Batches of one shape, several of them in flight on the devices."""
 
 import collections
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
 import jax
@@ -9,14 +9,14 @@ import jax
 _Row = TypeVar("_Row")
 
 
-def pad(rows: Sequence[_Row], size: int) -> list[_Row]:
+def pad(rows: list[_Row], size: int) -> list[_Row]:
     """Repeats the last row up to `size` rows: another shape would compile again.
 
     Example:
         >>> pad([1, 2], 4)
         [1, 2, 2, 2]
     """
-    return [*rows, *rows[-1:] * (size - len(rows))]
+    return rows + rows[-1:] * (size - len(rows))
 
 
 def fetch(results: Iterable[Any], in_flight: int = 2) -> Iterator[Any]:

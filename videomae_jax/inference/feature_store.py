@@ -24,7 +24,7 @@ from videomae_jax import files
 from videomae_jax.data import list_format
 from videomae_jax.errors import RecordError
 from videomae_jax.inference.features import FeatureChunk, Unreadable
-from videomae_jax.video import open as video_open
+from videomae_jax.video.open import file_size
 from videomae_jax.video.record import Record, labels_to_json
 
 # Settings that name the source of the weights. They may differ: "weights" is a hash.
@@ -181,7 +181,7 @@ class FeatureFolder:
                         "fps": video.fps,
                         "video_frames": video.num_frames,
                     }
-                    size = video_open.file_size(entry.record)
+                    size = file_size(entry.record)
                     if size is not None:
                         metadata["bytes"] = size
                     self._write_metadata(entry, metadata)
@@ -231,7 +231,7 @@ class FeatureFolder:
         if metadata["id"] != entry.record.id:
             return f"they are of {metadata['id']}, not of {entry.record.id}"
         if "bytes" in metadata:
-            size = video_open.file_size(entry.record)
+            size = file_size(entry.record)
             # The features remain valid if the video has been removed since.
             if size not in (None, metadata["bytes"]):
                 return (

@@ -8,6 +8,7 @@ The rows of a batch are independent.
 import dataclasses
 import functools
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -308,14 +309,11 @@ class Extractor:
 
     def _compute(self, batch: "_Batch") -> tuple["_Batch", jax.Array | None]:
         """Sends a batch to the devices."""
-        if not batch.windows:
+        if not batch.clips:
             return batch, None
-        clips = batching.pad(
-            [window.clip for window in batch.windows], self._batch_size
-        )
-        for window in batch.windows:
-            window.clip = None  # frees the memory before the result is there
-        clips = jax.device_put(np.stack(clips), self._batch_sharding)
+        clips = np.stack(batching.pad(batch.clips, self._batch_size))
+        batch.clips.clear()  # frees the memory before the result is there
+        clips = jax.device_put(clips, self._batch_sharding)
         with jax.set_mesh(self._mesh):
             return batch, self._features(self._variables, clips)
 
@@ -323,59 +321,68 @@ class Extractor:
         self, batch: "_Batch", values: np.ndarray | None
     ) -> Iterator[FeatureChunk | Unreadable]:
         """Splits the features of a batch by video."""
-        rows: dict[VideoInfo, list[int]] = {}
-        for row, window in enumerate(batch.windows):
-            rows.setdefault(window.video, []).append(row)
-        if values is not None and not np.isfinite(values[: len(batch.windows)]).all():
-            raise PretrainedError(
-                "features are not finite: either the weights are not, or "
-                f"{self._dtype} or the model's dtype cannot represent the features"
-            )
-        for video, of_video in rows.items():
-            first = batch.windows[of_video[0]].index
-            yield FeatureChunk(video, first, values[of_video])
+        if values is not None:
+            values = values[: len(batch.windows)]
+            if not np.isfinite(values).all():
+                raise PretrainedError(
+                    "features are not finite: either the weights are not, or "
+                    f"{self._dtype} or the model's dtype cannot represent the features"
+                )
+            rows: dict[VideoInfo, list[int]] = {}
+            for row, window in enumerate(batch.windows):
+                rows.setdefault(window.video, []).append(row)
+            for video, of_video in rows.items():
+                first = batch.windows[of_video[0]].index
+                yield FeatureChunk(video, first, values[of_video])
         yield from batch.unreadable
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _features(model, shape: tuple[int, ...], dtype: str, variables, clips: jax.Array):
     """Returns features [B, *shape] of clips uint8 [B, T, H, W, 3]."""
+
+    def apply(method: str) -> Any:
+        return model.apply(variables, clips, method=method)
+
     pretraining = isinstance(model, VideoMAE)
     if len(shape) == 1 and not pretraining:
-        return model.apply(variables, clips, method="features").astype(dtype)
-    method = "encode" if pretraining else "tokens"
-    tokens = model.apply(variables, clips, method=method)
+        return apply("features").astype(dtype)
+    tokens = apply("encode" if pretraining else "tokens")
     if len(shape) == 1:
         # In float32, because a sum over 1,568 tokens is too inexact in bfloat16.
         return tokens.mean(axis=1, dtype=jnp.float32).astype(dtype)
     return tokens.reshape(-1, *shape).astype(dtype)
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class _Window:
-    """A window that was read: its index in the video, and uint8 [T, H, W, 3]."""
+    """A window that was read, and its index in the video."""
 
     video: VideoInfo
     index: int
-    clip: np.ndarray | None
 
 
 @dataclasses.dataclass
 class _Batch:
-    """Windows for the devices, and videos found unreadable while reading them."""
+    """Windows, their clips, and videos found unreadable while reading them."""
 
     windows: list[_Window] = dataclasses.field(default_factory=list)
+    clips: list[np.ndarray] = dataclasses.field(default_factory=list)
     unreadable: list[Unreadable] = dataclasses.field(default_factory=list)
 
 
-def _batches(items: Iterable[_Window | Unreadable], size: int) -> Iterator[_Batch]:
+def _batches(
+    items: Iterable[tuple[_Window, np.ndarray] | Unreadable], size: int
+) -> Iterator[_Batch]:
     """Yields batches of `size` windows; the last may have fewer, but is not empty."""
     batch = _Batch()
     for item in items:
         if isinstance(item, Unreadable):
             batch.unreadable.append(item)
             continue
-        batch.windows.append(item)
+        window, clip = item
+        batch.windows.append(window)
+        batch.clips.append(clip)
         if len(batch.windows) == size:
             yield batch
             batch = _Batch()
@@ -385,13 +392,16 @@ def _batches(items: Iterable[_Window | Unreadable], size: int) -> Iterator[_Batc
 
 def _read(
     index: int, source: Source, windows: Windows
-) -> Iterator[_Window | Unreadable]:
-    """Yields the windows of a video, and its error if it cannot be read."""
+) -> Iterator[tuple[_Window, np.ndarray] | Unreadable]:
+    """Yields the windows of a video with their clips, uint8 [T, H, W, 3].
+
+    If the video cannot be read, the last item is its error.
+    """
     try:
         with open_video(source) as video:
             num_windows = len(windows.indices(video.num_frames))
             info = VideoInfo(index, video.num_frames, video.fps, num_windows)
             for number, clip in enumerate(windows.read(video)):
-                yield _Window(info, number, clip)
+                yield _Window(info, number), clip
     except VideoError as error:
         yield Unreadable(index, error)

@@ -148,9 +148,7 @@ def labels(pretrained: Pretrained) -> tuple[str, ...]:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _probabilities(
-    model: VideoClassifier, multi_label: bool, variables, batch: jax.Array
-) -> jax.Array:
+def _probabilities(model, multi_label: bool, variables, batch: jax.Array) -> jax.Array:
     """Returns class probabilities, float32 [B, C], of clips uint8 [B, T, H, W, 3]."""
     logits = model.apply(variables, batch)
     return jax.nn.sigmoid(logits) if multi_label else jax.nn.softmax(logits)

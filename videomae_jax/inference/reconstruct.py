@@ -142,7 +142,7 @@ def _read(
             indices = sampling.exact_center_indices(*lengths)
         else:
             indices = sampling.pretrain_indices(*lengths, start)
-        frames = opened.read(indices)
+        frames = opened.read(indices.tolist())
         fps = opened.fps / stride if opened.fps else None
     return augmentation.spatial_crops(frames, preprocessing.image_size, 1)[0], fps
 

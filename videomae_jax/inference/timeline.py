@@ -11,8 +11,7 @@ from videomae_jax.data import augmentation
 from videomae_jax.errors import VideoError
 from videomae_jax.inference import predict
 from videomae_jax.interop.pretrained import Pretrained
-from videomae_jax.video import open as video_open
-from videomae_jax.video.open import Source
+from videomae_jax.video.open import Source, open_video, video_name
 from videomae_jax.video.windows import read_windows
 
 
@@ -145,11 +144,11 @@ def timeline(
     if not hop > 0 or not (window is None or window > 0):
         raise ValueError(f"hop={hop}, window={window}: both must be above 0 seconds")
     preprocessing = pretrained.preprocessing
-    with video_open.open_video(video) as opened:
+    with open_video(video) as opened:
         fps = opened.fps
         if not fps:
             raise VideoError(
-                f"{video_open.name(video)}: frame rate unknown, so windows of seconds "
+                f"{video_name(video)}: frame rate unknown, so windows of seconds "
                 "cannot be placed"
             )
         num_frames, stride = preprocessing.num_frames, preprocessing.stride
@@ -204,8 +203,8 @@ def plot_timeline(
     if top_k < 1:
         raise ValueError(f"top_k={top_k} must be at least 1")
     classes = np.argsort(-peaks, kind="stable")[:top_k].tolist()
-    palette = colormaps["tab10" if len(classes) <= 10 else "tab20"].colors
-    colours = {c: palette[i % len(palette)] for i, c in enumerate(classes)}
+    palette = colormaps["tab10" if len(classes) <= 10 else "tab20"]
+    colours = {c: palette(i % palette.N) for i, c in enumerate(classes)}
     edges = timeline.edges
 
     figure = Figure(figsize=(10, 4), dpi=150, layout="constrained")

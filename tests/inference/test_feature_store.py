@@ -1,0 +1,322 @@
+"""Folders of features: what is written, and that they survive any kill."""
+
+import argparse
+import dataclasses
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from tests.helpers.videos import moving_noise, write_video
+from tests.inference.test_features import (
+    LENGTHS,
+    classifier,
+    folder,  # noqa: F401
+    pretrained,  # noqa: F401
+)
+from videomae_jax.cli import arguments
+from videomae_jax.cli import features as command
+from videomae_jax.errors import RecordError, VideoError
+from videomae_jax.inference.feature_store import names
+from videomae_jax.inference.features import (
+    Extractor,
+    Windows,
+    extract,
+    without_normalization,
+)
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+@pytest.fixture
+def run(pretrained, monkeypatch):
+    """Runs the command, with the tiny model unless another is given."""
+    monkeypatch.setattr(arguments, "load_pretrained", load)
+
+    def run(*args, **options):
+        parser = argparse.ArgumentParser()
+        command.add_arguments(parser)
+        argv = [f"--{key.replace('_', '-')}={x}" for key, x in options.items()]
+        command.run(parser.parse_args([*map(str, args), "--model=tiny", *argv]))
+
+    return run
+
+
+def load(source, revision=None, strict=True, dtype="float32"):
+    pretrained = classifier(seed=0 if source == "tiny" else 1)
+    model = pretrained.model.clone(dtype=dtype)
+    return dataclasses.replace(pretrained, model=model, source=source)
+
+
+def contents(folder):
+    """Returns the content of every file."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def test_command_writes_features_and_an_index(
+    run, pretrained, folder, tmp_path, capsys
+):
+    run(folder / "list.txt", "--json", out=tmp_path / "out", hop=3)
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["extracted"] == 6 and summary["left"] == 0
+    index = json.loads((tmp_path / "out/index.json").read_text())
+    assert index["settings"]["hop"] == 3 and index["settings"]["frame_stride"] == 2
+    assert index["settings"]["pixel_mean"] == [0.485, 0.456, 0.406]
+    for i, row in enumerate(index["videos"]):
+        path = folder / row["id"]
+        features = np.load(tmp_path / "out" / row["file"])
+        expected = extract(pretrained, path, Windows.of(pretrained, hop=3))
+        np.testing.assert_array_equal(features, expected)
+        assert row["shape"] == list(features.shape) and row["dtype"] == "float32"
+        assert row["label"] == i % 3 and row["fps"] == pytest.approx(25)
+        assert row["video_frames"] == LENGTHS[i]
+    assert [row["id"] for row in index["videos"]][:2] == ["a/0.mp4", "b/1.mp4"]
+
+    before = contents(tmp_path / "out")
+    run(folder / "list.txt", out=tmp_path / "out", hop=3)
+    assert "0 extracted, 6 kept" in capsys.readouterr().out
+    assert contents(tmp_path / "out") == before
+
+
+def test_files_equal_those_of_numpy_save(run, folder, tmp_path):
+    run(folder / "a/4.mp4", "--tokens", "--float16", out=tmp_path / "out", hop=5)
+    path = tmp_path / "out/4.npy"
+    features = np.load(path)
+    assert features.dtype == np.float16 and features.shape == (7, 2, 2, 2, 24)
+    np.save(tmp_path / "saved.npy", features)
+    assert (tmp_path / "saved.npy").read_bytes() == path.read_bytes()
+    expected = extract(
+        classifier(), folder / "a/4.mp4", Windows(4, 2, 5, 32), tokens=True
+    )
+    np.testing.assert_array_equal(features, expected.astype(np.float16))
+
+
+def test_preset_equals_the_script_of_v2(run, folder, tmp_path):
+    run(folder / "a/0.mp4", out=tmp_path, like="videomaev2-tad", hop=4)
+    settings = json.loads((tmp_path / "index.json").read_text())["settings"]
+    assert (settings["frame_stride"], settings["squash"]) == (1, True)
+    assert (settings["pixel_mean"], settings["pixel_std"]) == ([0.0] * 3, [1.0] * 3)
+    windows = Windows(4, 1, 4, 32, squash=True)
+    expected = extract(without_normalization(classifier()), folder / "a/0.mp4", windows)
+    np.testing.assert_array_equal(np.load(tmp_path / "0.npy"), expected)
+
+
+def test_shards_together_are_one_run(run, folder, tmp_path, capsys):
+    run(folder / "list.txt", out=tmp_path / "one")
+    capsys.readouterr()
+    for shard in ("1/3", "0/3", "2/3"):
+        assert not (tmp_path / "three/index.json").exists()
+        run(folder / "list.txt", out=tmp_path / "three", shard=shard)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.rpartition(";")[2] for line in lines[:2]] == [
+        " the index waits for 4 videos of other shards",
+        " the index waits for 2 videos of other shards",
+    ]
+    assert contents(tmp_path / "three") == contents(tmp_path / "one")
+
+
+def test_processes_of_one_machine_share_the_list(run, folder, tmp_path, monkeypatch):
+    run(folder / "list.txt", out=tmp_path / "one")
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    for index in range(2):
+        monkeypatch.setattr(jax, "process_index", lambda index=index: index)
+        run(folder / "list.txt", out=tmp_path / "two")
+        assert (tmp_path / "two/index.json").exists() == (index == 1)
+    assert contents(tmp_path / "two") == contents(tmp_path / "one")
+
+
+PROCESS = """
+import argparse, sys, time
+from tests.inference import test_feature_store
+from videomae_jax.cli import arguments, features
+from videomae_jax.inference.features import Windows
+arguments.load_pretrained = test_feature_store.load
+read = Windows.read
+def slowly(self, video):
+    for window in read(self, video):
+        time.sleep(0.1)
+        yield window
+Windows.read = slowly
+parser = argparse.ArgumentParser()
+features.add_arguments(parser)
+features.run(parser.parse_args(sys.argv[1:]))
+"""
+
+
+def test_killed_and_started_again_gives_the_same_bytes(run, folder, tmp_path):
+    run(folder / "list.txt", out=tmp_path / "undisturbed", hop=1)
+    out = tmp_path / "killed"
+    args = [folder / "list.txt", "--model=tiny", f"--out={out}", "--hop=1"]
+    # One device, while the other run has eight: the results are the same.
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROCESS, *args, "--threads=2"],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+    )
+    try:
+        deadline = time.monotonic() + 60
+        # Kill in the middle of a file, when another one is complete.
+        while not (list(out.rglob("*.part")) and list(out.rglob("*.npy.json"))):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.01)
+    finally:
+        process.kill()
+        process.wait()
+    left = contents(out)
+    assert "index.json" not in left and any(name.endswith(".part") for name in left)
+    assert len(left) < 12
+    run(folder / "list.txt", out=out, hop=1)
+    assert contents(out) == contents(tmp_path / "undisturbed")
+
+
+def test_interruption_leaves_nothing_half_done(run, folder, tmp_path, monkeypatch):
+    chunks_of = Extractor._chunks
+    batches = []
+
+    def interrupted(self, *batch):
+        batches.append(batch)
+        if len(batches) == 4:
+            raise KeyboardInterrupt
+        return chunks_of(self, *batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Extractor, "_chunks", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(folder / "list.txt", out=tmp_path / "out", hop=1)
+    left = contents(tmp_path / "out")
+    assert left and not any(name.endswith(".part") for name in left)
+    assert sum(name.endswith(".npy") for name in left) * 2 == len(left) < 12
+    run(folder / "list.txt", out=tmp_path / "out", hop=1)
+    run(folder / "list.txt", out=tmp_path / "undisturbed", hop=1)
+    assert contents(tmp_path / "out") == contents(tmp_path / "undisturbed")
+
+
+@pytest.mark.parametrize(
+    ("option", "reason"),
+    [
+        ({"hop": 4}, "hop was 3, and is now 4"),
+        ({"frame_stride": 1}, "frame_stride was 2, and is now 1"),
+        ({"normalization": "none"}, "pixel_mean was"),
+        ({"dtype": "bfloat16"}, "computed_in was float32, and is now bfloat16"),
+        ({"model": "other"}, "weights was"),
+    ],
+)
+def test_other_settings_are_refused(run, folder, tmp_path, option, reason):
+    run(folder / "a", out=tmp_path / "out", hop=3)
+    before = contents(tmp_path / "out")
+    options = {"out": tmp_path / "out", "hop": 3} | option
+    for videos in (folder / "a", folder / "b"):
+        with pytest.raises(RecordError, match=f"{reason}.*--overwrite"):
+            run(videos, **options)
+    assert contents(tmp_path / "out") == before
+    # Without the index, the metadata of each file shows it.
+    (tmp_path / "out/index.json").unlink()
+    with pytest.raises(RecordError, match=f"0.npy: .*{reason}.*--overwrite"):
+        run(folder / "a", **options)
+    run(folder / "a", "--overwrite", **options)
+    run(folder / "a", **options | {"out": tmp_path / "new"})
+    assert contents(tmp_path / "out") == contents(tmp_path / "new")
+
+
+def test_overwriting_resumes_after_the_files_already_replaced(
+    run, folder, tmp_path, capsys
+):
+    run(folder / "a", out=tmp_path / "out", hop=3)
+    run(folder / "a", "--overwrite", out=tmp_path / "out", hop=4, shard="0/2")
+    assert not (tmp_path / "out/index.json").exists()
+    capsys.readouterr()
+    run(folder / "a", "--overwrite", out=tmp_path / "out", hop=4)
+    assert "1 extracted, 2 kept" in capsys.readouterr().out
+
+
+def test_other_videos_of_the_same_name_are_refused(run, folder, tmp_path):
+    write_video(tmp_path / "0.mp4", moving_noise(30, 48, 64))
+    run(folder / "a", out=tmp_path / "out")
+    with pytest.raises(RecordError, match="the video had .* bytes"):
+        run(tmp_path, out=tmp_path / "out")
+    with pytest.raises(RecordError, match="they are of 0.mp4, not of"):
+        run(tmp_path / "0.mp4", out=tmp_path / "out")
+
+
+def test_missing_and_truncated_features_are_extracted_again(
+    run, folder, tmp_path, capsys
+):
+    run(folder / "a", out=tmp_path)
+    expected = contents(tmp_path)
+    (tmp_path / "0.npy").unlink()
+    (tmp_path / "2.npy").write_bytes(expected["2.npy"][:-1])
+    (tmp_path / "4.npy.json").write_bytes(expected["4.npy.json"][:-9])
+    capsys.readouterr()
+    run(folder / "a", out=tmp_path)
+    assert "3 extracted, 0 kept" in capsys.readouterr().out
+    assert contents(tmp_path) == expected
+
+
+def test_unreadable_videos_are_reported_and_do_not_stop_others(
+    run, folder, tmp_path, capsys
+):
+    lines = (folder / "list.txt").read_text().splitlines()
+    whole = (folder / "a/4.mp4").read_bytes()
+    (tmp_path / "bad.mp4").write_bytes(b"not a video")
+    text = [f"{folder}/{line}\n" for line in lines]
+    (tmp_path / "list.txt").write_text("".join([f"{tmp_path}/bad.mp4 1\n", *text]))
+    out = tmp_path / "out"
+    for _ in range(2):  # they are tried again
+        with pytest.raises(RecordError, match="1 of 7 videos could not be read"):
+            run(tmp_path / "list.txt", out=out)
+        assert "unreadable: " in capsys.readouterr().err
+    row = json.loads((out / "bad_videos.jsonl").read_text())
+    assert row["path"] == str(tmp_path / "bad.mp4") and "not a video" in row["reason"]
+    assert len(json.loads((out / "index.json").read_text())["videos"]) == 6
+    (tmp_path / "bad.mp4").write_bytes(whole)
+    run(tmp_path / "list.txt", out=out)
+    assert "1 extracted, 6 kept" in capsys.readouterr().out
+    assert not (out / "bad_videos.jsonl").exists()
+    assert len(json.loads((out / "index.json").read_text())["videos"]) == 7
+
+
+def test_a_video_damaged_late_leaves_no_file(run, folder, tmp_path, monkeypatch):
+    read = Windows.read
+
+    def damaged(self, video):
+        yield from list(read(self, video))[:-1]
+        raise VideoError("damaged late")
+
+    monkeypatch.setattr(Windows, "read", damaged)
+    with pytest.raises(RecordError, match="1 of 1 videos"):
+        run(folder / "a/4.mp4", out=tmp_path, hop=1)
+    assert sorted(contents(tmp_path)) == [
+        "4.npy.json",
+        "bad_videos.jsonl",
+        "index.json",
+    ]
+
+
+def test_names_are_unique_and_inside_the_folder():
+    ids = ["../../etc/a.mp4", "./b.mp4", "b.mkv", "b.mp4", "c.d/e", "f.v2", "g.mp4#2"]
+    assert names(ids) == ["etc/a", "b", "b.mkv", "b.mp4", "c.d/e", "f.v2", "g.mp4#2"]
+    assert names(["/x/../a.mp4"]) == ["a"]
+    assert names(["/x/a.mp4", "/x/y/a.mp4", "a.mp4"]) == ["a", "y/a", "a.mp4"]
+
+
+def test_invalid_arguments_are_refused(run, folder, tmp_path, capsys):
+    with pytest.raises(RecordError, match="one list or folder"):
+        run(folder / "a", folder / "b", out=tmp_path)
+    with pytest.raises(RecordError, match="no file or folder"):
+        run(tmp_path / "none", out=tmp_path)
+    for option in ({"shard": "2/2"}, {"shard": "1"}, {"hop": "0"}, {"hop": "x"}):
+        with pytest.raises(SystemExit):
+            run(folder, out=tmp_path, **option)
+        assert next(iter(option)) in capsys.readouterr().err
