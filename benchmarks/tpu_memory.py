@@ -22,7 +22,7 @@ import jax
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from videomae_jax.cli.compile_for_tpu import read_config  # noqa: E402
+from videomae_jax import config as configuration  # noqa: E402
 from videomae_jax.tpu import compile, topology  # noqa: E402
 
 # The recipe, and fields that differ from it.
@@ -44,7 +44,7 @@ def make_config(model, attention, remat=None, clips=None, devices=1):
     `clips` per device replace the recipe's batch size, if given.
     """
     recipe, changes = MODELS[model]
-    config = read_config(str(ROOT / "configs" / f"{recipe}.py"), [])
+    config = configuration.load(str(ROOT / "configs" / f"{recipe}.py"), [])
     config.update_from_flattened_dict(changes)
     # Of the transformer that sees all tokens; in pretraining the encoder sees few.
     field = "decoder_attention" if config.task == "pretrain" else "attention"

@@ -1,4 +1,4 @@
-"""Commands beside training: `python -m videomae_jax COMMAND ...`."""
+"""Commands besides training: `python -m videomae_jax COMMAND ...`."""
 
 import argparse
 import importlib
@@ -8,18 +8,18 @@ from collections.abc import Sequence
 
 from videomae_jax.errors import UserError
 
-# What each does. cli/NAME.py, where _ stands for a dash, has
+# Each is implemented by cli/NAME.py, with _ in place of -, which defines
 # `add_arguments(parser)` and `run(args)`.
 COMMANDS = {
-    "predict": "tell which actions videos show, as a whole or through time",
-    "reconstruct": "show what a masked autoencoder makes of hidden parts of a video",
-    "features": "write features of videos for temporal detection, retrieval, probes...",
-    "inspect": "tell what a checkpoint is: model, sizes, classes",
-    "convert": "write a model for transformers, the official scripts, or ourselves",
-    "check-data": "read all videos of a list, tell what is wrong, write a clean list",
-    "prepare": "encode the videos of a list anew, for fast access, into TFDS",
-    "compile-for-tpu": "tell, without a TPU, whether training fits a slice of them",
-    "lists": "make the list files of a data set: Kinetics, UCF101, your own videos...",
+    "predict": "Classify the actions in videos, as a whole or over time",
+    "reconstruct": "Show how a masked autoencoder reconstructs hidden parts of videos",
+    "features": "Extract features of videos, for temporal detection, retrieval, probes",
+    "inspect": "Describe a checkpoint: model, sizes, classes",
+    "convert": "Convert a model to transformers, the official scripts, or this library",
+    "check-data": "Check all videos of a list, report problems, write a clean list",
+    "prepare": "Encode the videos of a list into a TFDS data set that loads fast",
+    "compile-for-tpu": "Check, without a TPU, whether training fits on a TPU slice",
+    "lists": "Write the list files of a data set: Kinetics, UCF101, your own videos",
 }
 
 
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         if argv[:1] == [name]:
-            # Only the one that runs: others may bring in much that it does not need.
+            # Only the selected one: the others may import packages it does not need.
             file = name.replace("-", "_")
             module = importlib.import_module(f"videomae_jax.cli.{file}")
             command.description = module.__doc__
@@ -47,17 +47,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     args, unknown = parser.parse_known_args(argv)
     if unknown and not hasattr(args, "config"):
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
-    # Such as --config.model.remat=blocks, of a command that takes --config.
+    # Overrides such as --config.model.remat=blocks, for a command with --config.
     args.config_flags = unknown
     if not argv:
         parser.print_help()
         return 0
-    # Orbax tells on opening a run only to read it that it will not write.
+    # Orbax warns about each run that is opened only for reading.
     logging.getLogger("absl").setLevel(logging.ERROR)
     try:
         args.run(args)
     except (UserError, OSError) as error:
-        # What a user can mend is told without a trace through our code.
+        # The user can fix these; a traceback would not help.
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

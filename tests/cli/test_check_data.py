@@ -24,11 +24,10 @@ from videomae_jax.__main__ import main
 from videomae_jax.cli import check_data
 from videomae_jax.data import sources
 from videomae_jax.datasets import probe
-from videomae_jax.datasets import report
 from videomae_jax.datasets.probe import Job, ProbeResult
 from videomae_jax.errors import VideoError
 from videomae_jax.video.decoder import Video
-from videomae_jax.video.record import LabelKind, Record
+from videomae_jax.video.record import LabelKind
 
 _SIZE = (48, 64)
 
@@ -460,55 +459,3 @@ def test_corrupted_videos_are_each_accounted_for(check, tmp_path):
         elif row["status"] == "frame_count_mismatch":
             with Video(row["path"]) as video, pytest.raises(VideoError):
                 video.read(range(video.num_frames))
-
-
-def _probe_result(**changes) -> ProbeResult:
-    properties = {
-        "num_frames": 300,
-        "decoded_frames": 300,
-        "indexed": True,
-        "fps": 30.0,
-        "seconds": 10.0,
-        "width": 340,
-        "height": 256,
-        "keyframe_interval": 12.0,
-        "codec": "h264",
-        "container": "mp4",
-        "digest": None,
-    }
-    return ProbeResult(**properties | changes)
-
-
-@pytest.mark.parametrize(
-    ("changes", "advice"),
-    [
-        ({}, []),
-        ({"width": 1080, "height": 1920}, ["11.4 times the pixels"]),
-        (
-            {"keyframe_interval": 250.0},
-            ["about 125 frames are decoded before a clip's"],
-        ),
-        ({"indexed": False}, ["no_index videos (10) are decoded from their beginn"]),
-    ],
-)
-def test_advice(changes, advice):
-    records = [Record(f"/{i}.mp4", f"{i}.mp4") for i in range(10)]
-    results = [_probe_result(**changes)] * 10
-    videos = report.classify(records, list(range(10)), results, clip_span=61)
-    summary = report.summarize(videos, [True] * 10, clip_span=61)
-    assert summary["hours"] == pytest.approx(100 / 3600)
-    assert len(summary["advice"]) == len(advice)
-    for line, part in zip(summary["advice"], advice, strict=True):
-        assert part in line and "python -m videomae_jax prepare" in line
-
-
-def test_label_statistics_of_any_labels():
-    records = [
-        Record("/a", "a", labels=(10**9 - 1,)),
-        Record("/b", "b"),
-        Record("/c", "c", labels=(0,)),
-    ]
-    label_stats = report.label_statistics(records, [True, True, False])
-    assert label_stats.num_classes == 10**9 and label_stats.num_empty == 10**9 - 1
-    assert label_stats.empty == list(range(1000)) and label_stats.unlabelled == 1
-    assert report.label_statistics(records[1:2], [True]) is None

@@ -1,4 +1,4 @@
-"""Prepared data sets: the same frames, and the same bytes whenever they are made."""
+"""Prepared data sets: the same frames, and the same bytes however they are made."""
 
 import dataclasses
 import json
@@ -24,14 +24,13 @@ from tests.helpers.prepared import (  # noqa: F401
     videos,
 )
 from tests.helpers.videos import moving_noise, write_folder, write_video
-from videomae_jax.data import pipeline
-from videomae_jax.data import sources as records
+from videomae_jax.data import pipeline, sources
 from videomae_jax.data.clips import PretrainingClips
 from videomae_jax.data.sources import write_list
 from videomae_jax.data.workers import WorkerConfig
 from videomae_jax.datasets.encode import Settings, encode
 from videomae_jax.errors import RecordError
-from videomae_jax.video import open as video_open
+from videomae_jax.video.open import open_video, read_bytes
 from videomae_jax.video.record import LabelKind
 
 
@@ -40,11 +39,11 @@ def test_trimmed_data_sets(tmp_path, serial, capsys):
     write_folder(tmp_path / "videos", 3)  # of 12, 13, 14 frames, 25 a second
     out = tmp_path / "tiny"
     prepare(tmp_path / "videos", out, "--trim=0.48:", "--max-bad-fraction=0.5")
-    found = records.load(f"tfds:{out}/train")
+    found = sources.load(f"tfds:{out}/train")
     assert [record.id for record in found] == ["1.mp4", "2.mp4"]
     lengths = []
     for record in found:
-        with video_open.open_video(record) as video:
+        with open_video(record) as video:
             lengths.append(video.num_frames)
     assert lengths == [1, 2]
     (bad,) = (out / "1.0.0/tiny-train.bad_videos.jsonl").read_text().splitlines()
@@ -55,32 +54,32 @@ def test_trimmed_data_sets(tmp_path, serial, capsys):
         with pytest.raises(RecordError, match="trim was .*0.48.* --overwrite"):
             prepare(tmp_path / "videos", out, *other)
     prepare(tmp_path / "videos", out, "--trim=:0.2", "--overwrite")
-    assert len(records.load(f"tfds:{out}/train")) == 3
-    with pytest.raises(RecordError, match="--trim=0:0.2 and --copy exclude each other"):
+    assert len(sources.load(f"tfds:{out}/train")) == 3
+    with pytest.raises(RecordError, match="--trim=0:0.2 cannot be combined"):
         prepare(tmp_path / "videos", tmp_path / "copied", "--copy", "--trim=:0.2")
-    for trim, told in {
-        "3:2": "START is not below END",
-        "2:2": "START is not below END",
-        ":0": "START is not below END",
-        "-1:2": "START:END is wanted",
-        ":": "START:END is wanted",
-        "5": "START:END is wanted",
-        "1:2:3": "START:END is wanted",
-        "nan:": "START:END is wanted",
+    for trim, message in {
+        "3:2": "START must be below END",
+        "2:2": "START must be below END",
+        ":0": "START must be below END",
+        "-1:2": "expected START:END in seconds",
+        ":": "expected START:END in seconds",
+        "5": "expected START:END in seconds",
+        "1:2:3": "expected START:END in seconds",
+        "nan:": "expected START:END in seconds",
     }.items():
         with pytest.raises(SystemExit):
             prepare(tmp_path / "videos", out, f"--trim={trim}")
-        assert told in capsys.readouterr().err
+        assert message in capsys.readouterr().err
 
 
-def test_reads_what_was_encoded(videos, made):
-    found = records.load(f"tfds:{made}/train", label_kind=LabelKind.ONE)
-    originals = [r for r in records.load(str(videos)) if r.id != f"{BAD}.mp4"]
+def test_frames_and_labels_are_those_that_were_encoded(videos, made):
+    found = sources.load(f"tfds:{made}/train", label_kind=LabelKind.ONE)
+    originals = [r for r in sources.load(str(videos)) if r.id != f"{BAD}.mp4"]
     assert [(r.id, r.labels) for r in found] == [(r.id, r.labels) for r in originals]
     for record, original in zip(found, originals, strict=True):
         encoded = encode(pathlib.Path(original.path).read_bytes(), Settings())
-        assert video_open.read_bytes(record) == encoded.video
-        with video_open.open_video(record) as video:
+        assert read_bytes(record) == encoded.video
+        with open_video(record) as video:
             frames = video.read([3, 0, 11])
             assert video.num_frames == encoded.num_frames
         np.testing.assert_array_equal(frames, frames_of(encoded.video)[[3, 0, 11]])
@@ -114,14 +113,14 @@ sys.stdout.buffer.write(source[7]["video"])
         if i != BAD
     ]
     assert [line.decode() for line in lines] == expected
-    found = records.load(f"tfds:{made}/train")
-    assert content == video_open.read_bytes(found[7])
+    found = sources.load(f"tfds:{made}/train")
+    assert content == read_bytes(found[7])
 
 
 def test_training_sees_the_frames_of_what_was_encoded(videos, made, tmp_path):
-    found = records.load(f"tfds:{made}/train")
-    paths = {record.id: record.path for record in records.load(str(videos))}
-    files = []  # the same as files, without a data set
+    found = sources.load(f"tfds:{made}/train")
+    paths = {record.id: record.path for record in sources.load(str(videos))}
+    files = []  # the same videos as files, without a data set
     for record in found:
         path = tmp_path / record.id
         content = pathlib.Path(paths[record.id]).read_bytes()
@@ -147,7 +146,7 @@ def test_training_sees_the_frames_of_what_was_encoded(videos, made, tmp_path):
 
 
 def test_frames_that_are_images(tmp_path, serial):
-    # Without details that 4:2:0 would lose.
+    # Without details that 4:2:0 subsampling would lose.
     frames = [
         moving_noise(20 + i, 16, 24, seed=i).repeat(4, 1).repeat(4, 2) for i in range(3)
     ]
@@ -167,18 +166,19 @@ def test_frames_that_are_images(tmp_path, serial):
     ]:
         out = tmp_path / out
         prepare(source, out, "--frame-name={:03}.png", "--fps=12")
-        found = records.load(f"tfds:{out}/train", label_kind=LabelKind.ONE)
+        found = sources.load(f"tfds:{out}/train", label_kind=LabelKind.ONE)
         assert sorted(record.labels for record in found) == [(0,), (1,), (2,)]
         for record in found:
-            with video_open.open_video(record) as video:
+            with open_video(record) as video:
                 assert video.num_frames == kept + record.labels[0]
                 assert video.fps == pytest.approx(12)
                 got = video.read(range(video.num_frames)).astype(int)
-            wanted = frames[record.labels[0]][: kept + record.labels[0]]
+            expected = frames[record.labels[0]][: kept + record.labels[0]]
             assert (
-                np.abs(got - wanted).mean() < np.abs(got[1:] - wanted[:-1]).mean() / 4
+                np.abs(got - expected).mean()
+                < np.abs(got[1:] - expected[:-1]).mean() / 4
             )
-            assert np.abs(got.mean((0, 1, 2)) - wanted.mean((0, 1, 2))).max() < 2
+            assert np.abs(got.mean((0, 1, 2)) - expected.mean((0, 1, 2))).max() < 2
     # Other images of the same folders are other videos.
     (tmp_path / "list.txt").write_text(text.replace(",10,", ",9,"))
     given = (tmp_path / "list.txt", tmp_path / "folders", "--frame-name={:03}.png")
@@ -186,8 +186,8 @@ def test_frames_that_are_images(tmp_path, serial):
         prepare(*given, "--fps=12")
     trimmed = (given[0], tmp_path / "trimmed", *given[2:])
     prepare(*trimmed, "--trim=0.25:0.5", "--fps=12")
-    found = records.load(f"tfds:{tmp_path}/trimmed/train")
-    with video_open.open_video(found[0]) as video:
+    found = sources.load(f"tfds:{tmp_path}/trimmed/train")
+    with open_video(found[0]) as video:
         assert video.num_frames == 3
         got = video.read(range(3)).astype(int)
     errors = [np.abs(got - frames[0][i : i + 3]).mean() for i in range(7)]
@@ -208,9 +208,9 @@ def test_classes_several_labels_and_none(videos, tmp_path, serial):
     info = tfds.builder_from_directory(tmp_path / "named/1.0.0").info
     assert info.features["label"].names == ["zero", "one", "two"]
     assert info.metadata["train"]["settings"]["encoding"] is None
-    found = records.load(f"tfds:{tmp_path}/named/train")
+    found = sources.load(f"tfds:{tmp_path}/named/train")
     original = (videos.parent / "0.mp4").read_bytes()
-    assert video_open.read_bytes(found[0]) == original
+    assert read_bytes(found[0]) == original
 
     names.write_text("zero\none\n")
     with pytest.raises(RecordError, match="label 2"):
@@ -220,10 +220,10 @@ def test_classes_several_labels_and_none(videos, tmp_path, serial):
     several.write_text(f"{videos.parent}/0.mp4 2 0\n{videos.parent}/1.mp4\n")
     prepare(several, tmp_path / "several", "--multi-label", "--copy")
     source = f"tfds:{tmp_path}/several/train"
-    several = records.load(source, label_kind=LabelKind.MANY)
+    several = sources.load(source, label_kind=LabelKind.MANY)
     assert [r.labels for r in several] == [(0, 2), ()]
     with pytest.raises(RecordError, match="several labels: set config.loss.kind"):
-        records.load(source)
+        sources.load(source)
     rows = tfds.data_source("several", data_dir=tmp_path, split="train")
     assert [list(row["label"]) for row in rows] == [[0, 2], []]
 
@@ -231,9 +231,9 @@ def test_classes_several_labels_and_none(videos, tmp_path, serial):
     none.write_text(f"{videos.parent}/0.mp4\n")
     prepare(none, tmp_path / "none", "--copy")
     source = f"tfds:{tmp_path}/none/train"
-    assert [r.labels for r in records.load(source)] == [()]
+    assert [r.labels for r in sources.load(source)] == [()]
     with pytest.raises(RecordError, match="0.mp4 has no label"):
-        records.load(source, label_kind=LabelKind.ONE)
+        sources.load(source, label_kind=LabelKind.ONE)
     rows = tfds.data_source("none", data_dir=tmp_path, split="train")
     assert [row["label"] for row in rows] == [-1]
 
@@ -249,13 +249,13 @@ def test_splits_share_a_folder(videos, made, tmp_path, serial):
         "val": 8,
     }
     assert info.splits["val"].shard_lengths == [4, 4]
-    ids = [record.id for record in records.load(f"tfds:{tmp_path}/tiny/val")]
-    assert ids == [record.id for record in records.load(f"tfds:{made}/train")]
+    ids = [record.id for record in sources.load(f"tfds:{tmp_path}/tiny/val")]
+    assert ids == [record.id for record in sources.load(f"tfds:{made}/train")]
     for name, content in contents(made).items():
         if "-train." in name:
             assert (tmp_path / "tiny/1.0.0" / name).read_bytes() == content
     with pytest.raises(RecordError, match="no finished split 'test'. There is .*val"):
-        records.load(f"tfds:{tmp_path}/tiny/test")
+        sources.load(f"tfds:{tmp_path}/tiny/test")
     with pytest.raises(RecordError, match="'val' has other classes|other classes"):
         prepare(videos, tmp_path / "tiny", "--split=test", "--multi-label")
 
@@ -275,7 +275,7 @@ def test_other_lists_and_settings_are_refused(videos, tmp_path, serial):
     assert contents(out) == before
     prepare(videos, out, "--shard-videos=3", "--overwrite")
     assert len(list((out / "1.0.0").glob("*-of-*[0-9]"))) == 3
-    assert len(records.load(f"tfds:{out}/train")) == 8
+    assert len(sources.load(f"tfds:{out}/train")) == 8
     prepare(videos, out, "--overwrite")
     assert contents(out) == before
 
@@ -286,12 +286,12 @@ def test_too_many_bad_videos_make_no_data_set(videos, tmp_path, serial):
         prepare(videos, out, "--max-bad-fraction=0.01")
     assert not (out / "1.0.0/dataset_info.json").exists()
     with pytest.raises(RecordError, match="no finished split"):
-        records.load(f"tfds:{out}/train")
+        sources.load(f"tfds:{out}/train")
     prepare(videos, out)
-    assert len(records.load(f"tfds:{out}/train")) == 8
+    assert len(sources.load(f"tfds:{out}/train")) == 8
 
 
-def test_only_what_was_mended_or_lost_is_made_again(videos, tmp_path, serial):
+def test_only_changed_or_missing_shards_are_rewritten(videos, tmp_path, serial):
     copies = tmp_path / "copies"
     copies.mkdir()
     for path in videos.parent.glob("*.mp4"):
@@ -305,13 +305,13 @@ def test_only_what_was_mended_or_lost_is_made_again(videos, tmp_path, serial):
 
     shards[0].unlink()
     with pytest.raises(RecordError, match="00000-of-00005 is missing"):
-        records.load(f"tfds:{out}/train")
+        sources.load(f"tfds:{out}/train")
     prepare(copies / "list.txt", out)
     assert contents(out) == before
 
     (copies / f"{BAD}.mp4").write_bytes((copies / "0.mp4").read_bytes())
     prepare(copies / "list.txt", out)
-    assert len(records.load(f"tfds:{out}/train")) == COUNT
+    assert len(sources.load(f"tfds:{out}/train")) == COUNT
     assert not list((out / "1.0.0").glob("*bad*"))
     changed = [
         shard.stat().st_mtime_ns != then
@@ -320,26 +320,23 @@ def test_only_what_was_mended_or_lost_is_made_again(videos, tmp_path, serial):
     assert changed == [True, False, True, False, False]
 
 
-# What goes wrong.
-
-
 @pytest.mark.slow
 def test_killed_and_started_again_gives_the_same_bytes(tmp_path):
-    # Enough that there is something left to do at each kill.
+    # Enough videos that work is left at each kill.
     for i in range(24):
         write_video(tmp_path / f"{i}.mp4", moving_noise(60, 96, 130, seed=i))
     write_list(tmp_path / "list.txt", [(f"{i}.mp4", None) for i in range(24)])
     killed = (tmp_path / "list.txt", tmp_path / "killed/tiny", "--workers=2")
     folder = tmp_path / "killed/tiny/1.0.0"
-    for notes in (1, 2):
+    for num_complete in (1, 2):
         with start(*killed, "--split=train", "--shard-videos=2") as process:
-            while len(list(folder.glob("*-of-00012.json"))) < notes:
+            while len(list(folder.glob("*-of-00012.json"))) < num_complete:
                 assert process.poll() is None, process.stdout.read()
                 time.sleep(0.005)
             process.kill()
         assert not (folder / "dataset_info.json").exists()
         with pytest.raises(RecordError, match="no finished split"):
-            records.load(f"tfds:{tmp_path}/killed/tiny/train")
+            sources.load(f"tfds:{tmp_path}/killed/tiny/train")
     kept = min(folder.glob("*-of-00012"))
     then = kept.stat().st_mtime_ns
     prepare(*killed)
@@ -348,7 +345,7 @@ def test_killed_and_started_again_gives_the_same_bytes(tmp_path):
     assert contents(tmp_path / "killed/tiny") == contents(tmp_path / "whole/tiny")
 
 
-def test_names_are_those_that_tfds_takes(videos, tmp_path):
+def test_names_must_be_valid_in_tfds(videos, tmp_path):
     with pytest.raises(RecordError, match="'My-Set' cannot be the name"):
         prepare(videos, tmp_path / "My-Set")
     with pytest.raises(RecordError, match="'a-b' cannot be the name"):
@@ -356,7 +353,7 @@ def test_names_are_those_that_tfds_takes(videos, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_beam_makes_the_same(videos, made, tmp_path):
+def test_beam_makes_the_same_data_set(videos, made, tmp_path):
     pytest.importorskip("apache_beam")
     code = "import warnings; warnings.simplefilter('ignore')" + RUN
     process = start(

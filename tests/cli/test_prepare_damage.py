@@ -1,4 +1,4 @@
-"""Prepared data sets: what goes wrong is told, and no damage is unseen."""
+"""Prepared data sets: failures are reported, and no damage goes unnoticed."""
 
 import dataclasses
 import json
@@ -18,18 +18,17 @@ from tests.helpers.videos import (
     video_bytes,
     write_folder,
 )
-from videomae_jax.data import pipeline
-from videomae_jax.data import sources as records
+from videomae_jax.data import pipeline, sources
 from videomae_jax.data.clips import PretrainingClips
 from videomae_jax.datasets import encode
 from videomae_jax.datasets.encode import encode_record
 from videomae_jax.errors import RecordError, VideoError
-from videomae_jax.video import open as video_open
+from videomae_jax.video.open import open_video, read_bytes
 from videomae_jax.video.record import Record
 
 
 def encode_or_misbehave(record, **kwargs):
-    """Runs in the workers, in place of a decoder with such faults."""
+    """Stands in for a decoder that crashes, hangs or runs out of memory."""
     match record.id:
         case "1.mp4":
             os.kill(os.getpid(), signal.SIGSEGV)
@@ -41,24 +40,24 @@ def encode_or_misbehave(record, **kwargs):
 
 
 @pytest.mark.slow
-def test_videos_that_crash_hang_or_take_all_memory(monkeypatch, tmp_path, capfd):
+def test_videos_that_crash_hang_or_use_up_memory(monkeypatch, tmp_path, capfd):
     (tmp_path / "videos").mkdir()
     write_folder(tmp_path / "videos", 6)
     monkeypatch.setattr(encode, "encode_record", encode_or_misbehave)
     options = ("--workers=2", "--timeout=3", "--max-bad-fraction=0.5")
     prepare(tmp_path / "videos", tmp_path / "tiny", *options)
-    found = records.load(f"tfds:{tmp_path}/tiny/train")
+    found = sources.load(f"tfds:{tmp_path}/tiny/train")
     assert [record.id for record in found] == ["0.mp4", "2.mp4", "5.mp4"]
     path = tmp_path / "tiny/1.0.0/tiny-train.bad_videos.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()]
-    # Nothing that depends on chance, or on how long was waited.
+    # The reasons depend neither on chance nor on the time limit.
     assert {row["id"]: row["reason"] for row in rows} == {
         "1.mp4": "crashes the process that encodes it",
         "3.mp4": "hangs, or takes longer to encode than --timeout allows",
         "4.mp4": "MemoryError",
     }
     errors = capfd.readouterr().err
-    assert "1.mp4: crashes: the process that had it was ended by SIGSEGV" in errors
+    assert "1.mp4: crashes: its process was killed by SIGSEGV" in errors
     assert "3.mp4: hangs: no result within 3 s" in errors
 
 
@@ -75,22 +74,22 @@ def test_corrupted_videos_are_each_accounted_for(tmp_path):
             path.write_bytes(corrupted(content, rng, kind))
     options = ("--workers=2", "--timeout=60", "--max-bad-fraction=1")
     prepare(folder, tmp_path / "one/tiny", *options)
-    found = records.load(f"tfds:{tmp_path}/one/tiny/train")
+    found = sources.load(f"tfds:{tmp_path}/one/tiny/train")
     for record in found:
-        with video_open.open_video(record) as video:
+        with open_video(record) as video:
             assert len(video.read(range(video.num_frames))) == video.num_frames
     path = tmp_path / "one/tiny/1.0.0/tiny-train.bad_videos.jsonl"
     bad = [json.loads(line) for line in path.read_text().splitlines()]
     assert all(row["reason"] for row in bad)
     assert len(bad) > 10 and len(found) > 5
-    ids = [record.id for record in records.load(str(folder))]
+    ids = [record.id for record in sources.load(str(folder))]
     assert sorted([record.id for record in found] + [row["id"] for row in bad]) == ids
-    # What a decoder makes of damage is no matter of chance.
+    # Decoding damaged videos is deterministic.
     prepare(folder, tmp_path / "other/tiny", "--workers=1", *options[1:])
     assert contents(tmp_path / "one/tiny") == contents(tmp_path / "other/tiny")
 
 
-def test_no_room_is_told_and_leaves_no_data_set(videos, tmp_path, serial):
+def test_full_disk_is_reported_and_leaves_no_data_set(videos, tmp_path, serial):
     limited = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (50000,) * 2)"
     args = (videos, tmp_path / "tiny", "--copy")
     process = start(*args, "--split=train", code=limited + RUN)
@@ -99,23 +98,23 @@ def test_no_room_is_told_and_leaves_no_data_set(videos, tmp_path, serial):
     assert "File too large" in output and "tiny-train.array_record-00000" in output
     assert not list((tmp_path / "tiny/1.0.0").iterdir())
     prepare(*args)
-    assert len(records.load(f"tfds:{tmp_path}/tiny/train")) == 8
+    assert len(sources.load(f"tfds:{tmp_path}/tiny/train")) == 8
 
 
-def test_changed_bytes_are_found_and_named(videos, tmp_path, serial):
+def test_changed_bytes_are_detected(videos, tmp_path, serial):
     out = tmp_path / "tiny"
     prepare(videos, out)
-    found = records.load(f"tfds:{out}/train")
+    found = sources.load(f"tfds:{out}/train")
     shard = pathlib.Path(found[2].path)
     content = shard.read_bytes()
     begin = content.index(b"ftyp")
-    for place in range(begin, begin + 4000, 97):
+    for position in range(begin, begin + 4000, 97):
         changed = bytearray(content)
-        changed[place] ^= 16
-        other = tmp_path / f"{shard.name}.{place}"
+        changed[position] ^= 16
+        other = tmp_path / f"{shard.name}.{position}"
         other.write_bytes(changed)
         with pytest.raises(VideoError, match=rf"{other.name}: video 0 \(2.mp4\).*hash"):
-            video_open.read_bytes(Record(str(other), "2.mp4", position=0))
+            read_bytes(Record(str(other), "2.mp4", position=0))
     shard.write_bytes(changed)
 
     reader = PretrainingClips(4, 2, 32, (1.0,), 0.0, 1)
@@ -126,34 +125,34 @@ def test_changed_bytes_are_found_and_named(videos, tmp_path, serial):
     assert "2.mp4" not in batch.ids
     assert {record.id for _, record, _ in batch.bad} == {"2.mp4"}
     shard.write_bytes(content[:-1])
-    with pytest.raises(RecordError, match="has not its"):
-        records.load(f"tfds:{out}/train")
+    with pytest.raises(RecordError, match="its size is not"):
+        sources.load(f"tfds:{out}/train")
 
 
 def test_a_damaged_shard_never_gives_other_bytes(made, tmp_path):
     records_of = {}
-    for record in records.load(f"tfds:{made}/train"):
+    for record in sources.load(f"tfds:{made}/train"):
         records_of.setdefault(record.path, []).append(record)
     (path, found), *_ = records_of.items()
     content = pathlib.Path(path).read_bytes()
-    originals = [video_open.read_bytes(record) for record in found]
+    originals = [read_bytes(record) for record in found]
     rng = np.random.default_rng(0)
-    # The index and where to find it are at the end; blocks are filled up with zeros.
-    filled = np.flatnonzero(np.frombuffer(content, np.uint8))
-    places = [*rng.choice(filled, 100), *rng.choice(filled[-500:], 100), *range(32)]
+    # The index and its position are at the end; blocks are padded with zeros.
+    nonzero = np.flatnonzero(np.frombuffer(content, np.uint8))
+    positions = [*rng.choice(nonzero, 100), *rng.choice(nonzero[-500:], 100)]
     damaged = []
-    for place in [*places, len(content) - 1]:
+    for position in [*positions, *range(32), len(content) - 1]:
         damaged.append(bytearray(content))
-        damaged[-1][place] ^= int(rng.integers(1, 256))
+        damaged[-1][position] ^= int(rng.integers(1, 256))
     damaged += [corrupted(content, rng, kind) for kind in CORRUPTIONS * 8]
     refused = 0
     for i, data in enumerate(damaged):
-        shard = tmp_path / f"{i}.array_record"  # not one that is open already
+        shard = tmp_path / f"{i}.array_record"  # a new name: open shards are cached
         shard.write_bytes(data)
         for record, original in zip(found, originals, strict=True):
             record = dataclasses.replace(record, path=str(shard))
             try:
-                assert video_open.read_bytes(record) == original
+                assert read_bytes(record) == original
             except VideoError as error:
                 assert str(error).startswith(f"{shard}: video {record.position} (")
                 refused += 1
@@ -161,8 +160,8 @@ def test_a_damaged_shard_never_gives_other_bytes(made, tmp_path):
     assert refused > len(damaged)  # more than half of the reads
 
 
-def test_shards_of_another_data_set_are_noticed(made):
-    first, second = records.load(f"tfds:{made}/train")[:2]
+def test_shards_of_another_data_set_are_detected(made):
+    first, second = sources.load(f"tfds:{made}/train")[:2]
     swapped = Record(first.path, second.id, position=first.position)
     with pytest.raises(VideoError, match="video 0 is 0.mp4, not 1.mp4"):
-        video_open.open_video(swapped)
+        open_video(swapped)

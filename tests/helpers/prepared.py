@@ -1,4 +1,4 @@
-"""Small prepared data sets, and how the tests make them."""
+"""Makes small prepared data sets."""
 
 import argparse
 import pathlib
@@ -24,7 +24,7 @@ prepare.run(parser.parse_args(sys.argv[1:]))
 
 
 def start(*args, code=RUN, **kwargs):
-    """Starts the command in a process of its own."""
+    """Starts the command `prepare` in a new process."""
     return subprocess.Popen(
         [sys.executable, "-W", "error", "-c", code, *map(str, args)],
         cwd=ROOT,
@@ -36,7 +36,7 @@ def start(*args, code=RUN, **kwargs):
 
 
 def prepare(*args):
-    """Runs the command here, but for the processes that encode."""
+    """Runs the command `prepare` in this process, with its worker processes."""
     parser = argparse.ArgumentParser()
     command.add_arguments(parser)
     defaults = ["--split=train", "--shard-videos=2", "--max-bad-fraction=0.2"]
@@ -45,9 +45,9 @@ def prepare(*args):
 
 @pytest.fixture
 def serial(monkeypatch):
-    """Encodes in this process, which starts in no time."""
+    """Encodes in this process: worker processes take seconds to start."""
 
-    def plain_map(function, items, num_workers, timeout, ahead):
+    def plain_map(function, items, *, num_workers, timeout, ahead):
         for index, item in enumerate(items):
             yield index, function(item)
 
@@ -56,7 +56,7 @@ def serial(monkeypatch):
 
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory):
-    """A list of labelled videos of 20 frames and more, one of them unreadable."""
+    """Returns a list of labelled videos of 20 or more frames, one unreadable."""
     folder = tmp_path_factory.mktemp("videos")
     rows = []
     for i in range(COUNT):
@@ -70,7 +70,7 @@ def videos(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def made(videos, tmp_path_factory):
-    """The data set's folder, made by processes."""
+    """Returns the folder of a data set that worker processes made."""
     out = tmp_path_factory.mktemp("made") / "tiny"
     prepare(videos, out, "--workers=2")
     return out

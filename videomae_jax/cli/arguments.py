@@ -1,94 +1,134 @@
-"""What commands have in common: loading a model, reading and printing arguments."""
+"""Arguments, model loading and output that the commands share."""
 
 import argparse
 import dataclasses
 import glob
+import json
 import os
-from collections.abc import Iterable, Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
-from videomae_jax.data import labels, resources, sources
-from videomae_jax.errors import PretrainedError, RecordError
+from videomae_jax.data import labels, sources
+from videomae_jax.errors import PretrainedError, RecordError, VideoError
 from videomae_jax.files import absolute
 from videomae_jax.interop.loading import load_pretrained
 from videomae_jax.interop.pretrained import Pretrained
-from videomae_jax.video import frame_names
+from videomae_jax.processes import available_resources
+from videomae_jax.video.frame_folder import DEFAULT_FRAME_NAME
 from videomae_jax.video.record import LabelKind, Record
 
-_WHAT = (
-    "whatever load_pretrained takes: a name on the Hugging Face hub, a folder, a .pth, "
-    ".h5 or .safetensors file, or a workdir of main.py"
+_MODEL_HELP = (
+    "a model on the Hugging Face Hub, a folder, a .pth, .h5 or .safetensors file, or a "
+    "work directory of main.py; anything that load_pretrained takes"
 )
 
 
-def add_source(parser: argparse.ArgumentParser, name: str = "--model") -> None:
-    """Adds the argument that names a model, and those that help to load it."""
-    if name.startswith("-"):
-        parser.add_argument(name, required=True, metavar="SRC", help=_WHAT)
-    else:
-        parser.add_argument(name, metavar="SRC", help=_WHAT)
+def count(text: str) -> int:
+    """Parses a whole number of at least 1."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
+    return number
+
+
+def seconds(text: str) -> float:
+    """Parses a finite time above 0."""
+    number = float(text)
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be above 0 and finite, got {text}")
+    return number
+
+
+def add_flag(parser: argparse._ActionsContainer, name: str, help: str) -> None:
+    """Adds an option without a value."""
+    parser.add_argument(name, action="store_true", help=help)
+
+
+def add_count(
+    parser: argparse._ActionsContainer,
+    name: str,
+    help: str,
+    *,
+    default: int | None = None,
+    metavar: str = "N",
+) -> None:
+    """Adds an option that takes a whole number of at least 1."""
+    if default is not None:
+        help += " (default %(default)s)"
+    parser.add_argument(name, type=count, default=default, metavar=metavar, help=help)
+
+
+def add_model(parser: argparse.ArgumentParser, name: str = "--model") -> None:
+    """Adds the argument that names a model, and the options for loading it."""
+    action = parser.add_argument(name, metavar="SRC", help=_MODEL_HELP)
+    action.required = True
     group = parser.add_argument_group("loading")
-    group.add_argument("--revision", help="branch, tag or commit of a model on the hub")
+    group.add_argument("--revision", help="branch, tag or commit of a model on the Hub")
     group.add_argument(
         "--labels",
         metavar="FILE",
-        help="names of the classes, one a line in the order of the head, for a model "
-        "whose source does not name them",
+        help="class names, one per line in the order of the head, for a model that "
+        "does not include them",
     )
-    group.add_argument(
-        "--heads",
-        type=count,
-        help="attention heads, where the source does not tell them",
-    )
-    group.add_argument("--decoder-heads", type=count, help="the same of the decoder")
+    add_count(group, "--heads", "attention heads, if the model does not specify them")
+    add_count(group, "--decoder-heads", "attention heads of the decoder")
 
 
-def add_dtype(parser: argparse._ActionsContainer) -> None:
-    """Adds the computation dtype, for commands that run the model."""
-    parser.add_argument(
-        "--dtype",
-        choices=("bfloat16", "float32"),
-        default="float32",
-        help="what the model computes in (default float32); bfloat16 is faster on "
-        "accelerators",
-    )
-
-
-def load(
-    args: argparse.Namespace, source: str, strict: bool = True, **fields
+def load_model(
+    args: argparse.Namespace, source: str, *, strict: bool = True, **fields: Any
 ) -> Pretrained:
     """Loads the model that the arguments name.
 
+    Args:
+        args: with the arguments of `add_model`.
+        source: the model.
+        strict: as in `load_pretrained`.
+        fields: of the model, as in `load_pretrained`.
+
     Raises:
-        PretrainedError: if it cannot be loaded, or has another number of classes.
-        RecordError: if the file of labels cannot be read.
+        PretrainedError: the model cannot be loaded, or has another number of classes
+            than the file of labels.
+        RecordError: the file of labels cannot be read.
     """
-    given = {"heads": args.heads, "decoder_heads": args.decoder_heads}
-    fields |= {name: value for name, value in given.items() if value is not None}
+    heads = {"heads": args.heads, "decoder_heads": args.decoder_heads}
+    fields |= {name: value for name, value in heads.items() if value is not None}
     loaded = load_pretrained(source, revision=args.revision, strict=strict, **fields)
     if args.labels:
         names = tuple(labels.read(args.labels))
         classes = getattr(loaded.model, "num_classes", 0)
         if len(names) != classes:
             raise PretrainedError(
-                f"--labels: {args.labels} names {len(names)} classes, but the head of "
-                f"{source} has {classes}"
+                f"--labels={args.labels} has {len(names)} class names, but the head of "
+                f"{source} has {classes} classes"
             )
         loaded = dataclasses.replace(loaded, labels=names)
     return loaded
 
 
+def add_dtype(parser: argparse._ActionsContainer) -> None:
+    """Adds the computation dtype, for commands that run a model."""
+    parser.add_argument(
+        "--dtype",
+        choices=("bfloat16", "float32"),
+        default="float32",
+        help="dtype to compute in (default float32); bfloat16 is faster on "
+        "accelerators",
+    )
+
+
 def add_frame_name(parser: argparse._ActionsContainer) -> None:
-    """Adds how images of frame folders are named."""
+    """Adds the template of image names in frame folders."""
     parser.add_argument(
         "--frame-name",
-        default=frame_names.DEFAULT,
+        default=DEFAULT_FRAME_NAME,
         metavar="TEMPLATE",
         help="names of the images in frame folders (default %(default)s)",
     )
 
 
 def add_paths(parser: argparse._ActionsContainer) -> None:
-    """Adds how the paths of a list are read."""
+    """Adds the options for resolving the paths of a list."""
     parser.add_argument(
         "--root", default="", help="folder that relative paths of a list start at"
     )
@@ -96,37 +136,55 @@ def add_paths(parser: argparse._ActionsContainer) -> None:
 
 
 def add_list(parser: argparse.ArgumentParser) -> None:
-    """Adds a list of videos, labelled or not, and how it is read."""
+    """Adds a list of videos and the options for reading it with `load_list`."""
     parser.add_argument(
         "list",
         metavar="LIST",
-        help="a list file with or without labels, a folder, or tfds:FOLDER/SPLIT",
+        help="list file with or without labels, folder, or tfds:FOLDER/SPLIT",
     )
     add_paths(parser)
+    add_flag(parser, "--multi-label", "a video may have several labels")
     parser.add_argument(
-        "--multi-label", action="store_true", help="a line may have several labels"
-    )
-    parser.add_argument(
-        "--labels", metavar="FILE", help="names of the classes, one a line, by label"
+        "--labels", metavar="FILE", help="class names, one per line, by label"
     )
 
 
-def add_isolated(parser: argparse._ActionsContainer) -> None:
-    """Adds how many videos are worked on at a time, and for how long."""
+def label_kind(args: argparse.Namespace) -> LabelKind:
+    """Returns the labels that a video of the list may have."""
+    return LabelKind.MANY if args.multi_label else LabelKind.OPTIONAL
+
+
+def load_list(args: argparse.Namespace) -> tuple[list[Record], list[str] | None]:
+    """Reads the list and the class names that the arguments of `add_list` name.
+
+    Raises:
+        RecordError: one of them cannot be read.
+    """
+    records = sources.load(
+        args.list,
+        args.root,
+        label_kind=label_kind(args),
+        frame_name=args.frame_name,
+    )
+    return records, labels.read(args.labels) if args.labels else None
+
+
+def add_process_pool(parser: argparse._ActionsContainer) -> None:
+    """Adds the options of `process_map`."""
     parser.add_argument(
         "--timeout",
         type=seconds,
         default=600.0,
         metavar="SECONDS",
-        help="that a video may take before it counts as hanging (default 600); give "
-        "more for films of hours and slow presets",
+        help="time after which a video counts as hanging (default 600); increase it "
+        "for hour-long films and slow presets",
     )
     parser.add_argument(
         "--workers",
         type=count,
-        default=resources.measure().cores,
+        default=available_resources().cores,
         metavar="N",
-        help="processes, each with a video of its own (default: one for each core)",
+        help="processes, each with one video at a time (default: one per core)",
     )
 
 
@@ -136,17 +194,17 @@ def add_videos(parser: argparse.ArgumentParser) -> None:
         "videos",
         nargs="+",
         metavar="VIDEO",
-        help="a video file, a folder of them, a folder of images (one for each frame), "
-        "a pattern such as 'clips/*.mp4', a list (.txt, .csv), or tfds:FOLDER/SPLIT",
+        help="video file, folder of videos, folder of images (one per frame), pattern "
+        "such as 'clips/*.mp4', list (.txt, .csv), or tfds:FOLDER/SPLIT",
     )
     add_frame_name(parser)
 
 
 def find_videos(args: argparse.Namespace) -> list[Record]:
-    """The videos that arguments name; a missing file is one, to be told later.
+    """Returns the named videos; a missing file is included, and fails when opened.
 
     Raises:
-        RecordError: if a list, folder or pattern names none.
+        RecordError: a list, folder or pattern names no video.
     """
     return list(_find(args.videos, args.frame_name))
 
@@ -163,37 +221,70 @@ def _find(names: Iterable[str], frame_name: str) -> Iterator[Record]:
                 name, label_kind=LabelKind.UNUSED, frame_name=frame_name
             )
         elif glob.has_magic(name) and not os.path.exists(name):
-            found = sorted(glob.glob(name, recursive=True))
-            if not found:
-                raise RecordError(f"there is no video {name!r}")
-            yield from _find(found, frame_name)
+            matches = sorted(glob.glob(name, recursive=True))
+            if not matches:
+                raise RecordError(f"no video matches {name!r}")
+            yield from _find(matches, frame_name)
         else:
             yield Record(absolute(name), name)
 
 
 def stem(record: Record) -> str:
-    """The last part of a video's name, without its extension if it is a file."""
+    """Returns the last part of a video's name, without the extension of a file."""
     name = os.path.basename(record.id.rstrip("/"))
     is_file = record.position is None and not record.frame_name
     return os.path.splitext(name)[0] if is_file else name
 
 
 def printable(text: str) -> str:
-    """Text without the bytes of file names that are no characters."""
+    """Replaces the bytes of file names that are not valid characters."""
     return text.encode(errors="replace").decode()
 
 
-def count(text: str) -> int:
-    """Reads an argument that is a whole number of at least 1."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
-    return number
+def add_json(parser: argparse.ArgumentParser, *, per_video: bool = False) -> None:
+    """Adds --json, for `print_result`."""
+    each = "a JSON object per video, one per line" if per_video else "a JSON object"
+    add_flag(parser, "--json", f"print {each}")
 
 
-def seconds(text: str) -> float:
-    """Reads an argument that is a time above 0, and finite."""
-    number = float(text)
-    if not 0 < number < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not above 0")
-    return number
+def print_result(
+    args: argparse.Namespace, result: dict[str, Any], text: str, **json_options: Any
+) -> None:
+    """Prints a result: as JSON with --json, otherwise the text.
+
+    Args:
+        args: with the argument of `add_json`.
+        result: JSON values.
+        text: the same for people.
+        json_options: of `json.dumps`.
+    """
+    shown = json.dumps(result, **json_options) if args.json else text
+    print(printable(shown), flush=True)
+
+
+def for_each_video(
+    args: argparse.Namespace,
+    videos: Sequence[Record],
+    process: Callable[[Record], tuple[dict[str, Any], str]],
+) -> None:
+    """Processes videos one by one; prints each result as soon as it is known.
+
+    Args:
+        args: with the argument of `add_json`.
+        videos: the videos.
+        process: returns the result of a video, as `print_result` takes it.
+
+    Raises:
+        VideoError: at the end, if some videos failed with a VideoError.
+    """
+    failed = 0
+    for video in videos:
+        try:
+            result, text = process(video)
+        except VideoError as error:
+            failed += 1
+            print(printable(str(error)), file=sys.stderr)
+        else:
+            print_result(args, result, text)
+    if failed:
+        raise VideoError(f"{failed} of {len(videos)} videos could not be processed")

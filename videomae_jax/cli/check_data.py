@@ -1,45 +1,44 @@
-"""Reads every video of a list, tells what is wrong, and writes a list without it.
+"""Checks every video of a list, reports problems, and writes a clean list.
 
     python -m videomae_jax check-data data/kinetics400/train.txt --workers=16
     python -m videomae_jax check-data videos/ --fast --out=videos_check
     python -m videomae_jax check-data val.txt --labels=labels.txt --strict --json
     python -m videomae_jax check-data tfds:/data/tfds/kinetics400/train
 
-Each video is decoded from beginning to end, as training would and in a process of its
-own: a video that crashes the decoder or hangs is reported like any other. Each gets one
+Each video is decoded from beginning to end, as in training, in a worker process: a
+video that crashes the decoder or hangs is reported like any other. Each gets one
 status, the last of these that applies:
 
-    good        nothing is wrong
-    no_index   its timestamps do not tell which frame is where; reading it is slow
-    short       fewer frames than a clip spans: training repeats frames
-    duplicate   same bytes as a readable video before it in the list; where frames are
-                images, same pixels (not with --fast)
-    frame_count_mismatch  the decoder gives other frames than the file announces; some
-                reads fail
-    unreadable  it cannot be opened or decoded to its end, or crashes or hangs
+    good                  no problem found
+    no_index              its packets do not locate the frames; reading it is slow
+    short                 fewer frames than a clip spans: training repeats frames
+    duplicate             same bytes as an earlier readable video of the list or, if
+                          the frames are images, same pixels (not with --fast)
+    frame_count_mismatch  the decoder returns another number of frames than the file
+                          announces; some reads fail
+    unreadable            cannot be opened or fully decoded, crashes, or hangs
 
-Into the folder --out, by default LIST without its extension and with _check, go:
+The folder --out, by default LIST without its extension and with _check, contains:
 
-    clean.txt         the good, no_index and short ones, in the order of LIST, with
-                      absolute paths; short ones not with --drop-short, duplicates also
-                      with --keep-duplicates. Not of a tfds: source, since a list cannot
-                      name a video in a shard
-    bad_videos.jsonl  those that training cannot read, and why, as they are found
-    report.json       the summary that --json prints, and all about every video
+    clean.txt         the good, no_index and short videos, in the order of LIST, with
+                      absolute paths; without short ones if --drop-short is given, with
+                      duplicates if --keep-duplicates is. Not for a tfds: source: a list
+                      cannot name videos in shards
+    bad_videos.jsonl  videos that training cannot read, with reasons, as they are found
+    report.json       the summary that --json prints, and the properties of every video
     check.png         histograms
 
-The exit status is 0 when all videos were looked at, whatever was found, and 1 if none
-is left for clean.txt or something else went wrong. With --strict it is 1, too, if a
-video is short, duplicate (unless these are kept), frame_count_mismatch or
-unreadable, a class has no videos, or a label is missing or no class; all files are
-written nevertheless.
+The exit status is 0 if all videos were checked, whatever their status. It is 1 if none
+is left for clean.txt, or after any other error. With --strict it is also 1 if a video
+is short, duplicate (unless these are kept), frame_count_mismatch or unreadable, if a
+class has no videos, or if a label is missing or not a class; all files are still
+written.
 """
 
 import argparse
 import contextlib
 import dataclasses
 import importlib.util
-import json
 import os
 import pathlib
 import sys
@@ -49,120 +48,98 @@ from typing import Any
 import tqdm
 
 from videomae_jax.cli import arguments
-from videomae_jax.data import labels, sources
-from videomae_jax.datasets import probe, report, report_plot
+from videomae_jax.data import sources
+from videomae_jax.datasets import probe, report
 from videomae_jax.datasets.probe import ProbeResult
 from videomae_jax.datasets.process_pool import TaskFailure, process_map
-from videomae_jax.datasets.report import Checked
+from videomae_jax.datasets.report import CheckedVideo
 from videomae_jax.errors import RecordError
-from videomae_jax.video.record import LabelKind, Record, labels_to_json
+from videomae_jax.files import json_line, write_json
+from videomae_jax.video.record import Record, labels_to_json
 
 _SHOWN = 5  # names, reasons, classes in a line
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments; `run` takes what they parse to."""
+    """Adds the arguments of the command."""
     arguments.add_list(parser)
-    parser.add_argument("--out", metavar="FOLDER", help="where the files go")
-    parser.add_argument(
-        "--json", action="store_true", help="print the summary as a JSON object"
-    )
-    parser.add_argument(
-        "--strict", action="store_true", help="exit with 1 if anything was found"
-    )
+    parser.add_argument("--out", metavar="FOLDER", help="where to write the files")
+    arguments.add_json(parser)
+    arguments.add_flag(parser, "--strict", "exit with status 1 if a problem was found")
 
     clean = parser.add_argument_group("clean list")
-    clean.add_argument(
-        "--num-frames",
-        type=arguments.count,
-        default=16,
-        metavar="N",
-        help="frames of a clip, to tell short videos (default 16)",
+    arguments.add_count(
+        clean, "--num-frames", "frames per clip, to find short videos", default=16
     )
-    clean.add_argument(
-        "--stride",
-        type=arguments.count,
-        default=4,
-        metavar="N",
-        help="frames of the video from one frame of a clip to the next (default 4)",
+    arguments.add_count(
+        clean, "--stride", "step between the frames of a clip", default=4
     )
-    clean.add_argument(
-        "--drop-short", action="store_true", help="leave out short videos"
-    )
-    clean.add_argument(
-        "--keep-duplicates", action="store_true", help="do not leave out duplicates"
-    )
+    arguments.add_flag(clean, "--drop-short", "leave out short videos")
+    arguments.add_flag(clean, "--keep-duplicates", "do not leave out duplicates")
 
     work = parser.add_argument_group("work")
-    work.add_argument(
+    arguments.add_flag(
+        work,
         "--fast",
-        action="store_true",
-        help="do not decode, only read headers and packets: finds files that are "
-        "missing, cut off or no videos, but not damage inside",
+        "read only headers and packets, without decoding: finds files that are "
+        "missing, cut off or not videos, but not damaged frames",
     )
-    arguments.add_isolated(work)
+    arguments.add_process_pool(work)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Runs the command.
+    """Checks the videos of a list.
 
     Raises:
-        RecordError: if the list cannot be read, no video is left, or, with --strict,
-            something was found.
-        OSError: if the folder cannot be written to.
+        RecordError: the list cannot be read, no video is left, or --strict is given
+            and a problem was found.
+        OSError: the output folder cannot be written.
     """
     if importlib.util.find_spec("matplotlib") is None:  # not after hours of decoding
         raise RecordError("check.png needs matplotlib: pip install matplotlib")
-    label_kind = LabelKind.MANY if args.multi_label else LabelKind.OPTIONAL
-    found = sources.load(
-        args.list,
-        args.root,
-        label_kind=label_kind,
-        frame_name=args.frame_name,
-    )
-    listable = all(record.position is None for record in found)
-    names = labels.read(args.labels) if args.labels else None
+    records, names = arguments.load_list(args)
     out = _prepare_folder(args)
-    span = (args.num_frames - 1) * args.stride + 1
+    clip_span = (args.num_frames - 1) * args.stride + 1
+    videos = _check_all(args, records, out / "bad_videos.jsonl", clip_span)
 
-    sizes = report.file_sizes(found)
-    videos = report.judge(
-        found, sizes, _examine_all(args, found, sizes, out / "bad_videos.jsonl"), span
-    )
     left_out = _left_out(args)
     kept = [video.status not in left_out for video in videos]
-    covered = report.label_statistics(
-        found, kept, num_classes=names and len(names), label_kind=label_kind
+    label_stats = report.label_statistics(
+        records,
+        kept,
+        num_classes=len(names) if names else None,
+        label_kind=arguments.label_kind(args),
     )
+    can_be_listed = all(record.position is None for record in records)
     summary = {
         "list": args.list,
         "out": str(out),
-        "clean_list": listable and any(kept),
+        "clean_list": can_be_listed and any(kept),
         "decoded": not args.fast,
-        "clip_span": span,
-        **report.summarize(videos, kept, span),
-        "labels": covered and dataclasses.asdict(covered),
+        "clip_span": clip_span,
+        **report.summarize(videos, kept, clip_span=clip_span),
+        "labels": label_stats and dataclasses.asdict(label_stats),
     }
-    _write_report(out / "report.json", summary, videos, kept, label_kind)
+    rows = _rows(videos, kept, args.multi_label)
+    write_json(out / "report.json", summary, {"records": rows})
     if summary["clean_list"]:
         clean = [video.record for video, keep in zip(videos, kept, strict=True) if keep]
         sources.write_records(out / "clean.txt", clean)
-    report_plot.draw(out / "check.png", summary, videos, covered)
-    told = json.dumps(summary) if args.json else _tell(summary, names)
-    print(arguments.printable(told))
+    report.plot(out / "check.png", summary, videos, label_stats=label_stats)
+    arguments.print_result(args, summary, _as_text(summary, names))
 
     if not any(kept):
         raise RecordError(
-            f"none of the {len(found)} videos is left for a clean list; "
-            f"{out / 'report.json'} tells why"
+            f"none of the {len(records)} videos is left for a clean list. See "
+            f"{out / 'report.json'} for the reasons"
         )
-    findings = _findings(summary, args)
-    if args.strict and findings:
-        raise RecordError(f"--strict: {', '.join(findings)}")
+    problems = _problems(summary, args)
+    if args.strict and problems:
+        raise RecordError(f"--strict: {', '.join(problems)}")
 
 
 def _prepare_folder(args: argparse.Namespace) -> pathlib.Path:
-    """Makes the output folder and removes an older clean list from it."""
+    """Creates the output folder and removes an older clean list from it."""
     if args.out:
         out = pathlib.Path(args.out).expanduser()
     elif args.list.startswith("digits:"):
@@ -178,64 +155,72 @@ def _prepare_folder(args: argparse.Namespace) -> pathlib.Path:
     clean = out / "clean.txt"
     if clean.exists():
         if clean.resolve() == pathlib.Path(args.list).expanduser().resolve():
-            raise RecordError(f"--out={out}: clean.txt there is the list to check")
+            raise RecordError(
+                f"--out={out} contains the list to check, clean.txt. Choose another "
+                "folder"
+            )
         clean.unlink()
     return out
 
 
-def _examine_all(
+def _check_all(
     args: argparse.Namespace,
-    found: Sequence[Record],
-    sizes: Sequence[int | None],
+    records: Sequence[Record],
     bad_file: pathlib.Path,
-) -> list[ProbeResult | str]:
-    """Examines all videos, and writes down those that cannot be read as they come."""
-    outcomes: list[ProbeResult | str | None] = [_unlistable(record) for record in found]
-    places = [i for i, outcome in enumerate(outcomes) if outcome is None]
-    all_jobs = report.jobs(found, sizes, decode=not args.fast)
-    finished = process_map(
-        probe.examine, [all_jobs[i] for i in places], args.workers, args.timeout
+    clip_span: int,
+) -> list[CheckedVideo]:
+    """Probes and classifies all videos; writes the bad ones to a file as found."""
+    sizes = report.file_sizes(records)
+    jobs = report.probe_jobs(records, sizes, decode=not args.fast)
+    results: list[ProbeResult | str] = [_unlistable(record) for record in records]
+    to_probe = [index for index, result in enumerate(results) if not result]
+    probed = process_map(
+        probe.probe,
+        [jobs[index] for index in to_probe],
+        num_workers=args.workers,
+        timeout=args.timeout,
     )
     with (
         bad_file.open("w") as file,
-        contextlib.closing(finished),
-        tqdm.tqdm(total=len(found), unit="video", disable=None) as bar,
+        contextlib.closing(probed),
+        tqdm.tqdm(total=len(records), unit="video", disable=None) as bar,
     ):
 
-        def note(record: Record, reason: str) -> None:
-            row = {"id": record.id, "path": record.path, "reason": reason}
-            print(json.dumps(row), file=file, flush=True)
-            bar.write(f"unreadable: {arguments.printable(reason)}", file=sys.stderr)
-
-        for record, outcome in zip(found, outcomes, strict=True):
-            if outcome is not None:
-                note(record, outcome)
-                bar.update()
-        for place, outcome in finished:
-            record = found[places[place]]
-            if isinstance(outcome, TaskFailure):
-                outcome = f"{record.location}: {outcome.reason}"
-            outcomes[places[place]] = outcome
-            reason = report.reason(record, outcome)
+        def finish(index: int) -> None:
+            record = records[index]
+            reason = report.reason(record, results[index])
             if reason:
-                note(record, reason)
+                row = {"id": record.id, "path": record.path, "reason": reason}
+                file.write(json_line(row))
+                file.flush()
+                bar.write(f"unreadable: {arguments.printable(reason)}", file=sys.stderr)
             bar.update()
-    return outcomes
+
+        for index, result in enumerate(results):
+            if result:
+                finish(index)
+        for job_index, result in probed:
+            index = to_probe[job_index]
+            if isinstance(result, TaskFailure):
+                result = f"{records[index].location}: {result.reason}"
+            results[index] = result
+            finish(index)
+    return report.classify(records, sizes, results, clip_span=clip_span)
 
 
-def _unlistable(record: Record) -> str | None:
-    """Why a list cannot name a video that was found in a folder, if so."""
+def _unlistable(record: Record) -> str:
+    """Returns why a list cannot name a video of a folder; "" if it can."""
     if record.position is not None:
-        return None  # no list is written
+        return ""  # no list is written
     try:
         sources.write_records(os.devnull, [record])
     except RecordError as error:
         return str(error)
-    return None
+    return ""
 
 
 def _left_out(args: argparse.Namespace) -> set[str]:
-    """The statuses of videos that are not in the clean list."""
+    """Returns the statuses of videos that are not in the clean list."""
     statuses = {*report.BAD, "duplicate", "short"}
     if args.keep_duplicates:
         statuses.remove("duplicate")
@@ -244,70 +229,66 @@ def _left_out(args: argparse.Namespace) -> set[str]:
     return statuses
 
 
-def _findings(summary: dict[str, Any], args: argparse.Namespace) -> list[str]:
-    """What --strict does not accept."""
+def _problems(summary: dict[str, Any], args: argparse.Namespace) -> list[str]:
+    """Returns the problems that --strict does not accept."""
     accepted = {"good", "no_index"} | ({"duplicate"} if args.keep_duplicates else set())
-    found = [
-        f"{count} {status}"
+    counts = {
+        status: count
         for status, count in summary["statuses"].items()
-        if count and status not in accepted
-    ]
-    covered = summary["labels"]
-    if covered:
-        for count, what in (
-            (covered["num_empty"], "classes without videos"),
-            (len(covered["beyond"]), "labels that are no class"),
-            (covered["unlabelled"], "without a label"),
-            (summary["conflicting_duplicates"], "duplicates with another label"),
-        ):
-            found += [f"{count} {what}"] if count else []
-    return found
+        if status not in accepted
+    }
+    labels = summary["labels"]
+    if labels:
+        counts |= {
+            "classes without videos": labels["num_empty"],
+            "labels that are not a class": len(labels["beyond"]),
+            "without a label": labels["unlabelled"],
+            "duplicates with another label": summary["conflicting_duplicates"],
+        }
+    return [f"{count} {problem}" for problem, count in counts.items() if count]
 
 
-def _write_report(
-    target: pathlib.Path,
-    summary: dict[str, Any],
-    videos: Sequence[Checked],
-    kept: Sequence[bool],
-    label_kind: LabelKind,
-) -> None:
-    """Writes the summary and, on a line of its own, each video."""
-    multi_label = label_kind is LabelKind.MANY
-    with target.open("w") as file:
-        file.write(json.dumps({**summary, "records": []})[:-2])
-        for number, (video, keep) in enumerate(zip(videos, kept, strict=True)):
-            found = video.found
-            facts = dataclasses.asdict(found) if isinstance(found, ProbeResult) else {}
-            facts.pop("size", None)
-            row = {
-                "id": video.record.id,
-                "path": video.record.path,
-                "label": labels_to_json(video.record.labels, multi_label),
+def _rows(
+    videos: Sequence[CheckedVideo], kept: Sequence[bool], multi_label: bool
+) -> list[dict[str, Any]]:
+    """Returns the rows of report.json, one per video."""
+    rows = []
+    for video, keep in zip(videos, kept, strict=True):
+        record, result, original = video.record, video.result, video.original
+        properties = {}
+        if isinstance(result, ProbeResult):
+            properties = dataclasses.asdict(result)
+            del properties["size"]  # "bytes" has the size of all videos
+        rows.append(
+            {
+                "id": record.id,
+                "path": record.path,
+                "label": labels_to_json(record.labels, multi_label),
                 "status": video.status,
                 "clean": keep,
-                "reason": report.reason(video.record, found),
+                "reason": report.reason(record, result),
                 "duplicate_of": None
-                if video.original is None
-                else videos[video.original].record.id,
+                if original is None
+                else videos[original].record.id,
                 "bytes": video.size,
-                **facts,
+                **properties,
             }
-            file.write((",\n" if number else "\n") + json.dumps(row))
-        file.write("\n]}\n")
+        )
+    return rows
 
 
-def _tell(summary: dict[str, Any], names: Sequence[str] | None) -> str:
-    """The summary for people."""
+def _as_text(summary: dict[str, Any], names: Sequence[str] | None) -> str:
+    """Formats the summary for people."""
     lines = [
         f"{summary['list']}: {summary['videos']} videos, {summary['hours']:.2f} hours, "
         f"{_bytes(summary['bytes'])}"
     ]
     for status, count in summary["statuses"].items():
         if count:
-            lines.append(f"  {count:>9}  {status:10}  {report.STATUSES[status]}")
+            lines.append(f"  {count:>9}  {status:20}  {report.STATUSES[status]}")
     reasons = list(summary["reasons"].items())
     if reasons:
-        lines.append("why they cannot be read (N: a number)")
+        lines.append("reasons (N stands for a number)")
         lines += [f"  {count:>9}  {reason}" for reason, count in reasons[:_SHOWN]]
         if len(reasons) > _SHOWN:
             lines.append(f"             and {len(reasons) - _SHOWN} other reasons")
@@ -316,10 +297,10 @@ def _tell(summary: dict[str, Any], names: Sequence[str] | None) -> str:
             f"{summary['conflicting_duplicates']} of the duplicates have another label "
             "than the video that is kept"
         )
-    for what in ("codecs", "containers"):
-        found = [f"{count} {name}" for name, count in summary[what].items()]
-        if found:
-            lines.append(f"{what}: {', '.join(found)}")
+    for key in ("codecs", "containers"):
+        counts = [f"{count} {name}" for name, count in summary[key].items()]
+        if counts:
+            lines.append(f"{key}: {', '.join(counts)}")
     if summary["ranges"]:
         lines.append(f"  {'':22}{'min':>12}{'median':>12}{'max':>12}")
         for name, title in _RANGES.items():
@@ -329,24 +310,24 @@ def _tell(summary: dict[str, Any], names: Sequence[str] | None) -> str:
                 cells = "".join(f"{show(value):>12}" for value in values)
                 lines.append(f"  {title:22}{cells}")
     if summary["labels"]:
-        lines += _tell_labels(summary["labels"], names)
+        lines += _labels_as_text(summary["labels"], names)
     lines += [f"advice: {line}" for line in summary["advice"]]
-    others = "bad_videos.jsonl, report.json, check.png"
+    files = "bad_videos.jsonl, report.json, check.png"
     if summary["clean_list"]:
         lines.append(
             f"written to {summary['out']}: clean.txt ({summary['clean']} videos, "
-            f"{summary['clean_hours']:.2f} hours), {others}"
+            f"{summary['clean_hours']:.2f} hours), {files}"
         )
     elif summary["clean"]:
         lines.append(
-            f"written to {summary['out']}: {others}; no clean.txt, since a list cannot "
-            "name videos in shards"
+            f"written to {summary['out']}: {files}; no clean.txt, because a list "
+            "cannot name videos in shards"
         )
     return "\n".join(lines)
 
 
 def _bytes(number: float) -> str:
-    """A number of bytes with three digits and a unit."""
+    """Formats a number of bytes with three digits and a unit."""
     for unit in ("bytes", "kB", "MB", "GB"):
         if number < 999.5:
             return f"{number:.3g} {unit}"
@@ -364,28 +345,26 @@ _RANGES = {
 }
 
 
-def _tell_labels(covered: dict[str, Any], names: Sequence[str] | None) -> list[str]:
+def _labels_as_text(labels: dict[str, Any], names: Sequence[str] | None) -> list[str]:
     def some(classes: Sequence[int]) -> str:
         shown = [names[label] if names else str(label) for label in classes[:_SHOWN]]
         return ", ".join(shown) + (", ..." if len(classes) > _SHOWN else "")
 
-    lines = [f"{covered['num_classes']} classes"]
-    if covered["num_empty"]:
+    lines = [f"{labels['num_classes']} classes"]
+    if labels["num_empty"]:
+        empty = some(labels["empty"])
+        lines.append(f"  {labels['num_empty']} without a video that is left: {empty}")
+    if labels["few"]:
         lines.append(
-            f"  {covered['num_empty']} without a video that is left: "
-            f"{some(covered['empty'])}"
+            f"  {len(labels['few'])} with fewer than {report.FEW_VIDEOS} videos: "
+            f"{some(labels['few'])}"
         )
-    if covered["few"]:
+    if labels["beyond"]:
         lines.append(
-            f"  {len(covered['few'])} with fewer than {report.FEW_VIDEOS} videos: "
-            f"{some(covered['few'])}"
+            f"  {len(labels['beyond'])} videos have labels that are not a class "
+            f"({labels['num_classes']} or above): "
+            f"{', '.join(labels['beyond'][:_SHOWN])}"
         )
-    if covered["beyond"]:
-        lines.append(
-            f"  {len(covered['beyond'])} videos have labels from "
-            f"{covered['num_classes']} on, which are no class: "
-            f"{', '.join(covered['beyond'][:_SHOWN])}"
-        )
-    if covered["unlabelled"]:
-        lines.append(f"  {covered['unlabelled']} videos have no label")
+    if labels["unlabelled"]:
+        lines.append(f"  {labels['unlabelled']} videos have no label")
     return lines

@@ -1,4 +1,4 @@
-"""Writes a model in another form.
+"""Converts a model to another format.
 
     python -m videomae_jax convert runs/finetune out/ --format=huggingface --verify
     python -m videomae_jax convert MCG-NJU/videomae-base out/ --format=official
@@ -6,12 +6,13 @@
 
 huggingface: config.json, preprocessor_config.json, model.safetensors, for transformers.
 official: checkpoint.pth, for the scripts of VideoMAE and VideoMAE V2; needs PyTorch.
-jax: config.json and model.safetensors with our own names.
+jax: config.json and model.safetensors, with the names of this library.
 """  # noqa: E501
 
 import argparse
 import math
 import pathlib
+from typing import Any
 
 import jax
 import numpy as np
@@ -26,53 +27,53 @@ from videomae_jax.interop.saving import FORMATS, save_pretrained
 from videomae_jax.models import masking, vit
 from videomae_jax.models.mae import VideoMAE
 
-# Largest differences of float32 outputs that different programs leave.
+# Largest difference of float32 outputs, relative to their scale, due to rounding.
 _TOLERANCE = 2e-4
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments."""
-    arguments.add_source(parser, "source")
-    parser.add_argument("target", metavar="DST", help="folder to write; made if needed")
+    """Adds the arguments of the command."""
+    arguments.add_model(parser, "source")
+    parser.add_argument("target", metavar="DST", help="folder to write to")
     parser.add_argument(
-        "--format", choices=FORMATS, required=True, help="what to write"
+        "--format", choices=FORMATS, required=True, help="format to write"
     )
     parser.add_argument(
         "--classes",
         metavar="FILE",
-        help="names of the classes to keep, one a line, in their new order; as from "
-        "Kinetics-710 to 400",
+        help="classes to keep, one name per line, in their new order; for example "
+        "those of Kinetics-400 for a model of Kinetics-710",
     )
     parser.add_argument(
         "--aliases",
         metavar="FILE",
-        help="a JSON object: what the model calls some of --classes",
+        help="JSON object from names in --classes to the names in the model",
     )
-    parser.add_argument(
+    arguments.add_flag(
+        parser,
         "--verify",
-        action="store_true",
-        help="read it back and compare outputs on random clips; for huggingface with "
-        "those of transformers, where it is installed",
+        "read the result back and compare the outputs on random clips; for huggingface "
+        "also with transformers, if installed",
     )
 
 
 def run(args: argparse.Namespace) -> None:
-    """Converts.
+    """Converts the model.
 
     Raises:
-        PretrainedError: if the model cannot be loaded or written, or --verify finds a
+        PretrainedError: the model cannot be loaded or written, or --verify finds a
             difference.
-        RecordError: if a file of names cannot be read.
+        RecordError: a file of names cannot be read.
     """
-    pretrained = arguments.load(args, args.source)
+    pretrained = arguments.load_model(args, args.source)
     if args.aliases and not args.classes:
-        raise PretrainedError("--aliases: these are for --classes, which is not given")
+        raise PretrainedError("--aliases must be used together with --classes")
     if args.classes:
         aliases = {}
         if args.aliases:
             aliases = huggingface.read_json(pathlib.Path(args.aliases))
         names = labels.read(args.classes)
-        pretrained = edit_head.select_classes(pretrained, names, aliases)
+        pretrained = edit_head.select_classes(pretrained, names, aliases=aliases)
     save_pretrained(args.target, pretrained, format=args.format)
     if args.verify:
         print(_verify(pretrained, pathlib.Path(args.target), args.format))
@@ -80,69 +81,77 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _verify(pretrained: Pretrained, target: pathlib.Path, format: str) -> str:
-    """Compares the written model's outputs on raw pixels with the original's."""
-    model, feeding = pretrained.model, pretrained.preprocessing
+    """Compares the outputs of the written model on raw pixels with the original's."""
+    model, preprocessing = pretrained.model, pretrained.preprocessing
     rng = np.random.default_rng(0)
-    size = (feeding.num_frames, feeding.image_size, feeding.image_size, 3)
-    video = rng.integers(0, 256, (1, *size), np.uint8)
+    side = preprocessing.image_size
+    shape = (preprocessing.num_frames, side, side, 3)
+    video = rng.integers(0, 256, (1, *shape), np.uint8)
     mask, ids = None, ()
     if isinstance(model, VideoMAE):
-        tokens = math.prod(vit.token_grid(size, model.patch_size, model.tubelet_size))
+        tokens = math.prod(vit.token_grid(shape, model.patch_size, model.tubelet_size))
         mask = np.zeros((1, tokens), bool)
         mask[0, rng.permutation(tokens)[: tokens // 2]] = True
         ids = masking.ids_from_mask(mask)
     expected = np.asarray(jax.jit(model.apply)(pretrained.variables, video, *ids))
     scale = max(1.0, float(np.abs(expected).max()))
-    told = {"heads": model.heads, "depth": model.depth}
-    if ids:
-        told["decoder_heads"] = model.decoder_heads
-    again = load_pretrained(target, **(told if format == "official" else {}))
-    _compare_facts(pretrained, again, format)
-    found = [("this library", jax.jit(again.model.apply)(again.variables, video, *ids))]
+    fields: dict[str, Any] = {}
+    if format == "official":  # the file does not contain these
+        fields = {"heads": model.heads, "depth": model.depth}
+        if ids:
+            fields["decoder_heads"] = model.decoder_heads
+    written = load_pretrained(target, **fields)
+    _compare_properties(pretrained, written, format)
+    outputs = {
+        "this library": jax.jit(written.model.apply)(written.variables, video, *ids)
+    }
     if format == "huggingface":
-        found += _transformers(target, again, video, mask)
+        outputs |= _transformers_outputs(target, written, video, mask)
     lines = []
-    for whose, outputs in found:
-        worst = float(np.abs(np.asarray(outputs) - expected).max()) / scale
+    for library, output in outputs.items():
+        worst = float(np.abs(np.asarray(output) - expected).max()) / scale
         if not worst <= _TOLERANCE:
             raise PretrainedError(
-                f"--verify: outputs of {whose} differ by {worst:.1e} of their scale; "
-                f"more than {_TOLERANCE:.0e} is no rounding"
+                f"--verify: outputs of {library} differ by {worst:.1e} of their scale; "
+                f"more than {_TOLERANCE:.0e} cannot be rounding"
             )
         lines.append(
-            f"verified with {whose}: outputs of {expected.shape} agree to {worst:.1e}"
+            f"verified with {library}: outputs of {expected.shape} agree to {worst:.1e}"
         )
     return "\n".join(lines)
 
 
-def _compare_facts(written: Pretrained, again: Pretrained, format: str) -> None:
-    """What outputs do not show."""
+def _compare_properties(original: Pretrained, written: Pretrained, format: str) -> None:
+    """Compares the properties that outputs do not depend on."""
     names = ["normalized_targets"]
-    if format != "official":  # which has no place for these
+    if format != "official":  # the file does not contain these
         names += ["labels", "multi_label"]
     differing = [
-        name for name in names if getattr(written, name) != getattr(again, name)
+        name for name in names if getattr(original, name) != getattr(written, name)
     ]
+    before, after = original.preprocessing, written.preprocessing
     for name in ("num_frames", "image_size"):
-        if getattr(written.preprocessing, name) != getattr(again.preprocessing, name):
+        if getattr(before, name) != getattr(after, name):
             differing.append(name)
     if differing:
-        raise PretrainedError(f"--verify: {', '.join(differing)} did not come back")
+        raise PretrainedError(
+            f"--verify: {', '.join(differing)} differ after reading the model back"
+        )
 
 
-def _transformers(
+def _transformers_outputs(
     target: pathlib.Path,
     written: Pretrained,
     video: np.ndarray,
     mask: np.ndarray | None,
-) -> list[tuple[str, np.ndarray]]:
-    """What transformers computes, with its version; nothing if it is not installed."""
+) -> dict[str, np.ndarray]:
+    """Returns the outputs of transformers by its version; {} if it is not installed."""
     try:
         import torch
         import transformers
     except ImportError:
         print("transformers is not installed: verified with this library alone")
-        return []
+        return {}
     kind = "PreTraining" if mask is not None else "VideoClassification"
     cls = getattr(transformers, f"VideoMAEFor{kind}")
     model, report = cls.from_pretrained(target, output_loading_info=True)
@@ -158,4 +167,4 @@ def _transformers(
         inputs["bool_masked_pos"] = torch.from_numpy(mask)
     with torch.no_grad():
         logits = model.eval()(**inputs).logits.numpy()
-    return [(f"transformers {transformers.__version__}", logits)]
+    return {f"transformers {transformers.__version__}": logits}

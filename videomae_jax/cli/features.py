@@ -1,23 +1,22 @@
-"""Writes features of videos, one file each, from windows that slide over them.
+"""Extracts features from windows that slide over videos; writes one file per video.
 
     python -m videomae_jax features videos/ --model=model.pth --out=features
     python -m videomae_jax features thumos14.txt --model=vit_g_k710.pth --out=features
         --like=videomaev2-tad --hop=4 --dtype=bfloat16
 
-FOLDER/NAME.npy holds the features of video NAME: [windows, width] or, with --tokens,
-[windows, time, height, width, width of the model]. Windows start every --hop frames,
-at 0, hop, 2 * hop, ... wherever they fit into the video whole; a video too short for
-one gives one nevertheless, with its last frame repeated.
+FOLDER/NAME.npy contains the features of video NAME: [windows, model width] or, with
+--tokens, [windows, time, height, width, model width]. Windows start at frames 0, hop,
+2 * hop, ..., as long as they fit into the video. A video shorter than one window still
+gives one, with its last frame repeated.
 
-Run it again after an interruption, and what is there is kept; files are the same as
-without one. FOLDER/index.json tells, once all videos are done, the settings and what
-each file holds; FOLDER/bad_videos.jsonl, which videos could not be read, and why.
+After an interruption, run the same command again: it keeps existing files, and the
+result is the same. Once all videos are done, FOLDER/index.json contains the settings
+and describes each file. FOLDER/bad_videos.jsonl lists unreadable videos, with reasons.
 """
 
 import argparse
 import dataclasses
 import hashlib
-import json
 import os
 import re
 import sys
@@ -29,132 +28,122 @@ import numpy as np
 import tqdm
 
 from videomae_jax.cli import arguments
-from videomae_jax.data import resources, sources
+from videomae_jax.data import sources
 from videomae_jax.errors import RecordError
 from videomae_jax.inference.feature_store import FeatureFolder
 from videomae_jax.inference.features import Extractor, Windows, without_normalization
 from videomae_jax.interop.pretrained import Pretrained, model_fields
+from videomae_jax.processes import available_resources
 from videomae_jax.video.record import Record
 
 _SHOWN = 3  # names in a message
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments; `run` takes what they parse to."""
+    """Adds the arguments of the command."""
     parser.add_argument(
         "videos",
         nargs="+",
         metavar="LIST",
-        help="a list file with or without labels, a folder, tfds:FOLDER/SPLIT, or "
-        "video files",
+        help="list file with or without labels, folder, tfds:FOLDER/SPLIT, or video "
+        "files",
     )
     arguments.add_paths(parser)
-    arguments.add_source(parser)
+    arguments.add_model(parser)
     parser.add_argument("--out", required=True, metavar="FOLDER")
-    parser.add_argument(
+    arguments.add_flag(
+        parser,
         "--overwrite",
-        action="store_true",
-        help="replace features made with other settings, which are else refused",
+        "replace features of other settings, which are otherwise an error",
     )
-    parser.add_argument(
-        "--json", action="store_true", help="print what was done as a JSON object"
-    )
+    arguments.add_json(parser)
 
     windows = parser.add_argument_group("windows")
-    windows.add_argument(
+    arguments.add_count(
+        windows,
         "--hop",
-        type=arguments.count,
-        metavar="N",
-        help="frames from the start of a window to that of the next (default: as many "
-        "as a window spans)",
+        "frames between the starts of windows (default: the length of a window)",
     )
-    windows.add_argument(
+    arguments.add_count(
+        windows,
         "--frame-stride",
-        type=arguments.count,
-        metavar="N",
-        help="frames of the video from one frame of a window to the next; 1 takes "
-        "consecutive ones (default: as the model was trained)",
+        "step between the frames of a window (default: as in training)",
     )
-    windows.add_argument(
-        "--num-frames",
-        type=arguments.count,
-        metavar="N",
-        help="frames of a window (default: as the model was trained)",
+    arguments.add_count(
+        windows, "--num-frames", "frames of a window (default: as in training)"
     )
-    windows.add_argument(
-        "--squash",
-        action="store_true",
-        help="take the whole frame and make it a square, in place of the centre",
+    arguments.add_flag(
+        windows, "--squash", "resize whole frames to squares instead of center crops"
     )
     windows.add_argument(
         "--normalization",
         choices=("model", "none"),
-        help="of pixels: as the model was trained (default), or none, only divided "
-        "by 255",
+        help="of pixels: model, as in training (default), or none, only division by "
+        "255",
     )
     windows.add_argument(
         "--like",
         choices=("videomaev2-tad",),
-        help="as VideoMAE V2's extract_tad_feature.py: --frame-stride=1 --squash "
+        help="follow extract_tad_feature.py of VideoMAE V2: --frame-stride=1 --squash "
         "--normalization=none. Its hop is 4 for THUMOS14 and 16 for FineAction",
     )
 
     features = parser.add_argument_group("features")
-    features.add_argument(
-        "--tokens",
-        action="store_true",
-        help="all tokens, in place of pooled and normalised features",
+    arguments.add_flag(
+        features, "--tokens", "all tokens instead of pooled and normalized features"
     )
-    features.add_argument(
-        "--float16", action="store_true", help="store float16 in place of float32"
-    )
+    arguments.add_flag(features, "--float16", "store float16 instead of float32")
 
     work = parser.add_argument_group("work")
     arguments.add_dtype(work)
-    work.add_argument(
+    arguments.add_count(
+        work,
         "--batch-size",
-        type=arguments.count,
-        metavar="N",
-        help="windows that each device takes at once (default 8, and 1 on a CPU)",
+        "windows per device and batch (default 8, or 1 on a CPU)",
     )
-    work.add_argument(
+    arguments.add_count(
+        work,
         "--threads",
-        type=arguments.count,
-        metavar="N",
-        help="threads that read, each a video of its own (default: one for each core, "
-        "up to 16)",
+        "reading threads, each with one video at a time (default: one per core, at "
+        "most 16)",
     )
     work.add_argument(
         "--shard",
         type=_shard,
         metavar="I/N",
-        help="take every N-th video from the I-th on, 0 to N-1; run all of them, in "
-        "any order or at once, with the same FOLDER",
+        help="process every N-th video, starting with the I-th, from 0 to N-1; run all "
+        "N commands with the same FOLDER, in any order or in parallel",
     )
 
 
 def run(args: argparse.Namespace) -> None:
-    """Runs the command.
+    """Extracts and writes the features.
 
     Raises:
-        RecordError: if there are no videos, FOLDER holds features of other settings,
-            or, at the end, videos that could not be read.
-        PretrainedError: if the model cannot be loaded or does not fit the windows.
+        RecordError: there are no videos, FOLDER contains features of other settings,
+            or, at the end, some videos could not be read.
+        PretrainedError: the model cannot be loaded or does not fit the windows.
     """
-    found = _find(args.videos, args.root, args.frame_name)
-    pretrained = arguments.load(args, args.model, dtype=args.dtype)
+    records = _find(args.videos, args.root, args.frame_name)
+    pretrained = arguments.load_model(args, args.model, dtype=args.dtype)
     normalization = args.normalization or ("none" if args.like else "model")
     if normalization == "none":
         pretrained = without_normalization(pretrained)
     windows = Windows.of(
         pretrained,
-        args.num_frames,
-        args.frame_stride or (1 if args.like else None),
-        args.hop,
+        num_frames=args.num_frames,
+        frame_stride=args.frame_stride or (1 if args.like else None),
+        hop=args.hop,
         squash=args.squash or bool(args.like),
     )
     dtype = "float16" if args.float16 else "float32"
-    extractor = Extractor(pretrained, windows, args.tokens, dtype, args.batch_size)
+    extractor = Extractor(
+        pretrained,
+        windows,
+        tokens=args.tokens,
+        dtype=dtype,
+        batch_size=args.batch_size,
+    )
     settings = {
         "model": args.model,
         "revision": args.revision,
@@ -164,21 +153,21 @@ def run(args: argparse.Namespace) -> None:
         **dataclasses.asdict(windows),
         "pixel_mean": list(pretrained.model.pixel_mean),
         "pixel_std": list(pretrained.model.pixel_std),
-        # Last, for a message to name one of the others if it can.
+        # Last: a message names the first setting that differs.
         "weights": _fingerprint(pretrained),
     }
 
-    folder = FeatureFolder(args.out, found, settings, args.overwrite)
+    folder = FeatureFolder(args.out, records, settings, overwrite=args.overwrite)
     first, step = args.shard or (jax.process_index(), jax.process_count())
     todo = folder.incomplete(first, step)
-    videos = len(range(first, len(found), step))
+    videos = len(range(first, len(records), step))
     reasons = []
-    threads = args.threads or min(resources.measure().cores, 16)
-    parts = extractor([found[i] for i in todo], threads)
+    threads = args.threads or min(available_resources().cores, 16)
+    chunks = extractor([records[i] for i in todo], num_threads=threads)
     with tqdm.tqdm(
         total=videos, initial=videos - len(todo), unit="video", disable=None
     ) as bar:
-        for reason in folder.write(todo, parts):
+        for reason in folder.write(todo, chunks):
             if reason:
                 reasons.append(reason)
                 bar.write(f"unreadable: {reason}", file=sys.stderr)
@@ -193,23 +182,22 @@ def run(args: argparse.Namespace) -> None:
         "unreadable": len(reasons),
         "left": left,
     }
-    if args.json:
-        print(json.dumps(summary))
-    else:
-        print(_told(summary))
+    arguments.print_result(args, summary, _as_text(summary))
     if reasons:
         raise RecordError(f"{len(reasons)} of {videos} videos could not be read")
 
 
-def _told(summary: dict[str, Any]) -> str:
-    text = "{out}: {extracted} extracted, {kept} kept from before".format(**summary)
+def _as_text(summary: dict[str, Any]) -> str:
+    text = "{out}: {extracted} extracted, {kept} kept from an earlier run".format(
+        **summary
+    )
     if summary["left"]:
-        text += f"; the index waits for {summary['left']} videos of other shards"
+        text += f"; {summary['left']} videos of other shards are still missing"
     return text
 
 
 def _find(videos: Sequence[str], root: str, frame_name: str) -> list[Record]:
-    """The videos that the arguments name."""
+    """Returns the videos that the arguments name."""
     are_files = [
         name.lower().endswith(sources.EXTENSIONS) and not os.path.isdir(name)
         for name in videos
@@ -218,14 +206,14 @@ def _find(videos: Sequence[str], root: str, frame_name: str) -> list[Record]:
         return [Record(os.path.abspath(name), name) for name in videos]
     if len(videos) > 1:
         raise RecordError(
-            "give one list or folder, or any number of video files "
-            f"({' '.join(sources.EXTENSIONS)}), not {' '.join(videos[:_SHOWN])}"
+            "expected one list or folder, or any number of video files "
+            f"({' '.join(sources.EXTENSIONS)}), got {' '.join(videos[:_SHOWN])}"
         )
     return sources.load(videos[0], root, frame_name=frame_name)
 
 
 def _fingerprint(pretrained: Pretrained) -> str:
-    """Tells models apart: a hash of the fields and the weights."""
+    """Returns a hash of the fields and the weights of a model."""
     model = pretrained.model
     fields = model_fields(model)
     digest = hashlib.sha256(f"{type(model).__name__} {fields}".encode())
@@ -239,5 +227,5 @@ def _shard(text: str) -> tuple[int, int]:
     parts = re.fullmatch(r"([0-9]+)/([0-9]+)", text)
     index, count = map(int, parts.groups()) if parts else (0, 0)
     if index >= count:
-        raise argparse.ArgumentTypeError(f"{text!r}: one of 0/4, 1/4, 2/4, 3/4, say")
+        raise argparse.ArgumentTypeError(f"must be like 0/4, 1/4, 2/4, got {text!r}")
     return index, count

@@ -1,4 +1,4 @@
-"""Tells what a checkpoint is: its model, sizes, parameters, classes and clips.
+"""Describes a checkpoint: its model, parameters, classes and clips.
 
 python -m videomae_jax inspect MCG-NJU/videomae-base
 python -m videomae_jax inspect checkpoint.pth --tensors
@@ -7,11 +7,11 @@ python -m videomae_jax inspect runs/digits_finetune --json
 
 import argparse
 import dataclasses
-import json
+from collections.abc import Mapping
 from typing import Any
 
-import flax
 import numpy as np
+from flax import traverse_util
 
 from videomae_jax.cli import arguments
 from videomae_jax.interop.pretrained import Pretrained, model_fields
@@ -20,53 +20,28 @@ _SHOWN = 5  # labels
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments."""
-    arguments.add_source(parser, "source")
-    parser.add_argument(
-        "--tensors", action="store_true", help="list each parameter and its shape too"
-    )
-    parser.add_argument("--json", action="store_true", help="print a JSON object")
+    """Adds the arguments of the command."""
+    arguments.add_model(parser, "source")
+    arguments.add_flag(parser, "--tensors", "also list each parameter with its shape")
+    arguments.add_json(parser)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Prints what the source holds.
+    """Prints what the checkpoint contains.
 
     Raises:
-        PretrainedError: if it cannot be loaded.
+        PretrainedError: it cannot be loaded.
     """
-    pretrained = arguments.load(args, args.source, strict=False)
-    told = describe(pretrained)
-    if args.json:
-        print(json.dumps(told, indent=2))
-        return
-    parameters, labels = told.pop("parameters"), told.pop("labels")
-    rows = {
-        key: value
-        for key, value in told.items()
-        if not isinstance(value, dict | list) or value
-    }
-    rows |= rows.pop("fields") | rows.pop("preprocessing")
-    for name in ("unused", "missing"):
-        if name in rows:
-            rows[name] = ", ".join(rows[name])
-    if labels:
-        more = f" ... ({len(labels)})" if len(labels) > _SHOWN else ""
-        rows["labels"] = ", ".join(labels[:_SHOWN]) + more
-    width = max(map(len, rows))
-    for name, value in rows.items():
-        text = f"{value:,}" if name == "num_parameters" else value
-        print(f"{name:{width}}  {text}")
-    if args.tensors:
-        print()
-        width = max(map(len, parameters))
-        for name, shape in parameters.items():
-            print(f"{name:{width}}  {' x '.join(map(str, shape))}")
+    pretrained = arguments.load_model(args, args.source, strict=False)
+    description = describe(pretrained)
+    text = _as_text(description, tensors=args.tensors)
+    arguments.print_result(args, description, text, indent=2)
 
 
 def describe(pretrained: Pretrained) -> dict[str, Any]:
-    """What `inspect --json` prints, as an object."""
+    """Returns the JSON values that `inspect --json` prints."""
     model = pretrained.model
-    flat = flax.traverse_util.flatten_dict(pretrained.params, sep="/")
+    flat = traverse_util.flatten_dict(pretrained.params, sep="/")
     return {
         "source": pretrained.source,
         "format": pretrained.format,
@@ -81,3 +56,32 @@ def describe(pretrained: Pretrained) -> dict[str, Any]:
         "labels": list(pretrained.labels or ()),
         "parameters": {name: list(x.shape) for name, x in flat.items()},
     }
+
+
+def _as_text(description: Mapping[str, Any], *, tensors: bool) -> str:
+    rows = {
+        name: value
+        for name, value in description.items()
+        if name not in ("fields", "preprocessing", "parameters")
+        and (value or not isinstance(value, list))
+    }
+    rows |= description["fields"] | description["preprocessing"]
+    rows["num_parameters"] = f"{rows['num_parameters']:,}"
+    for name in ("unused", "missing"):
+        if name in rows:
+            rows[name] = ", ".join(rows[name])
+    if "labels" in rows:
+        names = rows.pop("labels")
+        more = f" ... ({len(names)})" if len(names) > _SHOWN else ""
+        rows["labels"] = ", ".join(names[:_SHOWN]) + more
+    text = _table(rows)
+    if tensors:
+        parameters = description["parameters"]
+        shapes = {n: " x ".join(map(str, shape)) for n, shape in parameters.items()}
+        text += "\n\n" + _table(shapes)
+    return text
+
+
+def _table(rows: Mapping[str, Any]) -> str:
+    width = max(map(len, rows))
+    return "\n".join(f"{name:{width}}  {value}" for name, value in rows.items())

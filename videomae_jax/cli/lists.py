@@ -1,9 +1,9 @@
-"""Makes the list files of a data set: train.txt, val.txt, test.txt, labels.txt.
+"""Writes the list files of a data set: train.txt, val.txt, test.txt, labels.txt.
 
     python -m videomae_jax lists ucf101 --videos=UCF-101 --annotations=ucfTrainTestlist
     python -m videomae_jax lists folder --videos=gestures --out=data/gestures
 
-docs/data.md tells what to download and which folders to give.
+docs/data.md lists what to download and which folders to pass.
 """
 
 import argparse
@@ -15,20 +15,26 @@ from collections.abc import Callable, Sequence
 
 from videomae_jax.data import sources
 from videomae_jax.datasets import annotations
-from videomae_jax.datasets.annotations import Annotations, Entry
+from videomae_jax.datasets.annotations import SPLIT_NAMES, Annotations, Entry
 from videomae_jax.errors import RecordError
 
-_SPLITS = ("train", "val", "test")
 _SHOWN = 3  # names in a message
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _DataSet:
-    """An annotated data set: how it is read, and how many classes it should have."""
+    """An annotated data set.
+
+    Attributes:
+        read: reads its annotations from a folder.
+        num_classes: expected number of classes.
+        files: the annotation files, for --help.
+        numbered_splits: whether `read` also takes a number from 1 to 3.
+    """
 
     read: Callable[..., Annotations]
     num_classes: int
-    what: str
+    files: str
     numbered_splits: bool = False
 
 
@@ -41,8 +47,8 @@ _ANNOTATED = {
     "ssv2": _DataSet(
         annotations.something_something_v2,
         174,
-        "labels.json, train.json, validation.json and perhaps test.json, or the same "
-        "with something-something-v2- before",
+        "labels.json, train.json, validation.json and optionally test.json, with or "
+        "without the prefix something-something-v2-",
     ),
     "ucf101": _DataSet(
         annotations.ucf101, 101, "the files of ucfTrainTestlist", numbered_splits=True
@@ -58,11 +64,11 @@ _ANNOTATED = {
 
 @dataclasses.dataclass(slots=True)
 class _Split:
-    """What goes into a list.
+    """The content of a list.
 
     Attributes:
         rows: path relative to the videos folder, and label, of each video.
-        missing: names of videos that the folder lacks or holds as empty files.
+        missing: names of videos that were not found, or are empty files.
     """
 
     rows: list[tuple[str, int | None]] = dataclasses.field(default_factory=list)
@@ -70,14 +76,14 @@ class _Split:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds a parser for each data set."""
+    """Adds a subcommand for each data set."""
     parsers = parser.add_subparsers(
         title="data sets", metavar="DATA_SET", dest="data_set", required=True
     )
     for name, data_set in _ANNOTATED.items():
         command = parsers.add_parser(
             name,
-            help=f"{data_set.num_classes} classes; reads {data_set.what}",
+            help=f"{data_set.num_classes} classes; reads {data_set.files}",
             allow_abbrev=False,
         )
         _add_common(command, name)
@@ -85,7 +91,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             "--annotations",
             required=True,
             metavar="FOLDER",
-            help=f"folder with {data_set.what}, in it or one folder below",
+            help=f"folder that contains {data_set.files}, directly or one level below",
         )
         if data_set.numbered_splits:
             command.add_argument(
@@ -93,10 +99,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                 type=int,
                 choices=(1, 2, 3),
                 default=1,
-                help="which of the three splits (default 1); its test videos are val",
+                help="one of the three splits (default 1); its test videos become val",
             )
     command = parsers.add_parser(
-        "folder", help="your own videos, in a folder for each class", allow_abbrev=False
+        "folder", help="your own videos, in one folder per class", allow_abbrev=False
     )
     _add_common(command, "folder")
     command.add_argument(
@@ -104,14 +110,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=_share,
         default=0.1,
         metavar="SHARE",
-        help="share of each class's videos that goes to val.txt (default 0.1); not "
-        "used where there are train, val and test folders",
+        help="share of the videos of each class that goes to val.txt (default 0.1); "
+        "not used if there are train, val and test folders",
     )
     command.add_argument(
         "--seed",
         type=int,
         default=0,
-        help="decides which videos go to val.txt (default 0)",
+        help="selects the videos that go to val.txt (default 0)",
     )
 
 
@@ -120,13 +126,13 @@ def _add_common(parser: argparse.ArgumentParser, name: str) -> None:
         "--videos",
         required=True,
         metavar="FOLDER",
-        help="folder that holds the videos, in whatever folders below",
+        help="folder with the videos, at any depth",
     )
     default = f"data/{name}, but data/{name}_split2 with --split=2"
     parser.add_argument(
         "--out",
         metavar="FOLDER",
-        help="where the lists are written; older ones are replaced (default "
+        help="where to write the lists; existing ones are replaced (default "
         f"{default if name in ('ucf101', 'hmdb51') else default.partition(',')[0]})",
     )
     parser.add_argument(
@@ -135,9 +141,7 @@ def _add_common(parser: argparse.ArgumentParser, name: str) -> None:
         help="write paths relative to --videos, for use with --config.data.root",
     )
     parser.add_argument(
-        "--strict",
-        action="store_true",
-        help="write nothing if a video is missing",
+        "--strict", action="store_true", help="write nothing if a video is missing"
     )
 
 
@@ -147,25 +151,25 @@ def _share(text: str) -> float:
     except ValueError:
         value = -1.0
     if not 0 <= value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is no number from 0 to below 1")
+        raise argparse.ArgumentTypeError(f"must be in [0, 1), got {text}")
     return value
 
 
 def run(args: argparse.Namespace) -> None:
-    """Makes the lists and prints what is in them.
+    """Writes the lists and prints a summary.
 
     Raises:
-        RecordError: if folders or annotations cannot be used, no video is found, or,
-            with --strict, one is missing.
+        RecordError: folders or annotations cannot be used, no video is found, or, with
+            --strict, one is missing.
     """
     root = os.path.abspath(os.path.expanduser(args.videos))
     if not os.path.isdir(root):
-        raise RecordError(f"--videos: there is no folder {args.videos!r}")
-    notes = []
+        raise RecordError(f"--videos: folder {args.videos!r} not found")
+    messages = []
     if args.data_set == "folder":
         paths = _find_videos(root)
         classes, splits, others = _from_folders(
-            root, paths, args.val_fraction, args.seed
+            root, paths, val_fraction=args.val_fraction, seed=args.seed
         )
     else:
         data_set = _ANNOTATED[args.data_set]
@@ -173,63 +177,65 @@ def run(args: argparse.Namespace) -> None:
         folder = pathlib.Path(args.annotations).expanduser()
         known = data_set.read(folder, *numbers)
         if len(known.classes) != data_set.num_classes:
-            notes.append(
+            messages.append(
                 f"note: the annotations name {len(known.classes)} classes, not "
                 f"{data_set.num_classes}; labels may differ from the usual ones"
             )
         paths = _find_videos(root)
         splits, others = _match(root, paths, known)
         classes = known.classes
-    missing = sum(len(split.missing) for split in splits.values())
+    missing = _missing(root, splits)
     if args.strict and missing:
-        raise RecordError("\n".join(["videos are missing", *_missing(root, splits)]))
+        raise RecordError("\n".join(["--strict: videos are missing", *missing]))
 
     number = getattr(args, "split", 1)
     name = args.data_set + (f"_split{number}" if number > 1 else "")
     out = pathlib.Path(args.out or f"data/{name}").expanduser()
     _write(out, "" if args.relative else root, classes, splits)
     print(_table(splits))
-    notes.append(f"{len(classes)} classes: {_some(classes)}")
-    notes += _missing(root, splits)
+    messages.append(f"{len(classes)} classes: {_some(classes)}")
+    messages += missing
     if others:
-        notes.append(
-            f"{len(others)} of the {len(paths)} videos in {root} are in none of the "
-            f"lists, as {_some(others)}"
+        messages.append(
+            f"{len(others)} of the {len(paths)} videos in {root} are not in any list, "
+            f"for example {_some(others)}"
         )
     for name, split in splits.items():
         if not split.rows:
-            notes.append(f"{name}.txt is not written: none of its videos was found")
+            messages.append(f"{name}.txt is not written: none of its videos was found")
         elif any(label is None for _, label in split.rows):
-            notes.append(f"{name}.txt has no labels: the annotations give none")
+            messages.append(f"{name}.txt has no labels: the annotations have none")
     written = [f"{name}.txt" for name, split in splits.items() if split.rows]
-    notes.append(f"written to {out}: {' '.join(written)} labels.txt")
+    messages.append(f"written to {out}: {' '.join(written)} labels.txt")
     if args.relative:
-        notes.append(f"use them with --config.data.root={root}")
-    print("\n".join(notes))
+        messages.append(f"use them with --config.data.root={root}")
+    print("\n".join(messages))
 
 
 def _find_videos(root: str) -> list[str]:
-    """Paths of all videos relative to the folder, sorted; links are followed."""
+    """Returns the sorted paths of all videos below a folder; follows links."""
 
     def fail(error: OSError):
-        raise RecordError(f"cannot list {error.filename}: {error.strerror}") from error
+        raise RecordError(
+            f"{error.filename} cannot be listed: {error.strerror}"
+        ) from error
 
     paths = []
     seen = set()
     for folder, folders, files in os.walk(root, onerror=fail, followlinks=True):
-        place = os.path.realpath(folder)
-        if place in seen:  # a link to a folder above it, or a second link
+        target = os.path.realpath(folder)
+        if target in seen:  # a link to a folder above it, or a second link
             folders.clear()
             continue
-        seen.add(place)
+        seen.add(target)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in files:
             if name.lower().endswith(sources.EXTENSIONS) and not name.startswith("."):
                 paths.append(os.path.relpath(os.path.join(folder, name), root))
     if not paths:
         raise RecordError(
-            f"--videos: there are no videos ({' '.join(sources.EXTENSIONS)}) in or "
-            f"below {root}"
+            f"--videos: no videos ({' '.join(sources.EXTENSIONS)}) found in or below "
+            f"{root}"
         )
     return sorted(paths)
 
@@ -237,7 +243,7 @@ def _find_videos(root: str) -> list[str]:
 def _match(
     root: str, paths: Sequence[str], known: Annotations
 ) -> tuple[dict[str, _Split], list[str]]:
-    """Finds the annotated videos; returns them, and paths of videos without a list."""
+    """Finds the annotated videos; also returns the paths of all other videos."""
     by_name: dict[str, list[str]] = {}
     for path in paths:
         by_name.setdefault(_name(path), []).append(path)
@@ -250,20 +256,20 @@ def _match(
                 split.missing.append(entry.name)
             else:
                 split.rows.append((path, entry.label))
-    wanted = [entry.name for entries in known.splits.values() for entry in entries]
+    names = [entry.name for entries in known.splits.values() for entry in entries]
     if not any(split.rows for split in splits.values()):
         raise RecordError(
-            f"none of the {len(wanted)} videos that the annotations name is in {root}. "
-            f"Looked in and below it for {_some(wanted)} "
+            f"none of the {len(names)} annotated videos found in or below {root}. "
+            f"Expected names such as {_some(names)} "
             f"({' '.join(sources.EXTENSIONS)}, not empty); the {len(paths)} videos "
             f"there have names such as {_some(paths)}"
         )
-    named = known.unused.union(wanted)
+    named = known.unused.union(names)
     return splits, [path for path in paths if _name(path) not in named]
 
 
 def _choose(root: str, paths: Sequence[str], entry: Entry) -> str | None:
-    """The file of a video: the one in the right folder, where there are several."""
+    """Returns the path of a video, the one in the best folder if there are several."""
 
     def rank(path: str) -> int:
         parts = path.split(os.sep)[:-1]
@@ -277,60 +283,53 @@ def _choose(root: str, paths: Sequence[str], entry: Entry) -> str | None:
 
 
 def _from_folders(
-    root: str, paths: Sequence[str], val_fraction: float, seed: int
+    root: str, paths: Sequence[str], *, val_fraction: float, seed: int
 ) -> tuple[list[str], dict[str, _Split], list[str]]:
     """Reads class folders; returns classes, splits, and paths outside class folders."""
     tops = {path.split(os.sep)[0] for path in paths if os.sep in path}
-    split_of = {name: split for split in _SPLITS for name in _SPLIT_FOLDERS[split]}
-    # A lone `train` among other folders is a class: that of vehicles.
-    ready = tops == {"train"} or "train" in tops and len(tops & split_of.keys()) > 1
-    depth = 1 if ready else 0
-    found: dict[tuple[str, str], list[str]] = {}
+    split_of = {name: split for split, names in SPLIT_NAMES.items() for name in names}
+    # A single `train` folder among others is a class of vehicles, not a split.
+    is_split = tops == {"train"} or "train" in tops and len(tops & split_of.keys()) > 1
+    depth = 1 if is_split else 0
+    members: dict[tuple[str, str], list[str]] = {}
     others = []
     for path in paths:
         parts = path.split(os.sep)
-        if len(parts) < depth + 2 or ready and parts[0] not in split_of:
+        if len(parts) < depth + 2 or is_split and parts[0] not in split_of:
             others.append(path)
         else:
-            split = split_of[parts[0]] if ready else ""
-            found.setdefault((parts[depth], split), []).append(path)
-    classes = sorted({name for name, _ in found})
+            split = split_of[parts[0]] if is_split else ""
+            members.setdefault((parts[depth], split), []).append(path)
+    classes = sorted({name for name, _ in members})
     if len(classes) < 2:
         raise RecordError(
-            f"--videos: a folder for each class, at least two, is wanted in {root}"
-            f"{' (train, val, test)' if ready else ''}, with its videos in or below "
-            f"it; there are {len(paths)} videos, such as {_some(paths)}"
+            f"--videos: expected one folder per class, at least two, in {root}"
+            f"{' (train, val, test)' if is_split else ''}, with the videos in or below "
+            f"it. Found {len(paths)} videos, such as {_some(paths)}"
         )
-    splits = {split: _Split() for split in _SPLITS}
-    for (class_name, split), members in sorted(found.items()):
-        good = [path for path in members if os.path.getsize(os.path.join(root, path))]
-        empty = sorted(set(members).difference(good))
+    splits = {split: _Split() for split in SPLIT_NAMES}
+    for (class_name, split), own in sorted(members.items()):
+        good = [path for path in own if os.path.getsize(os.path.join(root, path))]
+        empty = sorted(set(own).difference(good))
         label = classes.index(class_name)
-        if ready:
-            parts = {split: good}
+        if is_split:
+            chosen = {split: good}
         else:
-            parts = _divide(good, val_fraction, seed)
-        for key, chosen in parts.items():
-            splits[key].rows += [(path, label) for path in chosen]
+            chosen = _divide(good, val_fraction, seed)
+        for key, selected in chosen.items():
+            splits[key].rows += [(path, label) for path in selected]
         splits[split or "train"].missing += empty
     return classes, {k: v for k, v in splits.items() if v.rows or v.missing}, others
 
 
-_SPLIT_FOLDERS = {
-    "train": ("train",),
-    "val": ("val", "valid", "validation", "validate"),
-    "test": ("test",),
-}
-
-
 def _divide(paths: Sequence[str], fraction: float, seed: int) -> dict[str, list[str]]:
-    """Splits the videos of a class; each side gets one if there are two or more."""
+    """Splits the videos of a class; each side gets at least one of two or more."""
     count = round(len(paths) * fraction)
     if fraction and len(paths) > 1:
         count = min(max(count, 1), len(paths) - 1)
 
     def draw(path: str) -> bytes:
-        # By name, so that a video added later leaves the others nearly where they are.
+        # By name, so that adding a video moves few of the others.
         return hashlib.sha256(f"{seed}:{path}".encode(errors="replace")).digest()
 
     val = set(sorted(paths, key=draw)[:count])
@@ -346,8 +345,8 @@ def _write(
     for name in classes:
         if name.strip().splitlines() != [name]:
             raise RecordError(
-                f"class {name!r} begins or ends with a space or holds a line break: "
-                "rename its folder"
+                f"class {name!r} starts or ends with a space, or contains a line "
+                "break. Rename its folder"
             )
     out.mkdir(parents=True, exist_ok=True)
     for name, split in splits.items():
@@ -359,7 +358,7 @@ def _write(
 
 
 def _table(splits: dict[str, _Split]) -> str:
-    rows = [("split", "videos", "classes", "missing")]
+    rows: list[tuple] = [("split", "videos", "classes", "missing")]
     for name, split in splits.items():
         labels = {label for _, label in split.rows} - {None}
         rows.append((name, len(split.rows), len(labels), len(split.missing)))
@@ -368,7 +367,7 @@ def _table(splits: dict[str, _Split]) -> str:
 
 def _missing(root: str, splits: dict[str, _Split]) -> list[str]:
     return [
-        f"{name}: {len(split.missing)} missing from {root}, or empty files: "
+        f"{name}: {len(split.missing)} missing from {root} or empty files: "
         f"{_some(split.missing)}"
         for name, split in splits.items()
         if split.missing

@@ -1,38 +1,40 @@
-"""One video, encoded anew so that training reads it fast.
+"""Encodes videos so that training reads them fast.
 
-Frame `i` of what comes out is frame `i` of what went in, as `Video` gives it: upright,
-not larger than asked for, and as H.264 with settings chosen for reading few frames from
-anywhere. Which settings, and what they bring, is measured by
-benchmarks/prepare_settings.py and told in docs/data.md.
+Frame `i` of the result is frame `i` of the original, as `Video` returns it: upright,
+scaled down to the requested size, and encoded as H.264 with settings chosen for reading
+few frames anywhere. benchmarks/prepare_settings.py measures these settings, and
+docs/data.md documents them.
 """
 
 import bisect
 import dataclasses
 import io
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from fractions import Fraction
 
 import av
 import numpy as np
+from av.error import FFmpegError
 from av.video.frame import PictureType
 from av.video.reformatter import ColorRange, Interpolation, VideoReformatter
 
 from videomae_jax.errors import VideoError
-from videomae_jax.video import open as video_open
+from videomae_jax.video.container import decode_all
 from videomae_jax.video.decoder import Video
-from videomae_jax.video.images import ImageVideo
-from videomae_jax.video.packet_index import PacketIndex
+from videomae_jax.video.open import open_video, read_bytes
+from videomae_jax.video.packets import PacketIndex
 from videomae_jax.video.record import Record
 from videomae_jax.video.rgb import RotationError, display_matrix, upright
+from videomae_jax.video.source import FrameSource
 
-# Bit-exact: without shortcuts that differ from one kind of processor to another.
+# Bit-exact: without optimizations that differ between processors.
 _SCALING = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
 PRESETS = tuple(
     "ultrafast superfast veryfast faster fast medium slow slower veryslow".split()
 )
 UNKNOWN_RATE = 30  # frames per second
-_FULL_RANGE = ("yuvj", "gray")  # pixel formats that use all of 0 to 255
+_FULL_RANGE = ("yuvj", "gray")  # pixel formats with values from 0 to 255
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,14 +42,14 @@ class Settings:
     """How videos are encoded.
 
     Attributes:
-        short_side: the shorter side becomes at most so many pixels, an even number.
-            320 is what VideoMAE's authors used: crops down to 0.7 of it fill 224.
-        keyframes: frames from one keyframe to the next, at most.
-        b_frames: how many of them are between two that other frames need; a reader
-            skips those that it does not want.
-        crf: x264's constant rate factor; lower is better and larger.
-        preset: x264's, one of PRESETS.
-        tune: x264's; "" for none.
+        short_side: largest short side in pixels, an even number. VideoMAE's authors
+            used 320: crops down to 0.7 of it fill 224 pixels.
+        keyframes: largest distance between keyframes, in frames.
+        b_frames: B-frames between two frames that others depend on; a decoder can skip
+            B-frames that are not requested.
+        crf: constant rate factor of x264; lower is better and larger.
+        preset: preset of x264, one of PRESETS.
+        tune: tuning of x264; "" for none.
     """
 
     short_side: int = 320
@@ -60,21 +62,21 @@ class Settings:
 
 @dataclasses.dataclass(frozen=True)
 class Trim:
-    """Which part of a video is kept: the frames with start <= time < end.
+    """The part of a video to keep: the frames with start <= time < end.
 
-    Times are seconds after the first frame, and are compared exactly: at 25 frames per
-    second, frame 10 is the first one from 0.4 on.
+    Times are compared exactly: at 25 frames per second, frame 10 is the first one with
+    a time of at least 0.4.
 
     Attributes:
-        start: 0 for the beginning.
-        end: None for the end of the video.
+        start: seconds after the first frame; 0 for the beginning.
+        end: likewise; None for the end of the video.
     """
 
     start: float
     end: float | None
 
     def __str__(self) -> str:
-        """As `prepare --trim` takes it."""
+        """Returns the value that `prepare --trim` takes."""
         end = "" if self.end is None else f"{self.end:.15g}"
         return f"{self.start:.15g}:{end}"
 
@@ -85,10 +87,10 @@ class Encoded:
 
     Attributes:
         video: content of the file.
-        num_frames: how many frames it has.
-        fps: average frames per second; 0 if the file does not tell.
-        height: of its frames as `Video` gives them, in pixels; width: likewise.
-        index: its packets; None if the file is kept as it was.
+        num_frames: number of frames.
+        fps: average frames per second; 0 if the file does not say.
+        height, width: pixels of the frames that `Video` returns.
+        index: packets of the file; None if it is stored unchanged.
     """
 
     video: bytes
@@ -105,65 +107,69 @@ def encode_record(
     trim: Trim | None = None,
     image_fps: float = UNKNOWN_RATE,
 ) -> Encoded | str:
-    """Encodes the video of a record, as `encode` does; returns why if that fails.
+    """Encodes the video of a record like `encode`; returns the reason if that fails.
 
     Args:
-        record: a video file, or one whose frames are images.
+        record: a video file, or a video whose frames are images.
         settings: how to encode; None keeps the bytes of a file.
-        trim: the part to keep, None for all.
-        image_fps: frames per second, where frames are images, which do not tell.
+        trim: the part to keep; None for all.
+        image_fps: frames per second of videos whose frames are images.
     """
     try:
         if not record.is_images:
-            return encode(video_open.read_bytes(record), settings, trim)
-        with video_open.open_video(record) as video:
+            return encode(read_bytes(record), settings, trim)
+        if settings is None:
+            raise VideoError("its frames are images, which must be encoded as a video")
+        with open_video(record) as video:
             return _encode_images(video, settings, trim, image_fps)
     except VideoError as error:
-        return str(error).removeprefix("<bytes>: ").removeprefix(f"{record.place}: ")
+        return str(error).removeprefix("<bytes>: ").removeprefix(f"{record.location}: ")
 
 
 def encode(data: bytes, settings: Settings | None, trim: Trim | None = None) -> Encoded:
-    """Encodes a video anew, or looks whether it can be kept as it is.
+    """Encodes a video, or checks that it can be stored unchanged.
 
-    Where frames come at varying intervals, all are kept, in order, at the average rate
-    of the whole video. Sound is left out.
+    If the frame rate varies, all frames are kept, in order, at the average rate of the
+    whole video. Audio is removed.
 
     Args:
         data: content of a video file.
         settings: how to encode; None keeps the bytes.
-        trim: the part to keep, None for all; the rest has to be without damage, too.
+        trim: the part to keep, None for all; the rest must also be undamaged.
 
     Raises:
-        VideoError: if not every frame can be decoded and encoded, or no frame is in the
-            part to keep.
-        ValueError: if a part of bytes that are to be kept is asked for.
+        VideoError: some frame cannot be decoded or encoded, or no frame is in the part
+            to keep.
+        ValueError: `trim` is given without `settings`.
     """
     if trim and not settings:
-        raise ValueError("to keep a part, a video has to be encoded anew")
+        raise ValueError("settings=None must not be combined with trim")
     with Video(data) as video:
-        promised, fps = video.num_frames, video.fps
-    frames = _decode(data)
+        announced, fps = video.num_frames, video.fps
+    frames = decode_all(data)
+    decoded = None
     if trim:
         times = _times(data, fps)
-        found, kept = len(times), _within(times, trim)
+        decoded, kept = len(times), _within(times, trim)
         frames = itertools.islice(frames, kept.start, kept.stop)
     if settings is None:
         count = sum(1 for _ in frames)
     else:
         data, count = _encode(frames, fps, settings)
-    if not trim:
-        found = count
-    if found != promised:
+    if decoded is None:
+        decoded = count
+    if decoded != announced:
         raise VideoError(
-            f"the packets hold {promised} frames, but {found} come out of the decoder"
+            f"the packets announce {announced} frames, but the decoder returned "
+            f"{decoded}"
         )
-    return _described(data, count, settings)
+    return _describe(data, count, indexed=settings is not None)
 
 
 def _encode_images(
-    video: ImageVideo, settings: Settings, trim: Trim | None, fps: float
+    video: FrameSource, settings: Settings, trim: Trim | None, fps: float
 ) -> Encoded:
-    """Encodes a video whose frames are images; reads those that are kept."""
+    """Encodes a video whose frames are images; reads only those to keep."""
     kept = range(video.num_frames)
     if trim:
         kept = _within([index / Fraction(fps) for index in kept], trim)
@@ -171,59 +177,41 @@ def _encode_images(
         av.VideoFrame.from_ndarray(video.read([index])[0], format="rgb24")
         for index in kept
     )
-    return _described(*_encode(frames, fps, settings), settings)
+    return _describe(*_encode(frames, fps, settings), indexed=True)
 
 
-def _described(data: bytes, count: int, settings: Settings | None) -> Encoded:
-    """What is known of a file that has to have so many frames."""
+def _describe(data: bytes, count: int, *, indexed: bool) -> Encoded:
+    """Describes a file that must have `count` frames."""
     with Video(data) as video:
         if video.num_frames != count:
-            raise VideoError(f"encoded, {count} frames became {video.num_frames}")
-        # Rounded: the division leaves 24.999999999999996.
+            raise VideoError(
+                f"encoding {count} frames gave a file of {video.num_frames}"
+            )
+        # Rounded: the division can give 24.999999999999996.
         fps = round(video.fps or 0.0, 6)
-        index = PacketIndex.of(video, data) if settings else None
+        index = video.packet_index() if indexed else None
         return Encoded(data, count, fps, video.height, video.width, index)
 
 
-def _decode(data: bytes) -> Iterator[av.VideoFrame]:
-    """Yields all frames, and fails where one is damaged or has another size."""
-    count, size = 0, None
-    with av.open(io.BytesIO(data)) as container:
-        container.streams.video[0].thread_type = "NONE"
-        container.streams.video[0].codec_context.thread_count = 1
-        try:
-            for packet in container.demux(video=0):
-                frames = packet.decode()
-                if packet.is_corrupt or any(frame.is_corrupt for frame in frames):
-                    raise VideoError(f"damaged near frame {count}")
-                for frame in frames:
-                    size = size or (frame.width, frame.height)
-                    if size != (frame.width, frame.height):
-                        raise VideoError(f"changes its resolution at frame {count}")
-                    yield frame
-                    count += 1
-        except av.FFmpegError as error:
-            raise VideoError(f"damaged near frame {count}: {error.strerror}") from error
-
-
 def _times(data: bytes, fps: float | None) -> list[Fraction]:
-    """The time of each frame in seconds, from a decode of all of them."""
-    times = [
-        None if frame.pts is None else frame.pts * frame.time_base
-        for frame in _decode(data)
-    ]
-    if None not in times:
+    """Decodes all frames; returns the time of each in seconds."""
+    times, num_frames = [], 0
+    for frame in decode_all(data):
+        num_frames += 1
+        if frame.pts is not None and frame.time_base is not None:
+            times.append(frame.pts * frame.time_base)
+    if len(times) == num_frames:
         return sorted(times)  # AVI files may have them in decoding order
     if not fps:
-        raise VideoError("its frames have no times: it cannot be trimmed")
+        raise VideoError("its frames have no times, so it cannot be trimmed")
     rate = Fraction(fps).limit_denominator(1001)
-    return [index / rate for index in range(len(times))]
+    return [index / rate for index in range(num_frames)]
 
 
 def _within(times: Sequence[Fraction], trim: Trim) -> range:
-    """The frames of a part, which has to hold one at least."""
+    """Returns the indices of the frames to keep, at least one."""
     seconds = [time - times[0] for time in times]
-    # As a user wrote them: the nearest double to 0.4 is above 2/5.
+    # repr gives the number as the user wrote it: the nearest double to 0.4 is above it.
     begin = bisect.bisect_left(seconds, Fraction(repr(trim.start)))
     end = len(seconds)
     if trim.end is not None:
@@ -239,21 +227,21 @@ def _within(times: Sequence[Fraction], trim: Trim) -> range:
 def _encode(
     frames: Iterable[av.VideoFrame], fps: float | None, settings: Settings
 ) -> tuple[bytes, int]:
-    """Returns the file's content and the number of frames in it.
+    """Returns the content of the file and its number of frames.
 
     Raises:
-        VideoError: if the encoder fails, or the frames do.
+        VideoError: decoding or encoding fails.
     """
-    # Like 30000/1001: the denominators of broadcasting, or close enough.
+    # Up to 1001, the denominator of broadcast rates such as 30000/1001.
     rate = Fraction(fps or UNKNOWN_RATE).limit_denominator(1001)
     rate = max(rate, Fraction(1, 1001))
     count, stream, reformatter = 0, None, VideoReformatter()
     target = io.BytesIO()
     try:
-        # Bit-exact: without the versions of the libraries, which change with no pixel.
+        # Bit-exact: without library versions in the file, which do not affect pixels.
         with av.open(target, "w", format="mp4", options={"fflags": "+bitexact"}) as out:
             for frame in frames:
-                frame = _prepare(frame, reformatter, settings.short_side)
+                frame = _scale(frame, reformatter, settings.short_side)
                 if stream is None:
                     stream = _add_stream(out, frame, rate, settings)
                 frame.pts, frame.time_base = count, 1 / rate
@@ -261,8 +249,8 @@ def _encode(
                 count += 1
             if stream is not None:
                 out.mux(stream.encode(None))
-    except av.FFmpegError as error:
-        raise VideoError(f"cannot be encoded: {error.strerror}") from error
+    except FFmpegError as error:
+        raise VideoError(f"encoding failed: {error.strerror}") from error
     except RotationError as error:
         raise VideoError(f"frame {count} {error}") from error
     return target.getvalue(), count
@@ -274,20 +262,20 @@ def _add_stream(out, frame: av.VideoFrame, rate: Fraction, settings: Settings):
     stream.pix_fmt = frame.format.name
     codec = stream.codec_context
     codec.time_base = 1 / rate
-    # Without these a reader would have to guess how to get back to RGB.
+    # Decoders need these to convert back to RGB.
     codec.color_range, codec.colorspace = frame.color_range, frame.colorspace
-    # One thread: bytes do not depend on the machine, and others have their own videos.
+    # One thread: bytes must not depend on the machine, and each worker has its video.
     stream.options = {
         "preset": settings.preset,
         "crf": str(settings.crf),
         "g": str(settings.keyframes),
         "bf": str(settings.b_frames),
-        "b_strategy": "0",  # always so many
-        # No B-frame refers to another: a reader may skip all of them.
+        "b_strategy": "0",  # always this many
+        # No B-frame refers to another, so that all of them can be skipped.
         "b-pyramid": "none",
         "threads": "1",
-        # MB-tree reads memory that was never written, unless the width is a multiple of
-        # 128: the same frames would give other bytes every time.
+        # MB-tree reads uninitialized memory unless the width is a multiple of 128, so
+        # that the same frames would give different bytes every time.
         "mbtree": "0",
         "a53cc": "0",  # subtitles
         "flags": "+bitexact",
@@ -297,13 +285,13 @@ def _add_stream(out, frame: av.VideoFrame, rate: Fraction, settings: Settings):
     return stream
 
 
-def _prepare(
+def _scale(
     frame: av.VideoFrame, reformatter: VideoReformatter, short_side: int
 ) -> av.VideoFrame:
-    """Scales a frame and turns it upright, without a detour over RGB."""
+    """Scales a frame and rotates it upright, without conversion to RGB."""
     shortest = min(frame.width, frame.height)
     limit = min(short_side, shortest)
-    # Rounded down: sizes have to be even for 4:2:0, and nothing grows.
+    # Rounded down: 4:2:0 needs even sizes, and frames must not grow.
     width, height = (
         max(side * limit // shortest // 2 * 2, 2)
         for side in (frame.width, frame.height)
@@ -320,15 +308,15 @@ def _prepare(
         dst_color_range=colors,
         threads=1,
     )
-    turned = _turn(scaled, frame)
-    turned.color_range, turned.colorspace = colors, frame.colorspace
-    # Else the encoder would take keyframes and B-frames where the original has them.
-    turned.pict_type = PictureType.NONE
-    return turned
+    rotated = _rotate(scaled, frame)
+    rotated.color_range, rotated.colorspace = colors, frame.colorspace
+    # Otherwise the encoder would copy the frame types of the original.
+    rotated.pict_type = PictureType.NONE
+    return rotated
 
 
-def _turn(frame: av.VideoFrame, original: av.VideoFrame) -> av.VideoFrame:
-    """Rotates and mirrors the planes of a 4:2:0 frame as the original's matrix says."""
+def _rotate(frame: av.VideoFrame, original: av.VideoFrame) -> av.VideoFrame:
+    """Rotates and flips the planes of a 4:2:0 frame as in the original's metadata."""
     if display_matrix(original) is None:
         return frame
     height, width = frame.height, frame.width

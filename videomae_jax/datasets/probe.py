@@ -1,50 +1,55 @@
-"""What can be found out of one video, by reading all of it as training would."""
+"""Probes one video: its properties, and whether all of it can be decoded."""
 
 import dataclasses
 import hashlib
-import io
 import os
-from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-import av
+from av.error import FFmpegError
 
 from videomae_jax.errors import VideoError
 from videomae_jax.files import is_url
-from videomae_jax.video import images
+from videomae_jax.video.container import decode_all, open_container, read_packets
+from videomae_jax.video.images import ImageVideo, image_format
 from videomae_jax.video.open import open_video, read_bytes
 from videomae_jax.video.packets import packet_table
 from videomae_jax.video.record import Record
 
-_RUN = 16  # images decoded at a time
+_IMAGES_PER_READ = 16  # bounds the memory of a frame folder
 
 
 class Job(NamedTuple):
-    """What to find out of a video."""
+    """A video to probe.
+
+    Attributes:
+        record: the video.
+        decode: decode all frames; otherwise only headers and packets are read.
+        digest: hash the content.
+    """
 
     record: Record
-    decode: bool  # all frames; otherwise only headers and packets are read
-    digest: bool  # of its content
+    decode: bool
+    digest: bool
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ProbeResult:
-    """What was found out of a video that can be opened.
+    """The properties of a video that can be opened.
 
     Attributes:
-        num_frames: as the packets tell, or a decode if they do not: what training
-            takes for the length.
-        decoded_frames: that came out of the decoder; None if it was not asked.
+        num_frames: the length that training uses: the number that the packets announce
+            or, if they do not, that a decode yields.
+        decoded_frames: number of frames that the decoder returned; None without decode.
         indexed: whether frames can be read without decoding from the beginning.
-        fps: average frames per second, if the file tells it.
-        seconds: num_frames at this rate.
-        width, height: pixels, as stored, before a rotation that the file asks for.
-        keyframe_interval: average number of frames from one that decoding may begin
-            with to the next.
+        fps: average frames per second; None if the file does not say.
+        seconds: num_frames / fps; None if fps is.
+        width, height: pixels as stored, before any rotation that the file asks for.
+        keyframe_interval: average number of frames between points where decoding can
+            start.
         codec, container: FFmpeg's names, such as h264 and mp4.
-        digest: hash of the content, if asked for: of a file's bytes, or of the pixels
-            where the frames are images.
-        size: bytes, of what is no file by itself.
+        digest: hash of the file's bytes or, if the frames are images, of the pixels;
+            None if not asked for.
+        size: bytes of a video that is not a file of its own; None for files.
     """
 
     num_frames: int
@@ -62,64 +67,61 @@ class ProbeResult:
 
     @property
     def frame_count_mismatch(self) -> bool:
-        """Whether the decoder contradicts the packets."""
+        """Whether the decoder returned another number of frames than announced."""
         return self.decoded_frames not in (None, self.num_frames)
 
 
-def examine(job: Job) -> ProbeResult | str:
-    """Reads a video as training does, but all of it; returns why if that fails.
+def probe(job: Job) -> ProbeResult | str:
+    """Reads a whole video the way training does; returns the reason if that fails.
 
-    Uses one thread. Memory is the size of the compressed file and a few frames.
+    Uses one thread, and memory for the compressed file and a few frames.
     """
     record = job.record
     try:
         if record.is_images:
-            return _examine_images(job)
-        found = _examine_file(job)
-        if record.frame_range is None or found.frame_count_mismatch:
-            return found
-        # All of the file was read, for what precedes a part may be needed to decode it.
-        with open_video(record) as part:
+            return _probe_images(job)
+        result = _probe_file(job)
+        if record.frame_range is None or result.frame_count_mismatch:
+            return result
+        # The whole file was read: decoding a segment may need what precedes it.
+        with open_video(record) as segment:
             return dataclasses.replace(
-                found,
-                num_frames=part.num_frames,
-                decoded_frames=found.decoded_frames and part.num_frames,
-                seconds=part.num_frames / part.fps if part.fps else None,
-                digest=None,  # other parts of the file are other videos
+                result,
+                num_frames=segment.num_frames,
+                decoded_frames=result.decoded_frames and segment.num_frames,
+                seconds=segment.num_frames / segment.fps if segment.fps else None,
+                digest=None,  # other segments of the file are other videos
             )
     except VideoError as error:
         return str(error)
-    except av.FFmpegError as error:
-        return f"{record.place}: cannot be read: {error.strerror}"
+    except FFmpegError as error:
+        return f"{record.location}: cannot be read: {error.strerror}"
 
 
-def _examine_file(job: Job) -> ProbeResult:
-    """Examines a video file, or one that a shard holds."""
+def _probe_file(job: Job) -> ProbeResult:
+    """Probes a video file, on disk or in a shard."""
     record = dataclasses.replace(job.record, frame_range=None)
     is_file = record.position is None and not is_url(record.path)
     with open_video(record) as video:
         num_frames, fps = video.num_frames, video.fps
         if job.decode:
-            video.read([0])  # converts it to RGB, too
-    # Video has looked at what the path is.
-    path = os.path.abspath(record.path)
-    content = None if is_file else read_bytes(record)
-    with av.open(path if is_file else io.BytesIO(content)) as container:
+            video.read([0])  # also checks the conversion to RGB
+    file = record.path if is_file else read_bytes(record)
+    with open_container(file, record.location) as container:
         stream = container.streams.video[0]
         codec = stream.codec_context
-        codec.thread_count, codec.thread_type = 1, "NONE"
-        packets = [packet for packet in container.demux(stream) if packet.size]
+        packets = read_packets(container, record.location)
         table = packet_table(stream, packets)
         starts = table.starts if table else [p.is_keyframe for p in packets]
         decoded = None
         if job.decode:
-            times = list(_decode(record.place, codec, packets))
+            times = [frame.pts for frame in decode_all(file, record.location)]
             decoded = len(times)
             if table and times != [table.times[i] for i in table.positions]:
                 table = None
         digest = None
         if job.digest:
-            digest = _digest(path) if is_file else hashlib.blake2b(content).hexdigest()
+            digest = _digest(file)
         return ProbeResult(
             num_frames=num_frames,
             decoded_frames=decoded,
@@ -132,20 +134,21 @@ def _examine_file(job: Job) -> ProbeResult:
             codec=codec.codec.canonical_name,
             container=_container_name(record.path, container.format.name),
             digest=digest,
-            size=None if is_file else len(content),
+            size=len(file) if isinstance(file, bytes) else None,
         )
 
 
-def _examine_images(job: Job) -> ProbeResult:
-    """Examines a video whose frames are images."""
+def _probe_images(job: Job) -> ProbeResult:
+    """Probes a video whose frames are images."""
     with open_video(job.record) as video:
+        assert isinstance(video, ImageVideo)
         count = video.num_frames
         size = sum(video.size(index) for index in range(count))
         digest = hashlib.blake2b()
-        wanted = count if job.decode else 1
-        for start in range(0, wanted, _RUN):
-            frames = video.read(range(start, min(start + _RUN, wanted)))
-            digest.update(frames)
+        decoded = count if job.decode else 1
+        for start in range(0, decoded, _IMAGES_PER_READ):
+            stop = min(start + _IMAGES_PER_READ, decoded)
+            digest.update(video.read(range(start, stop)).data)
         return ProbeResult(
             num_frames=count,
             decoded_frames=count if job.decode else None,
@@ -155,41 +158,11 @@ def _examine_images(job: Job) -> ProbeResult:
             width=video.width,
             height=video.height,
             keyframe_interval=1.0,
-            codec=images.kind(video.content(0)),
+            codec=image_format(video.content(0)),
             container="frame folder" if job.record.frame_name else "tfds",
             digest=digest.hexdigest() if job.digest else None,
             size=size,
         )
-
-
-def _decode(
-    place: str, codec: av.VideoCodecContext, packets: Sequence[av.Packet]
-) -> Iterator[int | None]:
-    """Decodes all packets; yields the time of each frame.
-
-    Raises:
-        VideoError: at the first damage, or if the resolution changes.
-    """
-    count, size = 0, None
-    for packet in [*packets, None]:  # None: what is held back for reordering
-        try:
-            frames = codec.decode(packet)
-        except av.FFmpegError as error:
-            raise VideoError(
-                f"{place}: damaged near frame {count}: {error.strerror}"
-            ) from error
-        corrupt = packet is not None and packet.is_corrupt
-        if corrupt or any(frame.is_corrupt for frame in frames):
-            raise VideoError(f"{place}: damaged near frame {count}")
-        for frame in frames:
-            size = size or (frame.width, frame.height)
-            if (frame.width, frame.height) != size:
-                raise VideoError(
-                    f"{place}: changes its resolution: frame {count} is "
-                    f"{frame.width}x{frame.height}, before it was {size[0]}x{size[1]}"
-                )
-            yield frame.pts
-            count += 1
 
 
 def _container_name(path: str, name: str) -> str:
@@ -199,6 +172,8 @@ def _container_name(path: str, name: str) -> str:
     return extension if extension in names else names[0]
 
 
-def _digest(path: str) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "blake2b").hexdigest()
+def _digest(file: str | bytes) -> str:
+    if isinstance(file, bytes):
+        return hashlib.blake2b(file).hexdigest()
+    with open(file, "rb") as opened:
+        return hashlib.file_digest(opened, "blake2b").hexdigest()

@@ -15,7 +15,7 @@ import pathlib
 import pickle
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from multiprocessing import connection, resource_tracker
 from typing import Any, Literal
 
@@ -51,7 +51,7 @@ def process_map(
     num_workers: int,
     timeout: float,
     ahead: int | None = None,
-) -> Iterator[tuple[int, Any | TaskFailure]]:
+) -> Generator[tuple[int, Any | TaskFailure], None, None]:
     """Applies a function to each item, in worker processes.
 
     Every index is yielded exactly once, whatever the items do. An item whose process

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from videomae_jax.datasets.probe import Job, ProbeResult
-from videomae_jax.video import open as video_open
+from videomae_jax.video.open import file_size
 from videomae_jax.video.record import LabelKind, Record
 
 # Each video has one status: the last of these that applies.
@@ -70,7 +70,7 @@ def reason(record: Record, result: ProbeResult | str) -> str | None:
 
 def file_sizes(records: Iterable[Record]) -> list[int | None]:
     """Returns the bytes of each file; None if it is missing or has several videos."""
-    return [video_open.file_size(record) for record in records]
+    return [file_size(record) for record in records]
 
 
 def probe_jobs(

@@ -1,9 +1,9 @@
-"""Writes prepared data sets: shards, notes, indices, and what TFDS wants to know.
+"""Writes prepared data sets: shards, their metadata, indices, and TFDS's own files.
 
-The files are those of `prepared`. Every one appears whole or not at all, and none
-depends on when, in which order or by how many processes it was made. So making a data
-set may stop anywhere and go on later: what is there is kept, if its note says that it
-is of the same list and settings.
+`videomae_jax/video/shards.py` documents the files. Each is replaced atomically, and
+none depends on when, in which order or by how many processes it was written. Writing a
+data set may therefore be interrupted and resumed: a shard is kept if its metadata says
+that it has the same list and settings.
 """
 
 import contextlib
@@ -15,7 +15,6 @@ import os
 import re
 import shutil
 import tempfile
-import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -23,32 +22,41 @@ import numpy as np
 import tensorflow_datasets as tfds
 from array_record.python import array_record_module
 from etils import epath
+from tensorflow_datasets.core import dataset_info, example_serializer, splits
 
 from videomae_jax.datasets.encode import Encoded
 from videomae_jax.errors import RecordError
-from videomae_jax.files import absolute, is_url
-from videomae_jax.video import shards as prepared
-from videomae_jax.video.packet_index import PacketIndex
+from videomae_jax.files import (
+    PARTIAL_SUFFIX,
+    absolute,
+    atomic_path,
+    atomic_write,
+    is_url,
+    read_json,
+    write_json,
+    write_json_lines,
+)
+from videomae_jax.video import shards as shard_files
+from videomae_jax.video.packets import PacketIndex
 from videomae_jax.video.record import Record, labels_to_json
 
-# One video is one chunk, for random access. Compressing them again would gain nothing.
+# One video per chunk, for random access. Videos are compressed already.
 _WRITER_OPTIONS = "group_size:1,uncompressed"
-# What notes and indices tell of a video.
-_FACTS = ("num_frames", "fps", "height", "width")
+# Properties of a video that metadata and indices contain.
+_PROPERTIES = ("num_frames", "fps", "height", "width")
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
-# What writing fails with when there is no more room.
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """A shard to be written: all that a worker needs to know, wherever it runs.
+    """A shard to write: all that a worker needs to know, on any machine.
 
     Attributes:
         path: the file.
-        records: its videos, of which unreadable ones will be left out.
-        settings: what the bytes depend on besides, as JSON holds it: "encoding" (or
-            None), "multi_label", "classes" (or None) and whatever else.
+        records: its videos; unreadable ones will be left out.
+        settings: everything else that the bytes depend on, as JSON values: "encoding"
+            (or None), "multi_label", "classes" (or None), and others.
     """
 
     path: str
@@ -56,84 +64,100 @@ class Shard:
     settings: Mapping[str, Any]
 
     @property
-    def note(self) -> epath.Path:
-        """The file that tells of the shard that it is complete."""
+    def metadata_path(self) -> epath.Path:
+        """The file that is written once the shard is complete."""
         return epath.Path(f"{self.path}.json")
 
-    @property
-    def contents(self) -> dict[str, Any]:
-        """What tells the shard from others of its name."""
-        multi_label = self.settings["multi_label"]
-        rows = json.dumps([_row(record, multi_label) for record in self.records])
-        digest = hashlib.sha256(rows.encode()).hexdigest()
+    def metadata(self) -> dict[str, Any] | None:
+        """Returns the content of the metadata file; None if it is missing."""
+        return read_json(self.metadata_path)
+
+    def identity(self) -> dict[str, Any]:
+        """Returns what distinguishes the shard from others with its name."""
+        rows = []
+        for record in self.records:
+            label = labels_to_json(record.labels, self.settings["multi_label"])
+            rows.append([record.id, label])
+            if record.is_images:
+                rows[-1] += [record.frame_name, record.frame_range]
+        digest = hashlib.sha256(json.dumps(rows).encode()).hexdigest()
         return {"settings": dict(self.settings), "list": digest}
 
+    def is_complete(self) -> bool:
+        """Returns whether the shard exists with all of its bytes."""
+        metadata = self.metadata()
+        return metadata is not None and shard_files.size(self.path) == metadata["bytes"]
 
-def _row(record: Record, multi_label: bool) -> list:
-    """What a record asks for."""
-    row = [record.id, labels_to_json(record.labels, multi_label)]
-    if record.is_images:
-        row += [record.frame_name, record.frame_range]
-    return row
+    def conflict(self) -> str | None:
+        """Returns how an existing shard with this name differs, if it does."""
+        existing = self.metadata()
+        if existing is None:
+            return None
+        for key, value in self.settings.items():
+            if existing["settings"].get(key) != value:
+                return f"{key} was {existing['settings'].get(key)}, and is now {value}"
+        same_list = existing["list"] == self.identity()["list"]
+        return None if same_list else "other videos or labels"
 
 
 def write_shard(shard: Shard, videos: Iterable[Encoded | str]) -> int:
-    """Writes a shard and then its note, whole or not at all.
+    """Writes a shard and then its metadata, each atomically.
 
     Args:
-        shard: which one.
-        videos: for each of its records in order, the video or why there is none.
+        shard: the shard.
+        videos: for each of its records in order, the video or why it is unreadable.
 
     Returns:
-        How many there are none of.
+        The number of unreadable videos.
 
     Raises:
-        OSError: if it cannot be written, as when there is no more room.
+        OSError: the shard cannot be written, for example because the disk is full.
     """
     features = _features(shard.settings)
-    serializer = tfds.core.example_serializer.ExampleSerializer(
-        features.get_serialized_info()
-    )
+    serializer = example_serializer.ExampleSerializer(features.get_serialized_info())
     rows, bad = [], []
-    shard.note.unlink(missing_ok=True)
-    with _appearing(epath.Path(shard.path)) as temporary, _local(temporary) as path:
-        with _explaining(path):
+    shard.metadata_path.unlink(missing_ok=True)
+    with (
+        atomic_path(epath.Path(shard.path)) as temporary,
+        _local_file(temporary) as path,
+    ):
+        with _explained_errors(path):
             writer = array_record_module.ArrayRecordWriter(path, _WRITER_OPTIONS)
         try:
             for record, video in zip(shard.records, videos, strict=True):
                 if isinstance(video, str):
-                    row = {"id": record.id, "path": record.path, "reason": video}
-                    bad.append(row)
+                    bad.append({"id": record.id, "path": record.path, "reason": video})
                     continue
-                facts = {name: getattr(video, name) for name in _FACTS}
+                properties = {name: getattr(video, name) for name in _PROPERTIES}
                 label = labels_to_json(record.labels, shard.settings["multi_label"])
-                rows.append({"id": record.id, "label": label, **facts})
+                rows.append({"id": record.id, "label": label, **properties})
                 index = video.index or PacketIndex(b"", ())
                 example = {
                     "id": record.id,
                     "label": -1 if label is None else label,
-                    **facts,
+                    **properties,
                     "video": video.video,
                     "header": index.header,
                     "packets": np.array(index.packets, np.int64).reshape(-1, 4),
                 }
                 message = serializer.get_tf_example(features.encode_example(example))
-                with _explaining(path):
-                    # A plain serialisation orders its fields by chance.
+                with _explained_errors(path):
+                    # By default the order of the fields varies.
                     writer.write(message.SerializeToString(deterministic=True))
         finally:
-            with _explaining(path):
+            with _explained_errors(path):
                 writer.close()
-    note = {**shard.contents, "bytes": epath.Path(shard.path).stat().length}
-    _write(shard.note, _lines(note, {"bad": bad, "videos": rows}))
+    head = {**shard.identity(), "bytes": epath.Path(shard.path).stat().length}
+    write_json(shard.metadata_path, head, {"bad": bad, "videos": rows})
     return len(bad)
 
 
 class Split:
-    """The shards of a split, and what becomes of them.
+    """The shards of a split, and the files that describe all of them.
 
     Attributes:
-        shards: all of them, in order.
+        folder: the versioned folder of the data set.
+        shards: all shards, in order.
         settings: of each.
     """
 
@@ -141,146 +165,145 @@ class Split:
         self,
         out: str,
         split: str,
-        found: Sequence[Record],
+        *,
+        records: Sequence[Record],
         shard_videos: int,
         settings: Mapping[str, Any],
         overwrite: bool = False,
     ):
-        """Looks at what is there.
+        """Checks the existing files, and removes those in the way.
 
         Args:
-            out: the data set's folder; its name becomes the data set's.
+            out: folder of the data set; its name becomes the name of the data set.
             split: such as "train".
-            found: the whole list.
-            shard_videos: videos of each shard; the last may have fewer.
+            records: the whole list.
+            shard_videos: videos per shard; the last may have fewer.
             settings: see `Shard`.
-            overwrite: shards of other lists or settings are to be replaced.
+            overwrite: replace shards of other lists or settings.
 
         Raises:
-            RecordError: if there are such shards, without `overwrite`; if other splits
-                have other classes; if a name is none that TFDS takes.
+            RecordError: such shards exist, without `overwrite`; other splits have other
+                classes; or TFDS does not allow a name.
         """
-        place = epath.Path(absolute(out))
-        for name in (place.name, split):
+        base = epath.Path(absolute(out))
+        for name in (base.name, split):
             if not _NAME.fullmatch(name):
                 raise RecordError(
-                    f"{name!r} cannot be the name of a data set or split: small "
-                    "letters, digits and underscores are wanted, a letter first"
+                    f"{name!r} cannot be the name of a data set or split: names must "
+                    "have only lowercase letters, digits and underscores, and start "
+                    "with a letter"
                 )
-        self.folder, self.name, self.split = place / prepared.VERSION, place.name, split
-        self._index = self.folder / f"{self.name}-{split}.index.json"
+        self.folder = base / shard_files.VERSION
         self.settings = dict(settings)
-        for other, index in prepared.indices(self.folder).items():
+        self._name, self._split = base.name, split
+        self._prefix = f"{base.name}-{split}"
+        self._index_path = self.folder / f"{self._prefix}.index.json"
+        for other, index in shard_files.indices(self.folder).items():
             for key in ("multi_label", "classes"):
                 if other != split and index["settings"][key] != settings[key]:
                     raise RecordError(
                         f"{self.folder}: the split {other!r} has other classes, or "
-                        "another number of labels for a video; give another folder"
+                        "another number of labels per video. Choose another folder"
                     )
-        count = -(-len(found) // shard_videos)
+        count = -(-len(records) // shard_videos)
         self.shards = [
             Shard(
-                os.fspath(self.folder / f"{self._file(i)}-of-{count:05d}"),
-                tuple(found[i * shard_videos : (i + 1) * shard_videos]),
+                os.fspath(
+                    self.folder / f"{self._prefix}.array_record-{i:05d}-of-{count:05d}"
+                ),
+                tuple(records[i * shard_videos : (i + 1) * shard_videos]),
                 self.settings,
             )
             for i in range(count)
         ]
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._remove_others(overwrite)
+        self._remove_old_files(overwrite)
 
-    def _file(self, index: int) -> str:
-        return f"{self.name}-{self.split}.array_record-{index:05d}"
-
-    def _remove_others(self, overwrite: bool) -> None:
-        """Removes what is in the way, and what a process that was killed has left."""
-        for left in self.folder.glob(f".{self.name}-{self.split}.*.part"):
-            left.unlink(missing_ok=True)
+    def _remove_old_files(self, overwrite: bool) -> None:
+        """Removes shards in the way, and partial files of a killed process."""
+        for partial in self.folder.glob(f".{self._prefix}.*{PARTIAL_SUFFIX}"):
+            partial.unlink(missing_ok=True)
         expected = {os.path.basename(shard.path): shard for shard in self.shards}
-        expected |= {shard.note.name: shard for shard in self.shards}
-        others = []
-        for path in self.folder.glob(f"{self.name}-{self.split}.array_record-*"):
+        expected |= {shard.metadata_path.name: shard for shard in self.shards}
+        obsolete = []
+        for path in self.folder.glob(f"{self._prefix}.array_record-*"):
             reason = "the number of shards differs"
             if path.name in expected:
-                reason = _conflict(expected[path.name])
+                reason = expected[path.name].conflict()
             if reason and not overwrite:
                 raise RecordError(
-                    f"{path} is there already, and of another list or other settings "
-                    f"({reason}); give another folder, or --overwrite to replace it"
+                    f"{path} exists, with another list or other settings ({reason}). "
+                    "Choose another folder, or pass --overwrite to replace it"
                 )
             if reason:
-                others.append(path)
-        if others:
-            self.withdraw()
-        for path in others:
+                obsolete.append(path)
+        if obsolete:
+            self.invalidate()
+        for path in obsolete:
             path.unlink(missing_ok=True)
 
-    def withdraw(self) -> None:
-        """Lets the split no longer seem to be whole."""
-        self._index.unlink(missing_ok=True)
+    def invalidate(self) -> None:
+        """Marks the split as incomplete, before a shard of it changes."""
+        self._index_path.unlink(missing_ok=True)
         self._write_info()  # also if a process was killed between the two
 
-    def bad(self) -> list[tuple[Shard, Record, str]]:
-        """Videos that could not be read, with the reasons, in complete shards."""
-        found = []
+    def bad_videos(self) -> list[tuple[Shard, Record, str]]:
+        """Returns the unreadable videos of complete shards, with the reasons."""
+        bad = []
         for shard in self.shards:
-            note = prepared.read_json(shard.note)
+            metadata = shard.metadata()
             records = {record.id: record for record in shard.records}
-            for row in note["bad"] if note else ():
-                found.append((shard, records[row["id"]], row["reason"]))
-        return found
+            for row in metadata["bad"] if metadata else ():
+                bad.append((shard, records[row["id"]], row["reason"]))
+        return bad
 
     def write_bad_videos(self) -> epath.Path:
-        """Tells in a file which videos could not be read so far."""
-        path = self.folder / f"{self.name}-{self.split}.bad_videos.jsonl"
-        lines = [
-            json.dumps({"id": record.id, "path": record.path, "reason": reason}) + "\n"
-            for _, record, reason in self.bad()
-        ]
-        if lines:
-            _write(path, "".join(lines))
-        else:
-            path.unlink(missing_ok=True)
+        """Lists the unreadable videos so far in a file; returns its path."""
+        path = self.folder / f"{self._prefix}.bad_videos.jsonl"
+        write_json_lines(
+            path,
+            (
+                {"id": record.id, "path": record.path, "reason": reason}
+                for _, record, reason in self.bad_videos()
+            ),
+        )
         return path
 
     def finish(self, provenance: Mapping[str, Any]) -> int:
-        """Makes a data set of the shards, all of which have to be there.
+        """Makes a data set of the shards, all of which must be complete.
 
         Args:
-            provenance: more to be told of where the data came from.
+            provenance: JSON values for the index that say where the data came from.
 
         Returns:
             The number of videos.
         """
-        notes = [prepared.read_json(shard.note) for shard in self.shards]
-        videos = [row for note in notes for row in note["videos"]]
-        bad = sum(len(note["bad"]) for note in notes)
-        shards = [
-            {
-                "file": os.path.basename(shard.path),
-                "bytes": note["bytes"],
-                "videos": len(note["videos"]),
-            }
-            for shard, note in zip(self.shards, notes, strict=True)
-        ]
-        head = {"settings": self.settings, **provenance, "unreadable": bad}
-        _write(self._index, _lines(head, {"shards": shards, "videos": videos}))
+        rows, videos, unreadable = [], [], 0
+        for shard in self.shards:
+            metadata = shard.metadata()
+            assert metadata is not None, f"{shard.path} is not complete"
+            file, own = os.path.basename(shard.path), metadata["videos"]
+            rows.append({"file": file, "bytes": metadata["bytes"], "videos": len(own)})
+            videos += own
+            unreadable += len(metadata["bad"])
+        head = {"settings": self.settings, **provenance, "unreadable": unreadable}
+        write_json(self._index_path, head, {"shards": rows, "videos": videos})
         self._write_info()
         return len(videos)
 
     def _write_info(self) -> None:
-        """Tells TFDS of all splits that are whole."""
-        while whole := prepared.indices(self.folder):
-            infos = [self._split_info(*item) for item in sorted(whole.items())]
-            told = ("settings", "list", "versions", "unreadable")
+        """Writes TFDS's description of all splits that are complete."""
+        while complete := shard_files.indices(self.folder):
+            infos = [self._split_info(*item) for item in sorted(complete.items())]
+            keys = ("settings", "list", "versions", "unreadable")
             metadata = {
-                split: {key: index[key] for key in told if key in index}
-                for split, index in sorted(whole.items())
+                split: {key: index[key] for key in keys if key in index}
+                for split, index in sorted(complete.items())
             }
             info = tfds.core.DatasetInfo(
-                builder=tfds.core.dataset_info.DatasetIdentity(
-                    name=self.name,
-                    version=tfds.core.Version(prepared.VERSION),
+                builder=dataset_info.DatasetIdentity(
+                    name=self._name,
+                    version=tfds.core.Version(shard_files.VERSION),
                     data_dir=os.fspath(self.folder),
                     module_name="",
                 ),
@@ -289,22 +312,23 @@ class Split:
                 metadata=tfds.core.MetadataDict(metadata),
             )
             info.set_file_format("array_record")
-            info.set_splits(tfds.core.splits.SplitDict(infos))
+            info.set_splits(splits.SplitDict(infos))
             with tempfile.TemporaryDirectory() as temporary:
                 info.write_to_directory(temporary)
                 names = set(os.listdir(temporary)) - {"dataset_info.json"}
                 for name in [*sorted(names), "dataset_info.json"]:
                     text = epath.Path(temporary, name).read_text()
-                    _write(self.folder / name, text)
-            # Another process may have finished another split meanwhile.
-            if prepared.indices(self.folder).keys() == whole.keys():
+                    with atomic_write(self.folder / name) as file:
+                        file.write(text)
+            # Another process may have finished another split in the meantime.
+            if shard_files.indices(self.folder).keys() == complete.keys():
                 return
         (self.folder / "dataset_info.json").unlink(missing_ok=True)
 
-    def _split_info(self, split: str, index: Mapping[str, Any]):
+    def _split_info(self, split: str, index: Mapping[str, Any]) -> tfds.core.SplitInfo:
         template = tfds.core.ShardedFileTemplate(
             data_dir=self.folder,
-            dataset_name=self.name,
+            dataset_name=self._name,
             split=split,
             filetype_suffix="array_record",
         )
@@ -317,7 +341,10 @@ class Split:
 
 
 def _features(settings: Mapping[str, Any]) -> tfds.features.FeaturesDict:
-    """What an example is; label -1, or an empty list, where a video has none."""
+    """Returns the features of an example.
+
+    A video without a label has label -1, or an empty list in a multi-label data set.
+    """
     classes = settings["classes"]
     label = tfds.features.ClassLabel(names=classes) if classes else np.int64
     if settings["multi_label"]:
@@ -338,58 +365,13 @@ def _features(settings: Mapping[str, Any]) -> tfds.features.FeaturesDict:
     )
 
 
-def _conflict(shard: Shard) -> str | None:
-    """How the shard that is there differs from the one wanted, if it does."""
-    note = prepared.read_json(shard.note)
-    if note is None:
-        return None
-    for key, value in shard.settings.items():
-        if note["settings"].get(key) != value:
-            return f"{key} was {note['settings'].get(key)}, and is now {value}"
-    return None if note["list"] == shard.contents["list"] else "other videos or labels"
-
-
-def is_complete(shard: Shard) -> bool:
-    """Whether a shard is there, and whole."""
-    note = prepared.read_json(shard.note)
-    return note is not None and prepared.size(shard.path) == note["bytes"]
-
-
-def _lines(head: Mapping[str, Any], lists: Mapping[str, Sequence]) -> str:
-    """An object as JSON, its lists with an element a line, for grep."""
-    parts = [f'"{key}": {json.dumps(value)}' for key, value in head.items()]
-    for key, rows in lists.items():
-        text = ",\n".join(json.dumps(row) for row in rows)
-        parts.append(f'"{key}": [\n{text}\n]')
-    return "{" + ",\n".join(parts) + "}\n"
-
-
-def _write(path: epath.Path, text: str) -> None:
-    """Writes a text file whole or not at all."""
-    with _appearing(path) as temporary:
-        temporary.write_text(text)
-
-
 @contextlib.contextmanager
-def _appearing(path: epath.Path) -> Iterator[epath.Path]:
-    """Gives another name to write to, which becomes the file's if all goes well."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
-    try:
-        yield temporary
-        if not is_url(os.fspath(temporary)):
-            with open(temporary, "rb") as file:
-                os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise
+def _local_file(path: epath.Path) -> Iterator[str]:
+    """Yields a local file to write, which is copied to `path` if that is a URL.
 
-
-@contextlib.contextmanager
-def _local(path: epath.Path) -> Iterator[str]:
-    """Gives a file to write to: ArrayRecord cannot write to a store such as gs://."""
-    if not is_url(os.fspath(path)):
+    ArrayRecord cannot write to an object store such as gs://.
+    """
+    if not is_url(path):
         yield os.fspath(path)
         return
     with tempfile.TemporaryDirectory() as folder:
@@ -400,12 +382,12 @@ def _local(path: epath.Path) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def _explaining(path: str) -> Iterator[None]:
-    """Makes of the writer's errors those that Python's own files would raise."""
+def _explained_errors(path: str) -> Iterator[None]:
+    """Re-raises the errors of ArrayRecordWriter as the OSErrors of Python's files."""
     try:
         yield
     except RuntimeError as error:
-        for code in _NO_ROOM:
+        for code in _DISK_FULL:
             if os.strerror(code) in str(error):
                 raise OSError(code, os.strerror(code), path) from error
         raise OSError(f"{path} cannot be written: {error}") from error
