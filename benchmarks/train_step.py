@@ -100,7 +100,7 @@ def ours(options):
             return -log_probabilities[rows, batch["label"]].mean(), batch_stats
 
     task = Pretraining() if options.task == "pretrain" else Finetuning()
-    tx = optimizer.adamw(0.9, 0.95, 1e-8, 0.05)
+    tx = optimizer.adamw(0.9, 0.95, eps=1e-8, weight_decay=0.05)
 
     @jax.jit
     def start(key):

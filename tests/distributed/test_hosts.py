@@ -25,16 +25,16 @@ from videomae_jax.training import finetune, loop, preemption
 ROOT = pathlib.Path(__file__).parents[2]
 
 # Runs main.py. Records the clips of every step, and makes one process fail after a
-# step: RUN_EVENT is "PROCESS STEP SIGNAL", or has "error" in place of the signal. Saving a
-# checkpoint waits until it is on disk, so that the test knows which is the newest.
+# step: RUN_EVENT is "PROCESS STEP SIGNAL", or has "error" in place of the signal. Saving
+# a checkpoint waits until it is on disk, so that the test knows which is the newest.
 PROGRAM = """
 import json, os, runpy
 import jax
 from videomae_jax import checkpointing
-from videomae_jax.training import metrics as metrics_lib
+from videomae_jax.training.reporting import MetricBuffer
 
 event = os.environ.get("RUN_EVENT", "0 0 0").split()
-add, save = metrics_lib.MetricBuffer.add, checkpointing.Checkpoints.save
+add, save = MetricBuffer.add, checkpointing.Checkpoints.save
 
 def recording_add(self, step, metrics, ids):
     add(self, step, metrics, ids)
@@ -49,7 +49,7 @@ def waiting_save(self, *args):
     save(self, *args)
     self.wait()
 
-metrics_lib.MetricBuffer.add = recording_add
+MetricBuffer.add = recording_add
 checkpointing.Checkpoints.save = waiting_save
 if os.environ.get("RUN_MESH"):
     from jax.experimental import mesh_utils
@@ -225,7 +225,7 @@ def test_run_resumes_on_four_then_two_then_one(folder, undisturbed, tmp_path):
     event = f"2 2 {signal.SIGTERM:d}"
     with Run(recipe, workdir, 4, "mesh.fsdp=4", event=event) as run:
         run.finish(code=128 + signal.SIGTERM)
-    assert "saved step=" in run.logs[0].read_text()
+    assert "preempted: saved step" in run.logs[0].read_text()
     saved = max(int(path.name) for path in (workdir / "checkpoints").iterdir())
     assert 2 <= saved < 8
     with Run(recipe, workdir, 2, "mesh.fsdp=2", event=f"1 {saved + 1} error") as run:

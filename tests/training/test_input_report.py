@@ -1,6 +1,7 @@
-"""What a run says of its input: rates that were measured, advice that fits."""
+"""The rates of reading and training in the log, and the advice."""
 
 import logging
+import re
 import time
 
 import jax
@@ -35,11 +36,11 @@ def batch(clips=8, cpu_seconds=0.4):
     return Batch(arrays, ["a"] * clips, [], cpu_seconds)
 
 
-def report(video=SHARDED, workers=15, on_cores=False, **fields):
+def report(video=SHARDED, workers=15, model_on_cpu=False, **fields):
     config = common.pretrain()
     config.data.update(fields)
     plan = WorkerPlan(WorkerConfig(workers, 2, 4), 15, 16, 0, 0)
-    return InputReport(config.data, plan, [video], on_cores)
+    return InputReport(config.data, plan, videos=[video], model_on_cpu=model_on_cpu)
 
 
 def take_steps(inputs, count, seconds=0.05, **kwargs):
@@ -49,25 +50,25 @@ def take_steps(inputs, count, seconds=0.05, **kwargs):
 
     state = jnp.zeros(())
     for _ in range(count):
-        inputs.add(batch(**kwargs))
-        state, metrics = inputs.step(train_step, state, {}, jax.random.key(0))
+        inputs.before_step(batch(**kwargs), (state, {}))
+        state, metrics = train_step(state, {}, jax.random.key(0))
+        inputs.after_step(state)
     assert state == count and metrics["loss"] == count - 1
 
 
-def test_rates_are_told_once_both_are_known(log):
+def test_rates_are_logged_once_both_are_known(log):
     inputs = report()
     take_steps(inputs, 2)
     assert log() == []
     take_steps(inputs, 3)
     (line,) = log()
-    given, taken = line.split("; ")
-    assert given == (
-        "input: 15 workers with 2 threads can give about 300 clips/s (50 ms of CPU a "
-        "clip)"
+    match = re.fullmatch(
+        r"input: read=300 clips/s train=(\S+) clips/s cpu_per_clip=50 ms "
+        r"\(15 workers with 2 threads\)",
+        line,
     )
-    # 8 clips in 0.05 s, or more where the machine is busy.
-    assert taken.startswith("the model takes about ") and taken.endswith(" clips/s")
-    assert 0 < float(taken.split()[-2]) <= 160
+    # 8 clips in 0.05 s, or longer if the machine is busy.
+    assert 0 < float(match[1]) <= 160
 
 
 def test_only_one_step_is_waited_for(monkeypatch):
@@ -80,55 +81,54 @@ def test_only_one_step_is_waited_for(monkeypatch):
     assert len(waits) == 2  # before it and after it
 
 
-def test_rates_on_shared_cores_and_several_hosts(log, monkeypatch):
-    take_steps(report(workers=0, on_cores=True), 3)
-    given, taken = log()[-1].split("; ")
-    assert "2 threads of this process can give about 40 clips/s" in given
-    assert given.endswith(" on cores of their own")
+def test_rates_on_shared_cores_and_of_several_processes(log, monkeypatch):
+    take_steps(report(workers=0, model_on_cpu=True), 3)
+    assert log()[-1].startswith("input: read=40 clips/s with all cores train=")
+    assert log()[-1].endswith("(2 threads of this process)")
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     take_steps(report(), 3)
-    assert "15 workers with 2 threads of this host can give about" in log()[-1]
-    assert log()[-1].endswith(" clips/s of this host")
+    assert log()[-1].startswith("input of this process: read=300 clips/s train=")
 
 
-def test_what_was_not_measured_is_not_told(log):
+def test_unmeasured_rates_are_not_logged(log):
     take_steps(report(), 3, cpu_seconds=0.0)
     assert log() == []
 
 
 def advice(log, inputs, cpu_seconds=100.0):
-    inputs.advise(10.0, 0.5)  # passed over
-    inputs.add(batch(cpu_seconds=cpu_seconds))
+    inputs.advise(10.0, 0.5)  # ignored
+    inputs.before_step(batch(cpu_seconds=cpu_seconds), ())
     inputs.advise(10.0, 0.1)  # not too much
-    inputs.add(batch(cpu_seconds=cpu_seconds))
+    inputs.before_step(batch(cpu_seconds=cpu_seconds), ())
     assert log() == []
     inputs.advise(10.0, 0.347)
-    inputs.advise(10.0, 0.9)  # told already
+    inputs.advise(10.0, 0.9)  # advice was given already
     (line,) = log()
-    assert line.startswith("the devices waited for data for 35 % of the time: ")
+    assert line.startswith("data_wait=35%: ")
     return line
 
 
 def test_advice_to_use_all_cores(log):
     line = advice(log, report(FILE, workers=4, num_workers=4))
-    assert "config.data.num_workers is 4, but there are cores for 15" in line
+    assert "config.data.num_workers=4: there are cores for 15 workers" in line
 
 
-def test_advice_to_give_memory(log):
+def test_advice_to_allow_more_memory(log):
     line = advice(log, report(FILE, workers=4))
     assert "memory limits reading to 4 workers" in line and "memory_gb" in line
 
 
 @pytest.mark.parametrize("video", [FILE, SHARDED_IMAGES], ids=["file", "images"])
-@pytest.mark.parametrize("on_cores", [False, True])
-def test_advice_to_prepare(log, on_cores, video):
-    inputs = report(video, workers=0 if on_cores else 15, on_cores=on_cores)
+@pytest.mark.parametrize("model_on_cpu", [False, True])
+def test_advice_to_prepare(log, model_on_cpu, video):
+    workers = 0 if model_on_cpu else 15
+    inputs = report(video, workers, model_on_cpu=model_on_cpu)
     assert "`python -m videomae_jax prepare`" in advice(log, inputs)
 
 
-def test_advice_where_readers_wait_themselves(log):
+def test_advice_if_workers_wait_for_files(log):
     line = advice(log, report(), cpu_seconds=60.0)  # of the 150 that 15 workers had
-    assert "computed in only 40% of theirs" in line and "faster disk" in line
+    assert "computed for only 40% of the time" in line and "faster disk" in line
 
 
 def test_advice_to_cut_several_clips(log):
@@ -148,4 +148,4 @@ def test_a_run_logs_its_workers_and_rates(folder, tmp_path, log):
     assert workers.startswith("workers: num_workers=0 num_threads=2 chunk_size=4 ")
     assert workers.endswith("(the model runs on the CPU)")
     (rates,) = [line for line in log() if line.startswith("input: ")]
-    assert "clips/s (" in rates and "the model takes about" in rates
+    assert re.search("read=.* clips/s with all cores train=.* clips/s", rates)

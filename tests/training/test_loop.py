@@ -201,7 +201,7 @@ def test_a_run_is_complete_when_nothing_is_left_to_do(
             {"micro_batch_per_device": 0},
             "config.micro_batch_per_device must be at least 1",
         ),
-        ({"mesh.fsdp": 3}, "config.mesh.fsdp is 3"),
+        ({"mesh.fsdp": 3}, "config.mesh.fsdp=3 must divide"),
         ({"data.num_workers": -1}, "config.data.num_workers must be at least 0, got -1"),
         (
             {"model.attention": "flash"},
@@ -289,10 +289,10 @@ def test_nothing_is_read_from_the_devices_between_logs(folder, tmp_path, monkeyp
     monkeypatch.setattr(loop.MetricBuffer, "fetch", allowed)
     steps = loop.profiling.traced
 
-    def guarded(*args):
+    def guarded(*args, **kwargs):
         del reads[:]
         with jax.transfer_guard("disallow"):
-            for step in steps(*args):
+            for step in steps(*args, **kwargs):
                 yield step
                 assert not reads, f"after step {step}"
 

@@ -1,19 +1,20 @@
-"""Mixup, cutmix and the losses of soft targets."""
+"""Mixup, cutmix and the losses between logits and soft targets."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from videomae_jax.errors import ConfigError
 from videomae_jax.models import vit
-from videomae_jax.training import losses
-from videomae_jax.training import mixup as mixing
+from videomae_jax.training import losses, mixup
 
 SIZE = (16, 24)
 
 
-def draw(seed, batch=6, mixup=0.8, cutmix=1.0, **kwargs):
-    return mixing.draw(jax.random.key(seed), batch, SIZE, mixup, cutmix, **kwargs)
+def draw(seed, batch=6, **fields):
+    fields = {"mixup": 0.8, "cutmix": 1.0} | fields
+    return mixup.draw(jax.random.key(seed), batch, size=SIZE, **fields)
 
 
 @pytest.fixture(scope="module")
@@ -22,10 +23,10 @@ def video():
 
 
 def mixed(video, mix):
-    return np.asarray(mixing.mix_videos(video, video[::-1], mix, jnp.float32))
+    return np.asarray(mixup.mix_videos(video, video[::-1], mix, jnp.float32))
 
 
-def test_mixup_is_the_blend_that_its_labels_say(video):
+def test_mixup_blends_in_proportion_to_its_label_weight(video):
     mix = draw(0, cutmix=0.0)
     own = np.asarray(vit.normalize(video))
     (weight,) = set(np.asarray(mix.weight).tolist())
@@ -46,20 +47,20 @@ def test_cutmix_pastes_one_box_into_all_frames(video, seed):
     expected = own.copy()
     expected[:, :, top:bottom, left:right] = own[::-1, :, top:bottom, left:right]
     np.testing.assert_array_equal(result, expected)
-    # The label counts pixels, also where the border has cut the box.
+    # The label weight counts pixels, also if the border crops the box.
     share = 1 - (bottom - top) * (right - left) / (SIZE[0] * SIZE[1])
     np.testing.assert_allclose(mix.label_weight, share, atol=1e-6)
 
 
-def test_cut_off_boxes_occur_and_areas_are_as_drawn_on_average():
+def test_boxes_are_cropped_at_the_border():
     mix = draw(1, 20_000, mixup=0.0, mode="sample")
     touching = np.mean(np.asarray(mix.box[:, 0]) == 0)
     assert touching > 0.3
-    # Half of the area would be kept without the border.
+    # Without cropping, the mean would be 0.5.
     assert 0.5 < np.mean(mix.label_weight) < 0.75
 
 
-def test_modes_draw_once_for_all_or_for_each():
+def test_modes_draw_once_for_all_clips_or_for_each():
     assert len(set(np.asarray(draw(0).label_weight).tolist())) == 1
     mix = draw(0, 400, mode="sample")
     assert len(set(np.asarray(mix.label_weight).tolist())) > 200
@@ -78,12 +79,12 @@ def test_probabilities():
     assert 0.05 < np.mean(np.any(np.asarray(mixups.box) != 0, axis=1)) < 0.15
 
 
-def test_targets_follow_the_pixels():
+def test_targets_are_mixed_like_the_pixels():
     targets = losses.soft_targets(jnp.array([0, 1, 2]), 4, 0.1)
     np.testing.assert_allclose(targets.sum(axis=1), 1, rtol=1e-6)
     np.testing.assert_allclose(targets[0], [0.925, 0.025, 0.025, 0.025], atol=1e-6)
-    mix = mixing.Mix(jnp.ones(3), jnp.zeros((3, 4), jnp.int32), jnp.array([0.7] * 3))
-    both = mixing.mix_targets(targets, targets[::-1], mix)
+    mix = mixup.Mix(jnp.ones(3), jnp.zeros((3, 4), jnp.int32), jnp.array([0.7] * 3))
+    both = mixup.mix_targets(targets, targets[::-1], mix)
     np.testing.assert_allclose(both[0], [0.655, 0.025, 0.295, 0.025], atol=1e-6)
     np.testing.assert_allclose(both[1], targets[1], atol=1e-6)
 
@@ -103,7 +104,7 @@ def test_cross_entropy_of_hard_labels():
     )
 
 
-def test_binary_cross_entropy_asks_each_class():
+def test_binary_cross_entropy_is_a_mean_over_classes():
     logits = jnp.array([[3.0, -2.0]])
     value = losses.binary_cross_entropy(logits, jnp.array([[1.0, 1.0]]))
     expected = (np.log(1 + np.exp(-3)) + np.log(1 + np.exp(2))) / 2
@@ -117,9 +118,9 @@ def test_class_weights():
     effective = [(1 - 0.999**1000) / 0.001, (1 - 0.999**10) / 0.001]
     assert weights[2] == 0 and np.isclose(weights[:2].mean(), 1)
     np.testing.assert_allclose(weights[1] / weights[0], effective[0] / effective[1])
-    nearly = losses.class_weights(counts, 1 - 1e-9)
-    np.testing.assert_allclose(nearly[1] / nearly[0], 100, rtol=1e-3)
-    with pytest.raises(ValueError, match="class_balance"):
+    inverse_counts = losses.class_weights(counts, 1 - 1e-9)
+    np.testing.assert_allclose(inverse_counts[1] / inverse_counts[0], 100, rtol=1e-3)
+    with pytest.raises(ConfigError, match=r"class_balance=1.0 must be in \[0, 1\)"):
         losses.class_weights(counts, 1.0)
 
 

@@ -60,14 +60,20 @@ def trajectory():
 
 
 def test_learning_rate_table(trajectory):
-    schedule = optimizer.warmup_cosine(2e-3, 1e-4, 256, 10, 40)
+    schedule = optimizer.warmup_cosine(
+        2e-3, 1e-4, batch_size=256, warmup_steps=10, total_steps=40
+    )
     ours = [schedule(step) for step in range(40)]
     np.testing.assert_allclose(ours, trajectory["lr"], atol=1e-9, rtol=0)
 
 
 def test_learning_rate_scales_with_the_batch_but_for_nothing_else():
-    one = optimizer.warmup_cosine(2e-3, 1e-4, 256, 3, 20)
-    eight = optimizer.warmup_cosine(2e-3, 1e-4, 2048, 3, 20)
+    one = optimizer.warmup_cosine(
+        2e-3, 1e-4, batch_size=256, warmup_steps=3, total_steps=20
+    )
+    eight = optimizer.warmup_cosine(
+        2e-3, 1e-4, batch_size=2048, warmup_steps=3, total_steps=20
+    )
     for step in range(20):
         np.testing.assert_allclose(eight(step), 8 * one(step), rtol=1e-6)
     assert one(0) == 0 and np.isclose(one(2), 2e-3) and np.isclose(one(3), 2e-3)
@@ -78,10 +84,12 @@ def test_trajectory_matches_reference(pretraining, trajectory, mesh_shape):
     golden = np.load(official.GOLDEN / "pretrain_step.npz")
     tx = optimizer.adamw(
         *trajectory["betas"],
-        float(trajectory["eps"]),
-        float(trajectory["weight_decay"]),
+        eps=float(trajectory["eps"]),
+        weight_decay=float(trajectory["weight_decay"]),
     )
-    schedule = optimizer.warmup_cosine(2e-3, 1e-4, 256, 10, 40)
+    schedule = optimizer.warmup_cosine(
+        2e-3, 1e-4, batch_size=256, warmup_steps=10, total_steps=40
+    )
     task = GivenMasks(pretraining)
     step, state, mesh = jitted(
         task, official.parameters(golden), tx, schedule, mesh_shape
@@ -121,7 +129,10 @@ def test_layer_decay_trajectory_matches_reference(finetuning, mesh_shape):
     ours = [scales["encoder"]["embedding"]["bias"], *blocks, scales["head"]["kernel"]]
     np.testing.assert_allclose(ours, trajectory["layer_scale"], rtol=1e-6)
     tx = optimizer.adamw(
-        *trajectory["betas"], 1e-8, float(trajectory["weight_decay"]), layer_decay=decay
+        *trajectory["betas"],
+        eps=1e-8,
+        weight_decay=float(trajectory["weight_decay"]),
+        layer_decay=decay,
     )
     rates = jnp.asarray(trajectory["lr"])
     step, state, mesh = jitted(task, params, tx, lambda step: rates[step], mesh_shape)
@@ -182,7 +193,7 @@ def params(task, video):
 
 
 def run(task, params, video, steps=3, tx=None, **kwargs):
-    tx = tx or optimizer.adamw(0.9, 0.95, 1e-8, 0.05)
+    tx = tx or optimizer.adamw(0.9, 0.95, eps=1e-8, weight_decay=0.05)
     step, state, mesh = jitted(task, params, tx, lambda step: 1e-3, **kwargs)
     arrays = {"video": video, "label": np.arange(len(video), dtype=np.int32) % 10}
     batch = sharding.to_devices(arrays, mesh)
@@ -247,7 +258,7 @@ def test_weight_decay_spares_all_but_matrices(params):
     spared = {"bias", "scale", "q_bias", "v_bias", "mask_token"}
     for path, decays in jax.tree_util.tree_leaves_with_path(optimizer.decays(params)):
         assert decays == (path[-1].key not in spared), path
-    tx = optimizer.adamw(0.9, 0.95, 1e-8, 0.1)
+    tx = optimizer.adamw(0.9, 0.95, eps=1e-8, weight_decay=0.1)
     zeros = jax.tree.map(jnp.zeros_like, params)
     updates, _ = tx.update(zeros, tx.init(params), params)
     np.testing.assert_allclose(
@@ -259,14 +270,14 @@ def test_weight_decay_spares_all_but_matrices(params):
 
 def test_clipping_bounds_the_update_but_not_the_report():
     grads = {"kernel": jnp.full((4,), 3.0)}
-    tx = optimizer.adamw(0.0, 0.0, 1.0, 0.0, clip_norm=0.5)
+    tx = optimizer.adamw(0.0, 0.0, eps=1.0, weight_decay=0.0, clip_norm=0.5)
     updates, _ = tx.update(grads, tx.init(grads), grads)
     clipped = 3.0 * 0.5 / 6.0
     np.testing.assert_allclose(updates["kernel"], clipped / (clipped + 1), rtol=1e-5)
 
 
 def test_step_that_is_not_finite_touches_nothing_but_the_count(task, params):
-    tx = optimizer.adamw(0.9, 0.95, 1e-8, 0.05)
+    tx = optimizer.adamw(0.9, 0.95, eps=1e-8, weight_decay=0.05)
     step, state, mesh = jitted(task, params, tx, lambda step: 1e-3)
     video = np.full((4, 8, 64, 64, 3), np.nan, np.float32)
     new, metrics = step(
@@ -316,7 +327,15 @@ def probe(finetuning, video):
 
 def test_frozen_parameters_stay_and_have_no_moments(probe, video):
     task, params, batch_stats = probe
-    tx = optimizer.adamw(0.9, 0.999, 1e-8, 0.05, 1.0, 0.75, "^encoder/")
+    tx = optimizer.adamw(
+        0.9,
+        0.999,
+        eps=1e-8,
+        weight_decay=0.05,
+        clip_norm=1.0,
+        layer_decay=0.75,
+        freeze="^encoder/",
+    )
     losses, state = run(task, params, video, tx=tx, batch_stats=batch_stats)
     assert losses[2] != losses[0]
     jax.tree.map(
@@ -368,7 +387,9 @@ def test_freezing_does_not_change_the_layers_rates(finetuning, video, freeze):
     task = Finetuning(finetuning)
     params, _ = jax.eval_shape(task.init, jax.random.key(0), video[:1])
     ones = jax.tree.map(lambda x: jnp.ones(x.shape, x.dtype), params)
-    tx = optimizer.adamw(0.0, 0.0, 1e-8, 0.0, layer_decay=0.5, freeze=freeze)
+    tx = optimizer.adamw(
+        0.0, 0.0, eps=1e-8, weight_decay=0.0, layer_decay=0.5, freeze=freeze
+    )
     updates, _ = tx.update(ones, tx.init(ones), ones)
     np.testing.assert_allclose(updates["encoder"]["embedding"]["bias"], 0.5**3)
     np.testing.assert_allclose(updates["head"]["bias"], 1.0)

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import pathlib
 from collections.abc import Sequence
 
@@ -23,7 +24,7 @@ from videomae_jax.distributed import hosts
 from videomae_jax.errors import ConfigError, RecordError
 from videomae_jax.evaluation import metrics, results
 from videomae_jax.evaluation.evaluator import Evaluator
-from videomae_jax.models import build, vit
+from videomae_jax.models import build, flops, vit
 from videomae_jax.models.classifier import HEAD_NORMS, POOLINGS
 from videomae_jax.training import initialization, losses, mixup, optimizer
 from videomae_jax.training.reporting import Reporter
@@ -65,7 +66,7 @@ class Finetuning:
         self._loss, self._probabilities = losses.KINDS[config.loss.kind]
         many = config.loss.kind == "sigmoid"
         self.label_kind = LabelKind.MANY if many else LabelKind.ONE
-        results.check_dump(config)
+        results.check_dump(config.evaluation.dump, self.label_kind)
         dump = config.evaluation.dump
         self._dump = pathlib.Path(dump) if dump else None
         self._read_lists(class_names)
@@ -113,6 +114,14 @@ class Finetuning:
     def lists(self) -> list[list[Record]]:
         """The records of every list."""
         return [self.training_videos, *self._held_out.values()]
+
+    @property
+    def flops_per_clip(self) -> int:
+        """Floating-point operations of a training step per clip."""
+        grid = vit.token_grid(
+            self._clip_shape, self.model.patch_size, self.model.tubelet_size
+        )
+        return flops.training(flops.classification(self.model, math.prod(grid)))
 
     def _check_probe(self) -> None:
         """Checks that the encoder is frozen under a head with batch norm.
@@ -162,12 +171,12 @@ class Finetuning:
                 "mix": mixup.draw(
                     mix_key,
                     len(video),
-                    video.shape[2:4],
-                    mix.mixup,
-                    mix.cutmix,
-                    mix.probability,
-                    mix.switch_probability,
-                    mix.mode,
+                    size=video.shape[2:4],
+                    mixup=mix.mixup,
+                    cutmix=mix.cutmix,
+                    probability=mix.probability,
+                    switch_probability=mix.switch_probability,
+                    mode=mix.mode,
                 ),
             }
         return batch

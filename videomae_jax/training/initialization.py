@@ -10,9 +10,10 @@ import jax
 import numpy as np
 
 from videomae_jax.checkpointing import Checkpoints, restore_part
+from videomae_jax.config import upgrade
 from videomae_jax.errors import CheckpointError, PretrainedError
 from videomae_jax.interop import edit_head, loading
-from videomae_jax.models import vit
+from videomae_jax.models import variants
 
 # What must agree although the shapes of parameters may not show it.
 _MODEL_FIELDS = (
@@ -158,12 +159,12 @@ def load(source: str, params, config, load_head: bool = True):
 
 
 def _from_workdir(source: str) -> _Saved:
-    checkpoints = Checkpoints(source, 1, 0, read_only=True)
+    checkpoints = Checkpoints(source, read_only=True)
     step = checkpoints.latest_step()
     if step is None:
         raise CheckpointError(f"config.init.source: {source!r} holds no checkpoint yet")
-    config = checkpoints.meta(step)["config"]
-    item = "ema" if checkpoints.shapes(step, "ema") else "params"
+    config = upgrade(checkpoints.meta(step)["config"])
+    item = checkpoints.evaluated_item(step)
     shapes = checkpoints.shapes(step, item)
     checkpoints.close()
 
@@ -241,7 +242,7 @@ def _check_model(saved: _Saved, config) -> None:
 
 
 def _sizes(model) -> dict:
-    sizes = {"tubelet_size": 2} | vit.variant_fields(model["variant"])
+    sizes = {"tubelet_size": 2} | variants.variant_fields(model["variant"])
     sizes |= {
         name: model[name] for name in _MODEL_FIELDS if model.get(name) is not None
     }

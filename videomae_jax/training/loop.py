@@ -26,12 +26,11 @@ from videomae_jax.data.workers import WorkerConfig, WorkerPlan, choose_workers
 from videomae_jax.distributed import hosts, sharding
 from videomae_jax.errors import CheckpointError, ConfigError, RecordError
 from videomae_jax.files import atomic_write, is_url
-from videomae_jax.training import preemption, profiling, train_step
+from videomae_jax.training import preemption, profiling, reporting, train_step
 from videomae_jax.training.finetune import Finetuning
 from videomae_jax.training.input_report import InputReport
-from videomae_jax.training.metrics import MetricBuffer
 from videomae_jax.training.pretrain import Pretraining
-from videomae_jax.training.reporting import Reporter
+from videomae_jax.training.reporting import MetricBuffer, Reporter
 from videomae_jax.training.task import Task
 from videomae_jax.training.train_step import TrainState, TrainStep
 
@@ -324,12 +323,15 @@ def open_bad_videos(run: Run, start: int) -> BadVideos:
 
 def open_reporter(run: Run, start: int) -> Reporter:
     """Opens metrics.jsonl, TensorBoard and the progress bar."""
+    mesh = run.train_step.mesh
     num_clips = run.config.batch_size * run.config.data.num_samples
     return Reporter(
         run.workdir,
-        start,
-        run.total_steps,
-        num_clips / run.train_step.mesh.size,
+        start_step=start,
+        total_steps=run.total_steps,
+        clips_per_device=num_clips / mesh.size,
+        flops_per_clip=run.task.flops_per_clip,
+        peak_flops=reporting.peak_flops(mesh.devices.flat[0]),
         active=jax.process_index() == 0,
     )
 

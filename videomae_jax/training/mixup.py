@@ -1,12 +1,14 @@
-"""Mixup and cutmix of clips on the device.
+"""Mixup and cutmix of clips on the devices.
 
-The partner of clip i is clip B - 1 - i of the global batch. What is drawn is drawn for
-the whole batch before it is cut into micro-batches; pixels are mixed after.
+Clip i is mixed with clip B - 1 - i of the global batch, its pair. The random numbers
+are drawn for the whole batch before it is split into micro-batches; pixels are mixed
+after.
 """
 
 import flax
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from videomae_jax.models import vit
 
@@ -14,13 +16,13 @@ MODES = ("batch", "sample")
 
 
 class Mix(flax.struct.PyTreeNode):
-    """How each of B clips is mixed with its partner.
+    """Describes how each of B clips is mixed with its pair.
 
     Attributes:
-        weight: float32 [B], share of the clip's own pixels outside the box.
-        box: int32 [B, 4], (top, left, bottom, right): all its pixels, in all frames,
-            are the partner's.
-        label_weight: float32 [B], share of the clip's own label.
+        weight: float32 [B], weight of the clip's own pixels outside the box.
+        box: int32 [B, 4], (top, left, bottom, right): in all frames, the pixels inside
+            are those of the pair.
+        label_weight: float32 [B], weight of the clip's own label.
     """
 
     weight: jax.Array
@@ -31,6 +33,7 @@ class Mix(flax.struct.PyTreeNode):
 def draw(
     key: jax.Array,
     batch: int,
+    *,
     size: tuple[int, int],
     mixup: float,
     cutmix: float,
@@ -38,18 +41,19 @@ def draw(
     switch_probability: float = 0.5,
     mode: str = "batch",
 ) -> Mix:
-    """Draws mixup or cutmix.
+    """Draws mixup or cutmix for each clip.
 
     Args:
-        key: randomness.
+        key: of the random numbers.
         batch: B, the number of clips.
         size: height and width of the frames in pixels.
-        mixup: alpha of mixup's Beta(alpha, alpha), VideoMAE: 0.8; 0 for cutmix alone.
-        cutmix: alpha of cutmix's, VideoMAE: 1.0; 0 for mixup alone.
-        probability: of mixing at all.
-        switch_probability: of cutmix where both are on.
-        mode: "batch", one draw for all clips, as in VideoMAE; or "sample", each clip
-            its own.
+        mixup: alpha of the Beta(alpha, alpha) distribution of mixup (VideoMAE: 0.8); 0
+            disables mixup.
+        cutmix: alpha of cutmix (VideoMAE: 1.0); 0 disables cutmix.
+        probability: probability that clips are mixed at all.
+        switch_probability: probability of cutmix if both are enabled.
+        mode: "batch" draws once for all clips, as VideoMAE does; "sample" draws for
+            each clip.
     """
     draws = 1 if mode == "batch" else batch
     height, width = size
@@ -61,7 +65,7 @@ def draw(
     blend = jax.random.beta(keys[1], mixup or 1.0, mixup or 1.0, (draws,))
     kept_area = jax.random.beta(keys[2], cutmix or 1.0, cutmix or 1.0, (draws,))
 
-    # A box of the frame's aspect, centred anywhere, cut off at the border.
+    # A box with the frame's aspect ratio, centred anywhere, cropped at the border.
     side = jnp.sqrt(1 - kept_area)
     half_height = (height * side).astype(jnp.int32) // 2
     half_width = (width * side).astype(jnp.int32) // 2
@@ -70,7 +74,7 @@ def draw(
     top, bottom = (row - half_height).clip(0), (row + half_height).clip(max=height)
     left, right = (column - half_width).clip(0), (column + half_width).clip(max=width)
     box = jnp.stack([top, left, bottom, right], axis=1)
-    # The border may have taken a part of the box: labels follow the pixels.
+    # The label weight counts the pixels of the cropped box.
     share = 1 - (bottom - top) * (right - left) / (height * width)
 
     active = jax.random.bernoulli(keys[5], probability, (draws,))
@@ -83,19 +87,21 @@ def draw(
     return jax.tree.map(lambda x: jnp.broadcast_to(x, (batch, *x.shape[1:])), mix)
 
 
-def mix_videos(video: jax.Array, partner: jax.Array, mix: Mix, dtype) -> jax.Array:
-    """Mixes clips [B, T, H, W, 3], uint8 or normalised, into normalised ones."""
-    video, partner = vit.normalize(video, dtype), vit.normalize(partner, dtype)
+def mix_videos(
+    video: jax.Array, pair: jax.Array, mix: Mix, dtype: DTypeLike
+) -> jax.Array:
+    """Mixes clips [B, T, H, W, 3], uint8 or normalized, into normalized ones."""
+    video, pair = vit.normalize(video, dtype), vit.normalize(pair, dtype)
     rows = jnp.arange(video.shape[2])[:, None]
     columns = jnp.arange(video.shape[3])
     top, left, bottom, right = jnp.moveaxis(mix.box, 1, 0)[..., None, None]
     inside = (rows >= top) & (rows < bottom) & (columns >= left) & (columns < right)
     weight = mix.weight.astype(dtype)[:, None, None, None, None]
-    blended = weight * video + (1 - weight) * partner
-    return jnp.where(inside[:, None, :, :, None], partner, blended)
+    blended = weight * video + (1 - weight) * pair
+    return jnp.where(inside[:, None, :, :, None], pair, blended)
 
 
-def mix_targets(targets: jax.Array, partner: jax.Array, mix: Mix) -> jax.Array:
-    """Mixes targets [B, C] in the proportion of the pixels."""
+def mix_targets(targets: jax.Array, pair: jax.Array, mix: Mix) -> jax.Array:
+    """Mixes targets [B, C] in proportion to the pixels."""
     weight = mix.label_weight[:, None]
-    return weight * targets + (1 - weight) * partner
+    return weight * targets + (1 - weight) * pair

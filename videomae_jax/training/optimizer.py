@@ -1,4 +1,4 @@
-"""AdamW and the learning-rate schedule of the reference recipes."""
+"""AdamW and the learning-rate schedule of the official recipes."""
 
 import re
 from collections.abc import Callable
@@ -8,29 +8,33 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from videomae_jax.errors import ConfigError
+
 
 def warmup_cosine(
     base_lr: float,
     min_lr: float,
+    *,
     batch_size: int,
     warmup_steps: int,
     total_steps: int,
 ) -> Callable[[jax.Array | int], jax.Array]:
-    """The learning rate at a step: linear warm-up from zero, then half a cosine.
+    """Returns the schedule: linear warm-up from zero, then half a cosine.
 
-    Both rates are given for a batch of 256 and scale linearly with the global batch
-    (VideoMAE, appendix; the official code scales the floor too). The warm-up reaches
+    Both rates are for a batch of 256 and scale linearly with the global batch size
+    (VideoMAE, appendix; the official code scales the floor, too). The warm-up reaches
     the peak on its last step; the cosine would reach the floor one step after the end.
 
     Args:
         base_lr: peak rate for a batch of 256.
         min_lr: floor for a batch of 256.
-        batch_size: videos per step over all devices; repeated samples do not count.
+        batch_size: videos per step over all devices; several clips of a video count
+            as one.
         warmup_steps: steps of warm-up.
         total_steps: steps of the whole run.
 
     Returns:
-        A function of the step (counted from 0), usable inside jit, giving float32.
+        A function from the step, counted from 0, to the rate, float32; can be jitted.
     """
     peak, floor = base_lr * batch_size / 256, min_lr * batch_size / 256
 
@@ -44,28 +48,28 @@ def warmup_cosine(
     return schedule
 
 
-def decays(params) -> dict:
-    """Which parameters weight decay applies to: the matrices.
+def decays(params: dict) -> dict:
+    """Returns a tree of bools: weight decay applies to the matrices.
 
-    LayerNorm scales, biases and the mask token do not decay (official code). Rank
-    cannot tell them apart here, as stacked layers add an axis; names can.
+    LayerNorm scales, biases and the mask token do not decay (official code). They are
+    recognized by name: stacked layers have one more axis, so the rank does not tell.
     """
     return jax.tree.map_with_path(lambda path, _: path[-1].key == "kernel", params)
 
 
-def layer_scales(params, decay: float) -> dict:
-    """How much slower each parameter learns: layer-wise learning-rate decay.
+def layer_scales(params: dict, decay: float) -> dict:
+    """Returns the factors of layer-wise learning-rate decay.
 
     With L blocks, block i (from 0) learns at decay^(L - i) of the full rate, the patch
     embedding at decay^(L + 1), everything after the blocks at the full rate (official
-    code; VideoMAE's decay is 0.75). Weight decay slows down alike.
+    code; VideoMAE's decay is 0.75). Weight decay is scaled in the same way.
 
     Args:
         params: a classifier's parameters, with stacked blocks.
-        decay: factor from each layer to the one below; 1 for none.
+        decay: factor from each layer to the one below; 1 disables it.
 
     Returns:
-        A tree like params of float32 arrays that multiply its updates.
+        A tree like params, of float32 arrays that multiply the updates.
     """
 
     def scale(path, x):
@@ -82,15 +86,15 @@ def layer_scales(params, decay: float) -> dict:
     return jax.tree.map_with_path(scale, params)
 
 
-def is_frozen(params, pattern: str) -> dict:
-    """Which parameters do not train: those whose path, a/b/c, the pattern is found in.
+def is_frozen(params: dict, pattern: str) -> dict:
+    """Returns a tree of bools: whether the pattern is found in a parameter's path.
 
     Args:
-        params: parameters.
+        params: parameters, with paths such as encoder/embedding/kernel.
         pattern: regular expression, such as "^encoder/"; an empty one freezes nothing.
 
     Raises:
-        ValueError: if no parameter, or each of them, matches.
+        ConfigError: no parameter matches, or all of them do.
     """
 
     def matches(path, _):
@@ -100,9 +104,10 @@ def is_frozen(params, pattern: str) -> dict:
     frozen = jax.tree.map_with_path(matches, params)
     matched = jax.tree.leaves(frozen)
     if pattern and (not any(matched) or all(matched)):
-        raise ValueError(
-            f"config.freeze = {pattern!r} matches {sum(matched)} of {len(matched)} "
-            "parameters; it is searched for in names such as encoder/embedding/kernel"
+        raise ConfigError(
+            f"config.freeze={pattern!r} must match some parameters, but not all: it "
+            f"matches {sum(matched)} of {len(matched)}. It is searched in paths such "
+            "as encoder/embedding/kernel."
         )
     return frozen
 
@@ -110,25 +115,26 @@ def is_frozen(params, pattern: str) -> dict:
 def adamw(
     b1: float,
     b2: float,
+    *,
     eps: float,
     weight_decay: float,
     clip_norm: float = 0.0,
     layer_decay: float = 1.0,
     freeze: str = "",
 ) -> optax.GradientTransformation:
-    """AdamW with decoupled decay of the matrices, still to be scaled by -lr.
+    """Returns AdamW with decoupled decay of the matrices, not yet scaled by -lr.
 
-    The learning rate stays outside so that it is a function of the step alone, also
-    after a skipped update.
+    The learning rate is applied by the training step, so that it is a function of the
+    step alone, also after a skipped update.
 
     Args:
         b1: decay of the first moment.
         b2: decay of the second moment.
         eps: added to the root of the second moment.
-        weight_decay: decoupled decay, multiplied by the learning rate.
-        clip_norm: largest global gradient norm; 0 clips nothing.
-        layer_decay: see `layer_scales`; 1 for none.
-        freeze: see `is_frozen`; what is frozen has no moments either.
+        weight_decay: coefficient of the decoupled decay.
+        clip_norm: largest global gradient norm; 0 disables clipping.
+        layer_decay: see `layer_scales`; 1 disables it.
+        freeze: pattern of `is_frozen`; frozen parameters have no moments.
     """
     parts = [
         optax.scale_by_adam(b1, b2, eps),
@@ -145,7 +151,7 @@ def adamw(
                 is_frozen(params, freeze),
             ),
         )
-    # Outside the partition, which hides frozen layers: all of them count.
+    # Outside the partition, which hides frozen layers: they count as layers, too.
     return tx if layer_decay == 1 else optax.chain(tx, _scale_by_layer(layer_decay))
 
 

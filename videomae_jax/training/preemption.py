@@ -1,4 +1,4 @@
-"""Being asked to stop: by SIGTERM, or by a cluster that needs the machines."""
+"""Stops a run on SIGTERM, or when the cluster announces that it needs the machines."""
 
 import signal
 import threading
@@ -7,49 +7,55 @@ import jax
 
 from videomae_jax.checkpointing import Checkpoints
 
-# What a shell says of a program that SIGTERM has ended. Clusters take 0 for success and
-# would not start the job again.
+# What a shell reports for a program that SIGTERM has ended. Clusters take 0 for success
+# and would not restart the job.
 EXIT_CODE = 128 + signal.SIGTERM
 
 
 class Preempted(Exception):
-    """A run was asked to stop, has saved its last step, and can be continued."""
+    """A run was stopped by SIGTERM after it saved its last step; it can be resumed."""
 
     def __init__(self, step: int):
-        """Says after how many steps."""
-        super().__init__(f"asked to stop: saved step {step}; run again to continue")
+        """Describes a run that has saved step `step`."""
+        super().__init__(f"preempted: saved step {step}; run again to resume")
 
 
 def leave_sigterm() -> None:
-    """From here on SIGTERM ends this process at once, as it does any other.
+    """Lets SIGTERM end this process at once, as by default.
 
-    With several processes JAX has taken it, and nobody would ask whether it came.
+    With several processes JAX handles SIGTERM, and without a `Preemption` that asks JAX
+    for it, the signal would have no effect.
     """
-    several = jax.process_count() > 1
-    if several and threading.current_thread() is threading.main_thread():
+    multiprocess = jax.process_count() > 1
+    if multiprocess and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 class Preemption:
-    """Whether this run has been asked to stop (SIGTERM, or the cluster's notice)."""
+    """Listens for SIGTERM, or for the preemption notice of the cluster."""
 
     def __init__(self, checkpoints: Checkpoints):
-        """Starts listening."""
-        self._checkpoints, self._asked = checkpoints, False
-        self._previous = None
-        # With several hosts JAX agrees on a step at which all of them stop.
-        self._lone = jax.process_count() == 1
-        if self._lone and threading.current_thread() is threading.main_thread():
-            self._previous = signal.signal(signal.SIGTERM, self._ask)
+        """Starts listening.
 
-    def _ask(self, *_):
-        self._asked = True
+        Args:
+            checkpoints: of the run; with several processes they ask JAX for the notice.
+        """
+        self._checkpoints, self._received_sigterm = checkpoints, False
+        self._previous_handler = None
+        # With several processes, JAX handles SIGTERM on any of them, and they agree on
+        # a step at which all of them stop.
+        single = jax.process_count() == 1
+        if single and threading.current_thread() is threading.main_thread():
+            self._previous_handler = signal.signal(signal.SIGTERM, self._handle)
 
-    def asked(self, step: int) -> bool:
-        """Whether to save after this many steps, and stop."""
-        return self._asked or self._checkpoints.reached_preemption(step)
+    def _handle(self, *_):
+        self._received_sigterm = True
+
+    def requested(self, step: int) -> bool:
+        """Returns whether the run must save and stop after `step` steps."""
+        return self._received_sigterm or self._checkpoints.reached_preemption(step)
 
     def close(self) -> None:
-        """Gives the signal back."""
-        if self._previous is not None:
-            signal.signal(signal.SIGTERM, self._previous)
+        """Restores the previous handler of SIGTERM."""
+        if self._previous_handler is not None:
+            signal.signal(signal.SIGTERM, self._previous_handler)

@@ -14,7 +14,7 @@ from videomae_jax.config import check_choices
 from videomae_jax.data import pipeline, sources
 from videomae_jax.data.clips import CenterClips, PretrainingClips
 from videomae_jax.distributed import hosts
-from videomae_jax.models import build, inpainting, masking, vit
+from videomae_jax.models import build, flops, inpainting, masking, vit
 from videomae_jax.models.mae import pixel_targets, reconstruction_loss
 from videomae_jax.training import initialization
 from videomae_jax.training.reporting import Reporter
@@ -46,11 +46,14 @@ class Pretraining:
         )
         self._config, data = config, config.data
         self.model = build.autoencoder(config.model)
-        self._patch = self.model.patch_size, self.model.tubelet_size
+        self._patch = {
+            "patch_size": self.model.patch_size,
+            "tubelet_size": self.model.tubelet_size,
+        }
         clip_shape = (data.num_frames, data.image_size, data.image_size, 3)
         self._draw_mask = functools.partial(
             masking.KINDS[config.mask.kind],
-            grid=vit.token_grid(clip_shape, *self._patch),
+            grid=vit.token_grid(clip_shape, **self._patch),
             ratio=config.mask.ratio,
         )
         self.training_clips = PretrainingClips(
@@ -85,6 +88,17 @@ class Pretraining:
         """The records to train on."""
         return self.lists[0]
 
+    @property
+    def flops_per_clip(self) -> int:
+        """Floating-point operations of a training step per clip."""
+        visible, masked = jax.eval_shape(
+            lambda key: self._draw_mask(key, 1), jax.random.key(0)
+        )
+        num_visible, num_masked = visible.shape[1], masked.shape[1]
+        return flops.training(
+            flops.pretraining(self.model, num_visible + num_masked, num_visible)
+        )
+
     def init(self, key: jax.Array, video: jax.Array) -> tuple[dict, dict]:
         """Returns random parameters for clips like video [B, T, H, W, 3], and {}."""
         mask_key, key = jax.random.split(key)
@@ -114,7 +128,7 @@ class Pretraining:
             {"params": params}, video, batch["visible"], masked
         )
         target = pixel_targets(
-            video, masked, *self._patch, self._config.normalize_targets
+            video, masked, **self._patch, normalize=self._config.normalize_targets
         )
         return reconstruction_loss(prediction, target), batch_stats
 
@@ -153,13 +167,13 @@ class Pretraining:
         filled = inpainting.fill_in(
             prediction,
             video,
-            visible,
-            masked,
-            *self._patch,
+            visible=visible,
+            masked=masked,
+            **self._patch,
             normalized_targets=self._config.normalize_targets,
             unpatch_stats=self._config.picture.unpatch_stats,
         )
-        return [video, inpainting.hide(video, masked, *self._patch), filled]
+        return [video, inpainting.hide(video, masked, **self._patch), filled]
 
     def test(self, state: TrainState, mesh: Mesh, workdir: pathlib.Path) -> None:
         """Does nothing: pretraining has no test."""

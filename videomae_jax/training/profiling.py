@@ -1,4 +1,4 @@
-"""A trace of some steps, for XProf: what the devices did, and what the host."""
+"""Traces some steps for XProf: the work of the devices and of the host."""
 
 import logging
 import pathlib
@@ -9,25 +9,27 @@ import jax
 log = logging.getLogger(__name__)
 
 
-def traced(steps: range, first: int, count: int, folder: pathlib.Path) -> Iterator[int]:
-    """The steps, of which some are traced while they are done.
+def traced(
+    steps: range, *, first: int, count: int, folder: pathlib.Path
+) -> Iterator[int]:
+    """Yields the steps, and traces some of them while the caller executes them.
 
     Args:
-        steps: all of the run.
-        first: the first step to trace, counted from where the run starts or goes on; 0
-            traces none.
-        count: how many to trace.
-        folder: what the trace is written to, for each host; docs/performance.md says
-            how to read it.
+        steps: all steps of the run.
+        first: the first step to trace, counted from 1 at the step where the run starts
+            or resumes; 0 traces none.
+        count: steps to trace.
+        folder: receives the trace, one file per host; docs/performance.md explains how
+            to read it.
     """
     tracing = False
     first += steps.start - 1 if first else 0
     try:
         for step in steps:
             if step == first and count > 0:
-                _finish()
+                _wait_for_devices()
                 options = jax.profiler.ProfileOptions()
-                # Each call of Python's would take time, and most of the file.
+                # Tracing every Python call would take time, and most of the file.
                 options.python_tracer_level = 0
                 jax.profiler.start_trace(str(folder), profiler_options=options)
                 tracing = True
@@ -42,11 +44,11 @@ def traced(steps: range, first: int, count: int, folder: pathlib.Path) -> Iterat
 
 
 def _stop(folder: pathlib.Path) -> None:
-    _finish()
+    _wait_for_devices()
     jax.profiler.stop_trace()
     log.info("trace of the steps: %s", folder)
 
 
-def _finish() -> None:
-    """Waits for all steps under way: they belong on their side of the edge."""
+def _wait_for_devices() -> None:
+    """Waits for all queued steps, so that none is traced in part."""
     jax.block_until_ready(jax.live_arrays())

@@ -1,20 +1,58 @@
-"""What a run says of itself: progress, metrics.jsonl, TensorBoard, pictures."""
+"""Reports of a run: the log, metrics.jsonl, TensorBoard and pictures."""
 
 import contextlib
 import logging
 import pathlib
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
+import jax
 import numpy as np
 import tensorboardX
 import tqdm
 
+from videomae_jax.errors import NonFiniteLossError
 from videomae_jax.files import JsonLines
 from videomae_jax.inference import visualize
 
 log = logging.getLogger(__name__)
+
+# How many steps the host may be ahead of the devices: enough that they never wait for
+# the host, few enough that queued batches do not fill their memory.
+STEPS_AHEAD = 2
+
+# Dense bfloat16 operations per second of a device, by the start of
+# `jax.Device.device_kind`. A device is a chip, but half a chip of v2, v3 and TPU7x.
+# Sources: the pages of the TPU versions in the Cloud TPU documentation, and NVIDIA's
+# data sheets (without sparsity).
+PEAK_FLOPS = {
+    "TPU v2": 22.5e12,
+    "TPU v3": 61.5e12,
+    "TPU v4": 275e12,
+    "TPU v4 lite": 138e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5e": 197e12,
+    "TPU v5": 459e12,
+    "TPU v6 lite": 918e12,
+    "TPU v6e": 918e12,
+    "TPU7x": 1153.5e12,
+    "NVIDIA A100": 312e12,
+    "NVIDIA H100": 989e12,
+    "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA H100 NVL": 835e12,
+    "NVIDIA H200": 989e12,
+    "NVIDIA H200 NVL": 835e12,
+    "NVIDIA L4": 121e12,
+    "NVIDIA L40": 181e12,
+    "NVIDIA L40S": 362e12,
+}
+
+
+def peak_flops(device: jax.Device) -> float | None:
+    """Returns the PEAK_FLOPS of a device; None for CPUs and unlisted kinds."""
+    matches = [kind for kind in PEAK_FLOPS if device.device_kind.startswith(kind)]
+    return PEAK_FLOPS[max(matches, key=len)] if matches else None
 
 
 def start_log(detailed: bool) -> logging.Logger:
@@ -27,35 +65,121 @@ def start_log(detailed: bool) -> logging.Logger:
 
 
 class _AboveProgressBar(logging.Handler):
-    """Writes lines to stderr without tearing the progress bar."""
+    """Writes lines to stderr without breaking the progress bar."""
 
     def emit(self, record):
         now = time.strftime("%H:%M:%S", time.localtime(record.created))
         tqdm.tqdm.write(f"{now} {record.getMessage()}", file=sys.stderr)
 
 
+class MetricBuffer:
+    """Keeps the metrics of the steps since the last report on the devices.
+
+    `fetch` is the only place where the host waits for results of the devices.
+    """
+
+    def __init__(self, rows: list[dict], nonfinite: int, allowed: int):
+        """Starts with the rows and the count of skipped steps of a checkpoint.
+
+        Args:
+            rows: metrics of steps that have not been reported yet.
+            nonfinite: steps of the run that were not finite so far.
+            allowed: `config.max_nonfinite_steps`.
+        """
+        self.rows, self.nonfinite, self._allowed = rows, nonfinite, allowed
+        self._pending: list[tuple[int, Mapping, Sequence[str]]] = []
+
+    def add(
+        self, step: int, metrics: Mapping[str, jax.Array], ids: Sequence[str]
+    ) -> None:
+        """Adds the metrics of a step without waiting for them.
+
+        Args:
+            step: number of the step, from 1.
+            metrics: scalars on the devices, with "loss" and "grad_norm".
+            ids: of the videos in the batch.
+        """
+        self._pending.append((step, metrics, ids))
+        if len(self._pending) > STEPS_AHEAD:
+            jax.block_until_ready(self._pending[-1 - STEPS_AHEAD][1])
+
+    def fetch(self, last_checkpoint: int | None) -> None:
+        """Waits for all metrics, and checks that they are finite.
+
+        Args:
+            last_checkpoint: step of the newest checkpoint, for the error message.
+
+        Raises:
+            NonFiniteLossError: more steps than allowed were not finite.
+        """
+        pending, self._pending = self._pending, []
+        for step, metrics, ids in pending:
+            row = {
+                name: float(value) for name, value in jax.device_get(metrics).items()
+            }
+            if np.isfinite([row["loss"], row["grad_norm"]]).all():
+                self.rows.append(row)
+                continue
+            self.nonfinite += 1
+            summary = (
+                f"step={step} loss={row['loss']} grad_norm={row['grad_norm']} "
+                f"videos: {', '.join(dict.fromkeys(ids))}"
+            )
+            if self.nonfinite > self._allowed:
+                saved = "none" if last_checkpoint is None else f"step {last_checkpoint}"
+                raise NonFiniteLossError(
+                    f"{summary}.\nThe step was dropped. Last good checkpoint: {saved}. "
+                    "Look at these videos, lower config.optimizer.base_lr, set "
+                    "config.optimizer.clip_norm, or allow more such steps with "
+                    f"config.max_nonfinite_steps (now {self._allowed})."
+                )
+            log.warning("skipped a step that is not finite: %s", summary)
+
+    def mean(self) -> dict[str, float]:
+        """Returns means since the last call, except for the learning rate: the last."""
+        rows, self.rows = self.rows, []
+        if not rows:
+            return {"loss": float("nan"), "grad_norm": float("nan"), "learning_rate": 0}
+        means = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+        return means | {"learning_rate": rows[-1]["learning_rate"]}
+
+
 class Reporter:
-    """Reports of one process; every process but the first only keeps time."""
+    """Writes the reports of a run; on all processes but the first it only keeps time.
+
+    Model FLOPs utilization (MFU) is the share of the devices' peak that the operations
+    of the model take (PaLM, arXiv 2204.02311, appendix B): those of rematerialization
+    do not count. It was not checked on a TPU.
+    """
 
     def __init__(
         self,
         workdir: pathlib.Path,
+        *,
         start_step: int,
         total_steps: int,
-        clips_per_step: float,
+        clips_per_device: float,
+        flops_per_clip: float | None = None,
+        peak_flops: float | None = None,
         active: bool = True,
     ):
-        """Continues the reports of a run at a step, forgetting what came after it.
+        """Continues the reports of a run; removes those after `start_step`.
 
         Args:
-            workdir: where the files go.
+            workdir: folder of the files.
             start_step: steps already done.
             total_steps: steps of the whole run.
-            clips_per_step: clips that each device takes per step.
-            active: whether to write and print.
+            clips_per_device: clips that each device takes per step.
+            flops_per_clip: operations of a training step per clip.
+            peak_flops: operations per second of a device; MFU is reported if both are
+                known.
+            active: whether to write files and log lines.
         """
         self._active, self._workdir = active, workdir
-        self._total, self._clips = total_steps, clips_per_step
+        self._total_steps, self._clips_per_device = total_steps, clips_per_device
+        self._mfu_of_rate = None
+        if flops_per_clip and peak_flops:
+            self._mfu_of_rate = flops_per_clip / peak_flops
         self._last_step = start_step
         self._last_time = time.perf_counter()
         self._waited = self._paused = 0.0
@@ -66,14 +190,14 @@ class Reporter:
         self._tensorboard = tensorboardX.SummaryWriter(
             str(workdir / "tensorboard"),
             purge_step=start_step + 1,
-            # Two minutes by default, and so long a gap in the curves after a kill.
+            # The default, two minutes, is how much of the curves a kill would lose.
             flush_secs=2,
         )
         self._bar = tqdm.tqdm(
             total=total_steps,
             initial=start_step,
             unit="step",
-            # Lines that are rewritten make a mess of a log file.
+            # A log file should not contain lines that are rewritten.
             disable=not sys.stderr.isatty(),
             dynamic_ncols=True,
         )
@@ -87,47 +211,58 @@ class Reporter:
 
     @contextlib.contextmanager
     def pause(self) -> Iterator[None]:
-        """Counts the time inside neither as training nor as waiting."""
+        """Excludes the time inside from the speed of training."""
         start = time.perf_counter()
         yield
         self._paused += time.perf_counter() - start
 
-    def metrics(self, step: int, values: dict[str, float]) -> tuple[float, float]:
-        """Reports values after `step` steps, with speed since the last report.
+    def metrics(self, step: int, values: Mapping[str, float]) -> tuple[float, float]:
+        """Reports metrics after `step` steps, and the speed since the last report.
+
+        Args:
+            step: steps done.
+            values: with "loss", "grad_norm" and "learning_rate".
 
         Returns:
-            The seconds since then, without pauses, and the share of them spent waiting
-            for data.
+            The seconds since the last report, without pauses, and the fraction of them
+            spent waiting for data.
         """
         now = time.perf_counter()
-        elapsed = max(now - self._last_time - self._paused, 1e-9)
+        seconds = max(now - self._last_time - self._paused, 1e-9)
         steps = step - self._last_step
-        row = {"step": step} | values
-        row["clips_per_second_per_device"] = steps * self._clips / elapsed
-        row["data_wait_fraction"] = self._waited / elapsed
+        rate = steps * self._clips_per_device / seconds
+        data_wait = self._waited / seconds
         self._last_step, self._last_time = step, now
         self._waited = self._paused = 0.0
         if not self._active:
-            return elapsed, row["data_wait_fraction"]
-        self._write(row)
+            return seconds, data_wait
+        row = {
+            "step": step,
+            **values,
+            "clips_per_second_per_device": rate,
+            "data_wait_fraction": data_wait,
+        }
         line = (
-            f"loss {row['loss']:.4f} | lr {row['learning_rate']:.2e} | "
-            f"grad norm {row['grad_norm']:.3f} | "
-            f"{row['clips_per_second_per_device']:.1f} clips/s/device | "
-            f"data wait {row['data_wait_fraction']:.0%}"
+            f"loss={row['loss']:.4f} lr={row['learning_rate']:.2e} "
+            f"grad_norm={row['grad_norm']:.3f} clips/s/device={rate:.1f} "
+            f"data_wait={data_wait:.0%}"
         )
-        if not self._bar.disable:
+        if self._mfu_of_rate is not None:
+            row["mfu"] = rate * self._mfu_of_rate
+            line += f" mfu={row['mfu']:.1%}"
+        self._write(row)
+        if self._bar.disable:
+            remaining = _clock((self._total_steps - step) * seconds / steps)
+            log.info("step=%d/%d %s eta=%s", step, self._total_steps, line, remaining)
+        else:
             self._bar.update(step - self._bar.n)
             self._bar.set_postfix_str(line)
-            return elapsed, row["data_wait_fraction"]
-        left = (self._total - step) * elapsed / steps
-        log.info("step %d/%d | %s | %s left", step, self._total, line, _clock(left))
-        return elapsed, row["data_wait_fraction"]
+        return seconds, data_wait
 
-    def values(self, step: int, values: dict[str, float]) -> None:
-        """Writes values other than training's after `step` steps."""
+    def values(self, step: int, values: Mapping[str, float]) -> None:
+        """Reports values that are not of training, such as of a validation."""
         if self._active:
-            self._write({"step": step} | values)
+            self._write({"step": step, **values})
 
     def _write(self, row: dict) -> None:
         self._metrics.append([row])
@@ -145,10 +280,10 @@ class Reporter:
         visualize.save_png(folder / f"{step:08d}.png", image)
         visualize.save_gif(folder / f"{step:08d}.gif", rows)
         self._tensorboard.add_image("clips", image, step, dataformats="HWC")
-        log.info("picture: %s", folder / f"{step:08d}.png")
+        log.info("picture=%s", folder / f"{step:08d}.png")
 
     def close(self) -> None:
-        """Writes what is still in memory."""
+        """Flushes TensorBoard's file and closes the progress bar."""
         if self._active:
             self._bar.close()
             self._tensorboard.close()

@@ -45,6 +45,14 @@ class Task(Protocol):
         ...
 
     @property
+    def flops_per_clip(self) -> int:
+        """Floating-point operations of a training step per clip; see models/flops.py.
+
+        Frozen parameters count as if they were trained.
+        """
+        ...
+
+    @property
     def meta(self) -> dict[str, Any]:
         """Facts to save with a checkpoint, besides the arrays; a JSON object."""
         ...

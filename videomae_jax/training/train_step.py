@@ -248,7 +248,9 @@ def check_attention(model: ConfigDict, devices: Sequence[jax.Device]) -> None:
         ConfigError: they do not; the message names the field.
     """
     for name in ("attention", "decoder_attention"):
-        attention.check(model.get(name), devices[0].platform, f"config.model.{name}")
+        attention.check(
+            model.get(name), devices[0].platform, name=f"config.model.{name}"
+        )
 
 
 def dummy_clip(config: ConfigDict) -> jax.Array:

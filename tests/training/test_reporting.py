@@ -1,0 +1,121 @@
+"""Metrics in files and in the log; model FLOPs utilization."""
+
+import json
+import logging
+import time
+import types
+
+import jax
+import pytest
+
+from configs import common
+from tests.training import test_loop
+from tests.training.test_loop import tiny
+from videomae_jax.training import loop, reporting
+from videomae_jax.training.finetune import Finetuning
+from videomae_jax.training.pretrain import Pretraining
+from videomae_jax.training.reporting import Reporter
+
+folder = test_loop.folder
+one_device = test_loop.one_device
+
+
+def test_curves_are_written_soon_after_a_report(tmp_path):
+    """So that a kill loses little of them."""
+    reporter = Reporter(tmp_path, start_step=0, total_steps=10, clips_per_device=1.0)
+    reporter.values(1, {"validation/top1": 50.0})
+    [events] = (tmp_path / "tensorboard").iterdir()
+    deadline = time.monotonic() + 30
+    while b"validation/top1" not in events.read_bytes():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    reporter.close()
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_mfu_is_reported_if_the_peak_is_known(
+    folder, tmp_path, caplog, monkeypatch, known
+):
+    caplog.set_level(logging.INFO, "videomae_jax")
+    peak = 1e9
+    if known:
+        monkeypatch.setitem(reporting.PEAK_FLOPS, "cpu", peak)
+    config = tiny(folder, **{"steps": 2})
+    loop.train_and_evaluate(config, str(tmp_path))
+    (line,) = [x for x in caplog.messages if x.startswith("step=2/2 ")]
+    rows = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    row = json.loads(rows[-1])
+    assert "clips/s/device=" in line and "eta=0m00s" in line
+    assert ("mfu=" in line) == ("mfu" in row) == known
+    if known:
+        flops = Pretraining(config).flops_per_clip
+        expected = row["clips_per_second_per_device"] * flops / peak
+        assert row["mfu"] == pytest.approx(expected)
+
+
+def test_mfu_is_the_share_of_the_peak(tmp_path, monkeypatch):
+    clock = iter([10.0, 14.0])
+    monkeypatch.setattr(reporting.time, "perf_counter", lambda: next(clock))
+    reporter = Reporter(
+        tmp_path,
+        start_step=0,
+        total_steps=10,
+        clips_per_device=8,
+        flops_per_clip=3e9,
+        peak_flops=24e9,
+    )
+    reporter.metrics(2, {"loss": 1.0, "grad_norm": 1.0, "learning_rate": 0.1})
+    reporter.close()
+    (row,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    # 16 clips in 4 s take 12 of 24 GFLOP/s.
+    assert json.loads(row)["mfu"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("kind", "tera"),
+    [
+        ("TPU v5 lite", 197),
+        ("TPU v5p", 459),
+        ("TPU v4", 275),
+        ("TPU v4 lite", 138),
+        ("NVIDIA A100-SXM4-80GB", 312),
+        ("NVIDIA H100 80GB HBM3", 989),
+        ("NVIDIA H100 PCIe", 756),
+        ("NVIDIA L4", 121),
+        ("NVIDIA L40S", 362),
+    ],
+)
+def test_peak_of_a_kind_of_device(kind, tera):
+    device = types.SimpleNamespace(device_kind=kind)
+    assert reporting.peak_flops(device) == tera * 1e12
+
+
+def test_peak_of_a_cpu_is_not_known():
+    assert reporting.peak_flops(jax.devices()[0]) is None
+
+
+def test_flops_per_clip_agree_with_published_figures():
+    """ViT-B on 16 frames of 224x224 pixels."""
+    # Fine-tuning: 180 G multiply-adds forward (VideoMAE, table 6), which count as two
+    # operations each; three times as many for a step.
+    config = common.finetune()
+    config.data.update(train="digits:train", labels="", validation="", test="")
+    assert Finetuning(config).flops_per_clip == pytest.approx(180e9 * 2 * 3, rel=0.01)
+    # Pretraining at ratio 0.9: 160 visible of 1568 tokens in the encoder, all of them
+    # in the decoder of width 384 and depth 4; counted by hand, matrix by matrix.
+    width, decoder, values = 768, 384, 3 * 2 * 16 * 16
+
+    def blocks(tokens, width, depth):
+        weights = 12 * width**2  # qkv 3, projection 1, and an MLP of 4 + 4
+        return depth * (tokens * weights + 2 * tokens**2 * width)
+
+    multiply_adds = (
+        160 * values * width
+        + blocks(160, width, 12)
+        + 160 * width * decoder
+        + blocks(1568, decoder, 4)
+        + 1408 * decoder * values
+    )
+    counted = Pretraining(common.pretrain()).flops_per_clip
+    assert counted == 2 * 3 * multiply_adds
+    assert counted == pytest.approx(203e9, rel=0.005)
