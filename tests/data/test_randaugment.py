@@ -93,7 +93,7 @@ def expected(clip, name, level, sign, increasing):
 
 
 # How far values may be from Pillow's. Single precision can take a sum to the other side
-# of a whole number, where it is truncated, and OpenCV's luma is at times 1 from Pillow's.
+# of a whole number, where it is truncated, and OpenCV's luma is at times off by 1.
 # OpenCV's cubic differs most where pixels are black and white at random: by up to 34,
 # and by 23 where they are of any value.
 TOLERANCE = dict.fromkeys(NAMES, 0)

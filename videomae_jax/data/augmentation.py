@@ -1,6 +1,10 @@
 """Crops, flips and erases clips: uint8 [T, H, W, 3] in, uint8 [T, H', W', 3] out.
 
-Boxes are drawn by functions that see sizes only, and cut out by others.
+Boxes are (top, left, height, width) in pixels, within the frame. They are drawn by
+functions that see only the height and width of the frame, and cut out by others.
+
+All functions raise ValueError for a clip that is empty or not uint8 [T, H, W, 3], and
+for ranges (smallest, largest) and probabilities that are empty or impossible.
 """
 
 from collections.abc import Sequence
@@ -43,18 +47,8 @@ def multi_scale_box(
     ANCHORS (official code).
 
     Args:
-        rng: source of randomness.
-        height: height of the frame in pixels.
-        width: width of the frame in pixels.
         size: height and width of the output in pixels, which crop sizes snap to.
-        scales: crop sizes relative to the shorter side, in increasing or decreasing
-            order.
-
-    Returns:
-        (top, left, height, width), within the frame.
-
-    Raises:
-        ValueError: there are no scales, or one is not in (0, 1].
+        scales: crop sizes relative to the shorter side, in (0, 1] and in order.
     """
     if not scales or not all(0 < scale <= 1 for scale in scales):
         raise ValueError(f"crop scales must be above 0 and at most 1, got {scales}")
@@ -92,7 +86,7 @@ def crop_and_resize(
 
     Args:
         clip: uint8 [T, H, W, 3].
-        box: (top, left, height, width), within the frame.
+        box: the part of each frame.
         height: height of the result in pixels.
         width: width of the result in pixels.
         out: uint8 [T, height, width, 3] for the result; None for a new array.
@@ -102,7 +96,7 @@ def crop_and_resize(
         this size, a view of the clip.
 
     Raises:
-        ValueError: the clip is not uint8 [T, H, W, 3], or the box is not within it.
+        ValueError: also if the box is not within the frames.
     """
     check_clip(clip)
     top, left, crop_height, crop_width = box
@@ -151,17 +145,8 @@ def random_resized_box(
     draws do not fit, the largest central box within the aspect ratios is used.
 
     Args:
-        rng: source of randomness.
-        height: height of the frame in pixels.
-        width: width of the frame in pixels.
         area: smallest and largest share of the frame.
         aspect: smallest and largest width over height.
-
-    Returns:
-        (top, left, height, width), within the frame.
-
-    Raises:
-        ValueError: a range is empty or impossible.
     """
     _check_ranges("crops", area, aspect)
     for _ in range(10):
@@ -186,18 +171,8 @@ def random_resized_crop(
 ) -> np.ndarray:
     """Cuts a `random_resized_box` out of the clip, and resizes it to a square.
 
-    Args:
-        rng: source of randomness.
-        clip: uint8 [T, H, W, 3].
-        size: height and width of the result in pixels.
-        area: smallest and largest share of the frame.
-        aspect: smallest and largest width over height.
-
     Returns:
         uint8 [T, size, size, 3], the same box of every frame.
-
-    Raises:
-        ValueError: the clip is not uint8 [T, H, W, 3], or a range is impossible.
     """
     check_clip(clip)
     height, width = clip.shape[1:3]
@@ -211,16 +186,11 @@ def spatial_crops(clip: np.ndarray, size: int, count: int) -> np.ndarray:
     A single crop is in the middle; several go from end to end in equal steps, rounded
     down (official code: three crops in tests).
 
-    Args:
-        clip: uint8 [T, H, W, 3].
-        size: height and width of the crops in pixels.
-        count: number of crops, at least 1.
-
     Returns:
         uint8 [count, T, size, size, 3].
 
     Raises:
-        ValueError: the clip is not uint8 [T, H, W, 3], or the count is below 1.
+        ValueError: also if the count is below 1.
     """
     check_clip(clip)
     if count < 1:
@@ -263,10 +233,6 @@ def random_erasing(
 
     Returns:
         uint8 [T, H, W, 3]: a copy, or the clip itself if nothing was erased.
-
-    Raises:
-        ValueError: the clip is not uint8 [T, H, W, 3], the probability is not in
-            [0, 1], or a range is empty or impossible.
     """
     check_clip(clip)
     _check_ranges("erased boxes", area, aspect)
@@ -295,16 +261,10 @@ def horizontal_flip(
 ) -> np.ndarray:
     """Mirrors all frames of a clip with a given probability.
 
-    Args:
-        rng: source of randomness; one draw for all frames.
-        clip: uint8 [T, H, W, 3].
-        probability: probability of mirroring; 0.5 in fine-tuning (official code).
+    The official code uses a probability of 0.5 in fine-tuning.
 
     Returns:
         uint8 [T, H, W, 3]: a new array, or the clip itself if it was not mirrored.
-
-    Raises:
-        ValueError: the clip is not uint8 [T, H, W, 3].
     """
     check_clip(clip)
     if rng.random() >= probability:

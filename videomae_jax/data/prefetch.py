@@ -77,7 +77,7 @@ def read_ahead(
     chunks = _Chunks(dataset, batch_size, workers.chunk_size)
     if steps is not None:
         per_batch = chunks.per_batch
-        chunks = chunks[steps.start * per_batch : steps.stop * per_batch]
+        chunks = chunks.slice(slice(steps.start * per_batch, steps.stop * per_batch))
     threads = workers.num_threads
     stream = chunks.to_iter_dataset(
         grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)

@@ -147,7 +147,8 @@ def _rotate(clip: np.ndarray, degrees: float, out: np.ndarray) -> None:
     columns = cos * x - sin * y + (middle_x - (cos * middle_x - sin * middle_y))
     rows = sin * x + cos * y + (middle_y - (sin * middle_x + cos * middle_y))
     inside = (0 <= columns) & (columns < width) & (0 <= rows) & (rows < height)
-    outside, grey = np.uint8(~inside), np.full_like(clip[0], _GREY)
+    outside = np.asarray(~inside, np.uint8)
+    grey = np.full_like(clip[0], _GREY)
     # OpenCV counts from the centre of the first pixel, here of the padding.
     matrix = np.array([[cos, -sin, columns[0, 0]], [sin, cos, rows[0, 0]]])
     matrix[:, 2] += 2 - 0.5
@@ -354,15 +355,7 @@ class RandAugment:
     def __call__(self, rng: np.random.Generator, clip: np.ndarray) -> np.ndarray:
         """Augments a clip.
 
-        Args:
-            rng: source of randomness; one draw for all frames.
-            clip: uint8 [T, H, W, 3].
-
-        Returns:
-            uint8 [T, H, W, 3]: a new array, or the clip itself if nothing was drawn.
-
-        Raises:
-            ValueError: the clip is not uint8 [T, H, W, 3].
+        Takes and returns the same as `apply`; one draw is for all frames.
         """
         return apply(clip, self.draw(rng))
 

@@ -136,13 +136,17 @@ def write_records(target: str | os.PathLike, records: Sequence[Record]) -> None:
 def _layout(records: Sequence[Record]) -> tuple[str, ...]:
     """Returns the columns after the path that can hold the records."""
     is_labelled = any(record.labels for record in records)
-    parts = [record for record in records if record.frame_range]
-    if not parts:
+    # First frame of each part; None of files, whose frames are counted from 0.
+    starts = {
+        record.frame_range[0] if record.frame_name else None
+        for record in records
+        if record.frame_range
+    }
+    if not starts:
         return ("label",) if is_labelled else ()
     if not is_labelled:
         return ("start", "total")
-    starts = (record.frame_name and record.frame_range[0] for record in parts)
-    if all(start == 1 for start in starts):
+    if starts == {1}:
         return ("total", "label")
     return ("start", "total", "label")
 

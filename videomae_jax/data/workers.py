@@ -16,8 +16,7 @@ process reads by itself.
 
 import dataclasses
 import logging
-
-import ml_collections
+from typing import Any
 
 from videomae_jax import processes
 from videomae_jax.errors import ConfigError
@@ -131,7 +130,7 @@ class WorkerPlan:
 
 
 def choose_workers(
-    data: ml_collections.ConfigDict,
+    data: Any,
     *,
     clips_per_video: int,
     batch_size: int,
@@ -307,7 +306,7 @@ def _max_chunk_size(workload: Workload, num_workers: int, num_threads: int) -> i
 
 
 def _reason(
-    data: ml_collections.ConfigDict,
+    data: Any,
     workload: Workload,
     resources: Resources,
     plan: WorkerPlan,
