@@ -212,7 +212,7 @@ def test_predict(folder, command, tmp_path):
     overlays = {path.name for path in (tmp_path / "out").glob("*.png")}
     assert len(overlays) == 3 + COUNT and "3_activation.png" in overlays
     status, _, printed = command("predict", folder / "3", "--timeline")
-    assert status == 1 and "does not tell its frame rate" in printed.err
+    assert status == 1 and "frame rate unknown" in printed.err
 
 
 def test_reconstruct(folder, command, tmp_path):
