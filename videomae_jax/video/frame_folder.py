@@ -80,31 +80,31 @@ class FrameFolder(ImageVideo):
     def _find_images(self) -> tuple[int, int]:
         """Returns the number of the first image, and how many there are."""
         names = self._file_names()
-        found = frame_numbers(self._frame_name, names)
-        if not found:
+        numbers = frame_numbers(self._frame_name, names)
+        if not numbers:
             raise self.error(
                 f"no image found: {frame_name_advice(self._frame_name, names)}"
             )
-        first, last = found[0], found[-1]
-        if last - first + 1 != len(found):
-            gap = min(set(range(first, last)).difference(found))
+        first, last = numbers[0], numbers[-1]
+        if last - first + 1 != len(numbers):
+            gap = min(set(range(first, last)).difference(numbers))
             raise self.error(
                 f"{self._frame_name.format(gap)} is missing between "
                 f"{self._frame_name.format(first)} and {self._frame_name.format(last)}"
             )
-        return first, len(found)
+        return first, len(numbers)
 
     def _missing(self, index: int) -> VideoError:
         """Returns the error for a missing image, with what the folder holds instead."""
         names = self._file_names()
-        found = frame_numbers(self._frame_name, names)
+        numbers = frame_numbers(self._frame_name, names)
         reason = f"{self.image_name(index)} is missing"
-        if not found:
+        if not numbers:
             return self.error(f"{reason}: {frame_name_advice(self._frame_name, names)}")
-        first, last = map(self._frame_name.format, (found[0], found[-1]))
+        first, last = map(self._frame_name.format, (numbers[0], numbers[-1]))
         return self.error(
             f"{reason}: the list asks for {self.num_frames} images from "
-            f"{self.image_name(0)} on, but the folder has {len(found)}, {first} to "
+            f"{self.image_name(0)} on, but the folder has {len(numbers)}, {first} to "
             f"{last}. If the columns of the list were misread, name them in its first "
             "line, such as path,start,total or path,total,label"
         )

@@ -1,4 +1,4 @@
-"""Opening a video: the one place that knows what a record may name."""
+"""Opens videos of every kind that a record may name; nothing else decides how."""
 
 import os
 

@@ -17,7 +17,7 @@ from videomae_jax.video.container import use_one_thread
 _INDEXABLE = frozenset(
     "h264 hevc vp8 vp9 av1 mpeg1video mpeg2video mpeg4 mjpeg ffv1 prores".split()
 )
-# Codecs that reorder frames without saying so in a place that is easy to read.
+# Codecs that reorder frames without saying so in an easily read header.
 _OPAQUE_ORDER = frozenset({"hevc", "mpeg1video", "mpeg2video"})
 # No codec above holds back more frames than this before it shows one.
 _MAX_REORDER = 16
@@ -204,7 +204,7 @@ class PacketIndex:
         packets: Iterable[av.Packet],
         table: PacketTable,
     ) -> "PacketIndex":
-        """Makes the index of a file from the packets that a demuxer found in it.
+        """Makes the index of a file from its demuxed packets.
 
         Raises:
             ValueError: the codec is not H.264, a packet is not shown, or the packets

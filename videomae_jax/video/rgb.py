@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 import av
 import numpy as np
 from av.error import FFmpegError
+from av.sidedata.sidedata import SideData
 from av.video.reformatter import VideoReformatter
 
 from videomae_jax.errors import VideoError
@@ -151,7 +152,7 @@ def upright(image: np.ndarray, frame: av.VideoFrame) -> np.ndarray:
     return image[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
 
 
-def display_matrix(frame: av.VideoFrame):
+def display_matrix(frame: av.VideoFrame) -> SideData | None:
     """Returns the side data that says how to rotate a frame; None if it has none.
 
     Raises:

@@ -174,12 +174,12 @@ def packages() -> tuple[Any, Any]:
 def indices(folder: epath.Path) -> dict[str, Any]:
     """Returns the index of each split that is complete, by the split's name."""
     prefix, suffix = f"{folder.parent.name}-", ".index.json"
-    found = {}
+    complete = {}
     for path in folder.glob(f"{prefix}*{suffix}"):
         index = read_json(path)
         if index is not None:
-            found[path.name.removeprefix(prefix).removesuffix(suffix)] = index
-    return found
+            complete[path.name.removeprefix(prefix).removesuffix(suffix)] = index
+    return complete
 
 
 def size(path: str) -> int | None:
