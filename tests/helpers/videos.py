@@ -141,6 +141,27 @@ def change_packets(
     return target.getvalue()
 
 
+def plain_decode(content: bytes) -> np.ndarray:
+    """Decodes all frames with PyAV, uint8 [num_frames, height, width, 3]."""
+    with av.open(io.BytesIO(content)) as container:
+        return np.stack(
+            [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+        )
+
+
+def content_of_two_sizes(container: str) -> bytes:
+    """Returns a video of 10 frames of 48 x 64, then 10 frames of 64 x 96 pixels."""
+    parts = [
+        video_bytes(
+            moving_noise(10, *size),
+            container=container,
+            ticks=[4 * t + start for t in range(10)],
+        )
+        for size, start in (((48, 64), 0), ((64, 96), 40))
+    ]
+    return b"".join(parts)
+
+
 CORRUPTIONS = ("truncated", "flipped", "zeroed", "removed", "repeated", "replaced")
 
 
