@@ -1,4 +1,7 @@
-"""Video files: opening the container, listing the packets, decoding every frame."""
+"""Video files: opening the container, listing the packets, decoding every frame.
+
+The argument `name` begins the messages of errors.
+"""
 
 import io
 import os
@@ -21,10 +24,6 @@ def default_name(file: VideoFile) -> str:
 
 def open_container(file: VideoFile, name: str) -> InputContainer:
     """Opens a video file for demuxing, and for decoding in this thread alone.
-
-    Args:
-        file: the file.
-        name: begins the messages of errors.
 
     Raises:
         VideoError: the file is missing, empty, or not a video.
@@ -72,11 +71,7 @@ def use_one_thread(codec: av.VideoCodecContext) -> None:
 
 
 def read_packets(container: InputContainer, name: str) -> list[av.Packet]:
-    """Returns all packets of the video stream that hold data, in decoding order.
-
-    Args:
-        container: just opened by `open_container`.
-        name: begins the messages of errors.
+    """Returns the packets of the video stream that hold data, in decoding order.
 
     Raises:
         VideoError: there are none, or the file is cut off.
@@ -104,7 +99,7 @@ def decode_all(
 
     Args:
         file: the file.
-        name: begins the messages of errors; by default the path.
+        name: by default the path.
         strict: whether to refuse damage that does not stop the decoder, and changes of
             the resolution.
 

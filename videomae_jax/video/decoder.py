@@ -186,14 +186,9 @@ class IndexedVideo(Video):
         size: tuple[int, int],
         name: str,
     ):
-        """Opens the video. A wrong index is noticed when frames are decoded.
+        """Opens the content of a file; `size` is the upright height and width in pixels.
 
-        Args:
-            content: content of the file.
-            index: its packets.
-            fps: average frames per second, if known.
-            size: height and width of the upright frames in pixels.
-            name: name in messages.
+        An index of another video is noticed when frames are decoded.
         """
         self._index, self._size, self.fps = index, size, fps
         super().__init__(content, name)
@@ -211,13 +206,7 @@ class _TableError(Exception):
 
 
 class PacketDecoder:
-    """Decodes single frames by way of the packet table, as few packets as possible.
-
-    Attributes:
-        codec: the decoder.
-        get_packet: returns the packet at a position, in decoding order.
-        table: the table of the packets.
-    """
+    """Decodes frames by their packet table, from as few packets as possible."""
 
     def __init__(
         self,
@@ -226,7 +215,14 @@ class PacketDecoder:
         table: PacketTable,
         name: str,
     ):
-        """Takes over the decoder; `name` begins the messages of errors."""
+        """Takes over the decoder.
+
+        Args:
+            codec: the decoder.
+            get_packet: returns the packet at a position, in decoding order.
+            table: the table of the packets.
+            name: name of the video in messages.
+        """
         self.codec, self.get_packet = codec, get_packet
         self.table, self._name = table, name
 
