@@ -186,7 +186,7 @@ class IndexedVideo(Video):
         size: tuple[int, int],
         name: str,
     ):
-        """Opens the content of a file; `size` is the upright height and width in pixels.
+        """Opens the content of a file with frames of `size`, (height, width), upright.
 
         An index of another video is noticed when frames are decoded.
         """
