@@ -25,6 +25,11 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
         os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache.name
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
+# After the environment is set: it imports JAX.
+from tests.helpers import shapes  # noqa: E402
+
+shapes.install()
+
 
 @pytest.fixture(scope="module", autouse=True)
 def forget_programs():

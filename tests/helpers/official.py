@@ -1,4 +1,4 @@
-"""Reads the golden vectors: official parameter names and shapes into ours."""
+"""Reads the golden vectors; converts official parameter names and shapes to ours."""
 
 import json
 import pathlib
@@ -86,7 +86,7 @@ def _embedding(tensors, name):
 
 
 def parameters(arrays, prefix="param/"):
-    """Our pretraining parameters from `<prefix><official name>` arrays."""
+    """Returns the autoencoder's parameters from `<prefix><official name>` arrays."""
     tensors = _tensors(arrays, prefix)
     return {
         "mask_token": tensors["mask_token"].reshape(-1),
@@ -124,7 +124,7 @@ def classifier(**overrides):
 
 
 def classifier_parameters(arrays, prefix="param/"):
-    """Our fine-tuning parameters from `<prefix><official name>` arrays."""
+    """Returns the classifier's parameters from `<prefix><official name>` arrays."""
     tensors = _tensors(arrays, prefix)
     return {
         "encoder": {
@@ -137,13 +137,13 @@ def classifier_parameters(arrays, prefix="param/"):
 
 
 def rewritten(tmp_path, change=lambda tensors: None, **settings):
-    """A copy of the golden Hugging Face classifier, with tensors and config changed."""
+    """Copies the golden Hugging Face classifier and changes tensors and config."""
     folder = tmp_path / "hf_classifier"
     shutil.copytree(CHECKPOINTS / "hf_classifier", folder)
     file = folder / "model.safetensors"
-    found = safetensors.numpy.load_file(file)
-    change(found)
-    safetensors.numpy.save_file(found, file)
+    tensors = safetensors.numpy.load_file(file)
+    change(tensors)
+    safetensors.numpy.save_file(tensors, file)
     config = json.loads((folder / "config.json").read_text()) | settings
     (folder / "config.json").write_text(json.dumps(config))
     return folder

@@ -1,4 +1,4 @@
-"""Heads for other classes, and clips of other sizes."""
+"""Heads for other classes and clips of other sizes."""
 
 import dataclasses
 
@@ -8,7 +8,6 @@ import pytest
 
 import videomae_jax as vmae
 from tests.helpers import official
-from tests.interop.test_loading import CHECKPOINTS
 from videomae_jax.interop import edit_head
 
 NAMES = ("riding a bike", "Making Tea", "run", "jump", "fall", "a", "b", "c", "d", "e")
@@ -16,12 +15,12 @@ NAMES = ("riding a bike", "Making Tea", "run", "jump", "fall", "a", "b", "c", "d
 
 @pytest.fixture(scope="module")
 def loaded():
-    found = vmae.load_pretrained(CHECKPOINTS / "hf_classifier")
-    return dataclasses.replace(found, labels=NAMES)
+    pretrained = vmae.load_pretrained(official.CHECKPOINTS / "hf_classifier")
+    return dataclasses.replace(pretrained, labels=NAMES)
 
 
 def logits(pretrained):
-    video = np.load(CHECKPOINTS / "hf_outputs.npz")["video_bcthw_uint8"]
+    video = np.load(official.CHECKPOINTS / "hf_outputs.npz")["video_bcthw_uint8"]
     return pretrained.model.apply(pretrained.variables, official.video(video))
 
 
@@ -33,10 +32,10 @@ def test_selected_classes_keep_their_logits(loaded):
     np.testing.assert_allclose(logits(adapted), logits(loaded)[:, [1, 4, 2]], atol=1e-6)
 
 
-def test_absent_classes_are_named(loaded):
+def test_absent_classes_are_listed(loaded):
     with pytest.raises(
         vmae.PretrainedError,
-        match="2 of the 3(.|\n)*'runs', perhaps 'run'(.|\n)*'xyz'\n",
+        match="2 of the 3 classes(.|\n)*'runs', perhaps 'run'(.|\n)*'xyz'\n",
     ):
         edit_head.select_classes(loaded, ["runs", "xyz", "jump"])
     nameless = dataclasses.replace(loaded, labels=None)
@@ -44,7 +43,7 @@ def test_absent_classes_are_named(loaded):
         edit_head.select_classes(nameless, ["run"])
 
 
-def test_a_new_head_keeps_the_encoder(loaded):
+def test_new_head_keeps_the_encoder(loaded):
     adapted = edit_head.new_head(loaded, ["x", "y"])
     assert adapted.labels == ("x", "y") and logits(adapted).shape == (2, 2)
     jax.tree.map(
@@ -57,14 +56,14 @@ def test_a_new_head_keeps_the_encoder(loaded):
         edit_head.new_head(loaded, [])
 
 
-def test_other_clips(loaded, tmp_path):
+def test_resized_clips(loaded, tmp_path):
     rng = np.random.default_rng(0)
     adapted = edit_head.resize_clips(loaded, num_frames=4, image_size=96)
     assert adapted.preprocessing.num_frames == 4
     assert adapted.model.position_size == (64, 64)
     video = rng.integers(0, 256, (1, 4, 96, 96, 3), np.uint8)
     expected = adapted.model.apply(adapted.variables, video)
-    # What its position table was trained for is known after a round trip too.
+    # A round trip keeps the image size that the position table was trained for.
     with pytest.raises(vmae.PretrainedError, match="interpolated position table"):
         vmae.save_pretrained(tmp_path, adapted)
     vmae.save_pretrained(tmp_path, adapted, format="jax")
@@ -74,8 +73,8 @@ def test_other_clips(loaded, tmp_path):
         edit_head.resize_clips(loaded, image_size=100)
 
 
-def test_pretraining_models_are_refused():
-    loaded = vmae.load_pretrained(CHECKPOINTS / "hf_pretrain")
+def test_autoencoders_are_refused():
+    loaded = vmae.load_pretrained(official.CHECKPOINTS / "hf_pretrain")
     for change in (
         lambda: edit_head.select_classes(loaded, ["a"]),
         lambda: edit_head.new_head(loaded, 3),
@@ -85,12 +84,11 @@ def test_pretraining_models_are_refused():
             change()
 
 
-def test_other_pixel_statistics_become_imagenets(loaded):
-    """Without a change of what comes out for raw pixels."""
+def test_imagenet_pixels_keep_the_logits_of_raw_pixels(loaded):
     model = loaded.model.clone(pixel_mean=(0.5, 0.4, 0.3), pixel_std=(0.5, 0.2, 0.1))
-    strange = dataclasses.replace(loaded, model=model)
-    adapted = edit_head.with_imagenet_pixels(strange)
+    other = dataclasses.replace(loaded, model=model)
+    adapted = edit_head.with_imagenet_pixels(other)
     assert adapted.model == loaded.model
-    np.testing.assert_allclose(logits(adapted), logits(strange), atol=2e-5)
-    assert np.abs(logits(strange) - logits(loaded)).max() > 0.01
+    np.testing.assert_allclose(logits(adapted), logits(other), atol=2e-5)
+    assert np.abs(logits(other) - logits(loaded)).max() > 0.01
     assert edit_head.with_imagenet_pixels(loaded) is loaded

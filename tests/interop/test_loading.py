@@ -1,4 +1,4 @@
-"""Every layout of the reference weights, read and written, and what is refused."""
+"""Reads and writes every format of the reference weights."""
 
 import io
 import json
@@ -34,7 +34,7 @@ def same(a, b):
 @pytest.mark.parametrize(
     "name", ["official_pretrain.pth", "official_v2_compiled_pretrain.pth"]
 )
-def test_official_pretraining(name):
+def test_official_autoencoders(name):
     loaded = vmae.load_pretrained(CHECKPOINTS / name, **HEADS)
     assert isinstance(loaded.model, vmae.VideoMAE) and loaded.format == "official"
     arrays = golden("pretrain_step")
@@ -64,14 +64,14 @@ def test_classifiers(name, format, atol):
     assert {x.dtype for x in jax.tree.leaves(loaded.params)} == {np.dtype("float32")}
 
 
-def test_hugging_face_pretraining():
+def test_hugging_face_autoencoder():
     loaded = vmae.load_pretrained(CHECKPOINTS / "hf_pretrain")
     arrays = np.load(CHECKPOINTS / "hf_outputs.npz")
     video = official.video(arrays["video_bcthw_uint8"])
     ids = vmae.masking.ids_from_mask(arrays["mask"])
     prediction = loaded.model.apply(loaded.variables, video, *ids)
     np.testing.assert_allclose(prediction, arrays["pretrain_logits"], atol=5e-5)
-    target = vmae.pixel_targets(video, ids[1], 16, 2)
+    target = vmae.pixel_targets(video, ids[1], patch_size=16, tubelet_size=2)
     loss = vmae.reconstruction_loss(prediction, target)
     np.testing.assert_allclose(loss, arrays["pretrain_loss"], atol=1e-5)
 
@@ -93,34 +93,32 @@ def test_hugging_face_classifiers(name):
 
 
 def test_unequal_masks_are_refused():
-    """Hugging Face's model mixes the clips of a batch up instead."""
+    """Hugging Face's model would mix up the clips of a batch instead."""
     mask = golden("pretrain_step")["mask"].copy()
     mask[0, np.argmax(mask[0])] = False
     mask[1, np.argmin(mask[1])] = True
     assert mask.sum() % 2 == 0
-    with pytest.raises(
-        ValueError, match="every clip of a batch must hide equally many"
-    ):
+    with pytest.raises(ValueError, match="must hide equally many tokens in every clip"):
         vmae.masking.ids_from_mask(mask)
 
 
 @pytest.mark.parametrize("name", ["hf_classifier", "hf_pretrain"])
-def test_hugging_face_files_are_written_as_they_were(tmp_path, name):
+def test_hugging_face_files_are_written_byte_for_byte(tmp_path, name):
     loaded = vmae.load_pretrained(CHECKPOINTS / name)
     vmae.save_pretrained(tmp_path, loaded, format="huggingface")
     written = (tmp_path / "model.safetensors").read_bytes()
     assert written == (CHECKPOINTS / name / "model.safetensors").read_bytes()
     config = json.loads((tmp_path / "config.json").read_text())
     theirs = json.loads((CHECKPOINTS / name / "config.json").read_text())
-    if name == "hf_classifier":  # whose config has a decoder that is not there
+    if name == "hf_classifier":  # its config has fields of a decoder it lacks
         theirs = {k: v for k, v in theirs.items() if not k.startswith("decoder_")}
     else:
         theirs.pop("id2label"), theirs.pop("label2id")
     assert config == theirs | {"architectures": config["architectures"]}
 
 
-def test_names_of_published_sizes_and_wrappers(tmp_path):
-    """Prefixes of every kind, and heads by the published widths."""
+def test_prefixes_of_wrappers_are_removed(tmp_path):
+    """Removes prefixes of every kind; finds the heads of published widths."""
     model = vmae.VideoClassifier.from_variant("tiny", 5, depth=1)
     params = random_params(model)
     tensors = saving.official_tensors(vmae.Pretrained(model, params))
@@ -192,14 +190,14 @@ def test_every_model_in_every_format(tmp_path, name):
     assert loaded_model == model
 
 
-def test_averaged_statistics_and_attentive_heads_are_exported(tmp_path):
+def test_batch_stats_and_attentive_heads_are_exported(tmp_path):
     model = vmae.VideoClassifier(
         16, 1, 2, 3, pooling="attentive", head_norm="batch", patch_size=8
     )
     video = np.zeros((1, 2, 16, 16, 3), np.uint8)
     variables = model.init(jax.random.key(0), video)
     saved = vmae.Pretrained(
-        model, variables["params"], statistics=variables["batch_stats"]
+        model, variables["params"], batch_stats=variables["batch_stats"]
     )
     vmae.save_pretrained(tmp_path, saved, format="jax")
     loaded = vmae.load_pretrained(tmp_path)
@@ -211,7 +209,19 @@ def test_averaged_statistics_and_attentive_heads_are_exported(tmp_path):
             vmae.save_pretrained(tmp_path / format, saved, format=format)
 
 
-def test_the_hub_offline(monkeypatch):
+def test_export_with_the_old_name_of_frame_sampling_loads(tmp_path):
+    model = MODELS["mean"]
+    preprocessing = vmae.Preprocessing(8, 2, 32, "uniform")
+    saved = vmae.Pretrained(model, random_params(model), preprocessing=preprocessing)
+    vmae.save_pretrained(tmp_path, saved, format="jax")
+    config = json.loads((tmp_path / "config.json").read_text())
+    fields = config["preprocessing"]
+    fields["frames"] = fields.pop("frame_sampling")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert vmae.load_pretrained(tmp_path).preprocessing == preprocessing
+
+
+def test_offline_hub(monkeypatch):
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
@@ -219,8 +229,8 @@ def test_the_hub_offline(monkeypatch):
         vmae.load_pretrained("nobody/has-this-model-0", revision="main")
 
 
-def test_a_downloaded_model_is_read_from_the_cache(tmp_path, monkeypatch):
-    """The hub's own cache layout, as a download leaves it."""
+def test_downloaded_model_is_read_from_the_cache(tmp_path, monkeypatch):
+    """Reads the cache layout of the hub as a download leaves it."""
     from huggingface_hub import constants
 
     cache = tmp_path / "models--someone--videomae"
@@ -254,30 +264,30 @@ def test_deepspeed_folders(tmp_path):
         vmae.load_pretrained(tmp_path, heads=3)
 
 
-def test_fields_of_the_caller(tmp_path):
+def test_fields_override_the_source(tmp_path):
     loaded = vmae.load_pretrained(CHECKPOINTS / "hf_classifier", dtype="bfloat16")
     assert loaded.model.dtype == "bfloat16"
     assert jax.tree.leaves(loaded.params)[0].dtype == np.float32
     with pytest.raises(vmae.PretrainedError, match="no field colour"):
         vmae.load_pretrained(CHECKPOINTS / "hf_classifier", colour="red")
-    with pytest.raises(vmae.PretrainedError, match="give heads=<number>"):
+    with pytest.raises(vmae.PretrainedError, match="pass heads=<number>"):
         vmae.load_pretrained(CHECKPOINTS / "official_finetune.pth")
 
 
-def test_keras_pretraining_by_order():
-    """The order and shapes of a pretraining model; names say nothing."""
+def test_keras_autoencoder_by_order():
+    """Names the weights of an autoencoder by their order and shapes."""
     from videomae_jax.interop import keras
 
     model = MODELS["autoencoder"]
     tensors = saving.official_tensors(vmae.Pretrained(model, random_params(model)))
 
-    def theirs(name):
+    def keras_weight(name):
         x = tensors[name]
         return x.transpose(2, 3, 4, 1, 0) if x.ndim == 5 else x.T if x.ndim == 2 else x
 
     blocks = [
-        f"{part}blocks.{i}.{name}"
-        for part, depth in (("encoder.", 2), ("decoder.", 1))
+        f"{prefix}blocks.{i}.{name}"
+        for prefix, depth in (("encoder.", 2), ("decoder.", 1))
         for i in range(depth)
         for name in keras._BLOCK
     ]
@@ -289,15 +299,17 @@ def test_keras_pretraining_by_order():
     order += ["decoder.head.weight", "decoder.head.bias", "encoder_to_decoder.weight"]
     for mask_first in (False, True):
         names = ["mask_token", *order] if mask_first else [*order, "mask_token"]
-        found = keras.name_weights([theirs(name) for name in names], "a test")
-        assert set(found) == set(tensors)
-        for name, x in found.items():
+        named = keras.name_weights([keras_weight(name) for name in names], "a test")
+        assert set(named) == set(tensors)
+        for name, x in named.items():
             np.testing.assert_array_equal(x, tensors[name])
     with pytest.raises(vmae.PretrainedError, match="weight 2 of"):
-        keras.name_weights([theirs(n) for n in order[:2]] + [np.zeros(())], "a test")
+        keras.name_weights(
+            [keras_weight(n) for n in order[:2]] + [np.zeros(())], "a test"
+        )
 
 
-def test_a_bfloat16_file(tmp_path):
+def test_bfloat16_file(tmp_path):
     import ml_dtypes
 
     def narrow(tensors):
@@ -314,7 +326,7 @@ def test_a_bfloat16_file(tmp_path):
 
 
 def test_tensors_with_strides(tmp_path):
-    """Views of one storage, as tied or sliced weights are saved."""
+    """Reads views of one storage, as of tied or sliced weights."""
     from videomae_jax.interop import torch_pickle
 
     values = np.arange(12, dtype=np.float32)
@@ -332,7 +344,7 @@ def test_tensors_with_strides(tmp_path):
     np.testing.assert_array_equal(tensor.load(), [[1, 5, 9], [2, 6, 10]])
 
 
-def test_a_keras_saved_model(tmp_path):
+def test_keras_saved_model(tmp_path):
     tf = pytest.importorskip("tensorflow", reason="TensorFlow is not installed")
     import h5py
 
@@ -342,7 +354,7 @@ def test_a_keras_saved_model(tmp_path):
             for group in file.attrs["layer_names"]
             for name in file[group].attrs["weight_names"]
         ]
-    # As Keras 2 saves them: a list of the model's variables in their order.
+    # Keras 2 saves a list of the model's variables in their order.
     checkpoint = tf.train.Checkpoint(variables=variables)
     checkpoint.write(str(tmp_path / "variables" / "variables"))
     (tmp_path / "saved_model.pb").write_bytes(b"")
@@ -352,14 +364,14 @@ def test_a_keras_saved_model(tmp_path):
     )
 
 
-def test_a_saved_model_without_tensorflow(tmp_path, monkeypatch):
+def test_saved_model_without_tensorflow(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorflow", None)
     (tmp_path / "saved_model.pb").write_bytes(b"")
     with pytest.raises(vmae.PretrainedError, match="needs TensorFlow.*the .h5 file"):
         vmae.load_pretrained(tmp_path)
 
 
-def test_pixel_statistics_of_the_processor(tmp_path):
+def test_pixel_stats_of_the_processor(tmp_path):
     folder = official.rewritten(tmp_path)
     file = folder / "preprocessor_config.json"
     for settings, mean, std in (
@@ -374,7 +386,7 @@ def test_pixel_statistics_of_the_processor(tmp_path):
         np.testing.assert_allclose(model.pixel_std, [std] * 3)
 
 
-def test_multi_label_models_stay_so(tmp_path):
+def test_multi_label_survives_a_round_trip(tmp_path):
     folder = official.rewritten(tmp_path, problem_type="multi_label_classification")
     loaded = vmae.load_pretrained(folder)
     assert loaded.multi_label
@@ -382,8 +394,8 @@ def test_multi_label_models_stay_so(tmp_path):
     assert vmae.load_pretrained(tmp_path / "again").multi_label
 
 
-def test_a_local_path_has_no_revision(tmp_path):
+def test_local_path_has_no_revision(tmp_path):
     with pytest.raises(vmae.PretrainedError, match="has no revision 'v1'"):
         vmae.load_pretrained(CHECKPOINTS / "hf_classifier", revision="v1")
-    with pytest.raises(vmae.PretrainedError, match="no file or folder ''"):
+    with pytest.raises(vmae.PretrainedError, match="file or folder '' not found"):
         vmae.load_pretrained("")

@@ -1,4 +1,4 @@
-"""Weights that are damaged, incomplete, contradictory or malicious."""
+"""Refuses weights that are damaged, incomplete, contradictory or malicious."""
 
 import dataclasses
 import json
@@ -31,7 +31,7 @@ LAYER = "videomae.encoder.layer.1"
         "videomae.embeddings.patch_embeddings.projection.bias",
     ],
 )
-def test_a_missing_tensor_is_named(tmp_path, name):
+def test_missing_tensor_is_listed(tmp_path, name):
     folder = official.rewritten(tmp_path, lambda tensors: tensors.pop(name))
     with pytest.raises(vmae.PretrainedError, match=f"missing: {name}"):
         vmae.load_pretrained(folder)
@@ -42,7 +42,7 @@ def test_a_missing_tensor_is_named(tmp_path, name):
     assert sum(jax.tree.leaves(differing)) == 1
 
 
-def test_an_unused_tensor_is_named(tmp_path):
+def test_unused_tensor_is_listed(tmp_path):
     def add(tensors):
         tensors["videomae.encoder.layer.2.extra"] = np.zeros(3, np.float32)
         tensors["videomae.embeddings.position_embeddings"] = np.ones(
@@ -52,23 +52,23 @@ def test_an_unused_tensor_is_named(tmp_path):
     folder = official.rewritten(tmp_path, add)
     with pytest.raises(
         vmae.PretrainedError,
-        match="without a use: .*layer.2.extra(.|\n)*position table is learned",
+        match="unused: .*layer.2.extra(.|\n)*position table is learned",
     ):
         vmae.load_pretrained(folder)
     assert len(vmae.load_pretrained(folder, strict=False).unused) == 2
 
 
-def test_a_wrong_shape_is_named(tmp_path):
+def test_wrong_shape_is_listed(tmp_path):
     name = f"{LAYER}.intermediate.dense.bias"
     folder = official.rewritten(tmp_path, lambda x: x.update({name: x[name][:-1]}))
     for strict in (True, False):
         with pytest.raises(
-            vmae.PretrainedError, match=rf"{name}: \(191,\), not \(192,\)"
+            vmae.PretrainedError, match=rf"wrong shape: {name}: \(191,\), not \(192,\)"
         ):
             vmae.load_pretrained(folder, strict=strict)
 
 
-def test_a_truncated_file_is_refused(tmp_path):
+def test_truncated_file_is_refused(tmp_path):
     for name, file in (
         ("hf_classifier", "model.safetensors"),
         ("official_finetune.pth", "official_finetune.pth"),
@@ -102,8 +102,8 @@ def test_unknown_architectures_are_refused(tmp_path):
     config = json.loads((folder / "config.json").read_text())
     for change, match in (
         ({"model_type": "timesformer"}, "timesformer"),
-        ({"hidden_act": "relu"}, "hidden_act is 'relu'"),
-        ({"num_channels": 4}, "num_channels is 4"),
+        ({"hidden_act": "relu"}, "hidden_act='relu' is not supported"),
+        ({"num_channels": 4}, "num_channels=4 is not supported"),
         ({"id2label": {"0": "a", "1": "b"}}, "names 2 classes, but its head has 10"),
     ):
         (folder / "config.json").write_text(json.dumps(config | change))
@@ -119,17 +119,17 @@ class Evil:
         return os.system, ("touch /tmp/videomae_jax_was_here",)
 
 
-def test_a_malicious_pickle_is_refused_unrun(tmp_path):
+def test_malicious_pickle_is_refused_without_running(tmp_path):
     good = CHECKPOINTS / "official_finetune.pth"
-    for place in ("instead", "beside"):
+    for mode in ("replaced", "prepended"):
         file = tmp_path / "evil.pth"
         with zipfile.ZipFile(good) as source, zipfile.ZipFile(file, "w") as target:
             for item in source.infolist():
                 data = source.read(item)
                 if item.filename.endswith("data.pkl"):
                     evil = pickle.dumps({"model": Evil()}, protocol=2)
-                    # Before the real content, as an object that is thrown away.
-                    data = evil if place == "instead" else evil[:-1] + b"0" + data[2:]
+                    # Prepended to the real content, as an object that is discarded.
+                    data = evil if mode == "replaced" else evil[:-1] + b"0" + data[2:]
                 target.writestr(item.filename, data)
         with pytest.raises(vmae.PretrainedError, match="(posix|nt).system.*refused"):
             vmae.load_pretrained(file, heads=3)
@@ -149,9 +149,9 @@ def test_other_files_and_names_are_refused(tmp_path):
         ("notes.txt", "neither safetensors"),
         ("old.pth", "before 1.6"),
         ("lfs.bin", "git lfs pull"),
-        ("plain.zip", "not one of PyTorch's"),
-        ("folder", "no weights that can be read"),
-        ("nothing here", "there is no file or folder"),
+        ("plain.zip", "not of PyTorch"),
+        ("folder", "no weights in a known format"),
+        ("nothing here", "file or folder .*nothing here' not found"),
     ):
         with pytest.raises(vmae.PretrainedError, match=match):
             vmae.load_pretrained(tmp_path / name)
@@ -163,17 +163,17 @@ def without_last_block(tensors):
             del tensors[name]
 
 
-def test_lost_blocks_are_noticed(tmp_path):
+def test_lost_blocks_are_detected(tmp_path):
     folder = official.rewritten(tmp_path, without_last_block)
     with pytest.raises(vmae.PretrainedError, match="depth is 1 by its.*should be 2"):
         vmae.load_pretrained(folder)
-    # Without a config, the published depths tell.
+    # Without a config, the published depths are expected.
     model = vmae.VideoClassifier.from_variant("small", 3, depth=11)
     tensors = saving.official_tensors(vmae.Pretrained(model, random_params(model)))
     tensors = {name: np.ascontiguousarray(x) for name, x in tensors.items()}
     file = tmp_path / "weights.safetensors"
     safetensors.numpy.save_file(tensors, file)
-    with pytest.raises(vmae.PretrainedError, match="should be 12.*give depth=11"):
+    with pytest.raises(vmae.PretrainedError, match="should be 12.*pass depth=11"):
         vmae.load_pretrained(file)
     assert vmae.load_pretrained(file, depth=11).model.depth == 11
 
@@ -185,22 +185,22 @@ def test_lost_blocks_are_noticed(tmp_path):
         ({"hidden_size": 1024}, "width is 48.*should be 1024"),
         ({"use_mean_pooling": False}, "missing: videomae.layernorm"),
         ({"architectures": ["VideoMAEForPreTraining"]}, "decoder_width is 0"),
-        ({"num_attention_heads": 7}, "heads is 7, which does not divide"),
-        ({"num_attention_heads": 0}, "heads is 0"),
+        ({"num_attention_heads": 7}, "heads=7 must divide width=48"),
+        ({"num_attention_heads": 0}, "heads=0 must divide"),
         ({"num_frames": 9}, "clips of 9 frames"),
         ({"id2label": ["a"]}, "config.json is malformed"),
         ({"id2label": {str(i): str(i) for i in range(1, 11)}}, "malformed"),
         ({"image_size": None}, "malformed"),
         ({"layer_norm_eps": "small"}, "malformed"),
-        ({"qkv_bias": False}, "without a use: .*q_bias"),
+        ({"qkv_bias": False}, "unused: .*q_bias"),
     ],
 )
-def test_a_config_that_contradicts_the_tensors_is_refused(tmp_path, settings, match):
+def test_config_that_contradicts_the_tensors_is_refused(tmp_path, settings, match):
     with pytest.raises(vmae.PretrainedError, match=match):
         vmae.load_pretrained(official.rewritten(tmp_path, **settings))
 
 
-def test_a_lost_head_is_noticed(tmp_path):
+def test_lost_head_is_detected(tmp_path):
     def behead(tensors):
         del tensors["classifier.weight"], tensors["classifier.bias"]
 
@@ -208,7 +208,7 @@ def test_a_lost_head_is_noticed(tmp_path):
         vmae.load_pretrained(official.rewritten(tmp_path, behead))
 
 
-def test_names_that_meet_are_refused(tmp_path):
+def test_colliding_names_are_refused(tmp_path):
     model = MODELS["mean"]
     tensors = saving.official_tensors(vmae.Pretrained(model, random_params(model)))
     tensors = {name: np.ascontiguousarray(x) for name, x in tensors.items()}
@@ -220,7 +220,7 @@ def test_names_that_meet_are_refused(tmp_path):
         vmae.load_pretrained(file, heads=3)
 
 
-def test_stale_indices_do_not_win_and_are_not_left(tmp_path):
+def test_stale_index_is_neither_used_nor_kept(tmp_path):
     folder = official.rewritten(tmp_path)
     loaded = vmae.load_pretrained(folder)
     zeros = {name: np.zeros(2, np.float32) for name in ("a", "b")}
@@ -228,19 +228,19 @@ def test_stale_indices_do_not_win_and_are_not_left(tmp_path):
     index = {"weight_map": dict.fromkeys(zeros, "model-00001-of-00002.safetensors")}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     same(vmae.load_pretrained(folder).params, loaded.params)
-    with pytest.raises(vmae.PretrainedError, match="holds other weights"):
+    with pytest.raises(vmae.PretrainedError, match="already holds other weights"):
         vmae.save_pretrained(folder, loaded)
-    with pytest.raises(vmae.PretrainedError, match="one part of 2"):
+    with pytest.raises(vmae.PretrainedError, match="one file of 2"):
         vmae.load_pretrained(folder / "model-00001-of-00002.safetensors")
     index["weight_map"]["a"] = "../../etc/passwd"
     (folder / "model.safetensors").unlink()
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(vmae.PretrainedError, match="malformed.*files beside it"):
+    with pytest.raises(vmae.PretrainedError, match="malformed.*name files beside it"):
         vmae.load_pretrained(folder)
 
 
 @pytest.mark.parametrize("format", ["huggingface", "jax"])
-def test_saving_that_is_killed_never_mixes_models(tmp_path, monkeypatch, format):
+def test_killed_save_never_mixes_models(tmp_path, monkeypatch, format):
     loaded = vmae.load_pretrained(CHECKPOINTS / "hf_classifier")
     first = dataclasses.replace(loaded, labels=tuple("abcdefghij"))
     second = dataclasses.replace(
@@ -278,8 +278,8 @@ def test_saving_that_is_killed_never_mixes_models(tmp_path, monkeypatch, format)
 
 
 @pytest.mark.slow
-def test_broken_files_are_refused_whatever_is_broken(tmp_path):
-    """Bytes flipped anywhere, in every kind of file: a model or a plain refusal."""
+def test_flipped_bytes_anywhere_load_or_are_refused(tmp_path):
+    """Flips bytes in every kind of file: loads a model or raises PretrainedError."""
     rng = np.random.default_rng(0)
     names = ["official_finetune.pth", "keras_finetune.h5", "mmaction_finetune.pth"]
     for name in [*names, "hf_classifier/model.safetensors"]:
@@ -287,12 +287,12 @@ def test_broken_files_are_refused_whatever_is_broken(tmp_path):
         file = tmp_path / os.path.basename(name)
         for trial in range(60):
             damaged = bytearray(content)
-            # Half of them where the structure is, at the ends.
-            places = rng.integers(0, len(content), size=3)
+            # Every second trial flips bytes at the ends, where the structure is.
+            offsets = rng.integers(0, len(content), size=3)
             if trial % 2:
-                places = rng.integers(0, 4000, size=3) * rng.choice([1, -1], size=3)
-            for place in places:
-                damaged[place] ^= int(rng.integers(1, 256))
+                offsets = rng.integers(0, 4000, size=3) * rng.choice([1, -1], size=3)
+            for offset in offsets:
+                damaged[offset] ^= int(rng.integers(1, 256))
             file.write_bytes(damaged)
             try:
                 vmae.load_pretrained(file, heads=3)
@@ -308,17 +308,17 @@ def pickled(tmp_path, content, name="made.pth"):
     return file
 
 
-def test_pickles_cannot_ask_for_absurd_memory_or_time(tmp_path):
+def test_pickles_cannot_exhaust_memory_or_time(tmp_path):
     from videomae_jax.interop import torch_pickle
 
     put = pickle.LONG_BINPUT + (2**31 - 1).to_bytes(4, "little")
     torch_pickle.read(pickled(tmp_path, b"\x80\x02}" + put + b"."))
-    # What should name a storage: 30 lists, of which each holds the next one 8 times. To
-    # copy, compare or print it takes for ever.
+    # In place of a storage's name: 30 lists, each of which holds the next one 8 times.
+    # Copying, comparing or printing them would take forever.
     nested = b"(" * 30 + b"]" + (b"2" * 7 + b"l") * 30
     storage = b"(X\x07\x00\x00\x00storage" + nested + b"X\x01\x00\x00\x000t"
     for reference in (b"]", nested, storage):
-        with pytest.raises(vmae.PretrainedError, match="no storage"):
+        with pytest.raises(vmae.PretrainedError, match="not a tensor storage"):
             torch_pickle.read(pickled(tmp_path, b"\x80\x02" + reference + b"Q."))
     huge = (
         b"\x80\x02}(X\x01\x00\x00\x00tctorch._utils\n_rebuild_tensor_v2\n(("
@@ -336,8 +336,8 @@ def test_pickles_cannot_ask_for_absurd_memory_or_time(tmp_path):
         torch_pickle.read(file)
 
 
-def test_what_training_scripts_leave_beside_the_weights_does_no_harm(tmp_path):
-    """Namespaces, dtypes, sets, methods of a logging buffer: inert or plain."""
+def test_objects_beside_the_weights_are_harmless(tmp_path):
+    """Reads namespaces, dtypes, sets and methods of a logging buffer."""
     from videomae_jax.interop import torch_pickle
 
     content = (
@@ -349,6 +349,6 @@ def test_what_training_scripts_leave_beside_the_weights_does_no_harm(tmp_path):
         b"cmmengine.logging.history_buffer\nHistoryBuffer\n"
         b"X\x04\x00\x00\x00mean\x86Ru."
     )
-    found = torch_pickle.read(pickled(tmp_path, content))
-    assert found["args"].num_frames == 8 and found["set"] == {1, 2}
-    assert isinstance(found["method"], torch_pickle.Inert)
+    read = torch_pickle.read(pickled(tmp_path, content))
+    assert read["args"].num_frames == 8 and read["set"] == {1, 2}
+    assert isinstance(read["method"], torch_pickle.Inert)

@@ -1,4 +1,4 @@
-"""Round trips with Hugging Face's own models; run where transformers is installed."""
+"""Round trips with Hugging Face's models; needs transformers."""
 
 import filecmp
 import json
@@ -49,7 +49,7 @@ KINDS = {
 
 
 def make(kind, folder, size="small", **settings):
-    """A model of theirs with random weights and no trivial tensor, saved."""
+    """Saves a transformers model with random weights, none of them 0 or 1."""
     cls, fields = KINDS[kind]
     if kind != "pretraining":
         settings = {"num_labels": 7} | settings
@@ -134,7 +134,7 @@ def test_ours_to_theirs(tmp_path):
         tmp_path, output_loading_info=True
     )
     assert not any(report.values()), report
-    # Our epsilon, 1e-6, is in the config; that of the decoder's norm is theirs.
+    # The config has our epsilon, 1e-6, but not that of the decoder's norm.
     np.testing.assert_allclose(theirs(back.eval()), ours(loaded), atol=1e-4)
 
 
@@ -148,7 +148,7 @@ def test_labels_and_preprocessing(tmp_path):
     assert loaded.labels == tuple(names.values())
     assert loaded.preprocessing.num_frames == 4
     assert loaded.preprocessing.image_size == 32
-    # Raw pixels are normalised with the source's statistics, not with ImageNet's.
+    # Raw pixels are normalized with the source's mean and deviation, not ImageNet's.
     rng = np.random.default_rng(1)
     video = rng.integers(0, 256, (1, 4, 32, 32, 3), np.uint8)
     floats = (video.astype(np.float32) / 255 - 0.5) / 0.5
@@ -166,14 +166,14 @@ def test_labels_and_preprocessing(tmp_path):
     assert processor.size["shortest_edge"] == 32
 
 
-def test_encoder_alone_gives_its_tokens(tmp_path):
+def test_encoder_alone_returns_the_same_tokens(tmp_path):
     make("pretraining", tmp_path / "whole")
-    for part in ("whole", "alone"):  # from a larger file, and by itself
+    for name in ("whole", "alone"):  # in an autoencoder, and by itself
         encoder = transformers.VideoMAEModel.from_pretrained(tmp_path / "whole")
         encoder.save_pretrained(tmp_path / "alone")
-        loaded = vmae.load_pretrained(tmp_path / part)
+        loaded = vmae.load_pretrained(tmp_path / name)
         video, _ = inputs()
-        method = "encode" if part == "whole" else "tokens"
+        method = "encode" if name == "whole" else "tokens"
         tokens = loaded.model.apply(loaded.variables, video, method=method)
         pixels = torch.from_numpy(video.transpose(0, 1, 4, 2, 3).copy())
         with torch.no_grad():
@@ -208,7 +208,7 @@ def test_sharded_and_older_files(tmp_path):
 
 
 def test_lost_biases_are_refused(tmp_path):
-    """What 5.5.1 to 5.17 did on loading hub files: run without them, silently."""
+    """Releases 5.5.1 to 5.17 load hub files without the biases, silently."""
     import safetensors.numpy
 
     make("mean", tmp_path)
@@ -219,7 +219,7 @@ def test_lost_biases_are_refused(tmp_path):
     safetensors.numpy.save_file(kept, file)
     with pytest.raises(vmae.PretrainedError, match="q_bias.*\n.*biases of queries"):
         vmae.load_pretrained(tmp_path)
-    # A model that never had any is something else.
+    # A model that never had biases loads.
     config = json.loads((tmp_path / "config.json").read_text())
     config = {k: v for k, v in config.items() if k != "qv_bias"} | {"qkv_bias": False}
     pathlib.Path(tmp_path / "config.json").write_text(json.dumps(config))
@@ -228,7 +228,7 @@ def test_lost_biases_are_refused(tmp_path):
     np.testing.assert_allclose(ours(loaded), theirs(model.eval()), atol=5e-5)
 
 
-def test_official_scripts_can_load_what_we_write(tmp_path):
+def test_official_scripts_can_load_our_files(tmp_path):
     make("pretraining", tmp_path / "theirs")
     loaded = vmae.load_pretrained(tmp_path / "theirs")
     vmae.save_pretrained(tmp_path / "official", loaded, format="official")

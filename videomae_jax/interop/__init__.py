@@ -1,1 +1,1 @@
-"""Weights of other implementations: read, written and adapted."""
+"""Reads, writes and adapts weights of other implementations."""

@@ -1,43 +1,43 @@
-"""Makes a model of a checkpoint's tensors and accounts for every one of them.
+"""Builds a model from the tensors of a checkpoint and accounts for every one of them.
 
-Sizes come from the tensors' shapes. What these do not show, the number of heads above
-all, is told by the config beside them, by the published sizes, or by the caller.
+Sizes come from the shapes of the tensors. The number of heads, which no shape shows,
+comes from the config beside the weights, the published sizes, or the caller.
 """
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import flax
 import jax
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from videomae_jax.errors import PretrainedError
-from videomae_jax.interop import huggingface, mmaction, official
+from videomae_jax.interop import huggingface, official
 from videomae_jax.interop.pretrained import Preprocessing, Pretrained
 from videomae_jax.interop.torch_pickle import Tensor
 from videomae_jax.models.classifier import VideoClassifier
 from videomae_jax.models.mae import VideoMAE
 from videomae_jax.models.positions import sincos_positions
-from videomae_jax.models.vit import VARIANTS
+from videomae_jax.models.variants import VARIANTS
 
-# What a format calls an official tensor: one name, or several of which it is made up.
-PIECES: dict[str, Callable[[str], tuple[str, ...]]] = {
-    "huggingface": huggingface.pieces,
-    "mmaction": mmaction.pieces,
-    "official": official.pieces,
-    "keras": official.pieces,
+# Per format: the names of the tensors that make up an official tensor, concatenated
+# along the first axis.
+TENSOR_NAMES: dict[str, Callable[[str], tuple[str, ...]]] = {
+    "huggingface": huggingface.tensor_names,
+    "mmaction": official.mmaction_tensor_names,
+    "official": official.tensor_names,
+    "keras": official.tensor_names,
 }
-_SHOWN = 8  # names in a message
+MAX_NAMES = 8  # in a message
 # Something-Something V2 is sampled over the whole video (VideoMAE, section 4.1).
 _CLASSES_OF_SSV2 = 174
-# Published widths have one number of heads each; V2's huge decoder is large's.
+# The number of heads and the encoder's depth, by the published widths.
 _HEADS = {variant.width: variant.heads for variant in VARIANTS.values()}
-# Of those of the official code, the depth of the encoder.
-_DEPTHS = {v.width: v.depth for name, v in VARIANTS.items() if name != "tiny"}
 _DECODER_HEADS = {v.decoder_width: v.decoder_heads for v in VARIANTS.values()}
-_PARTS_OF_PRETRAINING = (
+_DEPTHS = {v.width: v.depth for name, v in VARIANTS.items() if name != "tiny"}
+_PRETRAINING_TENSORS = (
     "mask_token",
     "encoder_to_decoder.weight",
     "decoder.norm.weight",
@@ -48,24 +48,24 @@ _PARTS_OF_PRETRAINING = (
 
 @dataclasses.dataclass
 class Source:
-    """The tensors of a checkpoint by their own names, and what else it tells.
+    """The tensors of a checkpoint by their own names, and its metadata.
 
     Attributes:
-        path: to be shown.
-        format: who wrote it, a key of PIECES.
+        path: for messages.
+        format: a key of TENSOR_NAMES.
         tensors: arrays, or tensors still in their file.
-        fields: of the model, as far as the source tells them.
+        fields: of the model, as far as the source specifies them.
         labels, normalized_targets, multi_label: as in `Pretrained`.
         preprocessing: fields of `Preprocessing`.
-        biases: False if the source says that queries and values have none.
-        sizes: fields of the model that its tensors have to agree with.
-        kind: PreTraining or VideoClassification, if the source says which it is.
-        mean_pooling: how a classifier pools, if the source says.
+        biases: False if the source says that queries and values have no biases.
+        sizes: fields of the model that must agree with the tensors.
+        kind: PreTraining or VideoClassification, if the source specifies it.
+        mean_pooling: pooling of a classifier, if the source specifies it.
     """
 
     path: str
     format: str
-    tensors: dict[str, np.ndarray | Tensor]
+    tensors: Mapping[str, np.ndarray | Tensor]
     fields: dict[str, Any] = dataclasses.field(default_factory=dict)
     labels: tuple[str, ...] | None = None
     preprocessing: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -77,76 +77,39 @@ class Source:
     mean_pooling: bool | None = None
 
     def shape(self, name: str) -> tuple[int, ...] | None:
-        """Of an official tensor; None if it is not there, or not whole."""
-        parts = [self.tensors.get(part) for part in PIECES[self.format](name)]
-        if any(part is None for part in parts):
-            return None
-        first = tuple(parts[0].shape)
-        if len(parts) == 1 or not first:
-            return first
-        return (sum(part.shape[0] for part in parts), *first[1:])
+        """Returns the shape of an official tensor; None unless all of it is present."""
+        shapes = []
+        for source_name in TENSOR_NAMES[self.format](name):
+            if source_name not in self.tensors:
+                return None
+            shapes.append(tuple(self.tensors[source_name].shape))
+        if len(shapes) == 1 or not shapes[0]:
+            return shapes[0]
+        return (sum(shape[0] for shape in shapes), *shapes[0][1:])
 
     def has(self, *names: str) -> bool:
-        """Whether any piece of any of these official tensors is there."""
-        pieces = PIECES[self.format]
-        return any(part in self.tensors for name in names for part in pieces(name))
+        """Returns whether any part of any of these official tensors is present."""
+        return any(
+            source_name in self.tensors
+            for name in names
+            for source_name in TENSOR_NAMES[self.format](name)
+        )
 
 
-def assemble(source: Source, strict: bool, fields: Mapping[str, Any]) -> Pretrained:
-    """Makes the model that the tensors are of, and puts them into its parameters.
+def assemble(source: Source, *, strict: bool, fields: Mapping[str, Any]) -> Pretrained:
+    """Builds the model of the tensors and loads them into its parameters.
 
     Args:
         source: the checkpoint.
         strict: see `load_pretrained`.
-        fields: of the model, instead of what the source tells.
+        fields: of the model, which override the source's.
 
     Raises:
-        PretrainedError: if the model's sizes cannot be told, a tensor has another
-            shape, or with `strict` one is missing or has no use.
+        PretrainedError: if the model's sizes cannot be determined, a tensor has another
+            shape, or with `strict` a tensor is missing or unused.
     """
     model = _model(source, fields)
-    try:
-        abstract = jax.eval_shape(lambda: initialize(model))
-    except (TypeError, ValueError) as error:
-        raise PretrainedError(f"{source.path}: {error}") from error
-    ours = flax.traverse_util.flatten_dict(abstract, sep="/")
-    pieces = PIECES[source.format]
-    unused = dict(source.tensors)
-    missing, wrong = [], []
-    found: dict[str, list[np.ndarray | None]] = {path: [] for path in ours}
-    for entry in official.entries({path: x.shape for path, x in ours.items()}):
-        shape = entry.shape(ours[entry.path].shape, model.tubelet_size)
-        parts = pieces(entry.name)
-        wanted = (shape[0] // len(parts), *shape[1:])
-        if not source.biases and entry.name.endswith((".q_bias", ".v_bias")):
-            # Biases that are there nevertheless are left over.
-            found[entry.path].append(np.zeros(shape, np.float32))
-            continue
-        tensors = {part: unused.pop(part, None) for part in parts}
-        array = None
-        if any(x is None for x in tensors.values()):
-            missing += [part for part, x in tensors.items() if x is None]
-        elif any(tuple(x.shape) != wanted for x in tensors.values()):
-            wrong += [
-                f"{part}: {tuple(x.shape)}, not {wanted}"
-                for part, x in tensors.items()
-                if tuple(x.shape) != wanted
-            ]
-        else:
-            arrays = [_array(source, part, x) for part, x in tensors.items()]
-            array = entry.to_ours(np.concatenate(arrays) if arrays[1:] else arrays[0])
-        found[entry.path].append(array)
-    _drop_positions(source, unused)
-    if wrong or strict and (missing or unused):
-        raise PretrainedError(_refusal(source, model, missing, list(unused), wrong))
-    fresh = None
-    if missing:
-        fresh = jax.device_get(initialize(model))
-        fresh = flax.traverse_util.flatten_dict(fresh, sep="/")
-    params = {
-        path: _join(arrays, ours[path].shape, fresh and fresh[path])
-        for path, arrays in found.items()
-    }
+    params, missing, unused = _params(source, model, strict)
     classes = getattr(model, "num_classes", 0)
     labels = source.labels if classes else None
     if labels is not None and len(labels) != classes:
@@ -156,60 +119,111 @@ def assemble(source: Source, strict: bool, fields: Mapping[str, Any]) -> Pretrai
     preprocessing = Preprocessing(**source.preprocessing)
     if classes == _CLASSES_OF_SSV2:
         preprocessing = dataclasses.replace(preprocessing, frame_sampling="uniform")
-    clip = preprocessing.num_frames, preprocessing.image_size
+    frames, size = preprocessing.num_frames, preprocessing.image_size
     if source.preprocessing and (
-        clip[0] % model.tubelet_size or clip[1] % model.patch_size
+        frames % model.tubelet_size or size % model.patch_size
     ):
         raise PretrainedError(
-            f"{source.path}: its clips of {clip[0]} frames of {clip[1]} pixels do not "
-            f"divide into its patches of {model.tubelet_size} frames and "
-            f"{model.patch_size} pixels"
+            f"{source.path}: clips of {frames} frames of {size} pixels do not divide "
+            f"into patches of {model.tubelet_size} frames and {model.patch_size} pixels"
         )
     return Pretrained(
         model=model,
-        params=flax.traverse_util.unflatten_dict(params, sep="/"),
+        params=params,
         labels=labels,
         preprocessing=preprocessing,
         normalized_targets=source.normalized_targets,
         multi_label=source.multi_label and bool(classes),
         source=source.path,
         format=source.format,
-        unused=tuple(unused),
-        missing=tuple(missing),
+        unused=unused,
+        missing=missing,
     )
 
 
 def initialize(model: VideoMAE | VideoClassifier, seed: int = 0) -> dict[str, Any]:
-    """Random parameters; they do not depend on clip length and image size."""
+    """Returns random parameters, which do not depend on clip length and image size."""
     # Two tokens: one visible, one masked.
     shape = (1, model.tubelet_size, model.patch_size, 2 * model.patch_size, 3)
     video = np.zeros(shape, np.uint8)
     ids = (np.zeros((1, 1), np.int32), np.ones((1, 1), np.int32))
     inputs = (video, *ids) if isinstance(model, VideoMAE) else (video,)
-    return model.init(jax.random.key(seed), *inputs)["params"]
+    return dict(model.init(jax.random.key(seed), *inputs))["params"]
+
+
+def _params(
+    source: Source, model: VideoMAE | VideoClassifier, strict: bool
+) -> tuple[dict[str, Any], tuple[str, ...], tuple[str, ...]]:
+    """Returns the parameters, and the names of missing and unused tensors."""
+    try:
+        abstract: Any = jax.eval_shape(lambda: initialize(model))
+    except (TypeError, ValueError) as error:
+        raise PretrainedError(f"{source.path}: {error}") from error
+    shapes = {path: x.shape for path, x in _flatten(abstract).items()}
+    unused = dict(source.tensors)
+    missing, wrong = [], []
+    arrays: dict[str, list[np.ndarray | None]] = {path: [] for path in shapes}
+    for entry in official.entries(shapes):
+        shape = entry.shape(shapes[entry.path], model.tubelet_size)
+        if not source.biases and entry.name.endswith((".q_bias", ".v_bias")):
+            # If the source has such biases nevertheless, they stay unused.
+            arrays[entry.path].append(np.zeros(shape, np.float32))
+            continue
+        names = TENSOR_NAMES[source.format](entry.name)
+        expected = (shape[0] // len(names), *shape[1:])
+        tensors = {name: unused.pop(name) for name in names if name in unused}
+        misshaped = [
+            f"{name}: {tuple(x.shape)}, not {expected}"
+            for name, x in tensors.items()
+            if tuple(x.shape) != expected
+        ]
+        array = None
+        if len(tensors) < len(names):
+            missing += [name for name in names if name not in tensors]
+        elif misshaped:
+            wrong += misshaped
+        else:
+            loaded = [_array(source, name, x) for name, x in tensors.items()]
+            array = entry.to_ours(np.concatenate(loaded) if loaded[1:] else loaded[0])
+        arrays[entry.path].append(array)
+    _drop_computed_positions(source, unused)
+    if wrong or strict and (missing or unused):
+        raise PretrainedError(_mismatch(source, model, missing, list(unused), wrong))
+    random = _flatten(jax.device_get(initialize(model))) if missing else {}
+    params = {
+        path: _stack(arrays[path], shape, random.get(path))
+        for path, shape in shapes.items()
+    }
+    return unflatten_dict(params, sep="/"), tuple(missing), tuple(unused)
+
+
+def _flatten(tree: Any) -> dict[str, Any]:
+    return flatten_dict(tree, sep="/")
 
 
 def _model(source: Source, given: Mapping[str, Any]) -> VideoMAE | VideoClassifier:
-    pretraining = source.kind == "PreTraining" or source.has(*_PARTS_OF_PRETRAINING)
-    part = "encoder." if pretraining else ""
-    embedding = source.shape(f"{part}patch_embed.proj.weight")
+    pretraining = source.kind == "PreTraining" or source.has(*_PRETRAINING_TENSORS)
+    prefix = "encoder." if pretraining else ""
+    embedding = source.shape(f"{prefix}patch_embed.proj.weight")
     if embedding is None or len(embedding) != 5 or embedding[1] != 3:
-        name = PIECES[source.format](f"{part}patch_embed.proj.weight")[0]
+        name = TENSOR_NAMES[source.format](f"{prefix}patch_embed.proj.weight")[0]
         raise PretrainedError(
-            f"{source.path}: {name} is "
-            + ("missing" if embedding is None else f"of shape {embedding}")
-            + "; [width, 3, frames, rows, columns] is wanted, of RGB videos"
+            f"{source.path}: {name} "
+            + ("is missing" if embedding is None else f"has the shape {embedding}")
+            + "; expected [width, 3, frames, rows, columns], of RGB videos"
         )
     width, _, tubelet_size, patch_size, columns = embedding
     if patch_size != columns:
-        raise PretrainedError(f"{source.path}: its patches are not square")
-    told = source.fields | dict(given)
+        raise PretrainedError(
+            f"{source.path}: patches must be square, got {patch_size}x{columns} pixels"
+        )
+    specified = source.fields | dict(given)
     fields = {
         "width": width,
-        "depth": _count_blocks(source, part),
+        "depth": _count_blocks(source, prefix),
         "patch_size": patch_size,
         "tubelet_size": tubelet_size,
-        "mlp_ratio": _mlp_ratio(source, part, width),
+        "mlp_ratio": _mlp_ratio(source, prefix, width),
     }
     heads = {"heads": _HEADS.get(width)}
     if pretraining:
@@ -226,32 +240,35 @@ def _model(source: Source, given: Mapping[str, Any]) -> VideoMAE | VideoClassifi
         fields |= _head_fields(source)
         if source.kind == "VideoClassification" and not fields["num_classes"]:
             raise PretrainedError(
-                f"{source.path} should be a classifier, but has no head: "
-                f"{PIECES[source.format]('head.weight')[0]} is missing"
+                f"{source.path}: the config is of a classifier, but "
+                f"{TENSOR_NAMES[source.format]('head.weight')[0]} is missing"
             )
-        told = {k: v for k, v in told.items() if not k.startswith("decoder_")}
-    unknown = [name for name, x in heads.items() if x is None and name not in told]
+        specified = {
+            name: value
+            for name, value in specified.items()
+            if not name.startswith("decoder_")
+        }
+    unknown = [name for name, x in heads.items() if x is None and name not in specified]
     if unknown:
         raise PretrainedError(
-            f"{source.path}: its tensors do not tell the number of attention heads, "
-            "and its width is none of the published; give "
+            f"{source.path}: the number of attention heads is unknown, because no "
+            "published model has this width; pass "
             + " and ".join(f"{name}=<number>" for name in unknown)
         )
     _check_sizes(source, fields, given)
     kind = VideoMAE if pretraining else VideoClassifier
     known = {field.name for field in dataclasses.fields(kind)} - {"parent", "name"}
-    strange = sorted(given.keys() - known - {"decoder_heads"})
-    if strange:
+    invalid = sorted(given.keys() - known - {"decoder_heads"})
+    if invalid:
         raise PretrainedError(
-            f"{source.path}: a {kind.__name__} has no field {', '.join(strange)}"
+            f"{source.path}: {kind.__name__} has no field {', '.join(invalid)}"
         )
-    fields |= heads | told
+    fields |= heads | specified
     for size, name in (("width", "heads"), ("decoder_width", "decoder_heads")):
         count = fields.get(name, 1)
         if not isinstance(count, int) or count < 1 or fields.get(size, 0) % count:
             raise PretrainedError(
-                f"{source.path}: {name} is {count!r}, which does not divide its width "
-                f"of {fields.get(size)}"
+                f"{source.path}: {name}={count!r} must divide {size}={fields.get(size)}"
             )
     return kind(**fields)
 
@@ -259,42 +276,42 @@ def _model(source: Source, given: Mapping[str, Any]) -> VideoMAE | VideoClassifi
 def _check_sizes(
     source: Source, fields: Mapping[str, Any], given: Mapping[str, Any]
 ) -> None:
-    """Compares what the tensors show with what is said or known of the model.
+    """Compares the sizes of the tensors with the specified or published ones.
 
-    So that blocks that were lost at the end are noticed.
+    Without this check, blocks lost from the end would go unnoticed.
     """
-    wanted = dict(source.sizes)
-    if not wanted and source.format != "huggingface":
-        wanted = {"depth": _DEPTHS.get(fields["width"], fields["depth"])}
-    differing = [
-        f"{name} is {fields[name]} by its tensors, and should be {value}"
-        for name, value in wanted.items()
+    expected = dict(source.sizes)
+    if not expected and source.format != "huggingface":
+        expected = {"depth": _DEPTHS.get(fields["width"], fields["depth"])}
+    differing = {
+        name: value
+        for name, value in expected.items()
         if name in fields and name not in given and fields[name] != value
-    ]
+    }
     if differing:
         raise PretrainedError(
-            f"{source.path}: {'; '.join(differing)}. Tensors are missing or of another "
-            "model; if it is meant to be so, give "
-            + ", ".join(
-                f"{name}={fields[name]}"
-                for name in wanted
-                if name in fields and fields[name] != wanted[name]
+            f"{source.path}: "
+            + "; ".join(
+                f"{name} is {fields[name]} by its tensors, and should be {value}"
+                for name, value in differing.items()
             )
+            + ". Tensors are missing or of another model; if this is intended, pass "
+            + ", ".join(f"{name}={fields[name]}" for name in differing)
         )
 
 
-def _count_blocks(source: Source, part: str) -> int:
+def _count_blocks(source: Source, prefix: str) -> int:
     depth = 0
     while source.has(
-        *(f"{part}blocks.{depth}.{name}" for name in official.BLOCK_TENSORS)
+        *(f"{prefix}blocks.{depth}.{name}" for name in official.BLOCK_TENSORS)
     ):
         depth += 1
     return depth
 
 
-def _mlp_ratio(source: Source, part: str, width: int) -> float:
-    """A ratio that the model rounds down to just this hidden width."""
-    hidden = source.shape(f"{part}blocks.0.mlp.fc1.weight")
+def _mlp_ratio(source: Source, prefix: str, width: int) -> float:
+    """Returns a ratio that the model rounds down to exactly this hidden width."""
+    hidden = source.shape(f"{prefix}blocks.0.mlp.fc1.weight")
     if hidden is None or not width:
         return 4.0
     ratio = hidden[0] / width
@@ -302,7 +319,7 @@ def _mlp_ratio(source: Source, part: str, width: int) -> float:
 
 
 def _head_fields(source: Source) -> dict[str, Any]:
-    """What follows the blocks of a classifier, or of an encoder alone."""
+    """Returns the fields of a classifier, or of an encoder alone, after the blocks."""
     head = source.shape("head.weight") or source.shape("head.bias") or (0,)
     pooled_norm = source.has("fc_norm.weight", "fc_norm.bias")
     final_norm = source.has("norm.weight", "norm.bias")
@@ -313,10 +330,10 @@ def _head_fields(source: Source) -> dict[str, Any]:
         return {"num_classes": head[0], "pooling": "first_token"}
     return {
         "num_classes": head[0],
-        # Mean pooling has a norm of its own instead (official code); both would be
-        # another model's, and one of them is then told as without a use.
+        # With mean pooling the norm after pooling replaces the final norm (official
+        # code). If a source has both, one of them is reported as unused.
         "final_norm": final_norm and not pooled_norm and not head[0],
-        # A head without any norm is none of VideoMAE's: its absence is then told.
+        # Every VideoMAE has a norm before its head; if absent, it is reported missing.
         "head_norm": "layer" if pooled_norm or head[0] else "none",
     }
 
@@ -324,18 +341,22 @@ def _head_fields(source: Source) -> dict[str, Any]:
 def _array(source: Source, name: str, tensor: np.ndarray | Tensor) -> np.ndarray:
     array = np.asarray(tensor.load() if isinstance(tensor, Tensor) else tensor)
     if not jax.numpy.issubdtype(array.dtype, np.floating):
-        raise PretrainedError(f"{source.path}: {name} is {array.dtype}, not floating")
+        raise PretrainedError(
+            f"{source.path}: {name} must be floating point, got {array.dtype}"
+        )
     array = array.astype(np.float32)
     if not np.isfinite(array).all():
         raise PretrainedError(
-            f"{source.path}: {name} holds values that are not finite; the training "
-            "that made it went wrong, or the file is damaged"
+            f"{source.path}: {name} holds values that are not finite; its training "
+            "diverged, or the file is damaged"
         )
     return array
 
 
-def _drop_positions(source: Source, unused: dict[str, np.ndarray | Tensor]) -> None:
-    """Takes out position tables that are the one which the models compute anyway."""
+def _drop_computed_positions(
+    source: Source, unused: dict[str, np.ndarray | Tensor]
+) -> None:
+    """Removes position tables that equal the one that the models compute."""
     for name in list(unused):
         if not re.search(r"(^|\.)(pos_embed|position_embeddings)$", name):
             continue
@@ -347,34 +368,35 @@ def _drop_positions(source: Source, unused: dict[str, np.ndarray | Tensor]) -> N
             del unused[name]
 
 
-def _refusal(
+def _mismatch(
     source: Source,
     model: VideoMAE | VideoClassifier,
-    missing: list[str],
-    unused: list[str],
-    wrong: list[str],
+    missing: Sequence[str],
+    unused: Sequence[str],
+    wrong: Sequence[str],
 ) -> str:
+    """Returns the message that lists the tensors, with the likely reasons."""
     lines = [
         f"{source.path} ({source.format}) does not fit the {type(model).__name__} that "
-        f"its shapes tell of (width {model.width}, {model.depth} blocks):"
+        f"its shapes indicate (width {model.width}, {model.depth} blocks):"
     ]
-    for what, names in (
+    for problem, names in (
         ("missing", missing),
-        ("without a use", unused),
-        ("of another shape", wrong),
+        ("unused", unused),
+        ("wrong shape", wrong),
     ):
-        shown = ", ".join(names[:_SHOWN])
-        more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-        lines += [f"  {what}: {shown}{more}"] if names else []
+        shown = ", ".join(names[:MAX_NAMES])
+        more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
+        lines += [f"  {problem}: {shown}{more}"] if names else []
     if any(name.endswith(("q_bias", "v_bias")) for name in missing):
         lines.append(
-            "Without the biases of queries and values the model would run, and be "
-            "wrong; the file was converted by something that lost them."
+            "Without the biases of queries and values the model would run, but compute "
+            "wrong results; the conversion of the file lost them."
         )
     if any("pos_embed" in name or "position_embeddings" in name for name in unused):
-        lines.append("Its position table is learned, which these models do not have.")
+        lines.append("Its position table is learned, which is not supported.")
     if any("gamma_" in name for name in unused):
-        lines.append("It has layer scale, which these models do not have.")
+        lines.append("It has layer scale, which is not supported.")
     if source.has("decoder.norm.weight") and not source.has(
         "norm.weight", "encoder.norm.weight"
     ):
@@ -384,12 +406,15 @@ def _refusal(
     return "\n".join(lines)
 
 
-def _join(
-    arrays: list[np.ndarray | None], shape: tuple[int, ...], fresh: np.ndarray | None
+def _stack(
+    arrays: Sequence[np.ndarray | None], shape: tuple[int, ...], random: Any
 ) -> np.ndarray:
-    """The parameter of all blocks, or of the one place it has."""
+    """Returns a parameter, stacked over blocks if `arrays` are of blocks.
+
+    Arrays that are None are taken from the random parameter.
+    """
     if len(arrays) == 1 and (arrays[0] is None or arrays[0].shape == shape):
-        return fresh if arrays[0] is None else np.ascontiguousarray(arrays[0])
+        return random if arrays[0] is None else np.ascontiguousarray(arrays[0])
     return np.stack(
-        [fresh[i] if array is None else array for i, array in enumerate(arrays)]
+        [random[i] if array is None else array for i, array in enumerate(arrays)]
     )

@@ -1,4 +1,4 @@
-"""Changes what a classifier tells apart, or the clips it takes, and keeps the rest."""
+"""Changes the classes of a classifier or the clips it takes, and keeps the rest."""
 
 import dataclasses
 import difflib
@@ -8,35 +8,35 @@ import jax
 import numpy as np
 
 from videomae_jax.errors import PretrainedError
-from videomae_jax.interop.assemble import initialize
+from videomae_jax.interop.assemble import MAX_NAMES, initialize
 from videomae_jax.interop.pretrained import Pretrained
 from videomae_jax.models import vit
 from videomae_jax.models.classifier import VideoClassifier
-
-_SHOWN = 8  # names in a message
 
 
 def select_classes(
     pretrained: Pretrained,
     classes: Sequence[str],
+    *,
     aliases: Mapping[str, str] | None = None,
 ) -> Pretrained:
-    """Keeps some of a classifier's classes, by name, without any training.
+    """Keeps some of a classifier's classes, by name, without training.
 
-    So a classifier of Kinetics-710, as the distilled VideoMAE V2 models are, becomes
-    one of Kinetics-400, 600 or 700 (VideoMAE V2, section 4).
+    A classifier of Kinetics-710, such as the distilled VideoMAE V2 models, becomes one
+    of Kinetics-400, 600 or 700 (VideoMAE V2, section 4).
 
     Args:
-        pretrained: a classifier whose classes have names; give them with
-            `dataclasses.replace(pretrained, labels=...)` where the source has none.
-        classes: the names of those to keep, in their new order. Case and the kind of
-            blanks do not matter.
-        aliases: what the classifier calls a class, by its name in `classes`, where they
-            differ: Kinetics-710 has one name for classes that 400, 600 and 700 call
+        pretrained: a classifier whose classes have names; set them with
+            `dataclasses.replace(pretrained, labels=...)` if the source has none.
+        classes: names of the classes to keep, in their new order. Case, underscores and
+            repeated blanks do not matter.
+        aliases: the classifier's name of a class, by its name in `classes`, where they
+            differ: Kinetics-710 has one name for classes that 400, 600 and 700 name
             differently.
 
     Raises:
-        PretrainedError: if it is no classifier with names, or has no such class.
+        PretrainedError: if the model is not a classifier with class names, or lacks a
+            class.
 
     Example:
         >>> import jax, videomae_jax as vmae
@@ -49,54 +49,58 @@ def select_classes(
         >>> adapted.labels, adapted.params["head"]["kernel"].shape
         (('fall', 'run'), (8, 2))
     """
-    labels = _classifier(pretrained).labels
+    if not _check_classifier(pretrained).num_classes:
+        raise PretrainedError(f"{_name(pretrained)} is an encoder without a head")
+    labels = pretrained.labels
     if labels is None:
         raise PretrainedError(
-            f"{pretrained.source or 'the model'}: its classes have no names to select "
-            "by; give a file of them, one a line, in the order of the head (--labels)"
+            f"{_name(pretrained)}: its classes have no names to select by; pass a file "
+            "of names, one per line, in the order of the head (--labels)"
         )
     aliases = aliases or {}
-    places: dict[str, int] = {}
+    indices: dict[str, int] = {}
     for index, label in enumerate(labels):
-        places.setdefault(_key(label), index)
-    wanted = [_key(aliases.get(name, name)) for name in classes]
+        indices.setdefault(_key(label), index)
+    keys = [_key(aliases.get(name, name)) for name in classes]
     absent = [
-        name for name, key in zip(classes, wanted, strict=True) if key not in places
+        name for name, key in zip(classes, keys, strict=True) if key not in indices
     ]
     if absent:
-        lines = [f"  {name!r}{_nearest(name, labels)}" for name in absent[:_SHOWN]]
+        lines = [
+            f"  {name!r}{_suggestion(name, labels)}" for name in absent[:MAX_NAMES]
+        ]
         raise PretrainedError(
-            f"{len(absent)} of the {len(classes)} classes are none of the "
-            f"{len(labels)} of {pretrained.source or 'the model'}:\n"
+            f"{len(absent)} of the {len(classes)} classes are not among the "
+            f"{len(labels)} of {_name(pretrained)}:\n"
             + "\n".join(lines)
-            + "\nGive aliases for those that it calls differently."
+            + "\nPass aliases for classes that it names differently."
         )
-    rows = np.array([places[key] for key in wanted])
+    columns = np.array([indices[key] for key in keys])
     head = pretrained.params["head"]
-    head = {"kernel": head["kernel"][:, rows], "bias": head["bias"][rows]}
+    head = {"kernel": head["kernel"][:, columns], "bias": head["bias"][columns]}
     return dataclasses.replace(
         pretrained,
-        model=pretrained.model.clone(num_classes=len(rows)),
+        model=pretrained.model.clone(num_classes=len(columns)),
         params={**pretrained.params, "head": head},
         labels=tuple(classes),
     )
 
 
 def new_head(
-    pretrained: Pretrained, classes: Sequence[str] | int, seed: int = 0
+    pretrained: Pretrained, classes: Sequence[str] | int, *, seed: int = 0
 ) -> Pretrained:
     """Gives a classifier, or an encoder alone, an untrained head.
 
     Args:
-        pretrained: a VideoClassifier; one without a norm after pooling gets none.
-        classes: their names, or how many.
-        seed: of the head's random start.
+        pretrained: a VideoClassifier; if it has no norm after pooling, none is added.
+        classes: their names or their number.
+        seed: of the random initial weights.
 
     Raises:
-        PretrainedError: if it is a pretraining model, or there are no classes.
+        PretrainedError: if the model is an autoencoder, or there are no classes.
     """
     count = classes if isinstance(classes, int) else len(classes)
-    _check_kind(pretrained)
+    _check_classifier(pretrained)
     if count < 1:
         raise PretrainedError("a head needs at least one class")
     model = pretrained.model.clone(num_classes=count)
@@ -111,26 +115,26 @@ def new_head(
 
 def resize_clips(
     pretrained: Pretrained,
+    *,
     num_frames: int | None = None,
     image_size: int | None = None,
     stride: int | None = None,
 ) -> Pretrained:
-    """Makes a classifier take other clips, without changing its weights.
+    """Adapts a classifier to other clips, without changing its weights.
 
-    More or fewer frames lengthen or shorten its position table; for another image size
-    the table is interpolated (see `models.positions`). Fine-tune afterwards: accuracy
-    is best at the sizes of training.
+    The number of frames changes the length of the position table; for another image
+    size the table is interpolated (see `models.positions`). Accuracy is best at the
+    sizes of training, so fine-tune afterwards.
 
     Args:
         pretrained: a VideoClassifier.
-        num_frames, image_size, stride: as in `Preprocessing`; None as it is.
+        num_frames, image_size, stride: as in `Preprocessing`; None keeps the value.
 
     Raises:
-        PretrainedError: if it is a pretraining model, or the sizes do not divide into
+        PretrainedError: if the model is an autoencoder, or the sizes do not divide into
             tubelets and patches.
     """
-    _check_kind(pretrained)
-    model, old = pretrained.model, pretrained.preprocessing
+    model, old = _check_classifier(pretrained), pretrained.preprocessing
     changes = {"num_frames": num_frames, "image_size": image_size, "stride": stride}
     new = dataclasses.replace(
         old, **{name: value for name, value in changes.items() if value is not None}
@@ -147,20 +151,21 @@ def resize_clips(
 
 
 def with_imagenet_pixels(pretrained: Pretrained) -> Pretrained:
-    """The same function of raw pixels, in a model that normalises with ImageNet's.
+    """Converts a model to ImageNet's pixel mean and deviation.
 
-    What the statistics of pixels do is linear, and so is the embedding that follows.
+    The new model computes the same function of raw pixels: normalization is linear, and
+    so is the embedding that follows.
     """
     model = pretrained.model
-    ours = np.float64(vit.IMAGENET_MEAN), np.float64(vit.IMAGENET_STD)
-    theirs = np.float64(model.pixel_mean), np.float64(model.pixel_std)
-    if all(np.array_equal(a, b) for a, b in zip(ours, theirs, strict=True)):
+    ours = np.array([vit.IMAGENET_MEAN, vit.IMAGENET_STD], np.float64)
+    theirs = np.array([model.pixel_mean, model.pixel_std], np.float64)
+    if np.array_equal(ours, theirs):
         return pretrained
     embedding = pretrained.params["encoder"]["embedding"]
     kernel = np.asarray(embedding["kernel"], np.float64)
     # (p - m') / s' = (p - m) / s * (s / s') + (m - m') / s', channel by channel.
     scale, shift = ours[1] / theirs[1], (ours[0] - theirs[0]) / theirs[1]
-    repeats = len(kernel) // 3  # the channel is fastest
+    repeats = len(kernel) // 3  # channel fastest
     embedding = {
         "kernel": (kernel * np.tile(scale, repeats)[:, None]).astype(np.float32),
         "bias": np.float32(embedding["bias"] + np.tile(shift, repeats) @ kernel),
@@ -171,27 +176,23 @@ def with_imagenet_pixels(pretrained: Pretrained) -> Pretrained:
     return dataclasses.replace(pretrained, model=model, params=params)
 
 
-def _check_kind(pretrained: Pretrained) -> None:
+def _check_classifier(pretrained: Pretrained) -> VideoClassifier:
     if not isinstance(pretrained.model, VideoClassifier):
         raise PretrainedError(
-            f"{pretrained.source or 'the model'} is a pretraining model, which has no "
-            "classes: fine-tune it first, with --config.init.source (main.py)"
+            f"{_name(pretrained)} is a pretraining model, which has no classes; "
+            "fine-tune it first, with --config.init.source (main.py)"
         )
+    return pretrained.model
 
 
-def _classifier(pretrained: Pretrained) -> Pretrained:
-    _check_kind(pretrained)
-    if not pretrained.model.num_classes:
-        raise PretrainedError(
-            f"{pretrained.source or 'the model'} is an encoder without a head"
-        )
-    return pretrained
+def _name(pretrained: Pretrained) -> str:
+    return pretrained.source or "the model"
 
 
 def _key(label: str) -> str:
     return " ".join(label.replace("_", " ").split()).casefold()
 
 
-def _nearest(name: str, labels: Sequence[str]) -> str:
-    found = difflib.get_close_matches(_key(name), map(_key, labels), n=1)
-    return f", perhaps {found[0]!r}" if found else ""
+def _suggestion(name: str, labels: Sequence[str]) -> str:
+    matches = difflib.get_close_matches(_key(name), map(_key, labels), n=1)
+    return f", perhaps {matches[0]!r}" if matches else ""

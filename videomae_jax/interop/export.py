@@ -1,4 +1,4 @@
-"""Our own portable form of a model: config.json and model.safetensors."""
+"""Our own portable format of a model: config.json and model.safetensors."""
 
 import dataclasses
 import json
@@ -6,9 +6,9 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-import flax
 import jax
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from videomae_jax.errors import PretrainedError
 from videomae_jax.interop import huggingface
@@ -24,7 +24,7 @@ WEIGHTS = "model.safetensors"
 
 
 def is_export(folder: pathlib.Path) -> bool:
-    """Whether `write` made the folder."""
+    """Returns whether the folder holds this format."""
     try:
         config = json.loads((folder / "config.json").read_text())
     except (OSError, ValueError):
@@ -32,8 +32,8 @@ def is_export(folder: pathlib.Path) -> bool:
     return isinstance(config, dict) and config.get("format") == _FORMAT
 
 
-def files(pretrained: Pretrained) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """The content of config.json, and the arrays by their paths a/b/c."""
+def content(pretrained: Pretrained) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Returns the content of config.json, and the arrays by their paths a/b/c."""
     model = pretrained.model
     config = {
         "format": _FORMAT,
@@ -45,7 +45,7 @@ def files(pretrained: Pretrained) -> tuple[dict[str, Any], dict[str, np.ndarray]
         "normalized_targets": pretrained.normalized_targets,
         "multi_label": pretrained.multi_label,
     }
-    arrays = flax.traverse_util.flatten_dict(pretrained.variables, sep="/")
+    arrays = flatten_dict(pretrained.variables, sep="/")
     return config, {name: np.asarray(x) for name, x in arrays.items()}
 
 
@@ -57,20 +57,19 @@ def read(
     Args:
         folder: the export.
         arrays: content of its weights file.
-        fields: of the model, instead of the saved ones.
+        fields: of the model, which override the saved ones.
 
     Raises:
-        PretrainedError: if it is of a newer version, or its arrays are not those of
-            its model.
+        PretrainedError: if it is of a newer version, or arrays and model do not fit.
     """
     file = folder / "config.json"
     config = huggingface.read_json(file)
     if config.get("version") != _VERSION or config.get("model") not in _MODELS:
         raise PretrainedError(
             f"{folder}: version {config.get('version')} of {config.get('model')} is "
-            "not known to this release of videomae_jax; use a newer one"
+            "unknown to this release of videomae_jax; upgrade it"
         )
-    with huggingface.explaining(file):
+    with huggingface.reporting_malformed(file):
         return _read(folder, config, arrays, fields)
 
 
@@ -80,39 +79,43 @@ def _read(
     arrays: Mapping[str, np.ndarray],
     fields: Mapping[str, Any],
 ) -> Pretrained:
-    saved = {
+    saved: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in config["fields"].items()
     }
     model = _MODELS[config["model"]](**(saved | dict(fields)))
-    variables = flax.traverse_util.unflatten_dict(dict(arrays), sep="/")
-    wanted = jax.eval_shape(lambda: initialize(model))
-    wanted = flax.traverse_util.flatten_dict({"params": wanted}, sep="/")
-    lines = [
-        f"  {name}: {arrays[name].shape if name in arrays else 'missing'}, not "
-        f"{wanted[name].shape if name in wanted else 'wanted'}"
-        for name in sorted(wanted.keys() | arrays.keys())
+    abstract: Any = jax.eval_shape(lambda: initialize(model))
+    flat: dict[str, Any] = dict(flatten_dict(abstract, sep="/"))
+    expected = {f"params/{name}": tuple(x.shape) for name, x in flat.items()}
+    actual = {
+        name: x.shape
+        for name, x in arrays.items()
         if not name.startswith("batch_stats/")
-        and (
-            name not in arrays
-            or name not in wanted
-            or arrays[name].shape != wanted[name].shape
-        )
+    }
+    lines = [
+        f"  {name}: {actual.get(name, 'missing')}, expected "
+        f"{expected.get(name, 'no such array')}"
+        for name in sorted(expected.keys() | actual.keys())
+        if actual.get(name) != expected.get(name)
     ]
     if lines:
         raise PretrainedError(
-            f"{folder}: {WEIGHTS} is not of the model in config.json:\n"
+            f"{folder}: {WEIGHTS} does not fit the model in config.json:\n"
             + "\n".join(lines[:8])
         )
-    labels = config["labels"]
-    if labels is not None and len(labels) != getattr(model, "num_classes", 0):
-        raise PretrainedError(f"{folder}: {len(labels)} labels are not one a class")
+    labels, classes = config["labels"], getattr(model, "num_classes", 0)
+    if labels is not None and len(labels) != classes:
+        raise PretrainedError(f"{folder}: {len(labels)} labels for {classes} classes")
+    preprocessing = dict(config["preprocessing"])
+    if "frames" in preprocessing:  # the name in earlier releases
+        preprocessing["frame_sampling"] = preprocessing.pop("frames")
+    variables = unflatten_dict(dict(arrays), sep="/")
     return Pretrained(
         model=model,
         params=variables["params"],
         labels=None if labels is None else tuple(labels),
-        preprocessing=Preprocessing(**config["preprocessing"]),
-        statistics=variables.get("batch_stats", {}),
+        preprocessing=Preprocessing(**preprocessing),
+        batch_stats=variables.get("batch_stats", {}),
         normalized_targets=config["normalized_targets"],
         multi_label=config["multi_label"],
         source=str(folder),

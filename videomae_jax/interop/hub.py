@@ -1,4 +1,4 @@
-"""Fetches models from the Hugging Face hub, once."""
+"""Downloads models from the Hugging Face Hub into its cache."""
 
 import pathlib
 import re
@@ -9,25 +9,25 @@ _FILES = (["*.json", "*.safetensors"], ["*.json", "pytorch_model*.bin"])
 
 
 def is_name(source: str) -> bool:
-    """Whether this looks like owner/model, or owner/model/path/to/file."""
+    """Returns whether this looks like owner/model, or owner/model/path/to/file."""
     part = r"[A-Za-z0-9][\w.-]*"
     return re.fullmatch(rf"{part}(/{part}){{1,8}}", source) is not None
 
 
 def download(name: str, revision: str | None) -> pathlib.Path:
-    """Fetches what is not in the cache yet.
+    """Downloads files that are not in the cache yet.
 
     Args:
-        name: owner/model, whose weights and configs are fetched, or
-            owner/model/path/to/file for one file.
+        name: owner/model for weights and configs, or owner/model/path/to/file for one
+            file.
         revision: a commit, tag or branch; None for the newest.
 
     Returns:
         The folder, or the file.
 
     Raises:
-        PretrainedError: if there is no such model, file or revision, it is not open to
-            you, or there is no connection and nothing cached.
+        PretrainedError: if model, file or revision are not found or not accessible, or
+            the hub cannot be reached and they are not in the cache.
     """
     try:
         import huggingface_hub
@@ -53,37 +53,37 @@ def download(name: str, revision: str | None) -> pathlib.Path:
                 return folder
     except errors.GatedRepoError as error:
         reason = (
-            f"its owner asks for an agreement first: accept it on the page of "
-            f"{repository} and log in with `hf auth login`"
+            f"its owner requires an agreement; accept it on the page of {repository} "
+            "and log in with `hf auth login`"
         )
         raise _error(name, revision, reason) from error
     except errors.RepositoryNotFoundError as error:
-        reason = "there is no such model, or it is private: check the name, or log in"
+        reason = "model not found, or private; check the name, or log in"
         raise _error(name, revision, reason) from error
     except errors.RevisionNotFoundError as error:
-        raise _error(name, revision, "there is no such revision") from error
+        raise _error(name, revision, "revision not found") from error
     except (errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError) as error:
         reason = (
-            "the hub cannot be reached, or HF_HUB_OFFLINE is set, and it is not in the "
-            "cache. Connect, or copy the model's folder here from a machine that can "
-            "and give its path"
+            "the hub cannot be reached, or HF_HUB_OFFLINE is set, and the model is not "
+            "in the cache. Connect, or copy the model's folder from another machine "
+            "and pass its path"
         )
         raise _error(name, revision, reason) from error
     except errors.EntryNotFoundError as error:
-        raise _error(name, revision, "there is no such file") from error
+        raise _error(name, revision, "file not found") from error
     except (errors.HfHubHTTPError, errors.HFValidationError, OSError) as error:
         raise _error(name, revision, str(error)) from error
     raise _error(
         name,
         revision,
-        "it has neither .safetensors nor pytorch_model.bin files; a single other file "
-        "can be given as owner/model/path/to/file.pth",
+        "it has neither .safetensors nor pytorch_model.bin files; pass another file as "
+        "owner/model/path/to/file.pth",
     )
 
 
 def _error(name: str, revision: str | None, reason: str) -> PretrainedError:
     at = f" at revision {revision!r}" if revision else ""
     return PretrainedError(
-        f"{name!r} is no file or folder here, and as a model of the Hugging Face "
-        f"hub{at} it cannot be had: {reason}"
+        f"{name!r} is not a local path, and downloading it from the Hugging Face Hub"
+        f"{at} failed: {reason}"
     )

@@ -1,28 +1,29 @@
-"""Hugging Face's names, configs and hub (transformers' VideoMAE, all releases)."""
+"""Names and configs of Hugging Face transformers' VideoMAE, of all releases."""
 
 import contextlib
 import json
 import pathlib
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeVar
 
 import numpy as np
 
 from videomae_jax.errors import PretrainedError
 from videomae_jax.interop import official
-from videomae_jax.interop.pretrained import Preprocessing
-from videomae_jax.models.classifier import VideoClassifier
+from videomae_jax.interop.pretrained import Pretrained
 from videomae_jax.models.mae import VideoMAE
 
-# That before a head is so whatever the config says.
+_T = TypeVar("_T")
+
+# The config does not change the epsilon of the LayerNorm before a head.
 EPSILONS = {"norm_epsilon": 1e-12, "head_norm_epsilon": 1e-5}
 _MULTI_LABEL = "multi_label_classification"
 _BLOCK = {
     "norm1": ("layernorm_before",),
     "norm2": ("layernorm_after",),
     "attn.qkv": tuple(
-        f"attention.attention.{part}" for part in ("query", "key", "value")
+        f"attention.attention.{name}" for name in ("query", "key", "value")
     ),
     "attn.q_bias": ("attention.attention.q_bias",),
     "attn.v_bias": ("attention.attention.v_bias",),
@@ -37,8 +38,8 @@ _TOP = {
 }
 
 
-def pieces(name: str) -> tuple[str, ...]:
-    """What makes up an official tensor, put together along its first axis."""
+def tensor_names(name: str) -> tuple[str, ...]:
+    """Returns the tensors that make up an official tensor, along the first axis."""
     name = name.removeprefix("encoder.")
     stem, _, leaf = name.rpartition(".")
     block = re.fullmatch(r"(decoder\.)?blocks\.(\d+)\.(.+)", name)
@@ -46,17 +47,17 @@ def pieces(name: str) -> tuple[str, ...]:
         decoder, layer, inner = block.groups()
         folder = "decoder.decoder_layers" if decoder else "videomae.encoder.layer"
         if inner in _BLOCK:  # q_bias and v_bias
-            return tuple(f"{folder}.{layer}.{part}" for part in _BLOCK[inner])
+            return tuple(f"{folder}.{layer}.{tensor}" for tensor in _BLOCK[inner])
         stem, _, leaf = inner.rpartition(".")
-        return tuple(f"{folder}.{layer}.{part}.{leaf}" for part in _BLOCK[stem])
+        return tuple(f"{folder}.{layer}.{stem}.{leaf}" for stem in _BLOCK[stem])
     return (f"{_TOP.get(stem, stem)}.{leaf}" if leaf != name else name,)
 
 
-def normalize_names(tensors: Mapping[str, Any]) -> dict[str, Any]:
-    """One layout of the three that releases have written (facts in docs/design.md).
+def normalize_names(tensors: Mapping[str, _T]) -> dict[str, _T]:
+    """Converts the three layouts of past releases to one (see docs/design.md).
 
-    5.5.1 to 5.17 wrote a bias of the keys too. It adds the same to all logits of a
-    query, which the softmax does not see, so it is left out.
+    Releases 5.5.1 to 5.17 wrote a bias of the keys too. It is dropped: it adds the same
+    number to all logits of a query, which does not change the softmax.
     """
     kept = {
         name: tensor
@@ -74,30 +75,29 @@ def normalize_names(tensors: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_config(file: pathlib.Path) -> dict[str, Any]:
-    """What config.json, and the processor's beside it, tell of a model.
+    """Reads config.json, and the processor's config beside it.
 
     Returns:
-        `fields` of the model that its tensors do not show; `sizes`, fields that they
-        have to agree with; and the other attributes of `assembly.Source`.
+        Attributes of `assemble.Source`, by name.
 
     Raises:
         PretrainedError: if a file cannot be read or is of another architecture.
     """
     config = read_json(file)
-    with explaining(file):
+    with reporting_malformed(file):
         return _read_config(file, config)
 
 
 def _read_config(file: pathlib.Path, config: dict[str, Any]) -> dict[str, Any]:
     if config.get("model_type") != "videomae":
         raise PretrainedError(
-            f"{file} is of a model of type {config.get('model_type')!r}; only "
-            "'videomae' can be read"
+            f"{file}: model_type={config.get('model_type')!r} is not supported, only "
+            "'videomae'"
         )
-    for name, wanted in (("hidden_act", "gelu"), ("num_channels", 3)):
-        if config.get(name, wanted) != wanted:
+    for name, supported in (("hidden_act", "gelu"), ("num_channels", 3)):
+        if config.get(name, supported) != supported:
             raise PretrainedError(
-                f"{file}: {name} is {config[name]!r}; only {wanted!r} can be read"
+                f"{file}: {name}={config[name]!r} is not supported, only {supported!r}"
             )
     kinds = [
         kind
@@ -114,8 +114,8 @@ def _read_config(file: pathlib.Path, config: dict[str, Any]) -> dict[str, Any]:
         processor = file.parent / name
         if processor.exists():
             processor_config = read_json(processor)
-            with explaining(processor):
-                fields |= _pixel_statistics(processor_config)
+            with reporting_malformed(processor):
+                fields |= _pixel_stats(processor_config)
             break
     sizes = {
         ours: config[theirs]
@@ -145,8 +145,8 @@ def _read_config(file: pathlib.Path, config: dict[str, Any]) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def explaining(file: pathlib.Path):
-    """Says which file it was if something in it is not what it should be."""
+def reporting_malformed(file: pathlib.Path) -> Iterator[None]:
+    """Re-raises errors of unexpected content as PretrainedError naming the file."""
     try:
         yield
     except PretrainedError:
@@ -159,19 +159,19 @@ def explaining(file: pathlib.Path):
 
 
 def is_v2_config(file: pathlib.Path) -> bool:
-    """Whether this is of VideoMAE V2 on the hub, which has its own code and names."""
+    """Returns whether this is of VideoMAE V2 on the hub, which has its own names."""
     try:
         return isinstance(read_json(file).get("model_config"), dict)
-    except PretrainedError:  # none, or something else's
+    except PretrainedError:  # missing, or not a config
         return False
 
 
 def read_v2_config(file: pathlib.Path) -> dict[str, Any]:
-    """As `read_config`, of VideoMAE V2 on the hub."""
+    """Reads the config of VideoMAE V2 on the hub; returns the same as `read_config`."""
     config = read_json(file)["model_config"]
     if config.get("cos_attn"):
-        raise PretrainedError(f"{file}: cosine attention cannot be read")
-    with explaining(file):
+        raise PretrainedError(f"{file}: cosine attention is not supported")
+    with reporting_malformed(file):
         epsilon = float(config.get("layer_norm_eps", 1e-6))
         fields = {"norm_epsilon": epsilon, "head_norm_epsilon": epsilon}
         if "num_heads" in config:
@@ -191,27 +191,27 @@ def read_v2_config(file: pathlib.Path) -> dict[str, Any]:
 def _side(size) -> int:
     side = size if isinstance(size, int) else size[0]
     if not isinstance(side, int):
-        raise ValueError(f"a size is {size!r}")
+        raise ValueError(f"expected a size, got {size!r}")
     return side
 
 
 def _labels(config: Mapping[str, Any]) -> tuple[str, ...] | None:
     names = {int(i): str(name) for i, name in config.get("id2label", {}).items()}
     labels = tuple(names[index] for index in range(len(names)))
-    # What transformers fills in where nobody gave names.
+    # transformers fills these in where classes have no names.
     placeholders = tuple(f"LABEL_{index}" for index in range(len(labels)))
     return labels if labels and labels != placeholders else None
 
 
-def _pixel_statistics(processor: Mapping[str, Any]) -> dict[str, tuple[float, ...]]:
-    # Values from 0 to 255 are multiplied with this, ours with 1 / 255.
+def _pixel_stats(processor: Mapping[str, Any]) -> dict[str, tuple[float, ...]]:
+    # transformers multiplies values from 0 to 255 by this factor, we by 1 / 255.
     factor = processor.get("rescale_factor", 1 / 255)
     scale = 1 / (255 * factor) if processor.get("do_rescale", True) else 1 / 255
     if abs(scale - 1) < 1e-6:
         scale = 1.0
     mean, std = 0.0, 1.0
     if processor.get("do_normalize", True):
-        # transformers' defaults; the files on the hub say ImageNet's.
+        # transformers' defaults; the files on the hub have ImageNet's values.
         mean = processor.get("image_mean") or 0.5
         std = processor.get("image_std") or 0.5
     return {
@@ -220,24 +220,17 @@ def _pixel_statistics(processor: Mapping[str, Any]) -> dict[str, tuple[float, ..
     }
 
 
-def configs(
-    model: VideoMAE | VideoClassifier,
-    labels: Sequence[str] | None,
-    preprocessing: Preprocessing,
-    normalized_targets: bool,
-    multi_label: bool,
-) -> dict[str, dict[str, Any]]:
-    """The JSON files that go with a model's weights, by file name."""
-    pretraining = isinstance(model, VideoMAE)
-    purpose = "PreTraining" if pretraining else "VideoClassification"
-    size = preprocessing.image_size
+def configs(pretrained: Pretrained) -> dict[str, dict[str, Any]]:
+    """Returns the JSON files that go with a model's weights, by file name."""
+    model, size = pretrained.model, pretrained.preprocessing.image_size
+    kind = "PreTraining" if isinstance(model, VideoMAE) else "VideoClassification"
     config = {
-        "architectures": [f"VideoMAEFor{purpose}"],
+        "architectures": [f"VideoMAEFor{kind}"],
         "model_type": "videomae",
         "image_size": size,
         "patch_size": model.patch_size,
         "num_channels": 3,
-        "num_frames": preprocessing.num_frames,
+        "num_frames": pretrained.preprocessing.num_frames,
         "tubelet_size": model.tubelet_size,
         "hidden_size": model.width,
         "num_hidden_layers": model.depth,
@@ -248,12 +241,12 @@ def configs(
         "attention_probs_dropout_prob": 0.0,
         "initializer_range": 0.02,
         "layer_norm_eps": model.norm_epsilon,
-        # The name before 5.18, which all releases take.
+        # The name before 5.18, which all releases accept.
         "qkv_bias": True,
-        "use_mean_pooling": not pretraining and model.pooling == "mean",
-        "norm_pix_loss": normalized_targets,
+        "use_mean_pooling": getattr(model, "pooling", None) == "mean",
+        "norm_pix_loss": pretrained.normalized_targets,
     }
-    if pretraining:
+    if isinstance(model, VideoMAE):
         ratio = model.decoder_mlp_ratio or model.mlp_ratio
         config |= {
             "decoder_num_attention_heads": model.decoder_heads,
@@ -262,10 +255,12 @@ def configs(
             "decoder_intermediate_size": int(model.decoder_width * ratio),
         }
     else:
-        names = labels or [f"LABEL_{index}" for index in range(model.num_classes)]
+        names = pretrained.labels or [
+            f"LABEL_{index}" for index in range(model.num_classes)
+        ]
         config["id2label"] = {str(index): name for index, name in enumerate(names)}
         config["label2id"] = {name: index for index, name in enumerate(names)}
-        if multi_label:
+        if pretrained.multi_label:
             config["problem_type"] = _MULTI_LABEL
     processor = {
         "image_processor_type": "VideoMAEImageProcessor",
@@ -284,11 +279,11 @@ def configs(
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
-    """Reads a JSON object; raises PretrainedError if it is none."""
+    """Reads a JSON object; raises PretrainedError if the file holds no such object."""
     try:
         value = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise PretrainedError(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(value, dict):
-        raise PretrainedError(f"{path} holds no JSON object")
+        raise PretrainedError(f"{path} must hold a JSON object")
     return value

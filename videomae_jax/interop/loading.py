@@ -1,4 +1,4 @@
-"""Finds out what a checkpoint is, by its content and not its name, and loads it."""
+"""Loads checkpoints of any format, which it recognizes by content, not by name."""
 
 import dataclasses
 import os
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from videomae_jax.errors import PretrainedError
 from videomae_jax.interop import export, hub, huggingface, keras, official
-from videomae_jax.interop.assemble import Source, assemble
+from videomae_jax.interop.assemble import MAX_NAMES, Source, assemble
 from videomae_jax.interop.pretrained import Pretrained
 from videomae_jax.interop.tensor_files import (
     first_bytes,
@@ -20,10 +20,9 @@ from videomae_jax.interop.tensor_files import (
     read_tensors,
 )
 
-_SHOWN = 8  # names in a message
 _HDF5 = b"\x89HDF\r\n\x1a\n"
-# A name that only one of them has.
-_SIGNS = {
+# Names of tensors that only one format has.
+_FORMATS = {
     "huggingface": r"(^|\.)encoder\.layer\.\d+\.attention\.attention\.",
     "mmaction": r"(^|\.)blocks\.\d+\.mlp\.layers\.",
     "official": r"(^|\.)blocks\.\d+\.attn\.qkv\.",
@@ -32,6 +31,7 @@ _SIGNS = {
 
 def load_pretrained(
     source: str | os.PathLike,
+    *,
     revision: str | None = None,
     strict: bool = True,
     **fields: Any,
@@ -39,21 +39,21 @@ def load_pretrained(
     """Loads a model with its weights, labels and preprocessing.
 
     Args:
-        source: a model of the Hugging Face hub (owner/model, or owner/model/file), or
+        source: a model of the Hugging Face Hub (owner/model, or owner/model/file), or
             a path: a folder or file of transformers; an official .pth of VideoMAE or
             VideoMAE V2, or DeepSpeed folder; a .pth of MMAction2; an .h5 or SavedModel
             of the Keras implementation; a work directory or an export of this library.
         revision: of a model on the hub: a commit, tag or branch.
-        strict: tensors that are missing or have no use are an error. With False they
-            are listed in the result; what is missing is initialised randomly.
+        strict: refuse missing and unused tensors. With False they are listed in the
+            result, and missing ones are initialized randomly.
         **fields: of the model, such as dtype="bfloat16", or heads=3 and
-            decoder_heads=2 where the source does not tell them.
+            decoder_heads=2 if the source does not specify them.
 
     Returns:
-        The model, whose parameters are float32 arrays on the default device.
+        The model; its parameters are float32 arrays on the default device.
 
     Raises:
-        PretrainedError: if the source cannot be read or had, is of an unknown
+        PretrainedError: if the source cannot be read or downloaded, is of an unknown
             architecture, or its tensors do not fit.
 
     Example:
@@ -67,27 +67,28 @@ def load_pretrained(
         >>> loaded.model.apply(loaded.variables, video).shape
         (1, 3)
     """
-    loaded = read(source, revision, strict, **fields)
+    loaded = read(source, revision=revision, strict=strict, **fields)
     return dataclasses.replace(loaded, params=jax.tree.map(jnp.asarray, loaded.params))
 
 
 def read(
     source: str | os.PathLike,
+    *,
     revision: str | None = None,
     strict: bool = True,
     **fields: Any,
 ) -> Pretrained:
-    """As `load_pretrained`, with parameters on the host where they can be."""
+    """Loads a model as `load_pretrained`, with parameters on the host if possible."""
     name = os.fspath(source)
     path = pathlib.Path(os.path.expanduser(name))
     if not name or not path.exists():
         if not hub.is_name(name):
-            raise PretrainedError(f"there is no file or folder {name!r}")
+            raise PretrainedError(f"file or folder {name!r} not found")
         path = hub.download(name, revision)
     elif revision is not None:
         raise PretrainedError(
-            f"{name!r} is a file or folder here, which has no revision {revision!r}; "
-            "for a model of that name on the hub, call from another folder"
+            f"{name!r} is a local path, which has no revision {revision!r}; for a "
+            "model of that name on the hub, run in another folder"
         )
     loaded = _load(path, strict, fields)
     return dataclasses.replace(loaded, source=name)
@@ -97,16 +98,16 @@ def _load(path: pathlib.Path, strict: bool, fields: Mapping[str, Any]) -> Pretra
     if path.name == export.WEIGHTS and export.is_export(path.parent):
         path = path.parent
     if not path.is_dir():
-        return assemble(_open_file(path), strict, fields)
+        return assemble(_open_file(path), strict=strict, fields=fields)
     if export.is_export(path):
         return export.read(path, read_safetensors(path / export.WEIGHTS), fields)
     weights = [*path.glob("*.safetensors"), *path.glob("*.bin")]
     if (path / "checkpoints").is_dir() and not weights:
-        # It brings in the training stack.
+        # Imported here because it imports Orbax.
         from videomae_jax.interop import workdir
 
         return workdir.read(path, fields)
-    return assemble(_open_folder(path), strict, fields)
+    return assemble(_open_folder(path), strict=strict, fields=fields)
 
 
 def _open_folder(folder: pathlib.Path) -> Source:
@@ -119,7 +120,7 @@ def _open_folder(folder: pathlib.Path) -> Source:
     if len(states) > 1:
         raise PretrainedError(
             f"{folder}: the model is split over {len(states)} files, as "
-            f"{states[0].name}; join them with DeepSpeed's zero_to_fp32.py first"
+            f"{states[0].name}; merge them with DeepSpeed's zero_to_fp32.py first"
         )
     if states:
         return _open_file(states[0])
@@ -130,17 +131,17 @@ def _open_folder(folder: pathlib.Path) -> Source:
         tensors = {}
         for file in files:
             tensors |= read_tensors(file)[0]
-        source = _configured(_named(str(folder), tensors), folder)
+        source = _with_config(_recognize(str(folder), tensors), folder)
     if source.format == "huggingface" and not (folder / "config.json").exists():
         raise PretrainedError(
-            f"{folder} has no config.json, which tells heads, classes and clips; copy "
-            "or download it too, or give the file of weights by itself"
+            f"{folder} has no config.json, which specifies heads, classes and clips; "
+            "copy or download it too, or pass the file of weights"
         )
     return source
 
 
 def _weights(folder: pathlib.Path) -> list[pathlib.Path]:
-    """The files that hold the weights of a folder, as transformers looks for them."""
+    """Returns the files of the weights in a folder, as transformers finds them."""
     for name in ("model.safetensors", "pytorch_model.bin"):
         if (folder / name).exists():
             return [folder / name]
@@ -153,28 +154,29 @@ def _weights(folder: pathlib.Path) -> list[pathlib.Path]:
         if files:
             raise PretrainedError(
                 f"{folder} holds several weight files "
-                f"({', '.join(file.name for file in files[:_SHOWN])}) and no index "
-                "that says which belong together; give one file"
+                f"({', '.join(file.name for file in files[:MAX_NAMES])}) without an "
+                "index; pass one file"
             )
-    names = sorted(file.name for file in folder.iterdir())[:_SHOWN]
+    names = sorted(file.name for file in folder.iterdir())[:MAX_NAMES]
     raise PretrainedError(
-        f"{folder} holds no weights that can be read: looked for safetensors, "
-        "pytorch_model.bin, .pth, saved_model.pb, DeepSpeed's model states and "
-        f"checkpoints of this library; there are: {', '.join(names) or 'no files'}"
+        f"{folder} holds no weights in a known format; expected safetensors, "
+        "pytorch_model.bin, .pth, saved_model.pb, DeepSpeed's model states or "
+        f"checkpoints of this library, found {', '.join(names) or 'no files'}"
     )
 
 
 def _shards(index: pathlib.Path) -> list[pathlib.Path]:
-    names = huggingface.read_json(index).get("weight_map")
-    with huggingface.explaining(index):
-        files = [index.parent / name for name in sorted(set(names.values()))]
+    content = huggingface.read_json(index)
+    with huggingface.reporting_malformed(index):
+        names = sorted(set(content["weight_map"].values()))
+        files = [index.parent / name for name in names]
         if not files or any(file.parent != index.parent for file in files):
-            raise ValueError("files beside it are wanted")
+            raise ValueError("it must name files beside it")
     absent = [file.name for file in files if not file.is_file()]
     if absent:
         raise PretrainedError(
-            f"{index} names files that are not there: {', '.join(absent[:_SHOWN])}; "
-            "copy or download them too"
+            f"{index} names missing files: {', '.join(absent[:MAX_NAMES])}; copy or "
+            "download them too"
         )
     return files
 
@@ -182,21 +184,21 @@ def _shards(index: pathlib.Path) -> list[pathlib.Path]:
 def _open_file(path: pathlib.Path) -> Source:
     if first_bytes(path).startswith(_HDF5):
         return Source(str(path), "keras", keras.read_h5(path))
-    part = re.search(r"-(\d{5})-of-(\d{5})\.", path.name)
-    if part and int(part[2]) > 1:
+    shard = re.search(r"-(\d{5})-of-(\d{5})\.", path.name)
+    if shard and int(shard[2]) > 1:
         raise PretrainedError(
-            f"{path} is one part of {int(part[2])}; give the folder that has all of "
+            f"{path} is one file of {int(shard[2])}; pass the folder that holds all of "
             "them and their index"
         )
     tensors, arguments = read_tensors(path)
-    source = _named(str(path), tensors)
+    source = _recognize(str(path), tensors)
     if source.format == "official":
         _use_arguments(source, arguments)
-    return _configured(source, path.parent)
+    return _with_config(source, path.parent)
 
 
 def _use_arguments(source: Source, arguments: Mapping[str, Any]) -> None:
-    """What the official scripts' command line tells."""
+    """Applies the command line of the official scripts."""
     for ours, theirs in (
         ("num_frames", "num_frames"),
         ("image_size", "input_size"),
@@ -210,19 +212,19 @@ def _use_arguments(source: Source, arguments: Mapping[str, Any]) -> None:
             source.normalized_targets = arguments[name]
 
 
-def _named(path: str, tensors: dict[str, Any]) -> Source:
-    """Finds out whose names these are."""
+def _recognize(path: str, tensors: Mapping[str, Any]) -> Source:
+    """Recognizes the format by the names of the tensors, and normalizes them."""
     tensors = official.unwrap(tensors)
     formats = [
         format
-        for format, sign in _SIGNS.items()
-        if any(re.search(sign, name) for name in tensors)
+        for format, pattern in _FORMATS.items()
+        if any(re.search(pattern, name) for name in tensors)
     ]
     if not formats:
         raise PretrainedError(
-            f"{path} is of an unknown architecture. Its tensors have names such as "
-            f"{', '.join(list(tensors)[:4])}; the names of VideoMAE in the official "
-            "code, transformers and MMAction2 are known"
+            f"{path} is of an unknown architecture, with tensors such as "
+            f"{', '.join(list(tensors)[:4])}; expected VideoMAE by the official code, "
+            "transformers or MMAction2"
         )
     format = formats[0]
     if format == "huggingface":
@@ -235,17 +237,15 @@ def _named(path: str, tensors: dict[str, Any]) -> Source:
     return source
 
 
-def _configured(source: Source, folder: pathlib.Path) -> Source:
-    """Adds what a config.json beside the weights tells, if it is theirs."""
+def _with_config(source: Source, folder: pathlib.Path) -> Source:
+    """Adds the content of a config.json beside the weights, if it is theirs."""
     file = folder / "config.json"
+    config = {}
     if source.format == "huggingface":
         source.fields |= huggingface.EPSILONS
-        told = huggingface.read_config(file) if file.exists() else {}
+        if file.exists():
+            config = huggingface.read_config(file)
     elif source.format == "official" and huggingface.is_v2_config(file):
-        told = huggingface.read_v2_config(file)
-    else:
-        told = {}
-    source.fields |= told.pop("fields", {})
-    for name, value in told.items():
-        setattr(source, name, value)
-    return source
+        config = huggingface.read_v2_config(file)
+    fields = source.fields | config.pop("fields", {})
+    return dataclasses.replace(source, fields=fields, **config)

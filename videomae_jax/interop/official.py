@@ -1,17 +1,19 @@
-"""The official PyTorch names and shapes of every parameter, and ours.
+"""Official PyTorch names and shapes of every parameter, and ours.
 
-All other formats are told by what they call the tensors named here.
+The other formats are described by their names for the official tensors.
 """
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
 from videomae_jax.errors import PretrainedError
 
-# Ours within a block, or wherever the part is, to the official ones.
+_T = TypeVar("_T")
+
+# Official names by ours: within a block, and of the other parts.
 _BLOCK = {
     "norm1": "norm1",
     "norm2": "norm2",
@@ -32,13 +34,21 @@ _TOP = {
     "decoder/head": "decoder.head",
     "mask_token": "mask_token",
 }
-# Of a block, without blocks.<i>. before.
+# Official names within a block, without the prefix blocks.<i>.
 BLOCK_TENSORS = tuple(
     name if name.endswith("_bias") else f"{name}.{leaf}"
     for name in _BLOCK.values()
     for leaf in ("weight", "bias")
 )
 _LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias"}
+# MMAction2's names (version 1.2, recognition of VideoMAE and VideoMAE V2).
+_MMACTION = (
+    (r"^", "backbone."),
+    (r"\.mlp\.fc1\.", ".mlp.layers.0.0."),
+    (r"\.mlp\.fc2\.", ".mlp.layers.1."),
+    (r"\.patch_embed\.proj\.", ".patch_embed.projection."),
+    (r"^backbone\.head\.", "cls_head.fc_cls."),
+)
 
 
 class Entry(NamedTuple):
@@ -47,7 +57,7 @@ class Entry(NamedTuple):
     Attributes:
         name: official, such as blocks.3.attn.qkv.weight.
         path: ours, such as encoder/blocks/attention/qkv/kernel.
-        layer: which of the stacked blocks; None where nothing is stacked.
+        layer: index into the stacked blocks; None outside of blocks.
     """
 
     name: str
@@ -55,11 +65,11 @@ class Entry(NamedTuple):
     layer: int | None
 
     def shape(self, ours: tuple[int, ...], tubelet_size: int) -> tuple[int, ...]:
-        """The official shape, given that of our parameter (of all blocks)."""
+        """Returns the official shape, given that of our parameter (of all blocks)."""
         return self.from_ours(np.broadcast_to(np.float32(0), ours), tubelet_size).shape
 
     def from_ours(self, array: np.ndarray, tubelet_size: int) -> np.ndarray:
-        """Our parameter (of all blocks) in the official shape."""
+        """Returns our parameter (of all blocks) in the official shape."""
         if self.layer is not None:
             array = array[self.layer]
         if self.path == "mask_token":
@@ -71,7 +81,7 @@ class Entry(NamedTuple):
         return array.T if self.path.endswith("/kernel") else array
 
     def to_ours(self, array: np.ndarray) -> np.ndarray:
-        """The inverse of `from_ours`, of one block."""
+        """Inverts `from_ours`, for one block."""
         if self.path == "mask_token":
             return array.reshape(-1)
         if self.path == "encoder/embedding/kernel":
@@ -80,26 +90,22 @@ class Entry(NamedTuple):
 
 
 def entries(shapes: Mapping[str, tuple[int, ...]]) -> Iterator[Entry]:
-    """The official tensors of a model of ours.
+    """Yields the official tensors of a model of ours, parameter by parameter.
 
     Args:
         shapes: of our parameters, by path a/b/c.
 
-    Yields:
-        Entries in the order of the official state dict's parts, block by block.
-
     Raises:
-        KeyError: for a parameter that the official code has no counterpart of; its
-            path is the key.
+        KeyError: for a parameter without an official counterpart; its path is the key.
     """
-    # Official classifiers are encoders; in pretraining it is a part.
+    # The official classifier is an encoder; the official autoencoder contains one.
     encoder = "encoder." if "mask_token" in shapes else ""
     for path, shape in shapes.items():
         part, _, inner = path.partition("/blocks/")
         stem, _, leaf = path.rpartition("/")
         if inner:
             stem, _, leaf = inner.rpartition("/")
-            # q_bias and v_bias are leaves by themselves.
+            # q_bias and v_bias are leaves themselves.
             name = _BLOCK.get(inner) or f"{_BLOCK[stem]}.{_LEAVES[leaf]}"
             prefix = "decoder." if part == "decoder" else encoder
             for layer in range(shape[0]):
@@ -115,28 +121,26 @@ def entries(shapes: Mapping[str, tuple[int, ...]]) -> Iterator[Entry]:
         yield Entry(name, path, None)
 
 
-def unwrap(tensors: Mapping[str, object]) -> dict[str, object]:
-    """Takes off what compiled and parallel models have before all of their names."""
-    found = dict(tensors)
+def unwrap(tensors: Mapping[str, _T]) -> dict[str, _T]:
+    """Removes the prefixes that compiled and parallel models add to all names."""
+    unwrapped = dict(tensors)
     prefixes = ("_orig_mod.", "module.", "model.")
     while prefix := next(
-        (p for p in prefixes if found and all(name.startswith(p) for name in found)),
+        (p for p in prefixes if unwrapped and all(x.startswith(p) for x in unwrapped)),
         None,
     ):
-        found = {name.removeprefix(prefix): x for name, x in found.items()}
-    return found
+        unwrapped = {name.removeprefix(prefix): x for name, x in unwrapped.items()}
+    return unwrapped
 
 
-def normalize_names(tensors: Mapping[str, object]) -> dict[str, object]:
-    """Takes off what may stand before the names of an encoder by itself."""
+def normalize_names(tensors: Mapping[str, _T]) -> dict[str, _T]:
+    """Removes the prefix that an encoder without a decoder may have."""
     if any(name.startswith("decoder.") for name in tensors):
         return dict(tensors)
     return rename(tensors, lambda name: re.sub(r"^(encoder|backbone)\.", "", name))
 
 
-def rename(
-    tensors: Mapping[str, object], new_name: Callable[[str], str]
-) -> dict[str, object]:
+def rename(tensors: Mapping[str, _T], new_name: Callable[[str], str]) -> dict[str, _T]:
     """Renames tensors; raises PretrainedError if two would have the same name."""
     renamed = {}
     for name, tensor in tensors.items():
@@ -149,6 +153,13 @@ def rename(
     return renamed
 
 
-def pieces(name: str) -> tuple[str, ...]:
-    """What the official code calls the official tensor: its own name."""
+def tensor_names(name: str) -> tuple[str, ...]:
+    """Returns the official code's name of an official tensor: the same."""
+    return (name,)
+
+
+def mmaction_tensor_names(name: str) -> tuple[str, ...]:
+    """Returns MMAction2's name of an official tensor."""
+    for pattern, replacement in _MMACTION:
+        name = re.sub(pattern, replacement, name)
     return (name,)

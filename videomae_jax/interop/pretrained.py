@@ -1,4 +1,4 @@
-"""What a checkpoint holds, whoever wrote it: a model, its weights, how to feed it."""
+"""The content of a checkpoint of any format: model, weights, preprocessing."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from videomae_jax.models.mae import VideoMAE
 
 
 def model_fields(model: VideoMAE | VideoClassifier) -> dict[str, Any]:
-    """What a model is made of, by the names of its fields."""
+    """Returns the fields of a model by name."""
     return {
         field.name: getattr(model, field.name)
         for field in dataclasses.fields(model)
@@ -19,17 +19,17 @@ def model_fields(model: VideoMAE | VideoClassifier) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
-    """How clips for a model are cut out of videos.
+    """How to cut clips for a model out of videos.
 
-    The statistics that pixels are normalised with are fields of the model, which takes
-    raw uint8 pixels.
+    Mean and standard deviation of the pixels are fields of the model, which takes raw
+    uint8 pixels.
 
     Attributes:
         num_frames: frames of a clip.
-        stride: frames of the video between two of them.
+        stride: distance between two frames of a clip, in frames of the video.
         image_size: height and width of the crops in pixels; the shorter side of a
             video is resized to it.
-        frame_sampling: which frames a clip has, a key of `data.clips.SAMPLERS`.
+        frame_sampling: how the frames are chosen, a key of `data.clips.SAMPLERS`.
     """
 
     num_frames: int = 16
@@ -43,28 +43,28 @@ class Pretrained:
     """A model with its weights, as `load_pretrained` returns it.
 
     Attributes:
-        model: a VideoMAE or a VideoClassifier. One with num_classes 0 is an encoder
-            without a head.
-        params: its parameters, float32, nested dicts of arrays.
-        labels: the name of each class; None where there are no classes, or the source
-            does not name them.
-        preprocessing: how clips are cut out of videos.
-        statistics: the model's collection "batch_stats", mostly empty.
-        normalized_targets: of a VideoMAE, whether it predicts normalised patches.
-        multi_label: of a VideoClassifier, whether each class is asked for by itself, so
-            that its probability is the sigmoid of its logit.
-        source: where it comes from, to be shown.
-        format: who wrote it: huggingface, official, mmaction, keras, jax, workdir.
-        unused: with strict=False, tensors of the source that the model has no use for.
-        missing: with strict=False, tensors that the source lacks, which were
-            initialised randomly.
+        model: a VideoMAE or a VideoClassifier. With num_classes=0 the latter is an
+            encoder without a head.
+        params: parameters, float32, nested dicts of arrays.
+        labels: the name of each class; None if there are no classes, or the source does
+            not name them.
+        preprocessing: how to cut clips out of videos.
+        batch_stats: the model's collection "batch_stats"; empty without batch norm.
+        normalized_targets: a VideoMAE predicts normalized patches.
+        multi_label: the classes of a VideoClassifier are independent: probabilities are
+            the sigmoid of the logits.
+        source: path or name, for messages.
+        format: huggingface, official, mmaction, keras, jax or workdir.
+        unused: with strict=False, tensors of the source that the model does not use.
+        missing: with strict=False, tensors that the source lacks; they are initialized
+            randomly.
     """
 
     model: VideoMAE | VideoClassifier
     params: Mapping[str, Any]
     labels: tuple[str, ...] | None = None
     preprocessing: Preprocessing = Preprocessing()
-    statistics: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    batch_stats: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     normalized_targets: bool = True
     multi_label: bool = False
     source: str = ""
@@ -74,6 +74,6 @@ class Pretrained:
 
     @property
     def variables(self) -> dict[str, Any]:
-        """What `model.apply` takes."""
-        statistics = {"batch_stats": self.statistics} if self.statistics else {}
-        return {"params": self.params, **statistics}
+        """The variables that `model.apply` takes."""
+        batch_stats = {"batch_stats": self.batch_stats} if self.batch_stats else {}
+        return {"params": self.params, **batch_stats}

@@ -1,4 +1,4 @@
-"""The tensors of a single file, whatever kind it is; its first bytes tell."""
+"""Reads the tensors of a single file, whose first bytes show its kind."""
 
 import pathlib
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from videomae_jax.interop import torch_pickle
 
 
 def read_tensors(path: pathlib.Path) -> tuple[dict[str, Any], Mapping[str, Any]]:
-    """The tensors of a file, and the arguments of the script that wrote it.
+    """Returns the tensors of a file, and the arguments of the script that wrote it.
 
     Raises:
         PretrainedError: if it cannot be opened, is damaged, or of another kind.
@@ -27,18 +27,18 @@ def read_tensors(path: pathlib.Path) -> tuple[dict[str, Any], Mapping[str, Any]]
         hint = ": it is empty"
     elif head[:2] in (b"\x80\x02", b"\x80\x04", b"\x80\x05"):
         hint = (
-            ". It is a pickle that is no archive, as PyTorch before 1.6 wrote; open it "
-            "with PyTorch and save it again with torch.save"
+            ". It is a pickle without an archive, as written by PyTorch before 1.6; "
+            "open it with PyTorch and save it again with torch.save"
         )
     elif head.startswith(b"version https://"):
-        hint = ". It is a pointer of Git LFS: run `git lfs pull` for the file itself"
+        hint = ". It is a Git LFS pointer; run `git lfs pull` to fetch the file"
     raise PretrainedError(
-        f"{path} is neither safetensors, nor a .pth of PyTorch, nor HDF5{hint}"
+        f"{path} is neither safetensors nor a PyTorch .pth nor HDF5{hint}"
     )
 
 
 def first_bytes(path: pathlib.Path) -> bytes:
-    """The first 16 bytes of a file; raises PretrainedError if it cannot be opened."""
+    """Returns the first 16 bytes; raises PretrainedError if it cannot be opened."""
     try:
         with open(path, "rb") as file:
             return file.read(16)
@@ -47,7 +47,7 @@ def first_bytes(path: pathlib.Path) -> bytes:
 
 
 def read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """The arrays of a safetensors file; raises PretrainedError if it is damaged."""
+    """Returns the arrays of a safetensors file; raises PretrainedError if damaged."""
     try:
         import safetensors.flax
     except ImportError as error:
@@ -55,7 +55,7 @@ def read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
             f"reading {path} needs safetensors (pip install safetensors)"
         ) from error
     try:
-        # As JAX's arrays, for bfloat16; on the host.
+        # As JAX arrays, which support bfloat16; on the host.
         with jax.default_device(jax.local_devices(backend="cpu")[0]):
             tensors = safetensors.flax.load_file(path)
     except (safetensors.SafetensorError, OSError, ValueError) as error:
@@ -85,7 +85,7 @@ def _torch_tensors(
     }
     if not tensors:
         raise PretrainedError(
-            f"{path} holds no weights: looked under 'model', 'module', 'state_dict' "
-            "and at the top"
+            f"{path} holds no weights; looked under 'model', 'module', 'state_dict' "
+            "and at the top level"
         )
     return tensors, arguments if isinstance(arguments, dict) else {}

@@ -1,8 +1,8 @@
 """Reads the tensors of a .pth file without PyTorch and without running its code.
 
-Such a file is a zip archive with a pickle in it, and a pickle can call anything. Only
-what tensors and their containers are made of is built here; classes that checkpoints
-are known to hold besides become inert objects, and everything else is refused.
+Such a file is a zip archive with a pickle in it, and a pickle can call any function.
+This reader builds only tensors and their containers. Other classes that checkpoints are
+known to hold become inert objects, and everything else is refused.
 """
 
 import collections
@@ -36,7 +36,7 @@ _CONTAINERS = {
     "__builtin__.set": set,
 }
 _TORCH_DTYPES = "float16 bfloat16 float32 float64 int64 int32 uint8 bool".split()
-# Harmless by themselves, and what training scripts leave beside the weights.
+# Classes that training scripts save beside the weights; all become inert objects.
 _INERT = {
     "argparse.Namespace",
     "pathlib.Path",
@@ -46,7 +46,7 @@ _INERT = {
     "pathlib._local.PosixPath",
     "pathlib._local.WindowsPath",
     "_codecs.encode",
-    # Whatever is called here does nothing: these make no methods, but inert objects.
+    # These return inert objects too: nothing is looked up or called.
     "builtins.getattr",
     "__builtin__.getattr",
     "builtins.list",
@@ -69,18 +69,22 @@ _INERT = {
 
 
 class Tensor:
-    """A tensor still in its file; `load` reads it."""
+    """A tensor still in its file.
+
+    Attributes:
+        shape: of the tensor.
+    """
 
     def __init__(self, storage, offset: int, shape: tuple, strides: tuple):
-        """Stands for a view of a storage; offset and strides count elements."""
+        """Represents a view of a storage; offset and strides count elements."""
         self._storage, self._offset, self._strides = storage, offset, tuple(strides)
         self.shape = tuple(shape)
 
     def load(self) -> np.ndarray:
-        """The values, in the dtype of the file.
+        """Reads the values, in the dtype of the file.
 
         Raises:
-            PretrainedError: if the file ends before them or is damaged there.
+            PretrainedError: if the file is damaged or cut off.
         """
         archive, dtype, key = self._storage
         try:
@@ -91,7 +95,7 @@ class Tensor:
             if count and not (
                 min(self.shape + self._strides, default=0) >= 0
                 and 0 <= self._offset <= self._offset + last < len(values)
-                # One value in many places could fill any memory.
+                # Zero strides could make a small file fill any memory.
                 and count <= len(values)
             ):
                 raise ValueError("it reaches beyond its data")
@@ -109,32 +113,32 @@ class Tensor:
 
 
 class Inert:
-    """In the place of an object that is not a tensor; knows its fields at most."""
+    """Replaces an object that is not a tensor; keeps its fields at most."""
 
     def __init__(self, *args, **kwargs):
-        """Takes anything."""
+        """Ignores all arguments."""
 
     def __setstate__(self, state):
-        """Takes the fields that an ordinary object pickles."""
+        """Keeps the fields that an ordinary object pickles."""
         if isinstance(state, dict):
             self.__dict__.update(state)
 
     def __setitem__(self, key, value):
-        """Forgets what a dictionary would keep."""
+        """Ignores the item that a dictionary would keep."""
 
     def extend(self, values):
-        """Forgets what a list would keep."""
+        """Ignores the values that a list would keep."""
 
     def append(self, value):
-        """Forgets what a list would keep."""
+        """Ignores the value that a list would keep."""
 
 
 def read(path: str | os.PathLike) -> Any:
-    """Reads what `torch.save` wrote: containers as they are, tensors as `Tensor`.
+    """Reads a file of `torch.save`: containers as they are, tensors as `Tensor`.
 
     Raises:
         PretrainedError: if the file is damaged or of PyTorch before 1.6, or if loading
-            it would run anything.
+            it would run code.
     """
     return _Archive(os.fspath(path)).load()
 
@@ -145,33 +149,33 @@ class _Archive:
         self._last: tuple[str, bytes] | None = None
         try:
             self._zip = zipfile.ZipFile(path)
-        except Exception as error:  # whatever a broken archive leads to
+        except Exception as error:  # a broken archive can raise anything
             raise self.error(f"cannot be opened: {error}") from error
         pickles = [n for n in self._zip.namelist() if n.endswith("/data.pkl")]
         if len(pickles) != 1:
-            raise self.error("is a zip archive, but not one of PyTorch's")
+            raise self.error("is a zip archive, but not of PyTorch")
         self._root = pickles[0].removesuffix("data.pkl")
         names = self._zip.namelist()
         if f"{self._root}byteorder" in names:
             if self.content("byteorder") != b"little":
-                raise self.error("has big-endian values, which are not read")
+                raise self.error("has big-endian values, which are not supported")
 
-    def error(self, what: str) -> PretrainedError:
-        return PretrainedError(f"{self._path} {what}")
+    def error(self, problem: str) -> PretrainedError:
+        return PretrainedError(f"{self._path} {problem}")
 
     def content(self, name: str) -> bytes:
         try:
             entry = self._zip.getinfo(self._root + name)
             if entry.compress_type != zipfile.ZIP_STORED:
-                raise ValueError("PyTorch compresses nothing")
+                raise ValueError("it is compressed, but PyTorch compresses nothing")
             return self._zip.read(entry)
-        except Exception as error:  # whatever a broken archive leads to
+        except Exception as error:  # a broken archive can raise anything
             raise self.error(
                 f"is damaged or cut off ({error}); copy or download it again"
             ) from error
 
     def storage(self, key: str) -> bytes:
-        """A storage; kept until another is read, as many tensors may share it."""
+        """Returns a storage; keeps the last one, which many tensors may share."""
         if self._last is None or self._last[0] != key:
             self._last = key, self.content(f"data/{key}")
         return self._last[1]
@@ -182,11 +186,11 @@ class _Archive:
             return unpickler.load()
         except PretrainedError:
             raise
-        except Exception as error:  # whatever a broken pickle leads to
+        except Exception as error:  # a broken pickle can raise anything
             raise self.error(f"holds a pickle that cannot be read: {error}") from error
 
 
-# Python's own: the faster one in C allocates a table of any size that a file asks for.
+# In Python: the faster one in C allocates a table of any size that a file asks for.
 class _Unpickler(pickle._Unpickler):
     def __init__(self, file, archive: _Archive):
         super().__init__(file, encoding="utf-8")
@@ -209,16 +213,16 @@ class _Unpickler(pickle._Unpickler):
         if full in _INERT or full.startswith("torch.") and name in _TORCH_DTYPES:
             return Inert
         raise self._archive.error(
-            f"asks for {full} when it is loaded, which could run code of whoever made "
-            "the file, so it is refused. If you trust it, open it with PyTorch and "
-            'save its weights alone: torch.save({"model": weights}, "new.pth")'
+            f"asks for {full} when loaded, which could run code, so it is refused. If "
+            "you trust the file, open it with PyTorch and save its weights alone: "
+            'torch.save({"model": weights}, "new.pth")'
         )
 
-    def persistent_load(self, reference):
+    def persistent_load(self, pid):
         try:
-            kind, dtype, key, *_ = reference
+            kind, dtype, key, *_ = pid
             if kind == "storage" and isinstance(key, str):
                 return self._archive, np.dtype(_DTYPES[dtype]), key
         except (TypeError, ValueError, KeyError):
             pass
-        raise self._archive.error("refers to something that is no storage of tensors")
+        raise self._archive.error("refers to an object that is not a tensor storage")

@@ -1,61 +1,60 @@
-"""Reads the newest checkpoint of a run of this library."""
+"""Reads the newest checkpoint of a work directory."""
 
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-import flax
 import jax
-import ml_collections
 import numpy as np
+from flax.traverse_util import unflatten_dict
+from ml_collections import ConfigDict
 
 from videomae_jax import checkpointing
+from videomae_jax.config import upgrade
 from videomae_jax.errors import PretrainedError
 from videomae_jax.interop.pretrained import Preprocessing, Pretrained
 from videomae_jax.models import build
 
 
 def read(folder: pathlib.Path, fields: Mapping[str, Any]) -> Pretrained:
-    """Reads parameters, or their average if the run keeps one, and how it sees videos.
+    """Reads the averaged parameters, or the last if the run does not average them.
 
     Args:
         folder: the work directory.
-        fields: of the model, instead of the run's.
+        fields: of the model, which override the run's.
 
     Raises:
-        PretrainedError: if there is no complete checkpoint.
+        PretrainedError: if it has no complete checkpoint.
     """
-    checkpoints = checkpointing.Checkpoints(str(folder), 1, 0, read_only=True)
+    checkpoints = checkpointing.Checkpoints(str(folder), read_only=True)
     step = checkpoints.latest_step()
     if step is None:
-        raise PretrainedError(f"{folder} is a work directory without a checkpoint yet")
+        raise PretrainedError(f"{folder}: no complete checkpoint found")
     meta = checkpoints.meta(step)
-    config = ml_collections.ConfigDict(meta["config"])
-    items = {
-        item: checkpoints.shapes(step, item) for item in ("ema", "params", "statistics")
-    }
+    config: Any = ConfigDict(upgrade(meta["config"]))
+    item = checkpoints.evaluated_item(step)
+    shapes = {name: checkpoints.shapes(step, name) for name in (item, "batch_stats")}
     checkpoints.close()
     labels = None
     preprocessing = {
         name: config.data[name] for name in ("num_frames", "stride", "image_size")
     }
-    # Of training on other devices; computation is float32 unless asked for.
-    plain = {"dtype": "float32", "remat": "none", "attention": None}
+    # Without the settings of training; float32 unless `fields` override it.
+    defaults = {"dtype": "float32", "remat": "none", "attention": None}
     if config.task == "pretrain":
-        plain |= {"decoder_remat": None, "decoder_attention": None}
+        defaults |= {"decoder_remat": None, "decoder_attention": None}
         model = build.autoencoder(config.model)
         preprocessing["frame_sampling"] = "exact"
     else:
         labels = tuple(meta["class_names"])
         model = build.classifier(config.model, len(labels))
         preprocessing["frame_sampling"] = config.data.frame_sampling
-    item = "ema" if items["ema"] else "params"
     return Pretrained(
-        model=model.clone(**(plain | dict(fields))),
-        params=_restore(folder, step, item, items[item]),
+        model=model.clone(**(defaults | dict(fields))),
+        params=_restore(folder, step, item, shapes[item]),
         labels=labels,
         preprocessing=Preprocessing(**preprocessing),
-        statistics=_restore(folder, step, "statistics", items["statistics"]),
+        batch_stats=_restore(folder, step, "batch_stats", shapes["batch_stats"]),
         normalized_targets=config.get("normalize_targets", True),
         multi_label=config.task == "finetune" and config.loss.kind == "sigmoid",
         source=str(folder),
@@ -65,14 +64,14 @@ def read(folder: pathlib.Path, fields: Mapping[str, Any]) -> Pretrained:
 
 def _restore(
     folder: pathlib.Path, step: int, item: str, shapes: Mapping[str, tuple[int, ...]]
-) -> dict[str, Any]:
-    """An item onto one device, whatever mesh it was saved from."""
+) -> Mapping[str, Any]:
+    """Restores an item onto one device, whatever mesh it was saved from."""
     if not shapes:
         return {}
-    place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    part = {
-        name: jax.ShapeDtypeStruct(shape, np.float32, sharding=place)
+    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    flat = {
+        name: jax.ShapeDtypeStruct(shape, np.float32, sharding=sharding)
         for name, shape in shapes.items()
     }
-    part = flax.traverse_util.unflatten_dict(part, sep="/")
-    return checkpointing.restore_part(str(folder), step, item, part)
+    abstract = unflatten_dict(flat, sep="/")
+    return checkpointing.restore_part(str(folder), step, item, abstract)
