@@ -6,6 +6,8 @@ import tempfile
 
 import pytest
 
+from tests.helpers import shapes
+
 # The workers of pytest-xdist inherit the environment of the process that starts them.
 if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["JAX_PLATFORMS"] = "cpu"
@@ -24,9 +26,6 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
         _cache = tempfile.TemporaryDirectory(prefix="videomae_jax_tests_")
         os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache.name
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-
-# After the environment is set: it imports JAX.
-from tests.helpers import shapes  # noqa: E402
 
 shapes.install()
 
