@@ -164,9 +164,9 @@ def test_only_unreadable_videos_are_an_error(folder, tmp_path):
 @pytest.mark.parametrize(
     "overrides, message",
     [
-        ({"model.heads": 2}, "config.model.heads is 2, the checkpoint's is 3"),
-        ({"model.position_size": 0}, "position_size is 0, the checkpoint's is 32"),
-        ({"loss.kind": "sigmoid"}, "loss.kind is 'sigmoid'.*'softmax'"),
+        ({"model.heads": 2}, "config.model.heads=2, but the checkpoint's is 3"),
+        ({"model.position_size": 0}, "position_size=0, but the checkpoint's is 32"),
+        ({"loss.kind": "sigmoid"}, "loss.kind='sigmoid', but .* is 'softmax'"),
     ],
 )
 def test_another_use_of_the_parameters_is_refused(

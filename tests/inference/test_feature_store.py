@@ -119,8 +119,8 @@ def test_shards_together_are_one_run(run, folder, tmp_path, capsys):
         run(folder / "list.txt", out=tmp_path / "three", shard=shard)
     lines = capsys.readouterr().out.splitlines()
     assert [line.rpartition(";")[2] for line in lines[:2]] == [
-        " the index waits for 4 videos of other shards",
-        " the index waits for 2 videos of other shards",
+        " 4 videos of other shards are still missing",
+        " 2 videos of other shards are still missing",
     ]
     assert contents(tmp_path / "three") == contents(tmp_path / "one")
 
@@ -314,7 +314,7 @@ def test_names_are_unique_and_inside_the_folder():
 def test_invalid_arguments_are_refused(run, folder, tmp_path, capsys):
     with pytest.raises(RecordError, match="one list or folder"):
         run(folder / "a", folder / "b", out=tmp_path)
-    with pytest.raises(RecordError, match="no file or folder"):
+    with pytest.raises(RecordError, match="file or folder not found"):
         run(tmp_path / "none", out=tmp_path)
     for option in ({"shard": "2/2"}, {"shard": "1"}, {"hop": "0"}, {"hop": "x"}):
         with pytest.raises(SystemExit):
