@@ -119,7 +119,7 @@ def test_pretraining_crops_are_those_of_whole_frames(videos):
             frames = video.read(sampling.sample_pretrain(rng, video.num_frames, 4, 2))
             for clip in result:
                 box = augmentation.multi_scale_box(
-                    rng, *frames.shape[1:3], size, scales
+                    rng, *frames.shape[1:3], size=size, scales=scales
                 )
                 expected = augmentation.crop_and_resize(frames, box, size, size)
                 np.testing.assert_array_equal(clip, expected)
