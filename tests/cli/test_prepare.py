@@ -126,13 +126,14 @@ def test_training_sees_the_frames_of_what_was_encoded(videos, made, tmp_path):
         content = pathlib.Path(paths[record.id]).read_bytes()
         path.write_bytes(encode(content, Settings()).video)
         files.append(dataclasses.replace(record, path=str(path), position=None))
-    reader = PretrainingClips(4, 2, 32, (1.0, 0.75), 0.5, 1)
+    read_clips = PretrainingClips(4, 2, 32, (1.0, 0.75), 0.5, 1)
     batches = []
     for source, workers in ((files, 0), (found, 0), (found, 1)):
         with pipeline.batches(
             source,
-            reader,
+            read_clips,
             batch_size=4,
+            label_kind=LabelKind.ONE,
             seed=0,
             steps=range(3),
             workers=WorkerConfig(workers),
@@ -192,10 +193,10 @@ def test_frames_that_are_images(tmp_path, serial):
         got = video.read(range(3)).astype(int)
     errors = [np.abs(got - frames[0][i : i + 3]).mean() for i in range(7)]
     assert np.argmin(errors) == 3
-    with pytest.raises(RecordError, match="without --copy"):
+    with pytest.raises(RecordError, match="--copy needs a video file, but the frames"):
         prepare(*given, "--copy", "--overwrite")
     (tmp_path / "parts.txt").write_text("path,start,total\na.mp4 2 3\n")
-    with pytest.raises(RecordError, match="parts of video files"):
+    with pytest.raises(RecordError, match="a part of a video file cannot be prepared"):
         prepare(tmp_path / "parts.txt", tmp_path / "parts")
 
 
@@ -254,7 +255,7 @@ def test_splits_share_a_folder(videos, made, tmp_path, serial):
     for name, content in contents(made).items():
         if "-train." in name:
             assert (tmp_path / "tiny/1.0.0" / name).read_bytes() == content
-    with pytest.raises(RecordError, match="no finished split 'test'. There is .*val"):
+    with pytest.raises(RecordError, match="no complete split 'test', only .*val"):
         sources.load(f"tfds:{tmp_path}/tiny/test")
     with pytest.raises(RecordError, match="'val' has other classes|other classes"):
         prepare(videos, tmp_path / "tiny", "--split=test", "--multi-label")
@@ -285,7 +286,7 @@ def test_too_many_bad_videos_make_no_data_set(videos, tmp_path, serial):
     with pytest.raises(RecordError, match="1 of 9 videos could not be read"):
         prepare(videos, out, "--max-bad-fraction=0.01")
     assert not (out / "1.0.0/dataset_info.json").exists()
-    with pytest.raises(RecordError, match="no finished split"):
+    with pytest.raises(RecordError, match="no complete split"):
         sources.load(f"tfds:{out}/train")
     prepare(videos, out)
     assert len(sources.load(f"tfds:{out}/train")) == 8
@@ -335,7 +336,7 @@ def test_killed_and_started_again_gives_the_same_bytes(tmp_path):
                 time.sleep(0.005)
             process.kill()
         assert not (folder / "dataset_info.json").exists()
-        with pytest.raises(RecordError, match="no finished split"):
+        with pytest.raises(RecordError, match="no complete split"):
             sources.load(f"tfds:{tmp_path}/killed/tiny/train")
     kept = min(folder.glob("*-of-00012"))
     then = kept.stat().st_mtime_ns

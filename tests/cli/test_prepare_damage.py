@@ -117,9 +117,9 @@ def test_changed_bytes_are_detected(videos, tmp_path, serial):
             read_bytes(Record(str(other), "2.mp4", position=0))
     shard.write_bytes(changed)
 
-    reader = PretrainingClips(4, 2, 32, (1.0,), 0.0, 1)
+    read_clips = PretrainingClips(4, 2, 32, (1.0,), 0.0, 1)
     with pipeline.batches(
-        found, reader, batch_size=8, seed=0, steps=range(1)
+        found, read_clips, batch_size=8, seed=0, steps=range(1)
     ) as stream:
         (batch,) = stream
     assert "2.mp4" not in batch.ids
