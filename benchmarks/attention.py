@@ -37,7 +37,7 @@ def ours(implementation, shape, dtype):
     ]
 
     def attend(query, key, value):
-        return attention.attend(query, key, value, implementation)
+        return attention.attend(query, key, value, implementation=implementation)
 
     def both(query, key, value, gradient):
         return jax.vjp(attend, query, key, value)[1](gradient)

@@ -23,7 +23,8 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from videomae_jax import config as configuration  # noqa: E402
-from videomae_jax.tpu import compile, topology  # noqa: E402
+from videomae_jax.tpu import topology  # noqa: E402
+from videomae_jax.tpu.compile import compile_step, with_clips  # noqa: E402
 
 # The recipe, and fields that differ from it.
 MODELS = {
@@ -51,7 +52,7 @@ def make_config(model, attention, remat=None, clips=None, devices=1):
     config.model[field] = attention
     config.model.remat = remat or config.model.remat
     if clips:
-        config = compile.with_clips(config, clips, devices)
+        config = with_clips(config, clips, devices)
     return config
 
 
@@ -78,7 +79,7 @@ def compiled(config, devices):
     """Compiles a step; returns the compiler's figures, or its error."""
     start = time.monotonic()
     try:
-        row = dataclasses.asdict(compile.compile_step(config, devices))
+        row = dataclasses.asdict(compile_step(config, devices))
     except (ValueError, NotImplementedError) as error:
         row = {"error": str(error), "seconds": time.monotonic() - start}
     jax.clear_caches()

@@ -275,7 +275,8 @@ def finetune() -> ConfigDict:
     config.evaluation.crops = 3
     # Videos per device in a batch; their views are computed one after another.
     config.evaluation.videos_per_device = 4
-    # File for the test's probabilities, in the format of MMAction2's --dump.
+    # File for the test's probabilities, in the format of MMAction2's --dump; needs
+    # PyTorch.
     config.evaluation.dump = ""
     return config.lock()
 

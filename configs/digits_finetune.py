@@ -24,8 +24,8 @@ def get_config(arg: str = ""):
     config.data.image_size = 32
     config.data.frame_sampling = "exact"
     config.data.num_workers = 0
-    # A mirrored or turned motion has another label, and the digits wrap around the
-    # border: hardly an augmentation is left.
+    # Almost no augmentation: a mirrored or rotated motion has another label, and the
+    # digits wrap around the border.
     config.data.rand_augment = ""
     config.data.crop_area = (1.0, 1.0)
     config.data.crop_aspect = (1.0, 1.0)
@@ -37,7 +37,7 @@ def get_config(arg: str = ""):
     config.model.update(width=128, depth=4, heads=8, patch_size=8, dtype="float32")
     config.model.position_size = 32
     config.batch_size = 32
-    # So few that training from scratch is far from done.
+    # Too few to train from scratch, so that the gain from pretraining shows.
     config.steps = 120
     config.optimizer.base_lr = 8e-3
     config.optimizer.warmup_epochs = 2.0

@@ -26,7 +26,7 @@ def get_config(arg: str = ""):
     config.data.num_frames = 8
     config.data.stride = 1
     config.data.image_size = 32
-    # The digits wrap around the border: a part of the frame would tell less.
+    # Whole frames: the digits wrap around the border, so a crop would lose information.
     config.data.crop_scales = (1.0,)
     config.data.num_workers = 0
     config.model.variant = "tiny"
@@ -40,7 +40,7 @@ def get_config(arg: str = ""):
         patch_size=8,
         dtype="float32",
     )
-    # Half, not 90 %: so few steps and 16 places would show hardly a digit.
+    # Not 90 %: with so few steps and 16 patches per frame, few digits would appear.
     config.mask.ratio = 0.5
     config.batch_size = 32
     config.steps = 2000

@@ -140,7 +140,7 @@ def test_unknown_option_is_refused():
 @pytest.mark.parametrize(
     "flag, message",
     [
-        ("--config.data.trian=x", r"no --config\.data\.trian; .*--config\.data\.train"),
+        ("--config.data.trian=x", r"data\.trian: unknown field; .*--config\.data\.train"),
         ("--config.optimizer.lr=1", r"nearest is --config\.optimizer\.\w+_lr"),
         ("--config.batch_size=many", "many"),
     ],
