@@ -87,6 +87,6 @@ def labels_to_json(
 
 def labels_from_json(label: int | list[int] | None) -> tuple[int, ...]:
     """Returns the labels of a "label" field that `labels_to_json` made."""
-    if label is None:
-        return ()
-    return tuple(label) if isinstance(label, list) else (label,)
+    if isinstance(label, list):
+        return tuple(label)
+    return () if label is None else (label,)
