@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from etils import epath
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -168,3 +169,17 @@ def test_urls_and_paths(tmp_path, monkeypatch):
     assert files.is_url("gs://bucket/a") and not files.is_url(tmp_path / "a")
     assert files.absolute("gs://bucket/a") == "gs://bucket/a"
     assert files.absolute("~/a") == files.absolute("a") == str(tmp_path / "a")
+
+
+def test_file_size(tmp_path, monkeypatch):
+    (tmp_path / "a").write_bytes(b"abc")
+    assert files.file_size(str(tmp_path / "a")) == 3
+    for missing in (tmp_path / "b", tmp_path / "a" / "b", tmp_path / "a\0b"):
+        assert files.file_size(str(missing)) is None
+    # epath's class of local paths, in place of one that needs a store.
+    local = type(epath.Path(tmp_path))
+    monkeypatch.setattr(
+        "etils.epath.Path", lambda url: local(url.removeprefix("gs://"))
+    )
+    assert files.file_size(f"gs://{tmp_path}/a") == 3
+    assert files.file_size(f"gs://{tmp_path}/b") is None

@@ -42,6 +42,18 @@ def open_binary(path: str) -> IO[bytes]:
     return epath.Path(path).open("rb")
 
 
+def file_size(path: str) -> int | None:
+    """Returns the size of a file, or of what a URL names, in bytes; None if missing."""
+    try:
+        if not is_url(path):
+            return os.path.getsize(path)
+        from etils import epath
+
+        return epath.Path(path).stat().length
+    except (OSError, ValueError):  # ValueError: a NUL in the path
+        return None
+
+
 def partial_path(path: _Path) -> _Path:
     """Returns a unique temporary name beside `path`, which `remove_partial` finds."""
     return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{PARTIAL_SUFFIX}")

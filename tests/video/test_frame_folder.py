@@ -102,6 +102,21 @@ def test_missing_images(folder):
             video.read([0])
 
 
+def test_sizes_and_an_unreadable_image(folder):
+    (folder / "img_00005.png").unlink()
+    (folder / "img_00005.png").mkdir()
+    (folder / "img_00009.png").unlink()
+    with FrameFolder(str(folder), "img_{:05}.png", (3, 7)) as video:
+        assert video.size(0) == (folder / "img_00003.png").stat().st_size
+        assert video.content(0) == (folder / "img_00003.png").read_bytes()
+        reason = f"{folder}: img_00005.png: cannot be read: Is a directory"
+        with pytest.raises(VideoError, match=reason):
+            video.read([2])
+        for method in (video.size, video.content):
+            with pytest.raises(VideoError, match=r"img_00009.png is missing: .*has 6"):
+                method(6)
+
+
 @pytest.mark.parametrize("frame_range", [None, (1, 5)])
 def test_names_that_do_not_fit(folder, frame_range):
     with pytest.raises(VideoError) as raised:

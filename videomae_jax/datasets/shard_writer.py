@@ -31,6 +31,7 @@ from videomae_jax.files import (
     absolute,
     atomic_path,
     atomic_write,
+    file_size,
     is_url,
     read_json,
     write_json,
@@ -86,7 +87,7 @@ class Shard:
     def is_complete(self) -> bool:
         """Returns whether the shard exists with all of its bytes."""
         metadata = self.metadata()
-        return metadata is not None and shard_files.size(self.path) == metadata["bytes"]
+        return metadata is not None and file_size(self.path) == metadata["bytes"]
 
     def conflict(self) -> str | None:
         """Returns how an existing shard with this name differs, if it does."""

@@ -1,6 +1,6 @@
 """Video files: opening the container, listing the packets, decoding every frame.
 
-The argument `name` begins the messages of errors.
+The argument `name`, by default the path, begins the messages of VideoErrors.
 """
 
 import io
@@ -23,11 +23,7 @@ def default_name(file: VideoFile) -> str:
 
 
 def open_container(file: VideoFile, name: str) -> InputContainer:
-    """Opens a video file for demuxing, and for decoding in this thread alone.
-
-    Raises:
-        VideoError: the file is missing, empty, or not a video.
-    """
+    """Opens a video file for demuxing, and for decoding in this thread alone."""
     if isinstance(file, bytes):
         size, target = len(file), io.BytesIO(file)
     else:
@@ -71,11 +67,7 @@ def use_one_thread(codec: av.VideoCodecContext) -> None:
 
 
 def read_packets(container: InputContainer, name: str) -> list[av.Packet]:
-    """Returns the packets of the video stream that hold data, in decoding order.
-
-    Raises:
-        VideoError: there are none, or the file is cut off.
-    """
+    """Returns the packets of the video stream that hold data, in decoding order."""
     stream = container.streams.video[0]
     try:
         packets = [packet for packet in container.demux(stream) if packet.size]
@@ -97,14 +89,8 @@ def decode_all(
 ) -> Iterator[av.VideoFrame]:
     """Yields every frame of a video in order, from a new decoder.
 
-    Args:
-        file: the file.
-        name: by default the path.
-        strict: whether to refuse damage that does not stop the decoder, and changes of
-            the resolution.
-
-    Raises:
-        VideoError: the file cannot be opened, or is damaged.
+    Unless `strict`, damage that does not stop the decoder, and changes of the
+    resolution, raise no error.
     """
     name = default_name(file) if name is None else name
     count, size = 0, None
@@ -117,8 +103,7 @@ def decode_all(
                 if not packet.size and packet.dts is not None:
                     continue
                 frames = stream.codec_context.decode(packet)
-                corrupt = packet.is_corrupt or any(x.is_corrupt for x in frames)
-                if strict and corrupt:
+                if strict and any(x.is_corrupt for x in (packet, *frames)):
                     raise VideoError(f"{name}: damaged near frame {count}")
                 for frame in frames:
                     size = size or (frame.width, frame.height)

@@ -13,6 +13,7 @@ allow such a table is decoded from its beginning instead, which is slow but exac
 """
 
 import functools
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 
 import av
@@ -32,8 +33,7 @@ from videomae_jax.video.packets import PacketIndex, PacketTable, packet_table
 from videomae_jax.video.rgb import RotationError, VideoFrames, upright_size
 from videomae_jax.video.source import FrameSource, Indices
 
-# Frames with their indices.
-_Frames = Iterator[tuple[int, av.VideoFrame]]
+_Frame = tuple[int, av.VideoFrame]  # with its index
 
 
 class Video(FrameSource):
@@ -48,11 +48,8 @@ class Video(FrameSource):
     Frames that may depend on damage reported by the decoder raise an error when read;
     they are never returned.
 
-    Attributes:
-        name: name of the video in messages.
-        num_frames: number of frames that a full decode yields, found from the packets.
-            Only files without usable timestamps are decoded to count the frames.
-        fps: average frames per second; None if the file does not say.
+    `num_frames` is the number that a full decode yields, found from the packets. Only
+    files without usable timestamps are decoded to count the frames.
     """
 
     def __init__(self, file: VideoFile, name: str | None = None):
@@ -61,10 +58,6 @@ class Video(FrameSource):
         Args:
             file: path of a local file, or the content of a file.
             name: name in messages; by default the path.
-
-        Raises:
-            VideoError: the file is missing, empty, cut off, not a video, or has no
-                video stream.
         """
         self._file = file
         self.name = default_name(file) if name is None else name
@@ -80,7 +73,7 @@ class Video(FrameSource):
             raise
 
     def _open(self) -> None:
-        """Sets `_decoder`, `num_frames` and `fps`, for an instance that has a file."""
+        """Sets `_decoder`, `num_frames` and `fps`."""
         self._container = open_container(self._file, self.name)
         stream = self._container.streams.video[0]
         packets = read_packets(self._container, self.name)
@@ -94,7 +87,7 @@ class Video(FrameSource):
         self.fps = _average_fps(stream, table)
 
     def close(self) -> None:
-        """Releases the file and the packets; may be called more than once."""
+        """Releases the file and the packets."""
         super().close()
         self._decoder = None
         if self._container is not None:
@@ -105,8 +98,7 @@ class Video(FrameSource):
         """Returns the index for opening the same content as an `IndexedVideo`.
 
         Raises:
-            ValueError: the video was opened from a path, has no packet table, or is not
-                as `PacketIndex.build` needs it.
+            ValueError: the video is not in memory, or its packets have no index.
         """
         decoder = self._decoder
         if decoder is None or not isinstance(self._file, bytes):
@@ -117,13 +109,20 @@ class Video(FrameSource):
     def decode(self, indices: Indices) -> VideoFrames:
         """Decodes frames without converting them to RGB, see `FrameSource.decode`."""
         distinct, order = self._distinct(indices)
-        return VideoFrames(self._decode(distinct), order, self.name)
+        frames = self._decode(distinct)
+        for index, frame in frames:
+            try:
+                size = upright_size(frame)
+            except RotationError as error:
+                raise self.error(f"frame {index} {error}") from error
+            self._check_size(f"frame {index}", size)
+        return VideoFrames([frame for _, frame in frames], order, self.name)
 
-    def _decode(self, indices: list[int]) -> list[av.VideoFrame]:
+    def _decode(self, indices: list[int]) -> list[_Frame]:
         """Decodes frames whose indices increase."""
         if self._decoder is not None:
             try:
-                return [self._checked_frame(*x) for x in self._decoder.decode(indices)]
+                return list(self._decoder.decode(indices))
             except _TableError:
                 # Either the timestamps are wrong, and only a full decode is exact from
                 # here on, or the decoder drops frames, and no index is certain.
@@ -135,19 +134,14 @@ class Video(FrameSource):
                         f"returns {count}"
                     ) from None
                 self._decoder = None
-        return [self._checked_frame(*x) for x in self._decode_from_start(indices)]
-
-    def _decode_from_start(self, indices: list[int]) -> _Frames:
-        """Yields (index, frame) of a decode from the beginning, as far as needed."""
-        remaining = iter(indices)
-        index = next(remaining)
-        for count, frame in enumerate(self._decode_all()):
-            if count == index:
-                yield index, frame
-                index = next(remaining, None)
-                if index is None:
-                    return
-        raise self.error(f"the decoder did not return frame {index}")
+        selected = set(indices)
+        frames = enumerate(itertools.islice(self._decode_all(), indices[-1] + 1))
+        decoded = [(i, frame) for i, frame in frames if i in selected]
+        if len(decoded) < len(indices):
+            raise self.error(
+                f"the decoder did not return frame {indices[len(decoded)]}"
+            )
+        return decoded
 
     def _count_frames(self) -> int:
         """Counts by decoding. Damage is refused: it could shift the index of frames."""
@@ -163,15 +157,6 @@ class Video(FrameSource):
     def _decode_all(self) -> Iterator[av.VideoFrame]:
         # A new decoder: parameters from late in a file may outlive a flush.
         return decode_all(self._file, self.name, strict=False)
-
-    def _checked_frame(self, index: int, frame: av.VideoFrame) -> av.VideoFrame:
-        """Returns a frame, whose upright size must be that of the others."""
-        try:
-            size = upright_size(frame)
-        except RotationError as error:
-            raise self.error(f"frame {index} {error}") from error
-        self._check_size(f"frame {index}", size)
-        return frame
 
 
 class IndexedVideo(Video):
@@ -215,19 +200,12 @@ class PacketDecoder:
         table: PacketTable,
         name: str,
     ):
-        """Takes over the decoder.
-
-        Args:
-            codec: the decoder.
-            get_packet: returns the packet at a position, in decoding order.
-            table: the table of the packets.
-            name: name of the video in messages.
-        """
+        """Takes over the decoder; `get_packet` returns the packet at a position."""
         self.codec, self.get_packet = codec, get_packet
         self.table, self._name = table, name
 
-    def decode(self, indices: list[int]) -> _Frames:
-        """Yields (index, frame) for indices that increase.
+    def decode(self, indices: list[int]) -> Iterator[_Frame]:
+        """Yields the frames of indices that increase.
 
         Raises:
             VideoError: a frame may depend on damage that the decoder reports.
@@ -256,14 +234,8 @@ class PacketDecoder:
             start -= 1
         return start
 
-    def _decode_run(self, start: int, end: int, indices: list[int]) -> _Frames:
-        """Decodes the packets `start` to `end` as far as the requested frames need.
-
-        Args:
-            start: position of the first packet.
-            end: position of the last packet of a requested frame.
-            indices: the requested frames, increasing, all decodable from `start`.
-        """
+    def _decode_run(self, start: int, end: int, indices: list[int]) -> Iterator[_Frame]:
+        """Yields frames whose packets are at `start` to `end`, decoded from `start`."""
         if self.codec.is_open:
             # Discards the state of an earlier run, or of its failure.
             self.codec.flush_buffers()

@@ -13,8 +13,9 @@ import string
 from collections.abc import Iterable
 
 from videomae_jax.errors import VideoError
-from videomae_jax.files import is_url, open_binary
+from videomae_jax.files import file_size, is_url
 from videomae_jax.video.images import ImageVideo
+from videomae_jax.video.source import read_file
 
 DEFAULT_FRAME_NAME = "img_{:05}.jpg"  # VideoMAE V2's
 
@@ -34,12 +35,8 @@ class FrameFolder(ImageVideo):
             path: the folder, or its URL.
             frame_name: template of the image names.
             frame_range: number of the first image, and number of consecutive images;
-                none is looked for before it is read. By default all images that fit
-                the template, which are listed.
-
-        Raises:
-            VideoError: without `frame_range`: the folder is missing, no image fits the
-                template, or one is missing between others.
+                none is looked for before it is read. By default the folder is listed:
+                all images that fit the template, which may have no gaps.
         """
         self.name = self._path = path
         self._frame_name = frame_name
@@ -47,44 +44,35 @@ class FrameFolder(ImageVideo):
 
     def content(self, index: int) -> bytes:
         """Returns the encoded image of a frame."""
+        name = self.image_name(index)
         try:
-            with open_binary(self._image_path(index)) as file:
-                return file.read()
-        except (FileNotFoundError, NotADirectoryError):
-            raise self._missing(index) from None
-        except OSError as error:
-            reason = error.strerror or error
-            raise self.error(
-                f"{self.image_name(index)} cannot be read: {reason}"
-            ) from error
+            return read_file(f"{self._path}/{name}", f"{self.name}: {name}")
+        except VideoError:
+            self.size(index)  # explains what the folder holds if the image is missing
+            raise
 
     def size(self, index: int) -> int:
-        """Returns the size of a frame's image in bytes."""
-        path = self._image_path(index)
-        try:
-            if not is_url(path):
-                return os.path.getsize(path)
-            from etils import epath
-
-            return epath.Path(path).stat().length
-        except OSError:
-            raise self._missing(index) from None
+        """Returns the size of the encoded image of a frame in bytes."""
+        name = self.image_name(index)
+        size = file_size(f"{self._path}/{name}")
+        if size is not None:
+            return size
+        numbers = self._list_images(f"{name} is missing")
+        first, last = map(self._frame_name.format, (numbers[0], numbers[-1]))
+        raise self.error(
+            f"{name} is missing: the list asks for {self.num_frames} images from "
+            f"{self.image_name(0)} on, but the folder has {len(numbers)}, {first} to "
+            f"{last}. If the columns of the list were misread, name them in its first "
+            "line, such as path,start,total or path,total,label"
+        )
 
     def image_name(self, index: int) -> str:
         """Returns the file name of a frame's image."""
         return self._frame_name.format(self._start + index)
 
-    def _image_path(self, index: int) -> str:
-        return f"{self._path}/{self.image_name(index)}"
-
     def _find_images(self) -> tuple[int, int]:
         """Returns the number of the first image, and how many there are."""
-        names = self._file_names()
-        numbers = frame_numbers(self._frame_name, names)
-        if not numbers:
-            raise self.error(
-                f"no image found: {frame_name_advice(self._frame_name, names)}"
-            )
+        numbers = self._list_images("no image found")
         first, last = numbers[0], numbers[-1]
         if last - first + 1 != len(numbers):
             gap = min(set(range(first, last)).difference(numbers))
@@ -94,28 +82,15 @@ class FrameFolder(ImageVideo):
             )
         return first, len(numbers)
 
-    def _missing(self, index: int) -> VideoError:
-        """Returns the error for a missing image, with what the folder holds instead."""
-        names = self._file_names()
-        numbers = frame_numbers(self._frame_name, names)
-        reason = f"{self.image_name(index)} is missing"
-        if not numbers:
-            return self.error(f"{reason}: {frame_name_advice(self._frame_name, names)}")
-        first, last = map(self._frame_name.format, (numbers[0], numbers[-1]))
-        return self.error(
-            f"{reason}: the list asks for {self.num_frames} images from "
-            f"{self.image_name(0)} on, but the folder has {len(numbers)}, {first} to "
-            f"{last}. If the columns of the list were misread, name them in its first "
-            "line, such as path,start,total or path,total,label"
-        )
-
-    def _file_names(self) -> list[str]:
+    def _list_images(self, problem: str) -> list[int]:
+        """Returns the numbers of all images; raises `problem` if there are none."""
         try:
-            if not is_url(self._path):
-                return os.listdir(self._path)
-            from etils import epath
+            if is_url(self._path):
+                from etils import epath
 
-            return [entry.name for entry in epath.Path(self._path).iterdir()]
+                names = [entry.name for entry in epath.Path(self._path).iterdir()]
+            else:
+                names = os.listdir(self._path)
         except FileNotFoundError:
             raise self.error("no such folder") from None
         except NotADirectoryError:
@@ -123,14 +98,14 @@ class FrameFolder(ImageVideo):
         except OSError as error:
             reason = error.strerror or error
             raise self.error(f"cannot be listed: {reason}") from error
+        numbers = frame_numbers(self._frame_name, names)
+        if not numbers:
+            raise self.error(f"{problem}: {frame_name_advice(self._frame_name, names)}")
+        return numbers
 
 
 def check_frame_name(template: str) -> None:
-    """Checks that a template gives each number a file name of its own.
-
-    Raises:
-        ValueError: it does not; the message says what is expected.
-    """
+    """Raises ValueError unless a template gives each number its own file name."""
     numbers = (0, 7, 123456)
     try:
         # Zero-padded or plain numbers, which can be read back.
@@ -145,12 +120,7 @@ def check_frame_name(template: str) -> None:
 
 
 def frame_number(template: str, file_name: str) -> int | None:
-    """Returns the number in a file name, or None if it does not fit the template.
-
-    Example:
-        >>> frame_number("img_{:05}.jpg", "img_00012.jpg")
-        12
-    """
+    """Returns the number in a file name; None if it does not fit the template."""
     match = _pattern(template).fullmatch(file_name)
     # img_12.jpg matches the pattern, but the template writes 12 as img_00012.jpg.
     if match and template.format(int(match[1])) == file_name:

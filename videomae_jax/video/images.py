@@ -22,15 +22,13 @@ class ImageError(ValueError):
 def decode_image(content: bytes) -> np.ndarray:
     """Decodes an image; refuses one that is cut off, instead of filling it with grey.
 
-    Args:
-        content: content of a JPEG, PNG or WebP file.
+    JPEG and WebP have no checksums: damage in their middle may go unnoticed.
 
     Returns:
         uint8 [height, width, 3], RGB: grey is repeated, transparency is dropped.
 
     Raises:
-        ImageError: the image is empty, damaged, of another format, or has 16 bits. JPEG
-            and WebP have no checksums: damage in their middle may go unnoticed.
+        ImageError: the image is empty, damaged, of another format, or has 16 bits.
     """
     if not content:
         raise ImageError("is empty (0 bytes)")
@@ -81,19 +79,11 @@ class ImageVideo(FrameSource):
 
     @abc.abstractmethod
     def content(self, index: int) -> bytes:
-        """Returns the encoded image of a frame.
-
-        Raises:
-            VideoError: the image is missing or cannot be read.
-        """
+        """Returns the encoded image of a frame."""
 
     @abc.abstractmethod
     def size(self, index: int) -> int:
-        """Returns the size of the encoded image of a frame in bytes.
-
-        Raises:
-            VideoError: the image is missing.
-        """
+        """Returns the size of the encoded image of a frame in bytes."""
 
     @abc.abstractmethod
     def image_name(self, index: int) -> str:

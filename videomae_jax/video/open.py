@@ -1,25 +1,19 @@
 """Opens videos of every kind that a record may name; nothing else decides how."""
 
-import os
-
+from videomae_jax import files
 from videomae_jax.errors import VideoError
-from videomae_jax.files import is_url, open_binary
 from videomae_jax.video.container import VideoFile, default_name
 from videomae_jax.video.decoder import Video
 from videomae_jax.video.frame_folder import FrameFolder
 from videomae_jax.video.record import Record
-from videomae_jax.video.source import FrameSource, VideoSegment
+from videomae_jax.video.source import FrameSource, VideoSegment, read_file
 
 # A record, or a path of a file, or the content of a file.
 Source = Record | VideoFile
 
 
 def open_video(source: Source) -> FrameSource:
-    """Opens the video of a record, of a file, or of the content of a file.
-
-    Raises:
-        VideoError: it is missing, damaged, or not a video.
-    """
+    """Opens the video of a record, of a file, or of the content of a file."""
     if not isinstance(source, Record):
         return Video(source)
     if source.frame_name:
@@ -33,8 +27,8 @@ def open_video(source: Source) -> FrameSource:
         from videomae_jax.video import shards
 
         return shards.open_stored(source)
-    file = _read_file(source.path) if is_url(source.path) else source.path
-    video = Video(file, source.path)
+    path = source.path
+    video = Video(read_file(path, path) if files.is_url(path) else path, path)
     return VideoSegment(video, *source.frame_range) if source.frame_range else video
 
 
@@ -42,8 +36,7 @@ def read_bytes(record: Record) -> bytes:
     """Returns the content of a record's video file.
 
     Raises:
-        VideoError: the file cannot be read, or the record is not a whole file but
-            images or a segment.
+        VideoError: the record is images or a segment, or the file cannot be read.
     """
     if record.is_images or record.frame_range:
         raise VideoError(f"{record.path}: is not a whole video file")
@@ -51,21 +44,7 @@ def read_bytes(record: Record) -> bytes:
         from videomae_jax.video import shards
 
         return shards.read_content(record)
-    return _read_file(record.path)
-
-
-def _read_file(path: str) -> bytes:
-    try:
-        with open_binary(path) as file:
-            return file.read()
-    except FileNotFoundError:
-        raise VideoError(f"{path}: no such file") from None
-    except OSError as error:
-        raise VideoError(
-            f"{path}: cannot be read: {error.strerror or error}"
-        ) from error
-    except (ImportError, KeyError) as error:  # unknown or unsupported kind of URL
-        raise VideoError(f"{path}: cannot be read: {error}") from error
+    return read_file(record.path, record.path)
 
 
 def file_size(record: Record) -> int | None:
@@ -74,12 +53,9 @@ def file_size(record: Record) -> int | None:
     None if the file holds other videos too, is remote, missing, or a folder of images.
     """
     shared = record.position is not None or record.frame_range
-    if shared or record.frame_name or is_url(record.path):
+    if shared or record.frame_name or files.is_url(record.path):
         return None
-    try:
-        return os.path.getsize(record.path)
-    except (OSError, ValueError):  # ValueError: a NUL in the path
-        return None
+    return files.file_size(record.path)
 
 
 def video_name(source: Source) -> str:

@@ -6,6 +6,7 @@ millisecond instead of several, which is a third of the cost of reading a clip.
 """
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -37,12 +38,11 @@ _START, _SKIPPABLE = 1, 2
 
 @dataclasses.dataclass(frozen=True)
 class PacketTable:
-    """The frames of a video and their packets, which are in decoding order.
+    """The packets of a video in decoding order; at least one frame is shown.
 
     Attributes:
         times: by packet, its presentation time.
         shown: by packet, whether its frame is shown.
-        positions: by frame, the position of its packet; there is at least one frame.
         starts: by packet, whether decoding can start with it.
         skippable: by packet, whether no other packet's frame refers to it.
         lookahead: number of packets to decode after that of the last requested frame,
@@ -51,23 +51,25 @@ class PacketTable:
 
     times: list[int]
     shown: list[bool]
-    positions: list[int]
     starts: list[bool]
     skippable: list[bool]
-    lookahead: int
+    lookahead: int = 0
+
+    @functools.cached_property
+    def positions(self) -> list[int]:
+        """By frame, the position of its packet."""
+        positions = [position for position, show in enumerate(self.shown) if show]
+        return sorted(positions, key=self.times.__getitem__)
 
 
 def packet_table(
     stream: av.VideoStream, packets: Sequence[av.Packet]
 ) -> PacketTable | None:
-    """Makes the packet table of a video.
+    """Returns the table of a video; None if its packets do not determine it.
 
     Args:
         stream: the video stream.
         packets: all its packets that hold data, in decoding order; at least one.
-
-    Returns:
-        The table, or None if the packets do not determine it.
     """
     # The canonical name: the decoder's own may differ, as libdav1d's from av1.
     codec = stream.codec_context.codec.canonical_name
@@ -111,6 +113,8 @@ def packet_table(
         return None  # these are decoding times: AVI has no others
     if not starts[0]:
         return None  # what comes out before the first start depends on the decoder
+    if not any(shown):
+        return None
     if any(packet.has_sidedata("new_extradata") for packet in packets[1:]):
         return None  # a jump would miss the change
     latest = times[0]
@@ -118,43 +122,20 @@ def packet_table(
         if start and time < latest or time < times[0] and show:
             return None  # time runs backwards, or frames precede the first keyframe
         latest = max(latest, time)
-    positions = [position for position, show in enumerate(shown) if show]
-    if not positions:
-        return None
-    return PacketTable(
-        times=times,
-        shown=shown,
-        positions=sorted(positions, key=times.__getitem__),
-        starts=starts,
-        skippable=skippable,
-        lookahead=lookahead,
-    )
+    return PacketTable(times, shown, starts, skippable, lookahead)
 
 
 class _H264Picture(NamedTuple):
-    """The NAL units of one packet.
-
-    Attributes:
-        units: their types.
-        skippable: whether no other picture refers to anything in the packet.
-        has_b_slice: whether one of them is a B-slice.
-    """
-
-    units: set[int]
-    skippable: bool
+    units: set[int]  # the types of the packet's NAL units
+    skippable: bool  # no other picture refers to anything in the packet
     has_b_slice: bool
 
 
 def _parse_h264(packet: av.Packet, header: bytes) -> _H264Picture:
-    """Reads the headers of a packet's NAL units.
+    """Reads the headers of a packet's NAL units; assumes nothing if one is malformed.
 
-    Args:
-        packet: an access unit. Its units have length prefixes if `header` is an
-            AVCDecoderConfigurationRecord, otherwise start codes (Annex B).
-        header: the codec's extradata.
-
-    Returns:
-        The picture; one about which nothing is assumed if the units are malformed.
+    The units have length prefixes if `header`, the codec's extradata, is an
+    AVCDecoderConfigurationRecord; otherwise they have start codes (Annex B).
     """
     data = bytes(packet)
     if len(header) > 6 and header[0] == 1:
@@ -164,11 +145,11 @@ def _parse_h264(packet: av.Packet, header: bytes) -> _H264Picture:
             begin = offset + width
             offset = begin + int.from_bytes(data[offset:begin], "big")
             units.append(data[begin : begin + 2])
-        intact = offset == len(data)
+        if offset > len(data):
+            units = []  # the last one is cut off
     else:
         units = data.split(b"\0\0\1")[1:]
-        intact = True
-    if not intact or not units or min(map(len, units)) < 2:
+    if not units or min(map(len, units)) < 2:
         return _H264Picture(set(), False, False)
     types = {unit[0] & 31 for unit in units}
     # nal_ref_idc, two bits, is 0 if no other picture refers to the unit.
@@ -228,10 +209,8 @@ class PacketIndex:
         return PacketTable(
             times=list(times),
             shown=[True] * len(times),
-            positions=sorted(range(len(times)), key=times.__getitem__),
             starts=[bool(flag & _START) for flag in flags],
             skippable=[bool(flag & _SKIPPABLE) for flag in flags],
-            lookahead=0,
         )
 
     def packet(self, content: bytes, position: int) -> av.Packet:

@@ -1,7 +1,7 @@
 """Conversion of decoded frames to RGB: upright, and only the requested box."""
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import av
 import numpy as np
@@ -28,13 +28,7 @@ class VideoFrames(DecodedFrames):
     def __init__(
         self, frames: Sequence[av.VideoFrame], order: Sequence[int], name: str
     ):
-        """Holds frames of one size.
-
-        Args:
-            frames: distinct frames, at least one.
-            order: indices into `frames`: which of them to return, in this order.
-            name: begins the messages of errors.
-        """
+        """Holds frames of one size, at least one; `order` has the indices to return."""
         super().__init__(*upright_size(frames[0]), order)
         self._frames, self._name = frames, name
         # Keeps its scaler between frames.
@@ -46,14 +40,16 @@ class VideoFrames(DecodedFrames):
         images = np.empty((len(self._frames), height, width, 3), np.uint8)
         done = 0
         batch_size = max(_PIXELS_AT_ONCE // (height * width), 1)
-        for batch in _batches(self._frames, batch_size):
-            out = images[done : done + len(batch)]
-            if _layout(batch[0]) is None:
-                whole = upright(self._convert(batch[0]), batch[0])
-                out[0] = whole[top : top + height, left : left + width]
-            else:
-                self._convert_box(batch, (top, left, height, width), out)
-            done += len(batch)
+        for layout, run in itertools.groupby(self._frames, _layout):
+            # Frames without a layout are converted one by one.
+            while batch := list(itertools.islice(run, batch_size if layout else 1)):
+                out = images[done : done + len(batch)]
+                if layout is None:
+                    whole = upright(self._convert(batch[0]), batch[0])
+                    out[0] = whole[top : top + height, left : left + width]
+                else:
+                    self._convert_box(batch, (top, left, height, width), out)
+                done += len(batch)
         if self._order == list(range(len(images))):
             return images
         return images[self._order]
@@ -101,16 +97,6 @@ class VideoFrames(DecodedFrames):
         out[:] = images[:, top : top + height, left : left + width]
 
 
-def _batches(
-    frames: Sequence[av.VideoFrame], size: int
-) -> Iterator[list[av.VideoFrame]]:
-    """Splits frames into runs of one layout that can be converted at once."""
-    for layout, run in itertools.groupby(frames, _layout):
-        run = list(run)
-        step = 1 if layout is None else size
-        yield from (run[i : i + step] for i in range(0, len(run), step))
-
-
 def _layout(frame: av.VideoFrame) -> tuple | None:
     """Returns what frames must share to be stacked; None to convert a frame whole."""
     blocks = frame.format.name in _BLOCKWISE
@@ -123,23 +109,15 @@ def _layout(frame: av.VideoFrame) -> tuple | None:
 
 
 def _plane(frame: av.VideoFrame, index: int) -> np.ndarray:
-    """Returns the bytes of a plane with the padding of lines, uint8 [rows, line]."""
+    """Returns a view of a plane and the padding of its lines, uint8 [rows, line]."""
     plane = frame.planes[index]
     return np.frombuffer(memoryview(plane), np.uint8).reshape(-1, abs(plane.line_size))
 
 
 def upright(image: np.ndarray, frame: av.VideoFrame) -> np.ndarray:
-    """Rotates and mirrors an image by the frame's display matrix.
+    """Returns a view of an image, turned and mirrored by its frame's display matrix.
 
-    Args:
-        image: [height, width, channels].
-        frame: the frame it was made from.
-
-    Returns:
-        A view, [height, width, channels] or [width, height, channels].
-
-    Raises:
-        RotationError: the frame has to be rotated, but it is unknown how.
+    It is [height, width, channels], and becomes [width, height, channels] if turned.
     """
     matrix = display_matrix(frame)
     if matrix is None:

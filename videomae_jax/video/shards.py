@@ -20,7 +20,7 @@ from typing import Any
 from etils import epath
 
 from videomae_jax.errors import RecordError, VideoError
-from videomae_jax.files import absolute, is_url, read_json
+from videomae_jax.files import absolute, file_size, is_url, read_json
 from videomae_jax.video.decoder import IndexedVideo, Video
 from videomae_jax.video.packets import PacketIndex
 from videomae_jax.video.record import LabelKind, Record, labels_from_json
@@ -41,9 +41,7 @@ def load(source: str, label_kind: LabelKind = LabelKind.OPTIONAL) -> list[Record
             off.
     """
     packages()
-    out, _, split = source.removeprefix("tfds:").rpartition("/")
-    if not out or not split:
-        raise RecordError(f"{source!r}: expected tfds:FOLDER/SPLIT")
+    out, split = parse(source)
     base = epath.Path(absolute(out))
     folder = base / VERSION
     index = read_json(folder / f"{base.name}-{split}.index.json")
@@ -58,7 +56,7 @@ def load(source: str, label_kind: LabelKind = LabelKind.OPTIONAL) -> list[Record
     records, videos = [], iter(index["videos"])
     for shard in index["shards"]:
         path = os.fspath(folder / shard["file"])
-        if not is_url(path) and size(path) != shard["bytes"]:
+        if not is_url(path) and file_size(path) != shard["bytes"]:
             raise RecordError(
                 f"{source}: the shard {path} is missing, or its size is not "
                 f"{shard['bytes']} bytes. Run the same `prepare` again to repair it"
@@ -71,13 +69,16 @@ def load(source: str, label_kind: LabelKind = LabelKind.OPTIONAL) -> list[Record
     return records
 
 
-def open_stored(record: Record) -> Video:
-    """Opens the video of a record in a shard.
+def parse(source: str) -> tuple[str, str]:
+    """Returns FOLDER and SPLIT of a source."""
+    out, _, split = source.removeprefix("tfds:").rpartition("/")
+    if not out or not split:
+        raise RecordError(f"{source!r}: expected tfds:FOLDER/SPLIT")
+    return out, split
 
-    Raises:
-        VideoError: the video cannot be read as it was written; the message names the
-            shard.
-    """
+
+def open_stored(record: Record) -> Video:
+    """Opens the video of a record in a shard."""
     example = _read_prepared(record)
     content = example["video"].bytes_list.value[0]
     numbers = iter(example["packets"].int64_list.value)
@@ -95,11 +96,7 @@ def open_stored(record: Record) -> Video:
 
 
 def read_content(record: Record) -> bytes:
-    """Returns the content of the video file of a record in a shard.
-
-    Raises:
-        VideoError: as in `open_stored`.
-    """
+    """Returns the content of the video file of a record in a shard."""
     return _read_prepared(record)["video"].bytes_list.value[0]
 
 
@@ -125,9 +122,6 @@ def read_example(record: Record) -> Mapping[str, Any]:
     """Returns the features of a record in a shard: `tf.train.Feature` by name.
 
     A missing feature looks like one without values.
-
-    Raises:
-        VideoError: the example cannot be read; the message names the shard.
     """
     _, tf_example_pb2 = packages()
     try:
@@ -152,11 +146,7 @@ def _open_shard(path: str):
 
 @functools.cache
 def packages() -> tuple[Any, Any]:
-    """Imports array_record_module and tf_example_pb2, which other sources do not need.
-
-    Raises:
-        RecordError: a package is not installed.
-    """
+    """Returns array_record_module and tf_example_pb2, which only this source needs."""
     try:
         # Compiled, without type stubs.
         from array_record.python import (
@@ -180,11 +170,3 @@ def indices(folder: epath.Path) -> dict[str, Any]:
         if index is not None:
             complete[path.name.removeprefix(prefix).removesuffix(suffix)] = index
     return complete
-
-
-def size(path: str) -> int | None:
-    """Returns the size of a file in bytes; None if it is missing."""
-    try:
-        return epath.Path(path).stat().length
-    except OSError:
-        return None

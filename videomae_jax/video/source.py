@@ -8,20 +8,34 @@ from typing import Self
 import numpy as np
 
 from videomae_jax.errors import VideoError
+from videomae_jax.files import open_binary
 
 Box = tuple[int, int, int, int]  # top, left, height, width in pixels
 Indices = Sequence[int] | np.ndarray  # of frames; an array has one axis
 
 
-class DecodedFrames(abc.ABC):
-    """Decoded frames of one size, which are converted to RGB on request.
+def read_file(path: str, name: str) -> bytes:
+    """Returns the content of a file, or of what a URL names.
 
-    Attributes:
-        height, width: size of the upright frames in pixels.
+    Raises:
+        VideoError: it cannot be read; the message begins with `name`.
     """
+    try:
+        with open_binary(path) as file:
+            return file.read()
+    except FileNotFoundError:
+        raise VideoError(f"{name}: no such file") from None
+    # ImportError and KeyError: a kind of URL that is not supported, or unknown.
+    except (OSError, ImportError, KeyError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise VideoError(f"{name}: cannot be read: {reason}") from error
+
+
+class DecodedFrames(abc.ABC):
+    """Decoded frames of one size, which are converted to RGB on request."""
 
     def __init__(self, height: int, width: int, order: Sequence[int]):
-        """Sets the size, and which of the distinct frames to return, in order."""
+        """Sets the upright size, and which of the distinct frames to return."""
         self.height, self.width = height, width
         self._order = list(order)
 
@@ -31,17 +45,11 @@ class DecodedFrames(abc.ABC):
 
     @abc.abstractmethod
     def rgb(self, box: Box | None = None) -> np.ndarray:
-        """Converts the frames, or the same box of each.
-
-        Args:
-            box: (top, left, height, width) in pixels, within the frames.
+        """Converts the frames, or the same box, which lies within each of them.
 
         Returns:
             uint8 [len(self), height, width, 3], RGB: exactly the pixels that the box
             has in the whole frames.
-
-        Raises:
-            VideoError: a frame cannot be converted.
         """
 
 
@@ -74,15 +82,7 @@ class FrameSource(abc.ABC):
 
     @abc.abstractmethod
     def decode(self, indices: Indices) -> DecodedFrames:
-        """Decodes frames without converting them to RGB.
-
-        Args:
-            indices: at least one frame, in any order; an index may repeat.
-
-        Raises:
-            IndexError: an index is negative or not below `num_frames`.
-            VideoError: as in `read`.
-        """
+        """Decodes one or more frames as `read` does, but does not convert them."""
 
     @property
     def height(self) -> int:
@@ -106,7 +106,7 @@ class FrameSource(abc.ABC):
         Raises:
             IndexError: an index is negative or not below `num_frames`.
             VideoError: a frame cannot be decoded exactly, the resolution changes
-                between the decoded frames, or the video is closed.
+                between them, or the video is closed.
         """
         if not len(indices):
             self._checked(indices)
@@ -153,19 +153,10 @@ class FrameSource(abc.ABC):
 
 
 class VideoSegment(FrameSource):
-    """A run of consecutive frames of a video, as a video of its own.
-
-    Attributes:
-        num_frames: number of frames of the segment; its frame 0 is frame `start`.
-        fps: average frames per second of the whole video.
-    """
+    """Frames `start` to `start + num_frames - 1` of a video, as a video of its own."""
 
     def __init__(self, video: FrameSource, start: int, num_frames: int):
-        """Takes over an open video, which is closed with the segment.
-
-        Raises:
-            VideoError: the video ends before the segment; it is closed, too.
-        """
+        """Takes over an open video, which is closed if it is too short."""
         self._video, self._start = video, start
         self.name, self.num_frames, self.fps = video.name, num_frames, video.fps
         if start + num_frames > video.num_frames:
@@ -176,7 +167,7 @@ class VideoSegment(FrameSource):
             )
 
     def close(self) -> None:
-        """Closes the video; may be called more than once."""
+        """Closes the video."""
         super().close()
         self._video.close()
 

@@ -30,18 +30,15 @@ _FORMAT = "array_record"
 
 
 def find(source: str) -> epath.Path | None:
-    """Finds the folder of the TFDS data set that `tfds:FOLDER/SPLIT` names.
+    """Finds the folder of the version that `tfds:FOLDER/SPLIT` names.
 
-    FOLDER is the folder of a version, which holds dataset_info.json, or a folder above
-    it that holds no other version.
+    FOLDER is that folder, which holds dataset_info.json, or a folder above it that
+    holds no other version.
 
     Returns:
-        The folder of the version; None if it is missing, or was written by `prepare`.
-
-    Raises:
-        RecordError: there are several versions.
+        None if it is missing, or was written by `prepare`.
     """
-    out, split = _parse(source)
+    out, split = shards.parse(source)
     base = epath.Path(absolute(out))
     for pattern in (_INFO, f"*/{_INFO}", f"*/*/{_INFO}"):
         folders = sorted(
@@ -69,9 +66,8 @@ def load(
     each). Unused labels are left out.
 
     Args:
-        source: `tfds:FOLDER/SPLIT`.
+        source, label_kind: as in `shards.load`.
         folder: the folder of a version, which `find` returns.
-        label_kind: the labels that each video must have.
 
     Raises:
         RecordError: the split is unknown, the data set is not stored as array_record or
@@ -89,12 +85,8 @@ def load(
             f"access. Build it again with file_format={_FORMAT}: "
             f"`tfds build {name} --file_format={_FORMAT} --data_dir=ANOTHER_FOLDER`"
         )
-    frames = _only_feature(source, features, _holds_frames, "Video")
-    if frames is None:
-        raise RecordError(
-            f"{source}: {folder} has no feature of kind Video, only "
-            + ", ".join(features)
-        )
+    find_feature = functools.partial(_only_feature, f"{source}: {folder}", features)
+    frames = find_feature("Video", _holds_frames)
     records = [
         # Ids as TFDS gives them (tfds_id).
         Record(path, f"{os.path.basename(path)}__{i}", position=i, feature=frames)
@@ -103,16 +95,12 @@ def load(
     ]
     if label_kind is LabelKind.UNUSED:
         return records
-    label = _only_feature(source, features, lambda x: "classLabel" in x, "ClassLabel")
-    if label is None and label_kind is LabelKind.ONE:
-        raise RecordError(f"{source}: {folder} has no feature of kind ClassLabel")
-    return _read_labels(source, records, label, label_kind)
-
-
-def _parse(source: str) -> tuple[str, str]:
-    """Returns FOLDER and SPLIT."""
-    out, _, split = source.removeprefix("tfds:").rpartition("/")
-    return out, split
+    label = find_feature(
+        "ClassLabel",
+        lambda feature: "classLabel" in feature,
+        required=label_kind is LabelKind.ONE,
+    )
+    return _read_labels(source, records, label, label_kind) if label else records
 
 
 def _holds_frames(feature: Mapping[str, Any]) -> bool:
@@ -121,18 +109,23 @@ def _holds_frames(feature: Mapping[str, Any]) -> bool:
 
 
 def _only_feature(
-    source: str,
+    folder: str,
     features: Mapping[str, Mapping],
-    is_of_kind: Callable[[Mapping], bool],
     kind: str,
-) -> str | None:
-    """Returns the name of the only feature of a kind; None if there is none."""
+    is_of_kind: Callable[[Mapping], bool],
+    required: bool = True,
+) -> str:
+    """Returns the name of the only feature of a kind; empty if there is none."""
     names = [name for name, feature in features.items() if is_of_kind(feature)]
     if len(names) > 1:
         raise RecordError(
-            f"{source}: expected one feature of kind {kind}, found {', '.join(names)}"
+            f"{folder}: expected one feature of kind {kind}, found {', '.join(names)}"
         )
-    return names[0] if names else None
+    if required and not names:
+        raise RecordError(
+            f"{folder} has no feature of kind {kind}, only {', '.join(features)}"
+        )
+    return names[0] if names else ""
 
 
 def _shards(
@@ -142,7 +135,7 @@ def _shards(
     # Imported here, since processes that only read videos do without it.
     import tensorflow_datasets as tfds
 
-    out, split = _parse(source)
+    out, split = shards.parse(source)
     splits = {entry["name"]: entry for entry in info.get("splits", ())}
     if split not in splits:
         known = ", ".join(f"tfds:{out}/{name}" for name in splits)
@@ -165,21 +158,16 @@ def _shards(
 
 
 def _read_labels(
-    source: str,
-    records: Sequence[Record],
-    feature: str | None,
-    label_kind: LabelKind,
+    source: str, records: Sequence[Record], feature: str, label_kind: LabelKind
 ) -> list[Record]:
     """Returns the records with the labels that their examples hold."""
-    labels: list[tuple[int, ...]] = [()] * len(records)
-    if feature is not None:
-        read = functools.partial(_labels_of, feature=feature)
-        num_threads = available_resources().cores
-        with concurrent.futures.ThreadPoolExecutor(num_threads) as pool:
-            try:
-                labels = list(pool.map(read, records))
-            except VideoError as error:
-                raise RecordError(f"{source}: {error}") from error
+    read = functools.partial(_labels_of, feature=feature)
+    num_threads = available_resources().cores
+    with concurrent.futures.ThreadPoolExecutor(num_threads) as pool:
+        try:
+            labels = list(pool.map(read, records))
+        except VideoError as error:
+            raise RecordError(f"{source}: {error}") from error
     labelled = []
     for record, own in zip(records, labels, strict=True):
         label_kind.check(own, f"{source}: {record.id}")
@@ -198,11 +186,7 @@ class ExampleFrames(ImageVideo):
     """The frames of an example, whose encoded images are held while it is open."""
 
     def __init__(self, record: Record):
-        """Reads the example.
-
-        Raises:
-            VideoError: the example cannot be read, or holds no frames.
-        """
+        """Reads the example, which must hold frames."""
         # A lazy sequence: each image is copied only when it is accessed.
         self._images = shards.read_example(record)[record.feature].bytes_list.value
         self.name, self.num_frames = record.location, len(self._images)
@@ -210,7 +194,7 @@ class ExampleFrames(ImageVideo):
             raise self.error(f"holds no frames in its feature {record.feature!r}")
 
     def close(self) -> None:
-        """Releases the images; may be called more than once."""
+        """Releases the images."""
         super().close()
         self._images = []
 

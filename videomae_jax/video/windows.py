@@ -24,16 +24,12 @@ def read_windows(
     grow with the length of the video.
 
     Args:
-        video: an open video.
         indices: frames of each window, int64 [W, T], increasing along both axes.
         size: height and width of a cropped frame in pixels.
         crop: scales and crops frames, uint8 [n, H, W, 3] -> [n, size, size, 3].
 
     Yields:
         uint8 [T, size, size, 3].
-
-    Raises:
-        VideoError: a frame cannot be decoded.
     """
     # Scaling makes a copy of a frame, which is then cropped.
     frame_bytes = 3 * (video.height * video.width + 4 * size**2)
