@@ -112,35 +112,29 @@ def _class_table(predictions: Predictions) -> Iterator[list]:
     names, labels = predictions.class_names, predictions.labels
     if predictions.is_multi_label:
         videos = labels.sum(axis=0)
-        percent = {"average_precision": 100 * metrics.average_precisions(predictions)}
-        texts = {}
+        precisions = metrics.average_precisions(predictions)
+        columns = {"average_precision": _percent_texts(100 * precisions)}
     else:
         videos = np.bincount(labels, minlength=len(names))
-        hits = {
-            f"top{k}": np.bincount(
-                labels, metrics.is_correct(predictions, k), len(names)
-            )
-            for k in (1, 5)
-        }
-        percent = {
-            name: 100 * count / np.where(videos, videos, np.nan)
-            for name, count in hits.items()
-        }
+        columns = {}
+        for k in (1, 5):
+            hits = np.bincount(labels, metrics.is_correct(predictions, k), len(names))
+            percent = 100 * hits / np.where(videos, videos, np.nan)
+            columns[f"top{k}"] = _percent_texts(percent)
         wrong = metrics.confusion_matrix(predictions)
         np.fill_diagonal(wrong, 0)
-        texts = {
-            "most_confused_with": [
-                names[row.argmax()] if row.any() else "" for row in wrong
-            ]
-        }
-    yield ["class", "label", "videos", *percent, *texts]
-    for label, name in enumerate(names):
-        numbers = [
-            "" if np.isnan(column[label]) else f"{column[label]:.2f}"
-            for column in percent.values()
+        columns["most_confused_with"] = [
+            names[row.argmax()] if row.any() else "" for row in wrong
         ]
-        others = [column[label] for column in texts.values()]
-        yield [name, label, int(videos[label]), *numbers, *others]
+    yield ["class", "label", "videos", *columns]
+    rows = zip(names, videos.tolist(), *columns.values(), strict=True)
+    for label, (name, count, *values) in enumerate(rows):
+        yield [name, label, count, *values]
+
+
+def _percent_texts(values: np.ndarray) -> list[str]:
+    """Formats percentages; NaN becomes an empty field."""
+    return ["" if np.isnan(value) else f"{value:.2f}" for value in values]
 
 
 def plot_confusion(matrix: np.ndarray, class_names: Sequence[str]) -> "Figure":
@@ -188,10 +182,11 @@ def plot_confusion(matrix: np.ndarray, class_names: Sequence[str]) -> "Figure":
         axes.hlines(edges, -0.5, size - 0.5, colors="lightgrey", linewidth=0.5)
         axes.vlines(edges, -0.5, size - 0.5, colors="lightgrey", linewidth=0.5)
     if size <= _COUNTED_CLASSES:
+        font_size = min(9, 42 / len(str(matrix.max())))  # long numbers must fit
+        text = {"ha": "center", "va": "center", "fontsize": font_size}
         for row, column in np.argwhere(matrix):
             colour = "white" if shares[row, column] > 0.4 else "black"
-            text = {"ha": "center", "va": "center", "fontsize": 9, "color": colour}
-            axes.text(column, row, str(matrix[row, column]), **text)
+            axes.text(column, row, str(matrix[row, column]), color=colour, **text)
     return figure
 
 
