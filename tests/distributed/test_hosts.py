@@ -25,8 +25,8 @@ from videomae_jax.training import finetune, loop, preemption
 ROOT = pathlib.Path(__file__).parents[2]
 
 # Runs main.py. Records the clips of every step, and makes one process fail after a
-# step: RUN_EVENT is "PROCESS STEP SIGNAL", or has "error" in place of the signal. Saving
-# a checkpoint waits until it is on disk, so that the test knows which is the newest.
+# step: RUN_EVENT is "PROCESS STEP SIGNAL", or has "error" in place of the signal.
+# Saving waits until a checkpoint is on disk: the test knows which is the newest.
 PROGRAM = """
 import json, os, runpy
 import jax

@@ -11,7 +11,8 @@ from tests.tpu.test_compile import needs_libtpu
 from videomae_jax import config as configuration
 from videomae_jax.distributed import sharding
 from videomae_jax.errors import ConfigError
-from videomae_jax.tpu import compile, topology
+from videomae_jax.tpu import topology
+from videomae_jax.tpu.compile import make_task
 from videomae_jax.training import train_step
 from videomae_jax.training.train_step import TrainState
 
@@ -131,7 +132,7 @@ def test_plan_of_large_models_gives_a_mesh(variant, name, slices):
     config = configuration.load("configs/k400_vith_pretrain.py", [])
     config.model.variant = variant
     devices = topology.devices(name, slices)
-    task = compile.make_task(config)
+    task = make_task(config)
     built = train_step.build(
         config, task, total_steps=1000, warmup_steps=100, devices=devices
     )

@@ -1,4 +1,4 @@
-"""Counting what moves between devices, in texts as XLA writes them."""
+"""Counting the collectives in texts as XLA writes them."""
 
 import jax
 import jax.numpy as jnp
@@ -66,7 +66,7 @@ collective-permute-start(%p), source_target_pairs={{0,1}}
 """
 )
 
-# A gather in pieces between two fusions, and a sum of which each chip keeps a slice.
+# A gather that is spread over two fusions, and a sum of which each chip keeps a slice.
 TPU = (
     ADD
     + """\
@@ -139,13 +139,13 @@ _xla_megascale_target="{1,2}x{0:3}",_xla_megascale_transfer_type="ALL_GATHER"}
 """
 
 
-def test_a_loop_counts_its_iterations():
+def test_collectives_in_a_loop_count_once_per_iteration():
     assert collectives.read(LOOP) == {"all-reduce": Traffic(3, 3 * 32)}
-    told = LOOP.replace("body=%layer", TRIPS)
-    assert collectives.read(told) == {"all-reduce": Traffic(5, 5 * 32)}
+    with_count = LOOP.replace("body=%layer", TRIPS)
+    assert collectives.read(with_count) == {"all-reduce": Traffic(5, 5 * 32)}
 
 
-def test_a_loop_of_unknown_length_is_an_error_if_something_moves_in_it():
+def test_collectives_in_a_loop_of_unknown_length_raise():
     unknown = LOOP.replace("direction=LT", "direction=NE")
     with pytest.raises(ValueError, match="loop loop, whose length is not known"):
         collectives.read(unknown)
@@ -153,7 +153,7 @@ def test_a_loop_of_unknown_length_is_an_error_if_something_moves_in_it():
     assert collectives.read(still) == {}
 
 
-def test_asynchronous_pairs_count_once_and_tuples_whole():
+def test_asynchronous_pairs_count_once():
     assert collectives.read(PAIRS) == {
         "all-reduce": Traffic(1, 64 + 4),
         "reduce-scatter": Traffic(1, 64),
@@ -163,21 +163,21 @@ def test_asynchronous_pairs_count_once_and_tuples_whole():
     }
 
 
-def test_what_a_tpu_splits_over_fusions_counts_once():
+def test_collective_spread_over_fusions_counts_once():
     assert collectives.read(TPU) == {
         "reduce-scatter": Traffic(1, 256),
         "all-gather": Traffic(1, 256),
     }
 
 
-def test_what_slices_send_each_other_is_told_apart():
+def test_traffic_between_slices_has_its_own_kinds():
     assert collectives.read(SLICES) == {
         "between slices: all-reduce": Traffic(3, 3 * 64),
         "between slices: all-gather": Traffic(1, 64),
     }
 
 
-def test_a_program_of_this_machine():
+def test_program_compiled_for_cpus():
     mesh = jax.make_mesh((4,), ("data",), (AxisType.Auto,), devices=jax.devices()[:4])
     split = NamedSharding(mesh, P("data"))
 
@@ -185,5 +185,5 @@ def test_a_program_of_this_machine():
         return jax.lax.scan(lambda x, _: (x / x.sum(), None), x, length=7)[0]
 
     x = jax.ShapeDtypeStruct((16,), jnp.float32, sharding=split)
-    found = collectives.read(jax.jit(step).lower(x).compile().as_text())
-    assert found == {"all-reduce": Traffic(7, 7 * 4)}
+    text = jax.jit(step).lower(x).compile().as_text()
+    assert collectives.read(text) == {"all-reduce": Traffic(7, 7 * 4)}

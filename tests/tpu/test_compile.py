@@ -1,4 +1,4 @@
-"""The train step compiled for TPU slices: what fits, and what moves between chips."""
+"""The training step compiled for TPU slices: its memory and its collectives."""
 
 import functools
 import importlib.util
@@ -13,8 +13,16 @@ import pytest
 from configs import common
 from videomae_jax import config as configuration
 from videomae_jax.__main__ import main
+from videomae_jax.distributed.sharding import ShardingPlan
 from videomae_jax.errors import TopologyError
-from videomae_jax.tpu import compile, topology
+from videomae_jax.tpu import topology
+from videomae_jax.tpu.compile import (
+    Compilation,
+    bytes_needed,
+    compile_step,
+    make_task,
+    search_largest,
+)
 
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None,
@@ -23,7 +31,7 @@ needs_libtpu = pytest.mark.skipif(
 
 
 def tiny(**fields):
-    """A small autoencoder on 2 clips a chip of four, with fields such as `mesh`."""
+    """Returns the config of a small autoencoder, with 2 clips per chip of four."""
     config = common.pretrain()
     config.update(batch_size=8)
     config.model.update(width=128, depth=2, heads=2)
@@ -36,16 +44,16 @@ def tiny(**fields):
 
 @functools.cache
 def compiled(fields: str, slices: int = 1) -> dict:
-    """What the compiler makes of `tiny` on slices of four chips, as JSON knows it.
+    """Returns the Compilation of `tiny` on slices of four chips, as a JSON object.
 
-    In a process of its own: the flags and the cache of tests are for the CPU.
+    Compiles in another process: XLA flags and cache of the tests are for the CPU.
     """
     environment = {
         name: value
         for name, value in os.environ.items()
         if not name.startswith(("XLA_", "JAX_"))
     }
-    ended = subprocess.run(
+    process = subprocess.run(
         [
             *(sys.executable, "-W", "error", "-m", "tests.tpu.test_compile"),
             *(fields, str(slices)),
@@ -54,101 +62,102 @@ def compiled(fields: str, slices: int = 1) -> dict:
         capture_output=True,
         text=True,
     )
-    assert not ended.returncode, ended.stderr
-    return json.loads(ended.stdout)
+    assert not process.returncode, process.stderr
+    return json.loads(process.stdout)
 
 
 def moved(fields: str) -> dict[str, int]:
-    """Bytes in collectives, by kind."""
+    """Returns the bytes in collectives, by kind."""
     return {kind: t["bytes"] for kind, t in compiled(fields)["traffic"].items()}
 
 
 @needs_libtpu
-def test_replicas_sum_gradients_and_nothing_else():
-    found = compiled("{}")
-    assert found["traffic"].keys() == {"all-reduce"}
-    # One for each layer of both towers, one for the rest, one for the loss and the
-    # layer norms, whose gradients are float32.
-    assert found["traffic"]["all-reduce"]["count"] == 2 + 2 + 2
-    # Once each parameter, in the dtype of computation.
-    assert 2 <= found["traffic"]["all-reduce"]["bytes"] / parameters() < 2.1
-    assert found["needed"] < found["available"] == int(15.75 * 2**30)
-    assert found["device_kind"] == "TPU v5 lite"
+def test_replicas_only_sum_gradients():
+    result = compiled("{}")
+    assert result["traffic"].keys() == {"all-reduce"}
+    # One per layer of encoder and decoder, one for the other parameters, one for the
+    # loss and the layer norms, whose gradients are float32.
+    assert result["traffic"]["all-reduce"]["count"] == 2 + 2 + 2
+    # Each parameter once, in the dtype of computation.
+    assert 2 <= result["traffic"]["all-reduce"]["bytes"] / parameters() < 2.1
+    assert result["needed"] < result["available"] == int(15.75 * 2**30)
+    assert result["device_kind"] == "TPU v5 lite"
 
 
 @needs_libtpu
-def test_fsdp_gathers_parameters_and_moves_no_activations():
-    found = compiled('{"mesh": {"fsdp": 4}}')
-    split = found["arguments"] / compiled("{}")["arguments"]
+def test_fsdp_gathers_parameters_but_no_activations():
+    result = compiled('{"mesh": {"fsdp": 4}}')
+    split = result["arguments"] / compiled("{}")["arguments"]
     assert 0.25 < split < 0.4
     traffic = moved('{"mesh": {"fsdp": 4}}')
     assert traffic.keys() <= {"all-reduce", "all-gather", "reduce-scatter"}
-    # Forwards and backwards, in the dtype of computation.
+    # In the forward and the backward pass, in the dtype of computation.
     assert 2 < traffic["all-gather"] / parameters() < 4.5
 
 
 @needs_libtpu
 @pytest.mark.slow
 def test_fsdp_of_two_splits_the_state_in_two():
-    found = compiled('{"mesh": {"fsdp": 2}}')
-    assert 0.5 < found["arguments"] / compiled("{}")["arguments"] < 0.6
-    assert found["traffic"].keys() <= {"all-reduce", "all-gather", "reduce-scatter"}
+    result = compiled('{"mesh": {"fsdp": 2}}')
+    assert 0.5 < result["arguments"] / compiled("{}")["arguments"] < 0.6
+    assert result["traffic"].keys() <= {"all-reduce", "all-gather", "reduce-scatter"}
 
 
 @needs_libtpu
 @pytest.mark.slow
-def test_zero_splits_the_moments_alone():
-    found = compiled('{"mesh": {"shard_optimizer": true}}')
-    # Of parameters and two moments, the moments are cut in four.
-    split = found["arguments"] / compiled("{}")["arguments"]
+def test_zero_splits_only_the_moments():
+    result = compiled('{"mesh": {"shard_optimizer": true}}')
+    # Of parameters and two moments, the moments are split in four.
+    split = result["arguments"] / compiled("{}")["arguments"]
     assert 1 / 3 + 2 / 3 / 4 < split < 0.6
-    assert found["traffic"].keys() <= {"all-reduce", "all-gather", "reduce-scatter"}
+    assert result["traffic"].keys() <= {"all-reduce", "all-gather", "reduce-scatter"}
 
 
 @needs_libtpu
 @pytest.mark.slow
-def test_what_slices_send_each_other_is_told():
-    found = compiled('{"mesh": {"shard_optimizer": true}}', slices=2)["traffic"]
-    between = {kind: t["bytes"] for kind, t in found.items() if "slices" in kind}
+def test_traffic_between_slices_is_reported():
+    result = compiled('{"mesh": {"shard_optimizer": true}}', slices=2)["traffic"]
+    between = {kind: t["bytes"] for kind, t in result.items() if "slices" in kind}
     assert between.keys() == {
         "between slices: all-reduce",
         "between slices: all-gather",
     }
-    # A chip of four sums a quarter of the bfloat16 gradients with its like, and gives
-    # the eighth of the float32 parameters that it has updated.
+    # A chip of four sums a quarter of the bfloat16 gradients with its counterparts, and
+    # sends the eighth of the float32 parameters that it has updated.
     assert 1 <= between["between slices: all-reduce"] / (parameters() / 2) < 1.1
     assert 0.95 < between["between slices: all-gather"] / (parameters() / 2) <= 1
 
 
 @needs_libtpu
 @pytest.mark.slow
-def test_micro_batches_are_cut_where_they_are():
-    found = compiled('{"micro_batch_per_device": 1}')
-    assert found["grad_accum_steps"] == 2
-    assert found["traffic"].keys() == {"all-reduce"}
+def test_micro_batches_are_split_without_communication():
+    result = compiled('{"micro_batch_per_device": 1}')
+    assert result["grad_accum_steps"] == 2
+    assert result["traffic"].keys() == {"all-reduce"}
 
 
 @needs_libtpu
 @pytest.mark.slow
-def test_what_does_not_fit_is_an_answer():
+def test_step_that_does_not_fit_is_reported():
     clips = 2**23
-    found = compiled(json.dumps({"batch_size": clips, "micro_batch_per_device": clips}))
-    assert found["needed"] > found["available"] and found["traffic"] is None
+    fields = {"batch_size": clips, "micro_batch_per_device": clips}
+    result = compiled(json.dumps(fields))
+    assert result["needed"] > result["available"] and result["traffic"] is None
 
 
-def test_refusals_of_the_compiler_tell_what_is_needed():
+def test_bytes_needed_are_parsed_from_out_of_memory_errors():
     gibi = 2**30
     message = (
         "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for "
         "HLO temporaries (24.5G) exceeds available HBM (15.75G)."
     )
-    assert compile.bytes_needed(message) == 24.5 * gibi
+    assert bytes_needed(message) == 24.5 * gibi
     message = (
         "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in "
         "memory space hbm. Used 17.25G of 15.75G hbm. Exceeded hbm capacity by 1.50G."
     )
-    assert compile.bytes_needed(message) == 17.25 * gibi
-    assert compile.bytes_needed("INTERNAL: Mosaic failed to compile") is None
+    assert bytes_needed(message) == 17.25 * gibi
+    assert bytes_needed("INTERNAL: Mosaic failed to compile") is None
 
 
 @needs_libtpu
@@ -177,46 +186,46 @@ def test_several_slices():
 
 
 @pytest.mark.parametrize("name", ["v5e-7", "v5p-7", "h100-8", "v5e:2x2x1", "v5e", ""])
-def test_unknown_slices_are_refused_with_those_there_are(name):
+def test_unknown_slices_raise_with_a_list_of_known_ones(name):
     with pytest.raises(TopologyError, match="v5e-256(.|\n)*tpu7x-8"):
         topology.devices(name)
 
 
-def test_without_libtpu_the_error_says_what_to_install(monkeypatch):
+def test_missing_libtpu_raises_with_the_package_to_install(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(TopologyError, match=r"pip install 'libtpu==0\.0\.\d+"):
         topology.devices("v5e-8")
 
 
-def test_largest_climbs_or_descends_until_it_changes(monkeypatch):
-    def tried(clips, limit, accumulation=1):
+def test_search_goes_up_or_down_until_the_answer_changes(monkeypatch):
+    def compilation(clips, limit, grad_accum_steps=1):
         traffic = {} if clips <= limit else None
-        plan = compile.sharding.ShardingPlan(1, False, "")
-        return compile.Compilation(
-            4, "", plan, clips, accumulation, 0.0, 0, 0, traffic=traffic
+        plan = ShardingPlan(1, False, "")
+        return Compilation(
+            4, "", plan, clips, grad_accum_steps, 0.0, 0, 0, traffic=traffic
         )
 
     config = common.finetune()
-    for limit, first, accumulation, expected in (
+    for limit, first, grad_accum_steps, expected in (
         (20, 8, 1, [8, 12, 16, 24]),
         (20, 32, 4, [8, 12, 16, 24]),
         (5, 17, 1, [16, 12, 8, 6, 4]),
         (0, 3, 1, [3, 2, 1]),
     ):
 
-        def compile_step(config, devices, limit=limit):
+        def fake_step(config, devices, limit=limit):
             clips = config.micro_batch_per_device
             assert config.batch_size * 2 == clips * len(devices)
-            return tried(clips, limit)
+            return compilation(clips, limit)
 
-        monkeypatch.setattr(compile, "compile_step", compile_step)
-        start = tried(first, limit, accumulation)
-        found = compile.largest(config, [None] * 4, start)
-        assert [x.clips for x in found] == expected
+        monkeypatch.setattr("videomae_jax.tpu.compile.compile_step", fake_step)
+        start = compilation(first, limit, grad_accum_steps)
+        results = search_largest(config, [None] * 4, start)
+        assert [x.clips for x in results] == expected
 
 
 @needs_libtpu
-def test_command_explains_what_is_wrong(capsys):
+def test_command_explains_wrong_arguments(capsys):
     def error(*arguments):
         assert main(["compile-for-tpu", *arguments]) == 1
         return capsys.readouterr().err
@@ -234,7 +243,7 @@ def test_command_explains_what_is_wrong(capsys):
 
 
 @needs_libtpu
-def test_command_tells_why_the_compiler_refused(monkeypatch, capsys):
+def test_command_reports_why_the_compiler_refused(monkeypatch, capsys):
     def refuse(*_):
         raise jax.errors.JaxRuntimeError("UNIMPLEMENTED: not today\nat some_file.cc:1")
 
@@ -259,7 +268,7 @@ def test_command_reads_configs_as_training_does():
 def parameters() -> int:
     config = tiny()
     shapes = jax.eval_shape(
-        compile.make_task(config).init,
+        make_task(config).init,
         jax.random.key(0),
         jax.ShapeDtypeStruct((1, 4, 32, 32, 3), "uint8"),
     )
@@ -267,7 +276,7 @@ def parameters() -> int:
 
 
 if __name__ == "__main__":
-    step = compile.compile_step(
+    step = compile_step(
         tiny(**json.loads(sys.argv[1])), topology.devices("v5e-4", int(sys.argv[2]))
     )
     traffic = step.traffic and {k: vars(t) for k, t in step.traffic.items()}

@@ -423,7 +423,7 @@ def test_pretraining_goes_on_from_other_weights(folder, tmp_path):
     assert 0 < max(jax.tree.leaves(moved)) < 1e-3
 
     config.model.decoder_heads = 4
-    with pytest.raises(CheckpointError, match="decoder_heads is 4"):
+    with pytest.raises(CheckpointError, match="decoder_heads=4 must be 2"):
         loop.train_and_evaluate(config, str(tmp_path / "other"))
     config.model.decoder_heads = 2
     config.init.source = str(golden.parent / "hf_classifier")

@@ -17,7 +17,13 @@ import jax
 
 from videomae_jax import config as configuration
 from videomae_jax.cli import arguments
-from videomae_jax.tpu import compile, topology
+from videomae_jax.tpu import topology
+from videomae_jax.tpu.compile import (
+    Compilation,
+    compile_step,
+    search_largest,
+    search_micro_batch,
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -59,13 +65,13 @@ def run(args: argparse.Namespace) -> None:
     devices = topology.devices(args.topology, args.slices)
     clips = config.batch_size * config.data.num_samples / len(devices)
     print(f"compiling for {len(devices)} devices, {clips:g} clips each ...")
-    compilation = compile.compile_step(config, devices)
+    compilation = compile_step(config, devices)
     print(report(compilation), flush=True)
     if args.largest:
         _print_largest(config, devices, compilation)
 
 
-def report(compilation: compile.Compilation) -> str:
+def report(compilation: Compilation) -> str:
     """Formats a compilation for people."""
     c = compilation
     lines = {
@@ -81,7 +87,7 @@ def report(compilation: compile.Compilation) -> str:
         "memory": f"{'fits' if c.fits else 'DOES NOT FIT'}: needs {_size(c.needed)} of "
         f"{_size(c.available)} per device",
     }
-    if c.fits:
+    if c.traffic is not None:
         lines["arguments"] = f"{_size(c.arguments)}: state and batch"
         lines["temporaries"] = f"{_size(c.temporaries)}: activations, gradients"
         lines["output"] = f"{_size(c.outputs)}, of which {_size(c.aliased)} in place"
@@ -93,10 +99,10 @@ def report(compilation: compile.Compilation) -> str:
     return "\n".join(f"{name:{width}}  {value}" for name, value in lines.items())
 
 
-def _print_largest(config, devices, first: compile.Compilation) -> None:
+def _print_largest(config, devices, first: Compilation) -> None:
     print("\nlargest number of clips per device:", flush=True)
     most = 0
-    for tried in compile.largest(config, devices, first):
+    for tried in search_largest(config, devices, first):
         print(
             f"{tried.clips:5} clips: {'fit' if tried.fits else 'do not fit'}, need "
             f"{_size(tried.needed)} of {_size(tried.available)} "
@@ -106,7 +112,7 @@ def _print_largest(config, devices, first: compile.Compilation) -> None:
         most = max(most, tried.clips * tried.fits)
     print("the batch of the recipe in such micro-batches:", flush=True)
     best = None
-    for tried in compile.with_the_batch(config, devices, most):
+    for tried in search_micro_batch(config, devices, most):
         at_once = tried.clips // tried.grad_accum_steps
         print(
             f"{tried.clips:5} clips, {at_once} at once: "
@@ -123,7 +129,9 @@ def _print_largest(config, devices, first: compile.Compilation) -> None:
         )
 
 
-def _size(count: int) -> str:
+def _size(count: int | None) -> str:
+    if count is None:
+        return "unknown"
     for unit, size in (("GiB", 2**30), ("MiB", 2**20)):
         if count >= size / 10:
             return f"{count / size:.2f} {unit}"

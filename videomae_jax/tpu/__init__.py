@@ -1,1 +1,1 @@
-"""Compiles for TPUs without one."""
+"""Compiles the training step for TPU slices on a machine without TPUs."""

@@ -1,14 +1,14 @@
-"""What a compiled program moves between devices, read from its text.
+"""Counts the collectives of a compiled program, from its text.
 
-XLA's optimised HLO is a list of computations that call each other. A scanned layer is
-one computation, the body of a `while`: what it moves counts once for each iteration.
+XLA's optimized HLO is a list of computations that call each other. A scanned layer is
+one computation, the body of a `while`: its collectives count once per iteration.
 
-Not every collective-permute is a waste: in a ring of them XLA sums or gathers a matrix
-piece by piece while the product that makes or takes it goes on (the text then calls
-the loop `windowed_dot_general`).
+Many collective-permutes are no sign of a bad sharding: in a ring of them, XLA sums or
+gathers a matrix piece by piece, at the same time as the product that yields or uses it
+(the text then calls the loop `windowed_dot_general`).
 
-Between TPU slices, what each device has of an array after a collective within its slice
-is sent to the host, which does the rest: kinds such as "between slices: all-reduce".
+Between TPU slices, each device sends its part of an array, after a collective within
+its slice, to the host, which does the rest: kinds such as "between slices: all-reduce".
 """
 
 import collections
@@ -35,19 +35,19 @@ _CALLED = re.compile(
 )
 _ARRAY = re.compile(r"\b(pred|[a-z]+(\d+)\w*)\[([\d,]*)\]")
 _BETWEEN_SLICES = re.compile(r"_xla_megascale_transfer_type=\"(\w+)\"")
-# Layouts hold brackets, and so do numbers of elements in comments.
+# Layouts, and comments with element numbers, contain brackets; they are removed first.
 _NOISE = re.compile(r"\{[\d,]*:[^{}]*\}|/\*.*?\*/")
 
 
 @dataclasses.dataclass(frozen=True)
 class Traffic:
-    """Collectives of one kind in one run of a program.
+    """The collectives of one kind in one execution of a program.
 
     Attributes:
-        count: how many run.
-        bytes: of the whole arrays, before they are scattered or after they are
-            gathered, that each device takes part in summing or moving; between slices,
-            of what a device gives of its own. One-to-one, only some may send.
+        count: number of collectives executed.
+        bytes: size of the whole arrays, before scattering or after gathering, per
+            device; between slices, size of what a device sends. In one-to-one transfers
+            only some devices may send.
     """
 
     count: int
@@ -64,21 +64,21 @@ class _Instruction:
 
 
 def read(hlo: str) -> dict[str, Traffic]:
-    """The collectives of a compiled program, by kind, those that there are.
+    """Returns the collectives of a compiled program, by kind.
 
     Args:
         hlo: `jax.stages.Compiled.as_text()`.
 
     Raises:
-        ValueError: if one is in a loop whose length the text does not tell.
+        ValueError: a collective is in a loop whose length the text does not show.
     """
     computations, entry = _parse(hlo)
-    found = _Reader(computations).inside(entry)
-    kinds = {name for name, _ in found}
+    counts = _Counter(computations).count(entry)
+    kinds = {name for name, _ in counts}
     return {
         kind: Traffic(
-            sum(times for (name, _), times in found.items() if name == kind),
-            sum(size * times for (name, size), times in found.items() if name == kind),
+            sum(times for (name, _), times in counts.items() if name == kind),
+            sum(size * times for (name, size), times in counts.items() if name == kind),
         )
         for kind in (*KINDS, *sorted(kinds.difference(KINDS)))
         if kind in kinds
@@ -98,23 +98,23 @@ def _parse(hlo: str) -> tuple[dict[str, list[_Instruction]], str]:
     return computations, entry
 
 
-class _Reader:
-    """Counts (kind, bytes) in computations, those that they call included."""
+class _Counter:
+    """Counts collectives as (kind, bytes), including those of called computations."""
 
     def __init__(self, computations: dict[str, list[_Instruction]]):
         self._computations = computations
 
-    def inside(self, name: str, chains: set | None = None) -> collections.Counter:
-        """What one run of a computation moves.
+    def count(self, name: str, chains: set | None = None) -> collections.Counter:
+        """Counts the collectives in one execution of a computation.
 
         Args:
             name: of the computation.
-            chains: parts of collectives that its caller has met. A TPU interleaves one
-                with fusions, in each of which it is written again.
+            chains: parts of collectives that the caller has already counted. On TPUs a
+                collective can be interleaved with fusions, each of which repeats it.
         """
         chains = set() if chains is None else chains
         sizes = {x.name: _bytes(x.type) for x in self._computations[name]}
-        found = collections.Counter()
+        counts = collections.Counter()
         for x in self._computations[name]:
             kind = x.op.removesuffix("-start")
             if kind in KINDS:
@@ -123,31 +123,30 @@ class _Reader:
                     if part in chains:
                         continue
                     chains.add(part)
-                taken = sum(sizes[operand] for operand in x.operands)
-                made = sizes[x.name]
+                input_size = sum(sizes[operand] for operand in x.operands)
+                output_size = sizes[x.name]
                 if x.op.endswith("-start") and kind != "all-reduce":
-                    made -= taken  # They return what they took, too.
+                    output_size -= input_size  # they also return their operands
                 if kind == "all-reduce" and name.startswith("all-reduce-scatter"):
-                    kind = "reduce-scatter"  # How a TPU writes it: it keeps a slice.
-                found[kind, max(taken, made)] += 1
+                    kind = "reduce-scatter"  # the form on TPUs: a slice is kept
+                counts[kind, max(input_size, output_size)] += 1
             if x.op == "send" and (between := _BETWEEN_SLICES.search(x.rest)):
                 kind = between[1].lower().replace("_", "-")
-                taken = sum(sizes[operand] for operand in x.operands)
-                found[f"between slices: {kind}", taken] += 1
+                input_size = sum(sizes[operand] for operand in x.operands)
+                counts[f"between slices: {kind}", input_size] += 1
             if x.op.endswith(("-done", "-update")):
                 continue
             for called in _called(x):
-                own = chains if x.op == "fusion" else None
-                inside = self.inside(called, own)
-                times = self._trips(x) if x.op == "while" and inside else 1
-                for key in inside:
-                    found[key] += times * inside[key]
-        return found
+                called_counts = self.count(called, chains if x.op == "fusion" else None)
+                times = self._trip_count(x) if x.op == "while" and called_counts else 1
+                for key in called_counts:
+                    counts[key] += times * called_counts[key]
+        return counts
 
-    def _trips(self, loop: _Instruction) -> int:
+    def _trip_count(self, loop: _Instruction) -> int:
         if known := re.search(r"known_trip_count.*?\"n\":\"(\d+)\"", loop.rest):
             return int(known[1])
-        # The TPU's text does not tell. A scan counts from 0 up to a constant.
+        # The text for TPUs lacks it. A scan counts from 0 up to a constant.
         condition = re.search(r"condition=%?([\w.-]+)", loop.rest)[1]
         compared = [
             x.operands
@@ -162,7 +161,7 @@ class _Reader:
         if len(compared) == 1 and compared[0][1] in constants:
             return int(constants[compared[0][1]])
         raise ValueError(
-            f"collectives run in the loop {loop.name}, whose length is not known"
+            f"collectives are in the loop {loop.name}, whose length is not known"
         )
 
 
@@ -175,10 +174,10 @@ def _called(x: _Instruction) -> list[str]:
 
 
 def _bytes(type: str) -> int:
-    """Bytes of an array or a tuple of arrays, as `(f32[2,3], bf16[4])`."""
+    """Returns the size of an array or a tuple of arrays, as `(f32[2,3], bf16[4])`."""
     total = 0
     for _, bits, shape in _ARRAY.findall(type):
         sizes = [int(size) for size in shape.split(",") if size]
-        # Those without a number are pred and token-like: a byte.
+        # Types without a number, such as pred, take a byte.
         total += max(int(bits or 8) // 8, 1) * math.prod(sizes)
     return total

@@ -1,12 +1,13 @@
-"""Compiles the train step for TPU slices that are not there, and reads what came out.
+"""Compiles the training step for TPU slices without TPUs, and reads the result.
 
-XLA plans all memory of a program when it compiles it: that a step fits, and what it
-moves between chips, is known without running it.
+XLA plans the memory of a program when it compiles it, so memory and communication are
+known without running the step.
 """
 
 import dataclasses
 import re
 import time
+from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -14,34 +15,37 @@ import ml_collections
 
 from videomae_jax.data import labels
 from videomae_jax.distributed import sharding
-from videomae_jax.errors import CompilerError, RecordError
+from videomae_jax.errors import CompilerError, ConfigError, RecordError
 from videomae_jax.tpu import collectives
 from videomae_jax.training import train_step
 from videomae_jax.training.finetune import Finetuning
 from videomae_jax.training.pretrain import Pretraining
 
-# Clips that a device is tried with.
+# Numbers of clips per device to try: 1, 2, 3, 4, 6, 8, 12 ...
 BATCHES = tuple(n for k in range(10) for n in (2**k, 3 * 2 ** (k - 1)) if n == int(n))
 
 
 @dataclasses.dataclass(frozen=True)
 class Compilation:
-    """What the compiler makes of a step, in bytes of a device's memory.
+    """A compiled step, or the memory it lacks; sizes are bytes of a device's memory.
 
     Attributes:
-        devices: how many; a v4, v5e, v5p or v6e chip is one device, a tpu7x chip two.
-        device_kind: what JAX calls them.
-        plan: what is split over them, and why.
-        clips: per device and step.
-        grad_accum_steps: micro-batches of a step.
-        seconds: what compiling took.
+        devices: number of devices; chips of v4, v5e, v5p and v6e are one device, those
+            of tpu7x two.
+        device_kind: `jax.Device.device_kind`.
+        plan: what is split over the devices, and why.
+        clips: clips per device and step.
+        grad_accum_steps: micro-batches per step.
+        seconds: duration of the compilation.
         available: memory that a program may use.
-        needed: memory that this one needs, at its peak.
-        arguments: state and batch; None, as what follows, if it does not fit.
-        outputs: the new state, most of which takes the old one's place.
-        aliased: of the outputs, what takes the place of arguments.
-        temporaries: all else: activations, gradients, parameters gathered.
-        traffic: see collectives.py.
+        needed: peak memory of this program.
+        arguments: size of state and batch; like all that follow, None if the step does
+            not fit.
+        outputs: size of the new state.
+        aliased: part of the outputs that reuses the memory of arguments.
+        temporaries: size of everything else: activations, gradients, gathered
+            parameters.
+        traffic: the collectives, by kind; see collectives.py.
     """
 
     devices: int
@@ -60,50 +64,52 @@ class Compilation:
 
     @property
     def fits(self) -> bool:
-        """Whether the program could run."""
+        """Whether the step fits into memory."""
         return self.traffic is not None
 
 
-def compile_step(config: ml_collections.ConfigDict, devices) -> Compilation:
-    """Compiles the train step of a config; reads no videos and no weights.
+def compile_step(
+    config: ml_collections.ConfigDict, devices: Sequence[jax.Device]
+) -> Compilation:
+    """Compiles the training step of a config; reads no videos and no weights.
 
     Args:
         config: see configs/common.py.
-        devices: see `tpu_slices.devices`.
+        devices: see `topology.devices`.
 
     Raises:
-        CompilerError: if the compiler refuses the step, though not for its memory.
-        ValueError: if the config does not fit the devices.
-        RecordError: if it does not tell the number of classes.
+        CompilerError: the compiler refused the step, but not because of its memory.
+        ConfigError: the config does not fit the devices.
+        RecordError: the number of classes is unknown.
     """
     task = make_task(config)
-    # The number of steps is but a constant of the learning rate's schedule.
-    built = train_step.build(
+    # The numbers of steps are only constants of the learning-rate schedule.
+    step = train_step.build(
         config, task, total_steps=1000, warmup_steps=100, devices=devices
     )
     clips = config.batch_size * config.data.num_samples
-    batch = _batch(config, built.mesh)
+    batch = _abstract_batch(config, step.mesh)
     key = jax.eval_shape(lambda: jax.random.key(0))
     start = time.monotonic()
     common = {
         "devices": len(devices),
         "device_kind": devices[0].device_kind,
-        "plan": built.plan,
+        "plan": step.plan,
         "clips": clips // len(devices),
-        "grad_accum_steps": built.grad_accum_steps,
+        "grad_accum_steps": step.grad_accum_steps,
         "available": sharding.device_memory(devices[0]),
     }
-    with jax.set_mesh(built.mesh):
-        lowered = built.apply.lower(built.abstract_state, batch, key)
+    with jax.set_mesh(step.mesh):
+        lowered = step.apply.lower(step.abstract_state, batch, key)
         try:
             compiled = lowered.compile()
         except jax.errors.JaxRuntimeError as error:
             needed = bytes_needed(str(error))
             if needed is None:
                 raise CompilerError(
-                    f"the compiler refused: {str(error).splitlines()[0]}\nWith another "
-                    "layout (--config.mesh.shard_optimizer=True, "
-                    "--config.mesh.fsdp=2), slice or size of the model it may not"
+                    f"the compiler refused: {str(error).splitlines()[0]}\nTry another "
+                    "sharding (--config.mesh.shard_optimizer=True, "
+                    "--config.mesh.fsdp=2), slice or model size."
                 ) from error
             seconds = time.monotonic() - start
             return Compilation(**common, seconds=seconds, needed=needed)
@@ -121,23 +127,32 @@ def compile_step(config: ml_collections.ConfigDict, devices) -> Compilation:
 
 
 def bytes_needed(message: str) -> int | None:
-    """Bytes that a program needs, of the compiler's refusal; None for other errors.
+    """Parses the bytes that a program needs out of an XLA out-of-memory error.
 
-    XLA says what it used of how much, or what the temporaries alone would take.
+    XLA reports the memory used of that available, or the temporaries alone.
+
+    Returns:
+        Bytes; None for other errors.
     """
     units = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
     for pattern in (
         r"Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm",
         r"\(([\d.]+)([KMGT])\) exceeds available HBM",
     ):
-        if found := re.search(pattern, message):
-            return int(float(found[1]) * units[found[2]])
+        if match := re.search(pattern, message):
+            return int(float(match[1]) * units[match[2]])
     return None
 
 
-def with_clips(config: ml_collections.ConfigDict, clips: int, devices: int):
-    """The config with so many clips for each device at once; None if there is none."""
-    videos, rest = divmod(clips * devices, config.data.num_samples)
+def with_clips(
+    config: ml_collections.ConfigDict, clips: int, num_devices: int
+) -> ml_collections.ConfigDict | None:
+    """Returns a copy of a config that gives each device `clips` clips at once.
+
+    Returns:
+        The config; None if the clips of a step are not a whole number of videos.
+    """
+    videos, rest = divmod(clips * num_devices, config.data.num_samples)
     if rest:
         return None
     config = config.copy_and_resolve_references()
@@ -146,90 +161,107 @@ def with_clips(config: ml_collections.ConfigDict, clips: int, devices: int):
     return config
 
 
-def largest(config: ml_collections.ConfigDict, devices, first: Compilation):
-    """Looks for the most clips that a device takes at once; yields what it compiles.
+def search_largest(
+    config: ml_collections.ConfigDict,
+    devices: Sequence[jax.Device],
+    first: Compilation,
+) -> Iterator[Compilation]:
+    """Searches for the most clips that a device takes at once.
 
     Args:
         config: see configs/common.py.
-        devices: see `tpu_slices.devices`.
-        first: of the config as it is, near which the search begins.
+        devices: see `topology.devices`.
+        first: the compilation of the config; the search starts near its clips.
 
     Yields:
-        Compilations; of those that fit, the one of the most clips is the answer.
+        Every compilation. Of those that fit, the one with the most clips is the result.
 
     Raises:
-        ValueError: if no number of clips that is tried divides over the devices.
+        ConfigError: none of BATCHES is a whole number of videos.
     """
     configs = {n: with_clips(config, n, len(devices)) for n in BATCHES}
-    rungs = [n for n in BATCHES if configs[n]]
-    if not rungs:
-        raise ValueError(
-            f"config.data.num_samples is {config.data.num_samples}: none of up to "
-            f"{BATCHES[-1]} clips a device is a whole number of videos"
+    candidates = [(n, x) for n, x in configs.items() if x]
+    if not candidates:
+        raise ConfigError(
+            f"config.data.num_samples={config.data.num_samples} must divide the clips "
+            f"of a step, for some number of clips per device up to {BATCHES[-1]}"
         )
     at_once = first.clips // first.grad_accum_steps
-    i = max((i for i, n in enumerate(rungs) if n <= at_once), default=0)
-    tried = first
-    if rungs[i] != first.clips:
-        tried = compile_step(configs[rungs[i]], devices)
-    yield tried
-    direction = 1 if tried.fits else -1
-    begun_fitting = tried.fits
-    while 0 <= (i := i + direction) < len(rungs):
-        tried = compile_step(configs[rungs[i]], devices)
-        yield tried
-        if tried.fits != begun_fitting:
-            return
+    i = max((i for i, (n, _) in enumerate(candidates) if n <= at_once), default=0)
+    clips, candidate = candidates[i]
+    compilation = first
+    if clips != first.clips:
+        compilation = compile_step(candidate, devices)
+    yield compilation
+    # Up while it fits, or down until it fits.
+    fits = compilation.fits
+    direction = 1 if fits else -1
+    while compilation.fits == fits and 0 <= (i := i + direction) < len(candidates):
+        compilation = compile_step(candidates[i][1], devices)
+        yield compilation
 
 
-def with_the_batch(config: ml_collections.ConfigDict, devices, most: int):
-    """Tries the config's own batch in micro-batches of at most so many clips, or fewer.
+def search_micro_batch(
+    config: ml_collections.ConfigDict,
+    devices: Sequence[jax.Device],
+    max_clips: int,
+) -> Iterator[Compilation]:
+    """Searches for the largest micro-batch with which the config's own batch fits.
 
-    All clips of a step are on a device together with the gradients that micro-batches
-    add up, so fewer at a time may fit than alone.
+    All clips of a step, and the gradients that micro-batches add up, are on the devices
+    at once. A micro-batch may therefore have to be smaller than a batch that fits by
+    itself.
+
+    Args:
+        config: see configs/common.py.
+        devices: see `topology.devices`.
+        max_clips: the largest micro-batch to try, in clips per device.
 
     Yields:
         Compilations with smaller and smaller micro-batches, up to one that fits.
     """
-    for clips in reversed([n for n in BATCHES if n <= most]):
+    for clips in reversed([n for n in BATCHES if n <= max_clips]):
         config = config.copy_and_resolve_references()
         config.micro_batch_per_device = clips
-        tried = compile_step(config, devices)
-        yield tried
-        if tried.fits:
+        compilation = compile_step(config, devices)
+        yield compilation
+        if compilation.fits:
             return
 
 
 def make_task(config: ml_collections.ConfigDict) -> Pretraining | Finetuning:
-    """The task of a config, without its lists of videos.
+    """Builds the task of a config without reading its lists of videos.
 
     Raises:
-        ValueError: if fields of the config do not fit each other.
-        RecordError: if it does not tell the number of classes.
+        ConfigError: fields of the config do not fit each other.
+        RecordError: the number of classes is unknown.
     """
     if config.task == "pretrain":
         return Pretraining(config)
     config = config.copy_and_resolve_references()
     config.data.test = ""
-    number, names = config.data.num_classes, None
-    if number is None:
+    num_classes, names = config.data.num_classes, None
+    if num_classes is None:
         try:
             names = labels.read(config.data.labels)
         except RecordError as error:
             raise RecordError(
-                "how many classes? Give --config.data.num_classes=400, say, or "
-                "--config.data.labels=FILE with a class name a line"
+                "the number of classes is unknown: set, for example, "
+                "--config.data.num_classes=400, or --config.data.labels=FILE with a "
+                "class name per line"
             ) from error
-    return Finetuning(config, names or [str(label) for label in range(number)])
+    return Finetuning(config, names or [str(label) for label in range(num_classes)])
 
 
-def _batch(config, mesh) -> dict[str, jax.ShapeDtypeStruct]:
-    size, frames = config.data.image_size, config.data.num_frames
-    clips = config.batch_size * config.data.num_samples
-    where = sharding.batch_sharding(mesh)
-    shape = (clips, frames, size, size, 3)
-    batch = {"video": jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=where)}
+def _abstract_batch(
+    config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh
+) -> dict[str, jax.ShapeDtypeStruct]:
+    size, num_frames = config.data.image_size, config.data.num_frames
+    num_clips = config.batch_size * config.data.num_samples
+    by_row = sharding.batch_sharding(mesh)
+    shape = (num_clips, num_frames, size, size, 3)
+    batch = {"video": jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=by_row)}
     if config.task == "finetune":
-        shape = (clips, 1) if config.loss.kind == "sigmoid" else (clips,)
-        batch["label"] = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=where)
+        shape = (num_clips, 1) if config.loss.kind == "sigmoid" else (num_clips,)
+        batch["label"] = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=by_row)
     return batch

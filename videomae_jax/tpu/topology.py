@@ -1,4 +1,4 @@
-"""TPU slices by name, to compile for on a machine that has none."""
+"""TPU slices by name, as targets of the compiler on a machine without TPUs."""
 
 import importlib.metadata
 import importlib.util
@@ -17,8 +17,8 @@ _CUBES = (
     *("8x8x16", "8x16x16"),
 )
 
-# By generation: what a name such as v5p-128 counts of each chip (chips, or tensor
-# cores), and the grids of chips that Cloud TPU names so.
+# By generation: what each chip counts for in a name such as v5p-128 (1, or 2 for its
+# two tensor cores), and the grids of chips that have such a name in Cloud TPU.
 GENERATIONS = {
     "v4": (2, _CUBES),
     "v5e": (1, _FLAT),
@@ -28,40 +28,40 @@ GENERATIONS = {
 }
 
 _ENVIRONMENT = {
-    # No look for chips, which would take minutes elsewhere than in the Cloud.
+    # Do not search for chips: outside Google Cloud that takes minutes.
     "TPU_SKIP_MDS_QUERY": "1",
-    # Several compilers at a time would else wait for one lock.
+    # Several compilers at a time would otherwise wait for one lock.
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-    # Else it warns at length that it finds no chips; which ones, makes no difference.
+    # Avoids long warnings about missing chips; the values make no difference.
     "TPU_ACCELERATOR_TYPE": "v5litepod-8",
     "TPU_WORKER_HOSTNAMES": "localhost",
 }
 
 
-def devices(name: str, slices: int = 1) -> list:
-    """The devices of TPU slices: programs can be compiled for them, but not run.
+def devices(name: str, slices: int = 1) -> list[jax.Device]:
+    """Returns the devices of TPU slices; programs can be compiled for them, not run.
 
     Args:
-        name: v5e-8 or v5litepod-8, v5p-128 ..., as Cloud TPU says, or the generation
-            and the grid of chips, v5e:2x4, v5p:4x4x4 ...
-        slices: so many of them, joined by the data centre's network.
+        name: a name of Cloud TPU, such as v5e-8, v5litepod-8 or v5p-128, or generation
+            and grid of chips, such as v5e:2x4 or v5p:4x4x4.
+        slices: number of such slices, joined by the data centre network.
 
     Raises:
-        TopologyError: if there is no such slice, or libtpu is not installed.
+        TopologyError: the slice is unknown, or libtpu is not installed.
     """
     generation, grid = _parse(name)
     if importlib.util.find_spec("libtpu") is None:
         raise TopologyError(
-            "compiling for TPU takes libtpu, which runs without one:\n"
+            "compiling for TPUs needs libtpu, which does not need a TPU:\n"
             f"    pip install '{_requirement()}'"
         )
     for variable, value in _ENVIRONMENT.items():
         os.environ.setdefault(variable, value)
     sizes = [int(size) for size in grid.split("x")]
-    # Hosts of 2 x 2 chips, but for a slice of one.
+    # Hosts have 2 x 2 chips, except in a slice of one chip.
     options = {"chips_per_host_bounds": [*(min(size, 2) for size in sizes[:2]), 1]}
     if generation == "v4":
-        # Two cores make one device, as they do in the Cloud.
+        # The two cores of a chip are one device, as in Google Cloud.
         options["chip_config_name"] = "megacore"
     if slices > 1:
         options["num_slices"] = slices
@@ -72,30 +72,31 @@ def devices(name: str, slices: int = 1) -> list:
             ).devices
         )
     except jax.errors.JaxRuntimeError as error:
-        raise TopologyError(f"no slice {name!r}: {error}") from error
+        raise TopologyError(f"unknown TPU slice {name!r}: {error}") from error
 
 
 def _parse(name: str) -> tuple[str, str]:
-    """Generation and grid of chips."""
-    generation, separator, size = re.fullmatch(r"(\w*)([:-]?)(.*)", name).groups()
+    """Returns generation and grid of chips."""
+    match = re.fullmatch(r"(\w*)([:-]?)(.*)", name)
+    generation, separator, size = match.groups() if match else ("", "", "")
     generation = generation.replace("v5litepod", "v5e")
     if generation in GENERATIONS:
-        counted, grids = GENERATIONS[generation]
-        named = {str(counted * _chips(grid)): grid for grid in grids}
-        if separator == "-" and size in named:
-            return generation, named[size]
+        count_per_chip, grids = GENERATIONS[generation]
+        grid_of = {str(count_per_chip * _chips(grid)): grid for grid in grids}
+        if separator == "-" and size in grid_of:
+            return generation, grid_of[size]
         if separator == ":" and re.fullmatch(re.sub(r"\d+", r"\\d+", grids[0]), size):
             return generation, size
     raise TopologyError(
-        f"no slice {name!r}; there are these, and others by their grid of chips, such "
-        f"as v5e:2x4 or v5p:2x2x1:\n{_table()}"
+        f"unknown TPU slice {name!r}. Known are these, and others by their grid of "
+        f"chips, such as v5e:2x4 or v5p:2x2x1:\n{_table()}"
     )
 
 
 def _table() -> str:
     return "\n".join(
-        "    " + ", ".join(f"{generation}-{counted * _chips(grid)}" for grid in grids)
-        for generation, (counted, grids) in GENERATIONS.items()
+        "    " + ", ".join(f"{generation}-{count * _chips(grid)}" for grid in grids)
+        for generation, (count, grids) in GENERATIONS.items()
     )
 
 
@@ -104,6 +105,6 @@ def _chips(grid: str) -> int:
 
 
 def _requirement() -> str:
-    """The libtpu that the installed JAX asks for."""
+    """Returns the requirement of the installed JAX, such as libtpu==0.0.50."""
     requirements = importlib.metadata.requires("jax") or []
     return next(r for r in requirements if r.startswith("libtpu")).partition(";")[0]

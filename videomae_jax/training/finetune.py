@@ -154,7 +154,10 @@ class Finetuning:
             log.info("config.init.source is empty: training from scratch")
             return params
         params, report = initialization.load(
-            source, params, self._config.model, self._config.init.head
+            source,
+            params,
+            config=self._config.model,
+            load_head=self._config.init.head,
         )
         log.info("%s", report)
         return params

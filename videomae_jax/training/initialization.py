@@ -1,5 +1,6 @@
-"""Starting a run from the weights of another, and saying what was taken."""
+"""Initializes a run with the weights of another model, and reports what was loaded."""
 
+import collections
 import dataclasses
 import pathlib
 from collections.abc import Callable, Mapping
@@ -8,6 +9,7 @@ from typing import Any
 import flax
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from videomae_jax.checkpointing import Checkpoints, restore_part
 from videomae_jax.config import upgrade
@@ -15,7 +17,7 @@ from videomae_jax.errors import CheckpointError, PretrainedError
 from videomae_jax.interop import edit_head, loading
 from videomae_jax.models import variants
 
-# What must agree although the shapes of parameters may not show it.
+# Fields that must be equal, although the shapes of the parameters may not show it.
 _MODEL_FIELDS = (
     "heads",
     "patch_size",
@@ -29,13 +31,13 @@ _MODEL_FIELDS = (
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What became of each parameter, by its path a/b/c.
+    """Lists the paths of parameters, such as a/b/c, by what happened to them.
 
     Attributes:
         source: where the weights come from.
         loaded: parameters of the model that were loaded.
-        new: parameters of the model that keep their random start.
-        dropped: parameters of the source that the model has no use for.
+        new: parameters of the model that keep their random values.
+        dropped: parameters of the source that the model does not have.
     """
 
     source: str
@@ -43,126 +45,123 @@ class Report:
     new: list[str]
     dropped: list[str]
 
-    def __str__(self):
-        """A table with a line for each part of the model."""
-        rows = [("part", "arrays", "what happened")]
-        for names, what in (
+    def __str__(self) -> str:
+        """Returns a table with a line per module of the model."""
+        rows = [("module", "arrays", "status")]
+        for paths, status in (
             (self.loaded, "loaded"),
             (self.new, "newly initialised"),
             (self.dropped, "in the source, dropped"),
         ):
-            parts: dict[str, int] = {}
-            for name in names:
-                part = "/".join(name.split("/")[:2]) if "/" in name else name
-                part = part if name.startswith("encoder/") else name.split("/")[0]
-                parts[part] = parts.get(part, 0) + 1
-            rows += [(part, str(count), what) for part, count in parts.items()]
-        width = max(len(part) for part, _, _ in rows)
-        lines = [f"{part:{width}}  {count:6}  {what}" for part, count, what in rows]
+            counts = collections.Counter(map(_module, paths))
+            rows += [(module, str(count), status) for module, count in counts.items()]
+        width = max(len(module) for module, _, _ in rows)
+        lines = [
+            f"{module:{width}}  {count:6}  {status}" for module, count, status in rows
+        ]
         return "\n".join([f"weights from {self.source}:", *lines])
 
 
+def _module(path: str) -> str:
+    """Returns encoder/blocks for encoder/blocks/norm1/scale, head for head/bias."""
+    names = path.split("/")
+    return "/".join(names[: 2 if names[0] == "encoder" else 1])
+
+
 @dataclasses.dataclass(frozen=True)
-class _Saved:
+class _Source:
     """Weights that have not been read yet.
 
     Attributes:
-        what: to be shown.
-        sizes: those of _MODEL_FIELDS that the source has.
-        position_size: height of the images that its position table is of, in pixels.
+        name: for messages.
+        sizes: the _MODEL_FIELDS that the source has.
+        position_size: height of the images that its position table is for, in pixels.
         shapes: of its parameters, by path.
         restore: reads parameters, given as abstract arrays with shardings by path.
     """
 
-    what: str
+    name: str
     sizes: Mapping[str, Any]
     position_size: int
     shapes: Mapping[str, tuple[int, ...]]
     restore: Callable[[Mapping[str, jax.ShapeDtypeStruct]], Mapping[str, jax.Array]]
 
 
-def load(source: str, params, config, load_head: bool = True):
-    """Puts the weights of `config.init.source` in the place of params'.
+def load(
+    source: str, params: dict, *, config: ConfigDict, load_head: bool = True
+) -> tuple[dict, Report]:
+    """Replaces parameters by the weights of `config.init.source`.
 
-    An autoencoder takes all of them. A classifier takes the encoder; of a pretrained
-    one without its final LayerNorm, unless the classifier has that too (pooling
-    "first_token"); decoder, mask token and projection are dropped (official code). Of
-    a fine-tuned one the norm before the head is taken too, and the head if wished.
+    An autoencoder takes all weights. A classifier takes those of the encoder: from a
+    pretrained model without the final LayerNorm, unless the classifier has one
+    (pooling "first_token"); decoder, mask token and projection are dropped (official
+    code). From a fine-tuned model it also takes the norm before the head, and
+    optionally the head.
 
     Args:
-        source: a work directory, whose averaged parameters are preferred where there
-            are any, or whatever else `load_pretrained` takes.
+        source: a work directory, or any other source that `load_pretrained` accepts. Of
+            a work directory the averaged parameters are taken, if there are any.
         params: initial parameters, on their devices.
         config: `config.model`.
-        load_head: take a classifier's head as well; it must have as many classes.
+        load_head: also take the head of a classifier; it must have the same classes.
 
     Returns:
         The parameters, and a Report.
 
     Raises:
-        CheckpointError: if the source cannot be read, or is of another model.
+        CheckpointError: the source cannot be read, or is of another model.
     """
     if load_head and config.get("head_norm") == "batch":
         raise CheckpointError(
-            "config.init.head: the statistics of batch norm, which the head goes with, "
-            "are not taken from another run"
+            "config.init.head=True needs config.model.head_norm=layer: statistics of "
+            "batch norm are not taken from another run"
         )
     if (pathlib.Path(source) / "checkpoints").is_dir():
-        saved = _from_workdir(source)
+        weights = _from_workdir(source)
     else:
-        saved = _from_others(source)
-    _check_model(saved, config)
+        weights = _from_pretrained(source)
+    _check_model(weights, config)
 
     flat = flax.traverse_util.flatten_dict(params, sep="/")
     autoencoder = "mask_token" in flat
-    wanted = {
-        name: x
-        for name, x in flat.items()
-        if name in saved.shapes and (load_head or not name.startswith("head/"))
-    }
-    lines = [
-        f"  {name}: {saved.shapes[name]} in the checkpoint, {x.shape} in the model"
-        for name, x in wanted.items()
-        if saved.shapes[name] != x.shape
-    ]
-    lines += [
-        f"  {name}: missing in the checkpoint, {x.shape} in the model"
-        for name, x in flat.items()
-        if name not in saved.shapes
-        and (
-            autoencoder
-            or name.startswith("encoder/")
-            or load_head
-            and name.startswith("head/")
-        )
-    ]
-    if lines:
+    required = ("encoder/", "head/") if load_head else ("encoder/",)
+    selected, problems = {}, []
+    for path, x in flat.items():
+        if path not in weights.shapes:
+            if autoencoder or path.startswith(required):
+                problems.append(f"  {path}: missing in the source, model {x.shape}")
+        elif load_head or not path.startswith("head/"):
+            selected[path] = x
+            if weights.shapes[path] != x.shape:
+                shape = weights.shapes[path]
+                problems.append(f"  {path}: source {shape}, model {x.shape}")
+    if problems:
         raise CheckpointError(
-            f"config.init.source: {saved.what} is of another model:\n"
-            + "\n".join(lines[:8])
+            f"config.init.source={weights.name} is of another model:\n"
+            + "\n".join(problems[:8])
             + "\nSet config.model to its sizes, or config.init.source to another run."
-            + (" config.init.head needs equal classes." if not autoencoder else "")
+            + ("" if autoencoder else " config.init.head needs equal classes.")
         )
-    loaded = saved.restore(
+    loaded = weights.restore(
         {
-            name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
-            for name, x in wanted.items()
+            path: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+            for path, x in selected.items()
         }
     )
     report = Report(
-        source=saved.what,
+        source=weights.name,
         loaded=list(loaded),
-        new=[name for name in flat if name not in loaded],
-        dropped=[name for name in saved.shapes if name not in loaded],
+        new=[path for path in flat if path not in loaded],
+        dropped=[path for path in weights.shapes if path not in loaded],
     )
     return flax.traverse_util.unflatten_dict(flat | dict(loaded), sep="/"), report
 
 
-def _from_workdir(source: str) -> _Saved:
+def _from_workdir(source: str) -> _Source:
     checkpoints = Checkpoints(source, read_only=True)
     step = checkpoints.latest_step()
     if step is None:
-        raise CheckpointError(f"config.init.source: {source!r} holds no checkpoint yet")
+        raise CheckpointError(f"config.init.source={source}: no checkpoint found")
     config = upgrade(checkpoints.meta(step)["config"])
     item = checkpoints.evaluated_item(step)
     shapes = checkpoints.shapes(step, item)
@@ -173,7 +172,7 @@ def _from_workdir(source: str) -> _Saved:
         restored = restore_part(source, step, item, abstract)
         return flax.traverse_util.flatten_dict(restored, sep="/")
 
-    return _Saved(
+    return _Source(
         f"{source} (step {step}, {item})",
         _sizes(config["model"]),
         config["model"].get("position_size") or config["data"]["image_size"],
@@ -182,12 +181,12 @@ def _from_workdir(source: str) -> _Saved:
     )
 
 
-def _from_others(source: str) -> _Saved:
+def _from_pretrained(source: str) -> _Source:
     try:
-        # Training normalises with ImageNet's statistics, whatever the source did.
+        # Training normalizes with the mean and deviation of ImageNet.
         loaded = edit_head.with_imagenet_pixels(loading.read(source))
     except PretrainedError as error:
-        raise CheckpointError(f"config.init.source: {error}") from error
+        raise CheckpointError(f"config.init.source={source}: {error}") from error
     arrays = flax.traverse_util.flatten_dict(loaded.params, sep="/")
     sizes = {
         name: getattr(loaded.model, name)
@@ -195,53 +194,53 @@ def _from_others(source: str) -> _Saved:
         if hasattr(loaded.model, name)
     }
     position_size = getattr(loaded.model, "position_size", None)
-    return _Saved(
+    return _Source(
         f"{source} ({loaded.format})",
         sizes,
         position_size[0] if position_size else loaded.preprocessing.image_size,
         {name: x.shape for name, x in arrays.items()},
-        lambda wanted: {
-            name: _place(arrays[name], x.sharding) for name, x in wanted.items()
+        lambda abstract: {
+            path: _to_devices(arrays[path], x.sharding) for path, x in abstract.items()
         },
     )
 
 
-def _place(array: np.ndarray, sharding: jax.sharding.Sharding) -> jax.Array:
-    """What `device_put` does, but that sends the array of each host to all others."""
+def _to_devices(array: np.ndarray, sharding: jax.sharding.Sharding) -> jax.Array:
+    """Like `device_put`, but does not send the array of each host to all others."""
     return jax.make_array_from_callback(array.shape, sharding, lambda at: array[at])
 
 
-def _check_model(saved: _Saved, config) -> None:
-    """Compares what shapes do not show, and what is better told by its own name."""
-    ours = _sizes(config)
-    differing = [
-        name
-        for name, theirs in saved.sizes.items()
-        if name in ours and theirs != ours[name]
+def _check_model(weights: _Source, config: ConfigDict) -> None:
+    """Checks the fields of the model, before shapes are compared.
+
+    Raises:
+        CheckpointError: they differ; the message names the fields.
+    """
+    sizes = _sizes(config)
+    lines = [
+        f"  config.model.{name}={sizes[name]} must be {size}, as in the source"
+        for name, size in weights.sizes.items()
+        if name in sizes and size != sizes[name]
     ]
-    if differing:
-        lines = [
-            f"  config.model.{name} is {ours[name]}, the checkpoint's is "
-            f"{saved.sizes[name]}"
-            for name in differing
-        ]
+    if lines:
         raise CheckpointError(
-            f"config.init.source: {saved.what} is of another model:\n"
+            f"config.init.source={weights.name} is of another model:\n"
             + "\n".join(lines)
-            + "\nSet these fields to the checkpoint's values (or the variant that has "
-            "them), or give another source."
+            + "\nSet these fields (or the variant that has these values), or another "
+            "source."
         )
-    size = saved.position_size
+    size = weights.position_size
     if config.get("position_size", 0) not in (0, size):
         raise CheckpointError(
-            f"config.model.position_size is {config.position_size}, but {saved.what} "
-            f"was trained with images of {size} pixels: set it to {size} (the position "
-            "table is then interpolated to config.data.image_size), or to 0 for the "
-            "plain 1-D table of any size"
+            f"config.model.position_size={config.position_size} must be {size} or 0: "
+            f"{weights.name} was trained with images of {size} pixels. {size} "
+            "interpolates its position table to config.data.image_size; 0 uses the "
+            "plain 1-D table of any size."
         )
 
 
-def _sizes(model) -> dict:
+def _sizes(model: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the _MODEL_FIELDS of a config's `model`."""
     sizes = {"tubelet_size": 2} | variants.variant_fields(model["variant"])
     sizes |= {
         name: model[name] for name in _MODEL_FIELDS if model.get(name) is not None
