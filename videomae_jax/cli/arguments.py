@@ -78,13 +78,7 @@ def add_model(parser: argparse.ArgumentParser, name: str = "--model") -> None:
 def load_model(
     args: argparse.Namespace, source: str, *, strict: bool = True, **fields: Any
 ) -> Pretrained:
-    """Loads the model that the arguments name.
-
-    Args:
-        args: with the arguments of `add_model`.
-        source: the model.
-        strict: as in `load_pretrained`.
-        fields: of the model, as in `load_pretrained`.
+    """Calls `load_pretrained` with the options of `add_model`.
 
     Raises:
         PretrainedError: the model cannot be loaded, or has another number of classes
@@ -160,12 +154,8 @@ def load_list(args: argparse.Namespace) -> tuple[list[Record], list[str] | None]
     Raises:
         RecordError: one of them cannot be read.
     """
-    records = sources.load(
-        args.list,
-        args.root,
-        label_kind=label_kind(args),
-        frame_name=args.frame_name,
-    )
+    kind, frame_name = label_kind(args), args.frame_name
+    records = sources.load(args.list, args.root, label_kind=kind, frame_name=frame_name)
     return records, labels.read(args.labels) if args.labels else None
 
 
@@ -250,14 +240,7 @@ def add_json(parser: argparse.ArgumentParser, *, per_video: bool = False) -> Non
 def print_result(
     args: argparse.Namespace, result: dict[str, Any], text: str, **json_options: Any
 ) -> None:
-    """Prints a result: as JSON with --json, otherwise the text.
-
-    Args:
-        args: with the argument of `add_json`.
-        result: JSON values.
-        text: the same for people.
-        json_options: of `json.dumps`.
-    """
+    """Prints a result: as JSON with --json, otherwise as text."""
     shown = json.dumps(result, **json_options) if args.json else text
     print(printable(shown), flush=True)
 
@@ -267,12 +250,7 @@ def for_each_video(
     videos: Sequence[Record],
     process: Callable[[Record], tuple[dict[str, Any], str]],
 ) -> None:
-    """Processes videos one by one; prints each result as soon as it is known.
-
-    Args:
-        args: with the argument of `add_json`.
-        videos: the videos.
-        process: returns the result of a video, as `print_result` takes it.
+    """Processes videos one by one and prints each result with `print_result`.
 
     Raises:
         VideoError: at the end, if some videos failed with a VideoError.

@@ -7,16 +7,7 @@
 
 Each video is decoded from beginning to end, as in training, in a worker process: a
 video that crashes the decoder or hangs is reported like any other. Each gets one
-status, the last of these that applies:
-
-    good                  no problem found
-    no_index              its packets do not locate the frames; reading it is slow
-    short                 fewer frames than a clip spans: training repeats frames
-    duplicate             same bytes as an earlier readable video of the list or, if
-                          the frames are images, same pixels (not with --fast)
-    frame_count_mismatch  the decoder returns another number of frames than the file
-                          announces; some reads fail
-    unreadable            cannot be opened or fully decoded, crashes, or hangs
+status, listed below.
 
 The folder --out, by default LIST without its extension and with _check, contains:
 
@@ -62,6 +53,10 @@ _SHOWN = 5  # names, reasons, classes in a line
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of the command."""
+    parser.epilog = "\n".join(
+        ["statuses, of which a video gets the last that applies:"]
+        + [f"  {status:20}  {text}" for status, text in report.STATUSES.items()]
+    )
     arguments.add_list(parser)
     parser.add_argument("--out", metavar="FOLDER", help="where to write the files")
     arguments.add_json(parser)

@@ -41,12 +41,12 @@ def run(args: argparse.Namespace) -> None:
 def describe(pretrained: Pretrained) -> dict[str, Any]:
     """Returns the JSON values that `inspect --json` prints."""
     model = pretrained.model
-    flat = traverse_util.flatten_dict(pretrained.params, sep="/")
+    arrays: dict[str, Any] = traverse_util.flatten_dict(pretrained.params, sep="/")
     return {
         "source": pretrained.source,
         "format": pretrained.format,
         "model": type(model).__name__,
-        "num_parameters": sum(int(np.prod(x.shape)) for x in flat.values()),
+        "num_parameters": sum(int(np.prod(x.shape)) for x in arrays.values()),
         "fields": model_fields(model),
         "preprocessing": dataclasses.asdict(pretrained.preprocessing),
         "normalized_targets": pretrained.normalized_targets,
@@ -54,7 +54,7 @@ def describe(pretrained: Pretrained) -> dict[str, Any]:
         "unused": list(pretrained.unused),
         "missing": list(pretrained.missing),
         "labels": list(pretrained.labels or ()),
-        "parameters": {name: list(x.shape) for name, x in flat.items()},
+        "parameters": {name: list(x.shape) for name, x in arrays.items()},
     }
 
 

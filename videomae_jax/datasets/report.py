@@ -18,11 +18,10 @@ from videomae_jax.video.record import LabelKind, Record
 # Each video has one status: the last of these that applies.
 STATUSES = {
     "good": "no problem found",
-    "no_index": "packets do not locate frames: each read decodes from the beginning",
+    "no_index": "packets do not locate frames: reads decode from the beginning",
     "short": "fewer frames than a clip spans: training repeats frames",
-    "duplicate": "same content as an earlier readable video of the list",
-    "frame_count_mismatch": "the decoder returns another number of frames than the "
-    "packets announce: some reads fail",
+    "duplicate": "same bytes, or pixels of images, as an earlier readable video",
+    "frame_count_mismatch": "packets announce another number of frames than decoded",
     "unreadable": "cannot be opened or fully decoded, crashes the decoder, or hangs",
 }
 # Statuses of videos that training reports as bad.
