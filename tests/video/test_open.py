@@ -79,6 +79,13 @@ def test_urls(path, decoded, remote, tmp_path):
         open_video(Record(f"gs://{path.parent}/none.mp4", "none"))
 
 
+def test_unknown_kinds_of_urls():
+    record = Record("nowhere://bucket/c.mp4", "c")
+    for read in (open_video, read_bytes):
+        with pytest.raises(VideoError, match="c.mp4: cannot be read: 'nowhere://'"):
+            read(record)
+
+
 def test_content_and_size_of_files(path):
     record = Record(str(path), "c")
     assert read_bytes(record) == path.read_bytes()

@@ -7,6 +7,7 @@ millisecond instead of several, which is a third of the cost of reading a clip.
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -58,7 +59,7 @@ class PacketTable:
     @functools.cached_property
     def positions(self) -> list[int]:
         """By frame, the position of its packet."""
-        positions = [position for position, show in enumerate(self.shown) if show]
+        positions = itertools.compress(itertools.count(), self.shown)
         return sorted(positions, key=self.times.__getitem__)
 
 
@@ -114,7 +115,7 @@ def packet_table(
     if not starts[0]:
         return None  # what comes out before the first start depends on the decoder
     if not any(shown):
-        return None
+        return None  # nothing can be read
     if any(packet.has_sidedata("new_extradata") for packet in packets[1:]):
         return None  # a jump would miss the change
     latest = times[0]

@@ -106,7 +106,7 @@ class FrameSource(abc.ABC):
         Raises:
             IndexError: an index is negative or not below `num_frames`.
             VideoError: a frame cannot be decoded exactly, the resolution changes
-                between them, or the video is closed.
+                between the decoded frames, or the video is closed.
         """
         if not len(indices):
             self._checked(indices)
