@@ -30,11 +30,7 @@ def absolute(path: str) -> str:
 
 
 def open_binary(path: str) -> IO[bytes]:
-    """Opens a file, or what a URL names, to be read.
-
-    Raises:
-        OSError: if that fails.
-    """
+    """Opens a file, or what a URL names, to be read."""
     if not is_url(path):
         return open(path, "rb")
     from etils import epath
@@ -87,7 +83,7 @@ def atomic_write(path: _Path, mode: str = "w") -> Iterator[IO]:
     """Yields an open file that replaces `path` if no error is raised.
 
     Args:
-        path: as in `atomic_path`.
+        path: see `atomic_path`.
         mode: "w" for UTF-8 text, "wb" for bytes.
     """
     encoding = None if "b" in mode else "utf-8"
@@ -105,10 +101,7 @@ def remove_partial(path: pathlib.Path) -> None:
 
 
 def read_json(path: _Path) -> Any | None:
-    """Returns the content of a JSON file; None if it is missing or not JSON.
-
-    A file that was cut off by a power failure is not JSON.
-    """
+    """Returns the content of a JSON file; None if it is missing, cut off or not JSON."""
     try:
         return json.loads(path.read_text())
     except (FileNotFoundError, ValueError):
@@ -116,23 +109,16 @@ def read_json(path: _Path) -> Any | None:
 
 
 def json_line(row: dict) -> str:
-    """Returns a line of a .jsonl file.
-
-    Raises:
-        ValueError: a number is not finite, which JSON has no form for.
-    """
+    """Returns a line of a .jsonl file; raises ValueError for NaN, which JSON lacks."""
     return json.dumps(row, allow_nan=False) + "\n"
 
 
 def write_json(
     path: _Path, head: Mapping[str, Any], lists: Mapping[str, Iterable[Any]]
 ) -> None:
-    """Writes a JSON object atomically; its `lists` have one element per line, for grep.
+    """Writes a JSON object atomically: `head` with one field per line, then `lists`.
 
-    Args:
-        path: as in `atomic_path`.
-        head: the fields that come first, one per line.
-        lists: the other fields.
+    These have one element per line, for grep.
     """
     fields = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in head.items()]
     for key, rows in lists.items():
@@ -165,10 +151,8 @@ class JsonLines:
             return []
         rows = []
         for line in self.path.read_text().splitlines():
-            try:
+            with contextlib.suppress(json.JSONDecodeError):  # cut off by a kill
                 rows.append(json.loads(line))
-            except json.JSONDecodeError:
-                continue  # the last line, cut off by a kill
         # Rows of bad videos had no step in the first version.
         return [row for row in rows if row.get("step", 0) <= last_step]
 

@@ -14,8 +14,7 @@ from collections.abc import Iterator
 
 import cv2
 
-# Freed memory that a worker keeps: more than the frames and clips of a video take at
-# usual sizes.
+# Freed memory that a worker keeps: more than a video's frames and clips usually take.
 KEPT_BYTES = 2**27
 # Larger blocks are returned all the same; this is the maximum that the C library takes.
 _LARGEST_BLOCK = 2**25
@@ -50,19 +49,13 @@ class Resources:
 
 
 def available_resources(root: str = "/") -> Resources:
-    """Measures what this process may use now.
-
-    Args:
-        root: the folder that holds /proc, /sys and /dev.
-    """
+    """Measures what this process may use now; `root` holds /proc, /sys and /dev."""
     base = pathlib.Path(root)
     cores: float = len(available_cores())
     memory = _free_memory(base)
-    for kind, folder in _control_groups(base):
-        if kind in ("cpu", "v2"):
-            cores = min(cores, _cpu_quota(folder))
-        if kind in ("memory", "v2"):
-            memory = min(memory, _memory_left(folder))
+    for folder in _control_groups(base):
+        cores = min(cores, _cpu_quota(folder))
+        memory = min(memory, _memory_left(folder))
     try:
         disk = os.statvfs(base / "dev/shm")
         shared_memory = disk.f_bavail * disk.f_frsize
@@ -79,17 +72,23 @@ def available_cores() -> set[int]:
 
 
 def set_up_worker() -> None:
-    """Tunes this process for reading videos, at the expense of other work."""
+    """Tunes this process for reading videos, at the expense of other work.
+
+    It reuses KEPT_BYTES of freed memory instead of returning it. Frames and clips are
+    blocks of megabytes with short lives. The GNU C library returns such blocks to the
+    system when they are freed, and the system then has to map and clear every page
+    again. Other C libraries are left as they are.
+    """
     # There are as many workers as cores: threads of OpenCV would only contend.
     cv2.setNumThreads(0)
-    _keep_freed_memory()
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt:
+        mallopt(_M_TRIM_THRESHOLD, KEPT_BYTES)
+        mallopt(_M_MMAP_THRESHOLD, _LARGEST_BLOCK)
 
 
 def exit_with_parent() -> None:
-    """Starts a thread that ends this process as soon as its parent has ended.
-
-    For processes that `multiprocessing` started.
-    """
+    """Makes this process of `multiprocessing` end as soon as its parent has ended."""
     parent = multiprocessing.parent_process()
 
     def watch():
@@ -100,21 +99,8 @@ def exit_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _keep_freed_memory() -> None:
-    """Makes this process reuse KEPT_BYTES of freed memory instead of returning it.
-
-    Frames and clips are blocks of megabytes with short lives. The GNU C library returns
-    such blocks to the system when they are freed, and the system then has to map and
-    clear every page again. Other C libraries are left as they are.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt:
-        mallopt(_M_TRIM_THRESHOLD, KEPT_BYTES)
-        mallopt(_M_MMAP_THRESHOLD, _LARGEST_BLOCK)
-
-
-def _control_groups(root: pathlib.Path) -> Iterator[tuple[str, pathlib.Path]]:
-    """Yields ("cpu", "memory" or "v2", folder) of each group of this process.
+def _control_groups(root: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Yields the folder of each group of this process.
 
     The limits of all groups up to the root apply. In a container, the path is often the
     host's, while the container's own group is mounted as the root.
@@ -122,15 +108,14 @@ def _control_groups(root: pathlib.Path) -> Iterator[tuple[str, pathlib.Path]]:
     base = root / "sys/fs/cgroup"
     for line in _read_text(root / "proc/self/cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
-        names = [name for name in controllers.split(",") if name in ("cpu", "memory")]
-        mounts = [(name, base / name) for name in names]
-        if not controllers:
-            mounts = [("v2", base), ("v2", base / "unified")]
-        for kind, mount in mounts:
+        mounts = [base / name for name in controllers.split(",") if name]
+        if not controllers:  # version 2
+            mounts = [base, base / "unified"]
+        for mount in mounts:
             inner = mount / path.lstrip("/")
             for folder in (inner, *inner.parents):
                 if folder.is_relative_to(mount):
-                    yield kind, folder
+                    yield folder
 
 
 def _cpu_quota(folder: pathlib.Path) -> float:

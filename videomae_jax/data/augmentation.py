@@ -2,11 +2,13 @@
 
 Boxes are (top, left, height, width) in pixels, within the frame. They are drawn by
 functions that see only the height and width of the frame, and cut out by others.
+`area` is a range (smallest, largest) of shares of the frame, `aspect` one of shapes.
 
 All functions raise ValueError for a clip that is empty or not uint8 [T, H, W, 3], and
-for ranges (smallest, largest) and probabilities that are empty or impossible.
+for boxes, ranges, counts and probabilities that are empty or impossible.
 """
 
+import sys
 from collections.abc import Sequence
 
 import cv2
@@ -84,19 +86,9 @@ def crop_and_resize(
     averages them (Pillow, as in the official code for pretraining), at several times
     the cost.
 
-    Args:
-        clip: uint8 [T, H, W, 3].
-        box: the part of each frame.
-        height: height of the result in pixels.
-        width: width of the result in pixels.
-        out: uint8 [T, height, width, 3] for the result; None for a new array.
-
     Returns:
         uint8 [T, height, width, 3]: `out` if it is given; otherwise, if the box has
         this size, a view of the clip.
-
-    Raises:
-        ValueError: also if the box is not within the frames.
     """
     check_clip(clip)
     top, left, crop_height, crop_width = box
@@ -142,11 +134,8 @@ def random_resized_box(
     """Draws a box of random size, shape and position (Inception, Szegedy et al. 2015).
 
     Its share of the frame and the logarithm of its aspect ratio are uniform. If ten
-    draws do not fit, the largest central box within the aspect ratios is used.
-
-    Args:
-        area: smallest and largest share of the frame.
-        aspect: smallest and largest width over height.
+    draws do not fit, the largest central box within the aspect ratios is used. These
+    are width over height.
     """
     _check_ranges("crops", area, aspect)
     for _ in range(10):
@@ -169,14 +158,9 @@ def random_resized_crop(
     area: tuple[float, float] = (0.08, 1.0),
     aspect: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> np.ndarray:
-    """Cuts a `random_resized_box` out of the clip, and resizes it to a square.
-
-    Returns:
-        uint8 [T, size, size, 3], the same box of every frame.
-    """
+    """Cuts the same `random_resized_box` out of every frame, and resizes to squares."""
     check_clip(clip)
-    height, width = clip.shape[1:3]
-    box = random_resized_box(rng, height, width, area=area, aspect=aspect)
+    box = random_resized_box(rng, *clip.shape[1:3], area=area, aspect=aspect)
     return crop_and_resize(clip, box, size, size)
 
 
@@ -184,13 +168,7 @@ def spatial_crops(clip: np.ndarray, size: int, count: int) -> np.ndarray:
     """Scales the shorter side to `size`, and cuts crops along the longer one.
 
     A single crop is in the middle; several go from end to end in equal steps, rounded
-    down (official code: three crops in tests).
-
-    Returns:
-        uint8 [count, T, size, size, 3].
-
-    Raises:
-        ValueError: also if the count is below 1.
+    down (official code: three crops in tests). Returns uint8 [count, T, size, size, 3].
     """
     check_clip(clip)
     if count < 1:
@@ -222,14 +200,7 @@ def random_erasing(
 
     The noise is drawn for each value of each frame. It is standard normal in
     ImageNet-normalised values, as the model sees them (official code), clipped to the
-    range of a byte.
-
-    Args:
-        rng: source of randomness.
-        clip: uint8 [T, H, W, 3].
-        probability: probability of erasing.
-        area: smallest and largest share of the frame.
-        aspect: smallest and largest height over width.
+    range of a byte. Aspects are height over width.
 
     Returns:
         uint8 [T, H, W, 3]: a copy, or the clip itself if nothing was erased.
@@ -259,9 +230,7 @@ def random_erasing(
 def horizontal_flip(
     rng: np.random.Generator, clip: np.ndarray, probability: float = 0.5
 ) -> np.ndarray:
-    """Mirrors all frames of a clip with a given probability.
-
-    The official code uses a probability of 0.5 in fine-tuning.
+    """Mirrors all frames with a probability (0.5 in fine-tuning: official code).
 
     Returns:
         uint8 [T, H, W, 3]: a new array, or the clip itself if it was not mirrored.
@@ -282,6 +251,11 @@ def check_clip(clip: np.ndarray) -> None:
         )
 
 
+def is_range(bounds: Sequence[float], most: float) -> bool:
+    """Returns whether bounds are (smallest, largest), above 0 and at most `most`."""
+    return len(bounds) == 2 and 0 < bounds[0] <= bounds[1] <= most  # NaN is not
+
+
 def _draw_sides(
     rng: np.random.Generator,
     pixels: int,
@@ -297,8 +271,7 @@ def _draw_sides(
 def _check_ranges(
     name: str, area: tuple[float, float], aspect: tuple[float, float]
 ) -> None:
-    fits = 0 < area[0] <= area[1] <= 1 and 0 < aspect[0] <= aspect[1] < float("inf")
-    if not fits:  # NaN does not fit, either
+    if not (is_range(area, 1) and is_range(aspect, sys.float_info.max)):
         raise ValueError(
             f"{name} of area={area} and aspect={aspect}: areas must be above 0 and at "
             "most 1, aspects above 0, each as (smallest, largest)"

@@ -54,28 +54,14 @@ class BadVideos:
             self._file.truncate(start_step)
 
     def collect(self, step: int, bad: Iterable[tuple[int, Record, str]]) -> None:
-        """Keeps the bad videos of a batch until the next `report`.
-
-        Args:
-            step: number of the batch.
-            bad: row of the global batch, record and reason; see `pipeline.Batch`.
-        """
-        for row, record, reason in bad:
-            self._bad_in_batches.append(
-                {
-                    "step": step,
-                    "row": row,
-                    "id": record.id,
-                    "path": record.path,
-                    "reason": reason,
-                }
-            )
+        """Keeps the bad videos of a batch (`pipeline.Batch.bad`) until `report`."""
+        self._bad_in_batches += [
+            dict(step=step, row=row, id=record.id, path=record.path, reason=reason)
+            for row, record, reason in bad
+        ]
 
     def report(self, videos_seen: int) -> None:
-        """Adds what all processes have collected; every process must call it.
-
-        Args and errors are those of `add`.
-        """
+        """Adds what all processes have collected; every process must call it."""
         rows = itertools.chain(*self._gather(self._bad_in_batches))
         self._bad_in_batches = []
         self.add(rows, videos_seen)

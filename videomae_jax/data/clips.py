@@ -2,15 +2,19 @@
 
 Each class here is called with an opened video and randomness, and returns uint8
 [clips, T, H, W, 3] from a single decode. Its objects are sent to the workers.
+Clips have `num_frames` frames, `stride` frames of the video apart, and crops of
+`size` x `size` pixels. `frame_sampling` is a key of SAMPLERS.
 """
 
 import dataclasses
+import sys
 from collections.abc import Callable
 
 import numpy as np
 
 from videomae_jax.data import augmentation, sampling
 from videomae_jax.data.randaugment import RandAugment
+from videomae_jax.errors import ConfigError
 from videomae_jax.video.source import FrameSource
 
 
@@ -19,9 +23,7 @@ class PretrainingClips:
     """Cuts pretraining clips: several crops of the same frames (VideoMAE V2, 3.3).
 
     Attributes:
-        num_frames: frames of a clip; stride: frames between two of them.
-        size: height and width of the crops in pixels.
-        scales: crop sizes relative to the shorter side.
+        scales: crop sizes relative to the shorter side, in (0, 1].
         flip: probability of a horizontal flip.
         num_samples: clips cut out of the same frames.
     """
@@ -32,6 +34,13 @@ class PretrainingClips:
     scales: tuple[float, ...]
     flip: float
     num_samples: int
+
+    def __post_init__(self):
+        """Raises ConfigError if a scale is out of range."""
+        if not self.scales or not all(0 < scale <= 1 for scale in self.scales):
+            raise ConfigError(
+                f"config.data.crop_scales={self.scales} must be scales in (0, 1]"
+            )
 
     def __call__(self, video: FrameSource, rng: np.random.Generator) -> np.ndarray:
         """Returns uint8 [num_samples, T, size, size, 3]."""
@@ -109,9 +118,6 @@ class FinetuningClips:
     """Cuts fine-tuning clips: several augmentations of the same frames.
 
     Attributes:
-        frame_sampling: a key of SAMPLERS.
-        num_frames: frames of a clip; stride: frames between two of them.
-        size: height and width of the crops in pixels.
         rand_augment: augmentation of whole frames, before the crop; None for none.
         crop_area: smallest and largest share of the frame that a crop covers.
         crop_aspect: smallest and largest width over height of a crop.
@@ -131,6 +137,19 @@ class FinetuningClips:
     erase: float
     num_samples: int
 
+    def __post_init__(self):
+        """Raises ConfigError if a range or the probability of erasing is impossible."""
+        for name, bounds, most, rule in (
+            ("crop_area", self.crop_area, 1, "above 0 and at most 1"),
+            ("crop_aspect", self.crop_aspect, sys.float_info.max, "above 0 and finite"),
+        ):
+            if not augmentation.is_range(bounds, most):
+                raise ConfigError(
+                    f"config.data.{name}={bounds} must be (smallest, largest), {rule}"
+                )
+        if not 0 <= self.erase <= 1:
+            raise ConfigError(f"config.data.erase={self.erase} must be in [0, 1]")
+
     def __call__(self, video: FrameSource, rng: np.random.Generator) -> np.ndarray:
         """Returns uint8 [num_samples, T, size, size, 3]."""
         indices = SAMPLERS[self.frame_sampling].train(
@@ -142,11 +161,7 @@ class FinetuningClips:
         for clip in clips:
             augmented = self.rand_augment(rng, frames) if self.rand_augment else frames
             crop = augmentation.random_resized_crop(
-                rng,
-                augmented,
-                self.size,
-                area=self.crop_area,
-                aspect=self.crop_aspect,
+                rng, augmented, self.size, area=self.crop_area, aspect=self.crop_aspect
             )
             crop = augmentation.horizontal_flip(rng, crop, self.flip)
             clip[:] = augmentation.random_erasing(rng, crop, self.erase)
@@ -155,13 +170,9 @@ class FinetuningClips:
 
 @dataclasses.dataclass(frozen=True)
 class CenterClips:
-    """Cuts the clip in the middle of a video, without randomness.
+    """Cuts the clip in the middle of a video, without randomness."""
 
-    Attributes:
-        num_frames: frames of a clip; stride: frames between two of them.
-        size: height and width of the central crop in pixels.
-        frame_sampling: a key of SAMPLERS.
-    """
+    views = 1  # clips per video
 
     num_frames: int
     stride: int
@@ -175,20 +186,12 @@ class CenterClips:
         )
         return augmentation.spatial_crops(video.read(indices), self.size, 1)
 
-    @property
-    def views(self) -> int:
-        """The number of clips per video."""
-        return 1
-
 
 @dataclasses.dataclass(frozen=True)
 class MultiViewClips:
     """Cuts all views of a video that a test averages, without randomness.
 
     Attributes:
-        num_frames: frames of a clip; stride: frames between two of them.
-        size: height and width of the crops in pixels.
-        frame_sampling: a key of SAMPLERS.
         segments: clips in time.
         crops: crops of each clip, along the longer side; 1 is the centre.
     """

@@ -25,16 +25,7 @@ from PIL import Image, ImageDraw, ImageFont
 VERSION = 1
 
 # Clockwise on the screen, 45 degrees apart; the index is the label.
-DIRECTIONS = (
-    "right",
-    "down-right",
-    "down",
-    "down-left",
-    "left",
-    "up-left",
-    "up",
-    "up-right",
-)
+DIRECTIONS = tuple("right down-right down down-left left up-left up up-right".split())
 
 SIZES = {"train": 3000, "val": 400, "test": 800}
 SMALL = 400  # train_small.txt: the first videos of train, 50 of each direction
@@ -54,14 +45,13 @@ _PAPERS = (10, 45)
 def ensure(folder: str | os.PathLike | None = None) -> pathlib.Path:
     """Makes the data set unless it exists, and returns its folder.
 
+    That has `train.txt`, `val.txt`, `test.txt`, `train_small.txt` (lines such as
+    `train/00001.mp4 3`), `labels.txt` and the videos.
+
     Args:
         folder: the parent folder, with one sub-folder per version; by default
             `$VIDEOMAE_JAX_DATA/digits` or, without that variable,
             `~/.cache/videomae_jax/digits`.
-
-    Returns:
-        The folder with `train.txt`, `val.txt`, `test.txt`, `train_small.txt` (lines
-        such as `train/00001.mp4 3`), `labels.txt` and the videos.
 
     Raises:
         FileExistsError: something else has the name of this version.
@@ -81,7 +71,7 @@ def ensure(folder: str | os.PathLike | None = None) -> pathlib.Path:
 
 
 def make(folder: str | os.PathLike, sizes: Mapping[str, int] = SIZES) -> pathlib.Path:
-    """Makes the data set in a new folder, which appears only when it is complete.
+    """Makes and returns a folder, which appears only when the data set is complete.
 
     If two processes make the same folder, the first to finish wins and the other one
     uses its result.
@@ -89,9 +79,6 @@ def make(folder: str | os.PathLike, sizes: Mapping[str, int] = SIZES) -> pathlib
     Args:
         folder: the folder to make.
         sizes: videos per split. A smaller split is the beginning of a larger one.
-
-    Returns:
-        The folder.
 
     Raises:
         FileExistsError: the folder exists and holds anything but this data set.
@@ -123,10 +110,6 @@ def make(folder: str | os.PathLike, sizes: Mapping[str, int] = SIZES) -> pathlib
 
 def render(split: str, index: int) -> tuple[np.ndarray, int]:
     """Draws one video, as a function of its split and index alone.
-
-    Args:
-        split: name of the split.
-        index: index of the video in the split.
 
     Returns:
         The grey frames, uint8 [16, 32, 32], and the label, 0 to 7.
@@ -212,16 +195,11 @@ def _encode(path: pathlib.Path, frames: np.ndarray) -> None:
         # with the same encoder.
         # Lossless (qp 0): otherwise, a model with normalised targets would mostly
         # predict coding noise on the plain paper.
-        stream.options = {
-            "preset": "superfast",
-            "qp": "0",
-            "g": str(FRAMES),
-            "threads": "1",
-        }
+        options = {"preset": "superfast", "qp": "0", "g": str(FRAMES), "threads": "1"}
+        stream.options = options
         for time, image in enumerate(luma):
-            frame = av.VideoFrame.from_ndarray(
-                np.concatenate([image, chroma]), format="yuv420p"
-            )
+            planes = np.concatenate([image, chroma])
+            frame = av.VideoFrame.from_ndarray(planes, format="yuv420p")
             frame.pts = time
             container.mux(stream.encode(frame))
         container.mux(stream.encode())

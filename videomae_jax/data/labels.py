@@ -21,9 +21,8 @@ def class_names(
     Args:
         records: the training videos, with labels.
         source: the source of the videos, for messages.
-        label_file: text file with one class name per line, beginning with label 0; or
-            digits:labels. Without it, the folders of the videos give the names if each
-            class has its own folder; otherwise, each label is its own name.
+        label_file: see `read`. Without it, the folders of the videos give the names if
+            each class has its own folder; otherwise, each label is its own name.
         num_classes: the number of classes; by default, the number of lines of the label
             file or, without it, the highest label plus one.
 
@@ -46,11 +45,7 @@ def class_names(
 
 
 def check(records: Sequence[Record], source: str, num_classes: int) -> None:
-    """Checks that all labels are classes.
-
-    Raises:
-        RecordError: a label is too high; the message names the first such video.
-    """
+    """Raises RecordError unless all labels are classes; names the first other video."""
     for record in records:
         highest = max(record.labels, default=0)
         if highest >= num_classes:
@@ -69,7 +64,7 @@ def counts(records: Sequence[Record], num_classes: int) -> np.ndarray:
 
 
 def to_array(records: Sequence[Record], label_kind: LabelKind) -> np.ndarray | None:
-    """Returns the labels of records, in the form that batches hold.
+    """Returns the labels in the form that batches hold.
 
     Returns:
         int32 [records] for LabelKind.ONE; int32 [records, K] for MANY, where K is the
@@ -95,7 +90,7 @@ def multi_hot(records: Sequence[Record], num_classes: int) -> np.ndarray:
 
 
 def read(label_file: str) -> list[str]:
-    """Reads class names from a text file, or returns those of digits:labels.
+    """Returns class names: one per line of a text file, or those of digits:labels.
 
     Raises:
         RecordError: the file is missing, or a name is empty or occurs twice.
@@ -123,15 +118,13 @@ def read(label_file: str) -> list[str]:
 
 
 def _folder_names(records: Sequence[Record], num_classes: int) -> list[str]:
-    folders: dict[int, set[str]] = {}
-    for record in records:
-        folder = os.path.basename(os.path.dirname(record.path))
-        for label in record.labels:
-            folders.setdefault(label, set()).add(folder)
-    names = [str(label) for label in range(num_classes)]
-    if all(len(own) == 1 for own in folders.values()):
-        by_label = {label: next(iter(own)) for label, own in folders.items()}
-        if len(set(by_label.values())) == len(by_label) > 1:
-            for label in by_label.keys() & set(range(num_classes)):
-                names[label] = by_label[label]
-    return names
+    pairs = {
+        (label, os.path.basename(os.path.dirname(record.path)))
+        for record in records
+        for label in record.labels
+    }
+    names = dict(pairs)
+    # Otherwise, a class has several folders, or a folder several classes.
+    if not len(pairs) == len(names) == len(set(names.values())) > 1:
+        names = {}
+    return [names.get(label, str(label)) for label in range(num_classes)]

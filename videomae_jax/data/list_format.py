@@ -43,6 +43,7 @@ import os
 import re
 from collections.abc import Sequence
 
+from videomae_jax.errors import RecordError
 from videomae_jax.video.record import LabelKind
 
 EXTENSIONS = tuple(".mp4 .mkv .webm .avi .mov .m4v .mpg .mpeg .ts .wmv .flv".split())
@@ -75,7 +76,7 @@ _LAYOUTS = [
 ]
 
 
-class LineError(ValueError):
+class LineError(RecordError):
     """A line that cannot be parsed or written; the message says what is expected."""
 
 
@@ -136,8 +137,7 @@ def parse(line: str, layout: tuple[str, ...] | None, label_kind: LabelKind) -> R
     name = path.rstrip("/")
     if not name:
         raise LineError(
-            "the path is empty or `/`; a line names one video file, or a folder of "
-            "images"
+            "the path is empty or `/`; a line names one video file or folder of images"
         )
     is_folder = path != name
     if layout:
@@ -148,7 +148,13 @@ def parse(line: str, layout: tuple[str, ...] | None, label_kind: LabelKind) -> R
     else:
         # Numbers after a video file may be labels: only a header makes them a part.
         if len(columns) > 2 or is_video(path) or not (is_certain or is_folder):
-            raise _too_many_columns(columns)
+            raise LineError(
+                f"{1 + len(columns)} columns, expected `path label` or, for folders of "
+                "images, `folder start total` or `folder total label`. If the numbers "
+                "are several labels, set config.loss.kind=sigmoid; if they belong to "
+                "the path, put it in quotes; if they are a part of a video file, begin "
+                "the list with a line path,start,total"
+            )
         is_labelled = label_kind is LabelKind.ONE
         layout = ("total", "label") if is_labelled else ("start", "total")
         start, total, labels = _split_columns(columns, layout, many)
@@ -178,7 +184,7 @@ def write(
 
     Args:
         path: path of a file or folder.
-        labels: any number of labels.
+        labels: the labels.
         numbers: the columns between path and labels.
         is_folder: whether the line needs a slash to be a frame folder.
 
@@ -212,10 +218,13 @@ def _split(line: str) -> tuple[str, list[str], bool]:
         path, *columns = _TAB.split(line)
         return path, columns, True
     path, columns = _split_numbers(line)
-    is_certain = " " not in path and "," not in path
-    if not is_certain:
-        _check_unquoted(path, columns)
-    return path, columns, is_certain
+    if " " not in path and "," not in path:
+        return path, columns, True
+    if more := _VIDEO_THEN_MORE.search(path):
+        raise _not_a_label(path[more.end() :].strip(" ,"))
+    if not columns and not is_video(path) and not path.endswith("/"):
+        raise _not_a_label(re.split("[ ,]", path)[-1])
+    return path, columns, False
 
 
 def _split_columns(
@@ -243,16 +252,6 @@ def _split_columns(
             "`path 0 -1` for a whole video"
         )
     return start, total, columns[count:]
-
-
-def _too_many_columns(columns: Sequence[str]) -> LineError:
-    return LineError(
-        f"{1 + len(columns)} columns, expected `path label` or, for folders of images, "
-        "`folder start total` or `folder total label`. If the numbers are several "
-        "labels, set config.loss.kind=sigmoid; if they belong to the path, put it in "
-        "quotes; if they are a part of a video file, begin the list with a line "
-        "path,start,total"
-    )
 
 
 def _parse_label(text: str) -> int:
@@ -290,14 +289,6 @@ def _split_numbers(line: str) -> tuple[str, list[str]]:
             return path, columns
         columns.insert(0, number)
         path = rest.rstrip(" ").removesuffix(",").rstrip(" ")
-
-
-def _check_unquoted(path: str, columns: list[str]) -> None:
-    more = _VIDEO_THEN_MORE.search(path)
-    if more:
-        raise _not_a_label(path[more.end() :].strip(" ,"))
-    if not columns and not is_video(path) and not path.endswith("/"):
-        raise _not_a_label(re.split("[ ,]", path)[-1])
 
 
 def _not_a_label(text: str) -> LineError:

@@ -7,6 +7,7 @@ therefore gives the same global batches, and a run resumes at a step by slicing.
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Sequence
 
 import grain
@@ -73,9 +74,6 @@ def batches(
             reads; None for all.
         label_kind: the labels that batches hold.
 
-    Yields:
-        An iterator over the batch of each step.
-
     Raises:
         NoReadableVideoError: from the iterator, if MAX_DRAWS videos in a row cannot be
             read.
@@ -86,13 +84,12 @@ def batches(
         .seed(seed)
         .shuffle()
         .repeat()
-        .random_map(_ReadRandomClips(list(records), read_clips))
+        .random_map(functools.partial(_read_random_clips, list(records), read_clips))
     )
     dataset = _LocalElements(dataset, batch_size, local_indices)
-    with read_ahead(
-        dataset, len(local_indices), steps=steps, workers=workers
-    ) as stream:
-        label_array = labels.to_array(records, label_kind)
+    label_array = labels.to_array(records, label_kind)
+    local = len(local_indices)
+    with read_ahead(dataset, local, steps=steps, workers=workers) as stream:
         yield (_to_batch(read, records, local_indices, label_array) for read in stream)
 
 
@@ -127,16 +124,11 @@ def each_once(
     """Opens a pass over all records, each exactly once and in order.
 
     Args:
-        records: the videos.
-        read_clips: cuts clips out of each video; sent to the workers.
+        records, read_clips, workers: see `batches`.
         clips_shape: shape of the array that `read_clips` returns.
         batch_size: videos of a global batch; the last one is padded.
-        workers: the processes and threads that read.
         process: (index, count) of this process; it reads the index-th contiguous part
             of every batch. All processes get the same number of batches.
-
-    Yields:
-        An iterator over the batches.
 
     Raises:
         ValueError: `batch_size` is not divisible by the number of processes.
@@ -147,7 +139,7 @@ def each_once(
     local = batch_size // count
     padded = -(-len(records) // batch_size) * batch_size
     dataset = grain.MapDataset.range(padded).map(
-        _ReadViews(list(records), read_clips, clips_shape)
+        functools.partial(_read_views, list(records), read_clips, clips_shape)
     )
     local_indices = range(index * local, (index + 1) * local)
     dataset = _LocalElements(dataset, batch_size, local_indices)
@@ -173,53 +165,43 @@ def read_all(
     return np.stack(clips) if clips else np.empty(0, np.uint8), ids
 
 
-@dataclasses.dataclass
-class _ReadRandomClips(grain.transforms.RandomMap):
+def _read_random_clips(
+    records: list[Record], read_clips: ReadClips, index: int, rng: np.random.Generator
+) -> dict:
     """Reads the record at an index, or a substitute drawn from the same randomness."""
-
-    records: list[Record]
-    read_clips: ReadClips
-
-    def random_map(self, index: int, rng: np.random.Generator) -> dict:
-        bad = []
-        for _ in range(MAX_DRAWS):
-            try:
-                with open_video(self.records[index]) as video:
-                    clips = self.read_clips(video, rng)
-                return {"video": clips, "record": index, "bad": bad}
-            except VideoError as error:
-                bad.append((int(index), str(error)))
-            index = int(rng.integers(len(self.records)))
-        reasons = dict(bad)
-        raise NoReadableVideoError(
-            f"{MAX_DRAWS} videos drawn in a row could not be read:\n"
-            + "\n".join(f"  {reason}" for reason in list(reasons.values())[:10])
-        )
+    bad = []
+    for _ in range(MAX_DRAWS):
+        try:
+            with open_video(records[index]) as video:
+                return {"video": read_clips(video, rng), "record": index, "bad": bad}
+        except VideoError as error:
+            bad.append((int(index), str(error)))
+        index = int(rng.integers(len(records)))
+    reasons = list(dict(bad).values())
+    raise NoReadableVideoError(
+        f"{MAX_DRAWS} videos drawn in a row could not be read:\n"
+        + "\n".join(f"  {reason}" for reason in reasons[:10])
+    )
 
 
-@dataclasses.dataclass
-class _ReadViews(grain.transforms.Map):
+def _read_views(
+    records: list[Record],
+    read_clips: ReadClips,
+    clips_shape: tuple[int, ...],
+    index: int,
+) -> dict:
     """Reads the record at an index; zeros beyond the last, and if it is unreadable."""
-
-    records: list[Record]
-    read_clips: ReadClips
-    clips_shape: tuple[int, ...]
-
-    def map(self, index: int) -> dict:
-        element = {
-            "video": np.zeros(self.clips_shape, np.uint8),
-            "index": index if index < len(self.records) else -1,
-            "readable": False,
-            "bad": [],
-        }
-        if index < len(self.records):
-            try:
-                with open_video(self.records[index]) as video:
-                    clips = self.read_clips(video, np.random.default_rng(0))
-                element |= {"video": clips, "readable": True}
-            except VideoError as error:
-                element["bad"].append((int(index), str(error)))
-        return element
+    bad = []
+    if index >= len(records):
+        index = -1
+    else:
+        try:
+            with open_video(records[index]) as video:
+                clips = read_clips(video, np.random.default_rng(0))
+            return {"video": clips, "index": index, "bad": bad}
+        except VideoError as error:
+            bad.append((int(index), str(error)))
+    return {"video": np.zeros(clips_shape, np.uint8), "index": index, "bad": bad}
 
 
 class _LocalElements(grain.MapDataset):
@@ -243,12 +225,10 @@ class _LocalElements(grain.MapDataset):
 
 
 def _to_views(read: ReadBatch) -> Views:
-    return Views(
-        video=read.video,
-        index=np.array([element["index"] for element in read.elements], np.int32),
-        readable=np.array([element["readable"] for element in read.elements]),
-        bad=[bad for element in read.elements for bad in element["bad"]],
-    )
+    index = np.array([element["index"] for element in read.elements], np.int32)
+    bad = [bad for element in read.elements for bad in element["bad"]]
+    readable = (index >= 0) & ~np.isin(index, [i for i, _ in bad])
+    return Views(read.video, index, readable, bad)
 
 
 def _to_batch(

@@ -63,16 +63,13 @@ def read_ahead(
     steps: range | None = None,
     workers: WorkerConfig = DEFAULT_WORKERS,
 ) -> Iterator[Iterator[ReadBatch]]:
-    """Starts the workers, and stops them at the end.
+    """Starts the workers, yields the batches, and stops the workers at the end.
 
     Args:
         dataset: elements with "video", uint8 [samples, T, H, W, 3], and small fields.
         batch_size: elements of a batch.
         steps: indices of the batches to read; None for all.
         workers: the processes and threads that read.
-
-    Yields:
-        An iterator over the batches.
     """
     chunks = _Chunks(dataset, batch_size, workers.chunk_size)
     if steps is not None:
@@ -93,12 +90,11 @@ def read_ahead(
         )
     iterator = iter(stream)
     try:
+        batches = _assemble_batches(iterator, batch_size)
         with iterate_ahead(
-            [_assemble_batches(iterator, batch_size)],
-            size=BATCHES_AHEAD,
-            join_seconds=_JOIN_SECONDS,
-        ) as batches:
-            yield batches
+            [batches], size=BATCHES_AHEAD, join_seconds=_JOIN_SECONDS
+        ) as stream_ahead:
+            yield stream_ahead
     finally:
         iterator.close()
         _wait_for_shared_memory()
@@ -143,8 +139,7 @@ def _assemble_batches(chunks: Iterator[dict], batch_size: int) -> Iterator[ReadB
         video, elements, seconds, copies = None, [], 0.0, []
         for chunk in chunks:
             if video is None:
-                shape = (batch_size, *chunk["video"].shape[1:])
-                video = np.empty(shape, np.uint8)
+                video = np.empty((batch_size, *chunk["video"].shape[1:]), np.uint8)
             start = len(elements)
             elements += chunk["elements"]
             # pop(): shared memory is released when nobody holds it.
@@ -161,10 +156,9 @@ def _assemble_batches(chunks: Iterator[dict], batch_size: int) -> Iterator[ReadB
 
 
 def _wait_for_shared_memory() -> None:
-    """Waits for the thread in which Grain releases shared memory.
+    """Waits for Grain's thread that releases shared memory.
 
-    The end of this process would cut it off. Python then releases the rest, but prints
-    warnings.
+    If this process ended before, Python would release the rest, but print warnings.
     """
     pool = getattr(SharedMemoryArray, "_del_thread_pool", None)
     if pool is not None:

@@ -52,7 +52,7 @@ def _look_up(clip: np.ndarray, tables: np.ndarray, out: np.ndarray) -> None:
 
 
 def _auto_contrast(clip: np.ndarray, _: float, out: np.ndarray) -> None:
-    # One axis after the other: both at once would take a hundred times as long.
+    # Both axes at once would take a hundred times as long.
     low = clip.min(axis=1).min(axis=1)[:, None].astype(float)
     high = clip.max(axis=1).max(axis=1)[:, None].astype(float)
     scale = 255 / np.maximum(high - low, 1)
@@ -169,13 +169,7 @@ def _shift(image: np.ndarray, pixels: float, axis: int, out: np.ndarray) -> None
     """Takes each pixel from `pixels` further on along an axis, or grey from outside.
 
     Interpolates with Pillow's cubic, whose slope at the far end is -1; that of OpenCV
-    is -0.75.
-
-    Args:
-        image: uint8 [H, W, 3].
-        pixels: distance, positive or negative.
-        axis: 0 for rows further down, 1 for columns to the right.
-        out: uint8 [H, W, 3]; may be the image.
+    is -0.75. `image` and `out` are uint8 [H, W, 3], and may be the same.
     """
     before, nearest = math.floor(pixels), math.floor(pixels + 0.5)
     f = pixels - before
@@ -284,9 +278,6 @@ def apply(clip: np.ndarray, chosen: list[tuple[str, float]]) -> np.ndarray:
 
     Returns:
         uint8 [T, H, W, 3]: a new array, or the clip itself if nothing was chosen.
-
-    Raises:
-        ValueError: the clip is not uint8 [T, H, W, 3].
     """
     check_clip(clip)
     if not chosen:
@@ -353,10 +344,7 @@ class RandAugment:
         return cls(**fields)
 
     def __call__(self, rng: np.random.Generator, clip: np.ndarray) -> np.ndarray:
-        """Augments a clip.
-
-        Takes and returns the same as `apply`; one draw is for all frames.
-        """
+        """Applies one draw to a clip; see `apply`."""
         return apply(clip, self.draw(rng))
 
     def draw(self, rng: np.random.Generator) -> list[tuple[str, float]]:

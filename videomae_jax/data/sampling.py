@@ -1,6 +1,7 @@
 """Samples the frames of a video that make a clip; one function per rule.
 
-All functions take the same sizes, and raise ValueError if one of them is below 1:
+All functions take the same sizes, and raise ValueError if one of them is below 1, or if
+a clip does not fit at its `start`, `end` or `offsets`:
 
     num_video_frames    frames N of the video
     num_frames          frames of a clip
@@ -8,7 +9,7 @@ All functions take the same sizes, and raise ValueError if one of them is below 
     segments            clips in time
 
 They return int64 frame numbers: [num_frames] for one clip, [segments, num_frames] for
-the clips of a test. The numbers of a clip never decrease, unless stated otherwise.
+the clips of a test. The numbers never decrease along an axis, unless stated otherwise.
 """
 
 import numpy as np
@@ -23,10 +24,6 @@ def pretrain_indices(
     A video shorter than num_frames * stride is read from its first frame; the last
     index reached is repeated, which is the last multiple of the stride that is not
     the video's last frame (the reference compares with one frame too few).
-
-    Raises:
-        ValueError: also if a clip cannot begin at `start`, which is 0 for a short
-            video.
     """
     last_start = _last_start(num_video_frames, num_frames, stride)
     if not 0 <= start <= last_start:
@@ -53,10 +50,7 @@ def sample_pretrain(
 def exact_center_indices(
     num_video_frames: int, num_frames: int, stride: int
 ) -> np.ndarray:
-    """Returns the middle of `pretrain_indices`: start max(N - span, 0) // 2.
-
-    The span is num_frames * stride.
-    """
+    """Returns the middle of `pretrain_indices`, rounded down."""
     start = _last_start(num_video_frames, num_frames, stride) // 2
     return pretrain_indices(num_video_frames, num_frames, stride, start)
 
@@ -75,9 +69,6 @@ def dense_indices(
 
     Args:
         end: the clip lies before this frame, span to N - 1; None if N <= span.
-
-    Raises:
-        ValueError: also if the end does not fit.
     """
     _check(num_video_frames, num_frames, stride=stride)
     span = num_frames * stride
@@ -136,9 +127,6 @@ def uniform_indices(
     Args:
         offsets: integers [num_frames], the frame of each segment, 0 to
             N // num_frames - 1; None if N < num_frames.
-
-    Raises:
-        ValueError: also if the offsets do not fit.
     """
     _check(num_video_frames, num_frames)
     indices = np.arange(num_frames, dtype=np.int64)
@@ -151,8 +139,7 @@ def uniform_indices(
             )
         return np.maximum(indices - (num_frames - num_video_frames), 0)
     offsets = np.asarray(offsets)
-    fit = offsets.shape == (num_frames,) and np.isin(offsets, range(length)).all()
-    if not fit:
+    if offsets.shape != (num_frames,) or not np.isin(offsets, range(length)).all():
         raise ValueError(
             f"offsets must be {num_frames} integers from 0 to {length - 1}, got "
             f"{offsets}"
@@ -176,7 +163,6 @@ def uniform_center_indices(num_video_frames: int, num_frames: int) -> np.ndarray
     Segments are N / num_frames long, not rounded, as in `uniform_test_indices`, and the
     middle is rounded down: this is the second of two test views.
     """
-    _check(num_video_frames, num_frames)
     return uniform_test_indices(num_video_frames, num_frames, segments=2)[1]
 
 
@@ -189,9 +175,6 @@ def dense_test_indices(
     there are num_frames. Clip c takes num_frames of the list in a row, from
     c * (length - num_frames) / (segments - 1) rounded down. One segment, where the
     reference divides by zero, is the middle of the list.
-
-    Returns:
-        int64 [segments, num_frames], non-decreasing along both axes.
     """
     _check(num_video_frames, num_frames, stride=stride, segments=segments)
     frames = np.arange(0, num_video_frames, stride, dtype=np.int64)
@@ -208,9 +191,6 @@ def uniform_test_indices(
 
     With tick = N / num_frames, frame i of clip c is c * tick / segments + i * tick
     rounded down (official code; V1 has the same for two segments only).
-
-    Returns:
-        int64 [segments, num_frames], non-decreasing along both axes.
     """
     _check(num_video_frames, num_frames, segments=segments)
     order = np.arange(num_frames * segments, dtype=np.int64)
@@ -227,9 +207,6 @@ def mmaction_test_indices(
     frame and halves to the even one, where reach = (num_frames - 1) * stride + 1. One
     segment is in the middle. A short video starts again from its first frame, so the
     numbers of a clip may decrease.
-
-    Returns:
-        int64 [segments, num_frames].
     """
     _check(num_video_frames, num_frames, stride=stride, segments=segments)
     spare = max(num_video_frames - (num_frames - 1) * stride - 1, 0)

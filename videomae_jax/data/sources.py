@@ -3,7 +3,8 @@
 A source is one of
 
     data/train.txt              a list file; its format is documented in list_format.py
-    /data/videos                a folder, for all videos in it, without labels
+    /data/videos                a folder, for all videos and frame folders in and below
+                                it, without labels
     tfds:/data/tfds/k400/train  a data set that `python -m videomae_jax prepare` wrote
                                 (tfds:, its OUT folder, the split), or a data set of
                                 decoded frames that TFDS made (video/tfds.py)
@@ -12,6 +13,7 @@ A source is one of
 
 import dataclasses
 import os
+import pathlib
 from collections.abc import Iterable, Sequence
 
 from videomae_jax.data import list_format
@@ -45,21 +47,17 @@ def load(
     label_kind: LabelKind = LabelKind.OPTIONAL,
     frame_name: str = DEFAULT_FRAME_NAME,
 ) -> list[Record]:
-    """Loads all records of a source, without checking that the videos exist.
+    """Loads all records of a source in order, without checking that the videos exist.
 
     Args:
-        source: a list file; a folder, for all videos and frame folders in and below it,
-            sorted by path, without hidden files and folders and without following
-            links to folders; `tfds:FOLDER/SPLIT`; or `digits:SPLIT`.
+        source: see the module. The records of a folder are sorted by path, without
+            hidden files and folders and without following links to folders.
         root: the folder that relative paths of a list file start at; by default the
             folder of the list file.
         label_kind: the labels that each video must have. UNUSED labels are left out
             if reading them would mean reading all videos, as with a data set of frames
             that TFDS made.
         frame_name: template of the image names in frame folders.
-
-    Returns:
-        The records in the order of the list.
 
     Raises:
         RecordError: the source is missing, empty or not text, or a line cannot be
@@ -87,8 +85,7 @@ def load(
     if not os.path.exists(path) and not is_url(path):
         raise RecordError(f"file or folder not found: {source!r}. {_HELP}")
     base = absolute(root) if root else os.path.dirname(path)
-    text = _read_text(source, path)
-    return _load_list(source, text, base, label_kind, frame_name)
+    return _load_list(source, _read_text(source, path), base, label_kind, frame_name)
 
 
 def write_list(
@@ -101,11 +98,13 @@ def write_list(
         rows: path and label, or None, of each video.
 
     Raises:
-        RecordError: a list file cannot hold a path or label; nothing is written.
+        LineError: a list file cannot hold a path or label; nothing is written.
     """
-    _write(
-        target, [_line(path, () if label is None else (label,)) for path, label in rows]
-    )
+    lines = [
+        list_format.write(path, () if label is None else (label,))
+        for path, label in rows
+    ]
+    _write(target, lines)
 
 
 def write_records(target: str | os.PathLike, records: Sequence[Record]) -> None:
@@ -129,7 +128,11 @@ def write_records(target: str | os.PathLike, records: Sequence[Record]) -> None:
         # Without numbers, or if it ends like a video, a folder needs its slash.
         needs_slash = not record.frame_range or list_format.is_video(record.path)
         is_folder = bool(record.frame_name) and needs_slash
-        lines.append(_line(record.path, record.labels, numbers, is_folder))
+        lines.append(
+            list_format.write(
+                record.path, record.labels, numbers=numbers, is_folder=is_folder
+            )
+        )
     _write(target, lines)
 
 
@@ -151,22 +154,8 @@ def _layout(records: Sequence[Record]) -> tuple[str, ...]:
     return ("start", "total", "label")
 
 
-def _line(
-    path: str,
-    labels: Sequence[int],
-    numbers: Sequence[int] = (),
-    is_folder: bool = False,
-) -> str:
-    try:
-        return list_format.write(path, labels, numbers=numbers, is_folder=is_folder)
-    except LineError as error:
-        raise RecordError(str(error)) from None
-
-
-def _write(target: str | os.PathLike, lines: Sequence[str]) -> None:
-    text = "".join(f"{line}\n" for line in lines).encode()
-    with open(target, "wb") as file:
-        file.write(text)
+def _write(target: str | os.PathLike, lines: Iterable[str]) -> None:
+    pathlib.Path(target).write_bytes("".join(f"{line}\n" for line in lines).encode())
 
 
 def _load_digits(source: str, label_kind: LabelKind) -> list[Record]:
@@ -199,20 +188,17 @@ def _load_folder(
         for name in videos:
             path = os.path.join(folder, name)
             records.append(Record(path, os.path.relpath(path, root)))
-        is_frame_folder = not videos and any(
-            frame_number(frame_name, name) is not None for name in files
-        )
-        if is_frame_folder:
+        numbers = (frame_number(frame_name, name) for name in files)
+        if not videos and any(number is not None for number in numbers):
             name = os.path.relpath(folder, root)
             id = os.path.basename(folder) if folder == root else name
             records.append(Record(folder, id, frame_name=frame_name))
         other_images += [name for name in files if name.lower().endswith(_IMAGES)][:3]
     if not records:
-        advice = f"; {frame_name_advice(frame_name, other_images)}"
-        raise RecordError(
-            f"the folder {source!r} holds no videos ({' '.join(EXTENSIONS)})"
-            + (advice if other_images else "")
-        )
+        message = f"the folder {source!r} holds no videos ({' '.join(EXTENSIONS)})"
+        if other_images:
+            message += f"; {frame_name_advice(frame_name, other_images)}"
+        raise RecordError(message)
     counts: dict[str, int] = {}
     return [
         dataclasses.replace(record, id=_unique(record.id.replace(os.sep, "/"), counts))

@@ -25,16 +25,13 @@ def iterate_ahead(
     raised to the consumer, after the items before it.
 
     Args:
-        iterables: the iterables; taken by one thread at a time, lazily.
+        iterables: taken by one thread at a time, lazily.
         size: the most items, ready or being computed, ahead of the one that the
             consumer has taken last.
         num_threads: the number of threads.
         join_seconds: how long to wait for each thread at the end; None for as long as
             its current item takes. The threads are daemons: one that hangs does not
             keep the process from ending.
-
-    Yields:
-        An iterator over the items.
     """
     remaining, lock = iter(iterables), threading.Lock()
     slots, ready = threading.Semaphore(size), queue.SimpleQueue()

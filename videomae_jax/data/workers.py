@@ -125,7 +125,7 @@ class WorkerPlan:
 
     @property
     def busy_cores(self) -> int:
-        """The number of cores that reading keeps busy; each process counts as one."""
+        """The cores that reading keeps busy; each process counts as one."""
         return min(self.workers.num_workers or self.workers.num_threads, self.cores)
 
 
@@ -144,23 +144,17 @@ def choose_workers(
     Args:
         data: the config's `data`.
         clips_per_video: samples or views.
-        batch_size: videos of a batch that this process reads.
-        num_batches: batches that are read.
-        num_records: length of the list of videos.
-        model_on_cpu: whether the model runs on the cores of this machine.
+        batch_size, num_records, model_on_cpu: see `Workload`.
+        num_batches: batches that are read in all.
         sharing: processes of this run that share the cores, and the memory, of this
             machine; see `hosts.processes_sharing_resources`.
 
     Raises:
         ConfigError: num_workers, num_threads or memory_gb is out of range.
     """
-    workload = Workload(
-        clips_per_video * data.num_frames * data.image_size**2 * 3,
-        batch_size,
-        batch_size * num_batches,
-        num_records,
-        model_on_cpu,
-    )
+    video_bytes = clips_per_video * data.num_frames * data.image_size**2 * 3
+    num_videos = batch_size * num_batches
+    workload = Workload(video_bytes, batch_size, num_videos, num_records, model_on_cpu)
     resources = processes.available_resources().share(*sharing)
     plan = plan_workers(
         workload,
@@ -231,11 +225,8 @@ def plan_workers(
             )
     if memory_gb is not None and memory_gb <= 0:
         raise ConfigError(f"config.data.memory_gb must be above 0, got {memory_gb:g}")
-    if memory_gb is None:
-        total = MEMORY_SHARE * resources.memory
-    else:
-        total = memory_gb * 1e9
-    allowed = int(total / 2)
+    share = MEMORY_SHARE * resources.memory
+    allowed = int((share if memory_gb is None else memory_gb * 1e9) / 2)
     shared_allowed = int(SHARED_MEMORY_SHARE * resources.shared_memory)
 
     def fits(processes: int, threads: int, chunk_size: int) -> bool:
@@ -243,21 +234,27 @@ def plan_workers(
         needed = bytes_needed(workload, workers)
         return needed <= allowed and shared_bytes(workload, workers) <= shared_allowed
 
+    cores, max_workers = resources.cores, 0
+    if not workload.model_on_cpu:
+        free_cores = max(cores - max(cores // 16, 1), 1)
+        max_workers = min(free_cores, max(workload.num_videos, 1))
     # From the best choice down to the smallest; the first that fits.
-    max_workers = _max_workers(workload, resources)
     count = max_workers if num_workers is None else num_workers
     while True:
-        threads = num_threads or _default_threads(workload, resources, count)
+        threads = num_threads or THREADS
         if num_threads is None:
+            if not count and not workload.model_on_cpu:
+                threads = min(max(cores, THREADS), THREADS_WITHOUT_WORKERS)
             threads = next((n for n in range(threads, 1, -1) if fits(count, n, 1)), 1)
         if fits(count, threads, 1) or not count or num_workers is not None:
             break
         count -= 1
-    largest = _max_chunk_size(workload, count, threads)
+    spread = -(-workload.batch_size // (count or threads))
+    largest = min(CHUNK_BYTES // max(workload.video_bytes, 1), spread)
     chunk = next((n for n in range(largest, 1, -1) if fits(count, threads, n)), 1)
     workers = WorkerConfig(count, threads, chunk)
     needed = bytes_needed(workload, workers)
-    return WorkerPlan(workers, max_workers, resources.cores, needed, allowed)
+    return WorkerPlan(workers, max_workers, cores, needed, allowed)
 
 
 def bytes_needed(workload: Workload, workers: WorkerConfig) -> int:
@@ -282,34 +279,8 @@ def shared_bytes(workload: Workload, workers: WorkerConfig) -> int:
     return chunks * workers.chunk_size * workload.video_bytes
 
 
-def cores_for_reading(cores: int) -> int:
-    """Returns the cores that the training process leaves, at least one."""
-    return max(cores - max(cores // 16, 1), 1)
-
-
-def _max_workers(workload: Workload, resources: Resources) -> int:
-    if workload.model_on_cpu:
-        return 0
-    return min(cores_for_reading(resources.cores), max(workload.num_videos, 1))
-
-
-def _default_threads(workload: Workload, resources: Resources, num_workers: int) -> int:
-    if num_workers or workload.model_on_cpu:
-        return THREADS
-    return min(max(resources.cores, THREADS), THREADS_WITHOUT_WORKERS)
-
-
-def _max_chunk_size(workload: Workload, num_workers: int, num_threads: int) -> int:
-    """Returns the videos of a chunk, as far as memory does not matter."""
-    spread = -(-workload.batch_size // max(num_workers or num_threads, 1))
-    return max(min(CHUNK_BYTES // max(workload.video_bytes, 1), spread), 1)
-
-
 def _reason(
-    data: Any,
-    workload: Workload,
-    resources: Resources,
-    plan: WorkerPlan,
+    data: Any, workload: Workload, resources: Resources, plan: WorkerPlan
 ) -> str:
     if data.num_workers is not None:
         return "config.data.num_workers"
