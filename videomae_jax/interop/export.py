@@ -62,62 +62,53 @@ def read(
     Raises:
         PretrainedError: if it is of a newer version, or arrays and model do not fit.
     """
-    file = folder / "config.json"
-    config = huggingface.read_json(file)
-    if config.get("version") != _VERSION or config.get("model") not in _MODELS:
-        raise PretrainedError(
-            f"{folder}: version {config.get('version')} of {config.get('model')} is "
-            "unknown to this release of videomae_jax; upgrade it"
+    with huggingface.opened_json(folder / "config.json") as config:
+        if config.get("version") != _VERSION or config.get("model") not in _MODELS:
+            raise PretrainedError(
+                f"{folder}: version {config.get('version')} of {config.get('model')} "
+                "is unknown to this release of videomae_jax; upgrade it"
+            )
+        saved: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in config["fields"].items()
+        }
+        model = _MODELS[config["model"]](**(saved | dict(fields)))
+        abstract: Any = jax.eval_shape(lambda: initialize(model))
+        flat: dict[str, Any] = dict(flatten_dict(abstract, sep="/"))
+        expected = {f"params/{name}": tuple(x.shape) for name, x in flat.items()}
+        actual = {
+            name: x.shape
+            for name, x in arrays.items()
+            if not name.startswith("batch_stats/")
+        }
+        lines = [
+            f"  {name}: {actual.get(name, 'missing')}, expected "
+            f"{expected.get(name, 'no such array')}"
+            for name in sorted(expected.keys() | actual.keys())
+            if actual.get(name) != expected.get(name)
+        ]
+        if lines:
+            raise PretrainedError(
+                f"{folder}: {WEIGHTS} does not fit the model in config.json:\n"
+                + "\n".join(lines[:8])
+            )
+        labels, classes = config["labels"], getattr(model, "num_classes", 0)
+        if labels is not None and len(labels) != classes:
+            raise PretrainedError(
+                f"{folder}: {len(labels)} labels for {classes} classes"
+            )
+        preprocessing = dict(config["preprocessing"])
+        if "frames" in preprocessing:  # the name in earlier releases
+            preprocessing["frame_sampling"] = preprocessing.pop("frames")
+        variables = unflatten_dict(dict(arrays), sep="/")
+        return Pretrained(
+            model=model,
+            params=variables["params"],
+            labels=None if labels is None else tuple(labels),
+            preprocessing=Preprocessing(**preprocessing),
+            batch_stats=variables.get("batch_stats", {}),
+            normalized_targets=config["normalized_targets"],
+            multi_label=config["multi_label"],
+            source=str(folder),
+            format="jax",
         )
-    with huggingface.reporting_malformed(file):
-        return _read(folder, config, arrays, fields)
-
-
-def _read(
-    folder: pathlib.Path,
-    config: Mapping[str, Any],
-    arrays: Mapping[str, np.ndarray],
-    fields: Mapping[str, Any],
-) -> Pretrained:
-    saved: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in config["fields"].items()
-    }
-    model = _MODELS[config["model"]](**(saved | dict(fields)))
-    abstract: Any = jax.eval_shape(lambda: initialize(model))
-    flat: dict[str, Any] = dict(flatten_dict(abstract, sep="/"))
-    expected = {f"params/{name}": tuple(x.shape) for name, x in flat.items()}
-    actual = {
-        name: x.shape
-        for name, x in arrays.items()
-        if not name.startswith("batch_stats/")
-    }
-    lines = [
-        f"  {name}: {actual.get(name, 'missing')}, expected "
-        f"{expected.get(name, 'no such array')}"
-        for name in sorted(expected.keys() | actual.keys())
-        if actual.get(name) != expected.get(name)
-    ]
-    if lines:
-        raise PretrainedError(
-            f"{folder}: {WEIGHTS} does not fit the model in config.json:\n"
-            + "\n".join(lines[:8])
-        )
-    labels, classes = config["labels"], getattr(model, "num_classes", 0)
-    if labels is not None and len(labels) != classes:
-        raise PretrainedError(f"{folder}: {len(labels)} labels for {classes} classes")
-    preprocessing = dict(config["preprocessing"])
-    if "frames" in preprocessing:  # the name in earlier releases
-        preprocessing["frame_sampling"] = preprocessing.pop("frames")
-    variables = unflatten_dict(dict(arrays), sep="/")
-    return Pretrained(
-        model=model,
-        params=variables["params"],
-        labels=None if labels is None else tuple(labels),
-        preprocessing=Preprocessing(**preprocessing),
-        batch_stats=variables.get("batch_stats", {}),
-        normalized_targets=config["normalized_targets"],
-        multi_label=config["multi_label"],
-        source=str(folder),
-        format="jax",
-    )

@@ -83,72 +83,70 @@ def read_config(file: pathlib.Path) -> dict[str, Any]:
     Raises:
         PretrainedError: if a file cannot be read or is of another architecture.
     """
-    config = read_json(file)
-    with reporting_malformed(file):
-        return _read_config(file, config)
-
-
-def _read_config(file: pathlib.Path, config: dict[str, Any]) -> dict[str, Any]:
-    if config.get("model_type") != "videomae":
-        raise PretrainedError(
-            f"{file}: model_type={config.get('model_type')!r} is not supported, only "
-            "'videomae'"
-        )
-    for name, supported in (("hidden_act", "gelu"), ("num_channels", 3)):
-        if config.get(name, supported) != supported:
+    with opened_json(file) as config:
+        if config.get("model_type") != "videomae":
             raise PretrainedError(
-                f"{file}: {name}={config[name]!r} is not supported, only {supported!r}"
+                f"{file}: model_type={config.get('model_type')!r} is not supported, "
+                "only 'videomae'"
             )
-    kinds = [
-        kind
-        for name in config.get("architectures") or ()
-        for kind in ("PreTraining", "VideoClassification")
-        if name == f"VideoMAEFor{kind}"
-    ]
-    fields = {
-        "heads": int(config.get("num_attention_heads", 12)),
-        "decoder_heads": int(config.get("decoder_num_attention_heads", 6)),
-        "norm_epsilon": float(config.get("layer_norm_eps", EPSILONS["norm_epsilon"])),
-    }
-    for name in ("preprocessor_config.json", "video_preprocessor_config.json"):
-        processor = file.parent / name
-        if processor.exists():
-            processor_config = read_json(processor)
-            with reporting_malformed(processor):
-                fields |= _pixel_stats(processor_config)
-            break
-    sizes = {
-        ours: config[theirs]
-        for ours, theirs in (
-            ("width", "hidden_size"),
-            ("depth", "num_hidden_layers"),
-            ("tubelet_size", "tubelet_size"),
-            ("decoder_width", "decoder_hidden_size"),
-            ("decoder_depth", "decoder_num_hidden_layers"),
-        )
-        if theirs in config
-    }
-    return {
-        "fields": fields,
-        "sizes": sizes | {"patch_size": _side(config.get("patch_size", 16))},
-        "labels": _labels(config),
-        "preprocessing": {
-            "num_frames": int(config.get("num_frames", 16)),
-            "image_size": _side(config.get("image_size", 224)),
-        },
-        "normalized_targets": bool(config.get("norm_pix_loss", True)),
-        "multi_label": config.get("problem_type") == _MULTI_LABEL,
-        "biases": bool(config.get("qkv_bias", config.get("qv_bias", True))),
-        "kind": kinds[0] if kinds else None,
-        "mean_pooling": config.get("use_mean_pooling"),
-    }
+        for name, supported in (("hidden_act", "gelu"), ("num_channels", 3)):
+            if config.get(name, supported) != supported:
+                raise PretrainedError(
+                    f"{file}: {name}={config[name]!r} is not supported, only "
+                    f"{supported!r}"
+                )
+        kinds = [
+            kind
+            for name in config.get("architectures") or ()
+            for kind in ("PreTraining", "VideoClassification")
+            if name == f"VideoMAEFor{kind}"
+        ]
+        fields = {
+            "heads": int(config.get("num_attention_heads", 12)),
+            "decoder_heads": int(config.get("decoder_num_attention_heads", 6)),
+            "norm_epsilon": float(
+                config.get("layer_norm_eps", EPSILONS["norm_epsilon"])
+            ),
+        }
+        for name in ("preprocessor_config.json", "video_preprocessor_config.json"):
+            processor = file.parent / name
+            if processor.exists():
+                with opened_json(processor) as processor_config:
+                    fields |= _pixel_stats(processor_config)
+                break
+        sizes = {
+            ours: config[theirs]
+            for ours, theirs in (
+                ("width", "hidden_size"),
+                ("depth", "num_hidden_layers"),
+                ("tubelet_size", "tubelet_size"),
+                ("decoder_width", "decoder_hidden_size"),
+                ("decoder_depth", "decoder_num_hidden_layers"),
+            )
+            if theirs in config
+        }
+        return {
+            "fields": fields,
+            "sizes": sizes | {"patch_size": _side(config.get("patch_size", 16))},
+            "labels": _labels(config),
+            "preprocessing": {
+                "num_frames": int(config.get("num_frames", 16)),
+                "image_size": _side(config.get("image_size", 224)),
+            },
+            "normalized_targets": bool(config.get("norm_pix_loss", True)),
+            "multi_label": config.get("problem_type") == _MULTI_LABEL,
+            "biases": bool(config.get("qkv_bias", config.get("qv_bias", True))),
+            "kind": kinds[0] if kinds else None,
+            "mean_pooling": config.get("use_mean_pooling"),
+        }
 
 
 @contextlib.contextmanager
-def reporting_malformed(file: pathlib.Path) -> Iterator[None]:
-    """Re-raises errors of unexpected content as PretrainedError naming the file."""
+def opened_json(file: pathlib.Path) -> Iterator[dict[str, Any]]:
+    """Yields a JSON object; unexpected content inside raises PretrainedError."""
+    content = read_json(file)
     try:
-        yield
+        yield content
     except PretrainedError:
         raise
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
@@ -168,24 +166,24 @@ def is_v2_config(file: pathlib.Path) -> bool:
 
 def read_v2_config(file: pathlib.Path) -> dict[str, Any]:
     """Reads the config of VideoMAE V2 on the hub; returns the same as `read_config`."""
-    config = read_json(file)["model_config"]
-    if config.get("cos_attn"):
-        raise PretrainedError(f"{file}: cosine attention is not supported")
-    with reporting_malformed(file):
+    with opened_json(file) as content:
+        config = content["model_config"]
+        if config.get("cos_attn"):
+            raise PretrainedError(f"{file}: cosine attention is not supported")
         epsilon = float(config.get("layer_norm_eps", 1e-6))
         fields = {"norm_epsilon": epsilon, "head_norm_epsilon": epsilon}
         if "num_heads" in config:
             fields["heads"] = int(config["num_heads"])
+        sizes = {
+            ours: config[theirs]
+            for ours, theirs in (("width", "embed_dim"), ("depth", "depth"))
+            if theirs in config
+        }
         preprocessing = {
             "num_frames": int(config.get("num_frames", 16)),
             "image_size": _side(config.get("img_size", 224)),
         }
-    sizes = {
-        ours: config[theirs]
-        for ours, theirs in (("width", "embed_dim"), ("depth", "depth"))
-        if theirs in config
-    }
-    return {"fields": fields, "sizes": sizes, "preprocessing": preprocessing}
+        return {"fields": fields, "sizes": sizes, "preprocessing": preprocessing}
 
 
 def _side(size) -> int:

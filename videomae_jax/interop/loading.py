@@ -166,8 +166,7 @@ def _weights(folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _shards(index: pathlib.Path) -> list[pathlib.Path]:
-    content = huggingface.read_json(index)
-    with huggingface.reporting_malformed(index):
+    with huggingface.opened_json(index) as content:
         names = sorted(set(content["weight_map"].values()))
         files = [index.parent / name for name in names]
         if not files or any(file.parent != index.parent for file in files):
