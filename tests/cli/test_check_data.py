@@ -272,8 +272,8 @@ def test_folders_and_several_labels(check, tmp_path):
     status, *_ = check(tmp_path / "many.txt", "--multi-label", *clip)
     assert status == 0
     path = tmp_path / "many_check/clean.txt"
-    found = sources.load(str(path), label_kind=LabelKind.MANY)
-    assert [record.labels for record in found] == [(1, 3), (), (1,)]
+    records = sources.load(str(path), label_kind=LabelKind.MANY)
+    assert [record.labels for record in records] == [(1, 3), (), (1,)]
 
     # A name that a list cannot contain makes only that video unreadable.
     os.rename(tmp_path / "1.mp4", os.fsencode(tmp_path) + b"/\xff.mp4")
@@ -449,7 +449,7 @@ def test_corrupted_videos_are_each_accounted_for(check, tmp_path):
     )
     assert status == 0
     summary, rows = _report(tmp_path / "out")
-    # About half; containers have random ids, so the place of the damage varies.
+    # About half; containers have random ids, so the position of the damage varies.
     assert summary["videos"] == 46 and summary["statuses"]["unreadable"] > 10
     assert rows["whole.mp4"]["clean"]
     for row in rows.values():

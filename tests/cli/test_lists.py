@@ -97,15 +97,15 @@ NAMES = {"train": "train.csv", "val": "val.csv", "test": "test.csv"}
 def test_kinetics(run, tmp_path, layout, names):
     videos = tmp_path / "my videos"
     expected = write_kinetics(videos / "annotations", names)
-    place = {}
+    path_of = {}
     for name, (split, label) in expected.items():
         folder = {
             "flat": split,
             "classes": f"{split}/{CLASSES[label]}",
             "underscores": f"{split}/{CLASSES[label].replace(' ', '_')}",
         }[layout]
-        place[name] = f"{folder}/{name}.mp4"
-    make(videos, *place.values())
+        path_of[name] = f"{folder}/{name}.mp4"
+    make(videos, *path_of.values())
     status, output, errors = run(
         "kinetics400", "--videos=my videos", "--annotations=my videos"
     )
@@ -114,7 +114,7 @@ def test_kinetics(run, tmp_path, layout, names):
     for split, number in (("train", 4), ("val", 2), ("test", 1)):
         assert row(output, split) == [number, number, 0]
         assert load(out / f"{split}.txt", videos) == {
-            place[name]: label for name, (s, label) in expected.items() if s == split
+            path_of[name]: label for name, (s, label) in expected.items() if s == split
         }
     assert (out / "labels.txt").read_text().splitlines() == CLASSES
     assert "the annotations name 4 classes, not 400" in output
@@ -313,7 +313,7 @@ def write_ucf101(folder):
 @pytest.mark.parametrize("layout", ["classes", "flat", "mp4"])
 def test_ucf101(run, tmp_path, split, layout):
     videos = write_ucf101(tmp_path / "ucf/ucfTrainTestlist")
-    place = {
+    path_of = {
         video: {
             "classes": f"UCF-101/{video}",
             "flat": video.split("/")[1],
@@ -321,20 +321,20 @@ def test_ucf101(run, tmp_path, split, layout):
         }[layout]
         for video in videos
     }
-    make(tmp_path / "v", *place.values())
+    make(tmp_path / "v", *path_of.values())
     args = [f"--split={split}"] if split > 1 else []
     status, output, errors = run("ucf101", "--videos=v", "--annotations=ucf", *args)
     assert (status, errors) == (0, "")
     out = tmp_path / ("data/ucf101" if split == 1 else f"data/ucf101_split{split}")
     assert (out / "labels.txt").read_text().splitlines() == UCF_CLASSES
     expected = {
-        place[video]: UCF_CLASSES.index(video.split("/")[0])
+        path_of[video]: UCF_CLASSES.index(video.split("/")[0])
         for video in videos
         if f"_g0{split}_" not in video
     }
     assert load(out / "train.txt", tmp_path / "v") == expected
     val = load(out / "val.txt", tmp_path / "v")
-    assert set(val) == set(place.values()) - set(expected) and len(val) == 3
+    assert set(val) == set(path_of.values()) - set(expected) and len(val) == 3
     assert row(output, "train") == [6, 3, 0] and row(output, "val") == [3, 3, 0]
 
 
@@ -384,7 +384,7 @@ def test_hmdb51(run, tmp_path, split):
                     kind[f"{class_name}/{name}"] = which, label
             file = folder / f"{class_name}_test_split{number}.txt"
             file.write_text("".join(lines))
-    # Every class has files of the same names: the folder tells which.
+    # Every class has files of the same names: the folder decides.
     make(tmp_path / "v", *kind)
     status, output, errors = run(
         "hmdb51", "--videos=v", "--annotations=splits", f"--split={split}", "--out=out"

@@ -39,10 +39,10 @@ def test_trimmed_data_sets(tmp_path, serial, capsys):
     write_folder(tmp_path / "videos", 3)  # of 12, 13, 14 frames, 25 a second
     out = tmp_path / "tiny"
     prepare(tmp_path / "videos", out, "--trim=0.48:", "--max-bad-fraction=0.5")
-    found = sources.load(f"tfds:{out}/train")
-    assert [record.id for record in found] == ["1.mp4", "2.mp4"]
+    records = sources.load(f"tfds:{out}/train")
+    assert [record.id for record in records] == ["1.mp4", "2.mp4"]
     lengths = []
-    for record in found:
+    for record in records:
         with open_video(record) as video:
             lengths.append(video.num_frames)
     assert lengths == [1, 2]
@@ -73,10 +73,10 @@ def test_trimmed_data_sets(tmp_path, serial, capsys):
 
 
 def test_frames_and_labels_are_those_that_were_encoded(videos, made):
-    found = sources.load(f"tfds:{made}/train", label_kind=LabelKind.ONE)
+    records = sources.load(f"tfds:{made}/train", label_kind=LabelKind.ONE)
     originals = [r for r in sources.load(str(videos)) if r.id != f"{BAD}.mp4"]
-    assert [(r.id, r.labels) for r in found] == [(r.id, r.labels) for r in originals]
-    for record, original in zip(found, originals, strict=True):
+    assert [(r.id, r.labels) for r in records] == [(r.id, r.labels) for r in originals]
+    for record, original in zip(records, originals, strict=True):
         encoded = encode(pathlib.Path(original.path).read_bytes(), Settings())
         assert read_bytes(record) == encoded.video
         with open_video(record) as video:
@@ -113,22 +113,22 @@ sys.stdout.buffer.write(source[7]["video"])
         if i != BAD
     ]
     assert [line.decode() for line in lines] == expected
-    found = sources.load(f"tfds:{made}/train")
-    assert content == read_bytes(found[7])
+    records = sources.load(f"tfds:{made}/train")
+    assert content == read_bytes(records[7])
 
 
 def test_training_sees_the_frames_of_what_was_encoded(videos, made, tmp_path):
-    found = sources.load(f"tfds:{made}/train")
+    records = sources.load(f"tfds:{made}/train")
     paths = {record.id: record.path for record in sources.load(str(videos))}
     files = []  # the same videos as files, without a data set
-    for record in found:
+    for record in records:
         path = tmp_path / record.id
         content = pathlib.Path(paths[record.id]).read_bytes()
         path.write_bytes(encode(content, Settings()).video)
         files.append(dataclasses.replace(record, path=str(path), position=None))
     read_clips = PretrainingClips(4, 2, 32, (1.0, 0.75), 0.5, 1)
     batches = []
-    for source, workers in ((files, 0), (found, 0), (found, 1)):
+    for source, workers in ((files, 0), (records, 0), (records, 1)):
         with pipeline.batches(
             source,
             read_clips,
@@ -167,9 +167,9 @@ def test_frames_that_are_images(tmp_path, serial):
     ]:
         out = tmp_path / out
         prepare(source, out, "--frame-name={:03}.png", "--fps=12")
-        found = sources.load(f"tfds:{out}/train", label_kind=LabelKind.ONE)
-        assert sorted(record.labels for record in found) == [(0,), (1,), (2,)]
-        for record in found:
+        records = sources.load(f"tfds:{out}/train", label_kind=LabelKind.ONE)
+        assert sorted(record.labels for record in records) == [(0,), (1,), (2,)]
+        for record in records:
             with open_video(record) as video:
                 assert video.num_frames == kept + record.labels[0]
                 assert video.fps == pytest.approx(12)
@@ -187,8 +187,8 @@ def test_frames_that_are_images(tmp_path, serial):
         prepare(*given, "--fps=12")
     trimmed = (given[0], tmp_path / "trimmed", *given[2:])
     prepare(*trimmed, "--trim=0.25:0.5", "--fps=12")
-    found = sources.load(f"tfds:{tmp_path}/trimmed/train")
-    with open_video(found[0]) as video:
+    records = sources.load(f"tfds:{tmp_path}/trimmed/train")
+    with open_video(records[0]) as video:
         assert video.num_frames == 3
         got = video.read(range(3)).astype(int)
     errors = [np.abs(got - frames[0][i : i + 3]).mean() for i in range(7)]
@@ -209,9 +209,9 @@ def test_classes_several_labels_and_none(videos, tmp_path, serial):
     info = tfds.builder_from_directory(tmp_path / "named/1.0.0").info
     assert info.features["label"].names == ["zero", "one", "two"]
     assert info.metadata["train"]["settings"]["encoding"] is None
-    found = sources.load(f"tfds:{tmp_path}/named/train")
+    records = sources.load(f"tfds:{tmp_path}/named/train")
     original = (videos.parent / "0.mp4").read_bytes()
-    assert read_bytes(found[0]) == original
+    assert read_bytes(records[0]) == original
 
     names.write_text("zero\none\n")
     with pytest.raises(RecordError, match="label 2"):

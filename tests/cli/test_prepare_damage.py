@@ -46,8 +46,8 @@ def test_videos_that_crash_hang_or_use_up_memory(monkeypatch, tmp_path, capfd):
     monkeypatch.setattr(encode, "encode_record", encode_or_misbehave)
     options = ("--workers=2", "--timeout=3", "--max-bad-fraction=0.5")
     prepare(tmp_path / "videos", tmp_path / "tiny", *options)
-    found = sources.load(f"tfds:{tmp_path}/tiny/train")
-    assert [record.id for record in found] == ["0.mp4", "2.mp4", "5.mp4"]
+    records = sources.load(f"tfds:{tmp_path}/tiny/train")
+    assert [record.id for record in records] == ["0.mp4", "2.mp4", "5.mp4"]
     path = tmp_path / "tiny/1.0.0/tiny-train.bad_videos.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     # The reasons depend neither on chance nor on the time limit.
@@ -74,16 +74,16 @@ def test_corrupted_videos_are_each_accounted_for(tmp_path):
             path.write_bytes(corrupted(content, rng, kind))
     options = ("--workers=2", "--timeout=60", "--max-bad-fraction=1")
     prepare(folder, tmp_path / "one/tiny", *options)
-    found = sources.load(f"tfds:{tmp_path}/one/tiny/train")
-    for record in found:
+    records = sources.load(f"tfds:{tmp_path}/one/tiny/train")
+    for record in records:
         with open_video(record) as video:
             assert len(video.read(range(video.num_frames))) == video.num_frames
     path = tmp_path / "one/tiny/1.0.0/tiny-train.bad_videos.jsonl"
     bad = [json.loads(line) for line in path.read_text().splitlines()]
     assert all(row["reason"] for row in bad)
-    assert len(bad) > 10 and len(found) > 5
+    assert len(bad) > 10 and len(records) > 5
     ids = [record.id for record in sources.load(str(folder))]
-    assert sorted([record.id for record in found] + [row["id"] for row in bad]) == ids
+    assert sorted([record.id for record in records] + [row["id"] for row in bad]) == ids
     # Decoding damaged videos is deterministic.
     prepare(folder, tmp_path / "other/tiny", "--workers=1", *options[1:])
     assert contents(tmp_path / "one/tiny") == contents(tmp_path / "other/tiny")
@@ -104,8 +104,8 @@ def test_full_disk_is_reported_and_leaves_no_data_set(videos, tmp_path, serial):
 def test_changed_bytes_are_detected(videos, tmp_path, serial):
     out = tmp_path / "tiny"
     prepare(videos, out)
-    found = sources.load(f"tfds:{out}/train")
-    shard = pathlib.Path(found[2].path)
+    records = sources.load(f"tfds:{out}/train")
+    shard = pathlib.Path(records[2].path)
     content = shard.read_bytes()
     begin = content.index(b"ftyp")
     for position in range(begin, begin + 4000, 97):
@@ -119,7 +119,7 @@ def test_changed_bytes_are_detected(videos, tmp_path, serial):
 
     read_clips = PretrainingClips(4, 2, 32, (1.0,), 0.0, 1)
     with pipeline.batches(
-        found, read_clips, batch_size=8, seed=0, steps=range(1)
+        records, read_clips, batch_size=8, seed=0, steps=range(1)
     ) as stream:
         (batch,) = stream
     assert "2.mp4" not in batch.ids
@@ -133,9 +133,9 @@ def test_a_damaged_shard_never_gives_other_bytes(made, tmp_path):
     records_of = {}
     for record in sources.load(f"tfds:{made}/train"):
         records_of.setdefault(record.path, []).append(record)
-    (path, found), *_ = records_of.items()
+    (path, records), *_ = records_of.items()
     content = pathlib.Path(path).read_bytes()
-    originals = [read_bytes(record) for record in found]
+    originals = [read_bytes(record) for record in records]
     rng = np.random.default_rng(0)
     # The index and its position are at the end; blocks are padded with zeros.
     nonzero = np.flatnonzero(np.frombuffer(content, np.uint8))
@@ -149,7 +149,7 @@ def test_a_damaged_shard_never_gives_other_bytes(made, tmp_path):
     for i, data in enumerate(damaged):
         shard = tmp_path / f"{i}.array_record"  # a new name: open shards are cached
         shard.write_bytes(data)
-        for record, original in zip(found, originals, strict=True):
+        for record, original in zip(records, originals, strict=True):
             record = dataclasses.replace(record, path=str(shard))
             try:
                 assert read_bytes(record) == original

@@ -40,11 +40,11 @@ def test_frame_i_stays_frame_i(how):
     content = video_bytes(np.clip(frames, 0, 255).astype(np.uint8), **how)
     expected = frames_of(content)
     encoded = encode(content, Settings(crf=4))
-    found = frames_of(encoded.video)
-    assert found.shape == expected.shape
-    assert (encoded.num_frames, encoded.height, encoded.width) == found.shape[:3]
+    result = frames_of(encoded.video)
+    assert result.shape == expected.shape
+    assert (encoded.num_frames, encoded.height, encoded.width) == result.shape[:3]
     assert encoded.fps == 25
-    errors = abs(found.astype(int)[:, None] - expected[None]).mean((2, 3, 4))
+    errors = abs(result.astype(int)[:, None] - expected[None]).mean((2, 3, 4))
     assert errors.diagonal().max() < 2
     assert (errors.argmin(1) == np.arange(20)).all()
 
@@ -71,8 +71,8 @@ def test_varying_rates_keep_all_frames():
     ticks = np.cumsum([1, 9, 2, 2, 30, 1, 1, 4, 4, 7, 1, 1])
     content = video_bytes(moving_noise(12, 48, 64), ticks=ticks)
     encoded = encode(content, Settings(crf=10))
-    expected, found = frames_of(content), frames_of(encoded.video)
-    errors = abs(found.astype(int)[:, None] - expected[None]).mean((2, 3, 4))
+    expected, result = frames_of(content), frames_of(encoded.video)
+    errors = abs(result.astype(int)[:, None] - expected[None]).mean((2, 3, 4))
     assert (errors.argmin(1) == np.arange(12)).all()
     with Video(content) as video:
         assert encoded.fps == pytest.approx(video.fps, rel=1e-3)
@@ -134,9 +134,9 @@ def test_trimming_keeps_exactly_the_frames_in_its_range(container, trim, kept):
     expected = frames_of(content)
     assert len(expected) == 30
     encoded = encode(content, Settings(crf=4), Trim(*trim))
-    found = frames_of(encoded.video)
-    assert encoded.num_frames == len(found) == len(kept)
-    errors = abs(found.astype(int)[:, None] - expected[None]).mean((2, 3, 4))
+    result = frames_of(encoded.video)
+    assert encoded.num_frames == len(result) == len(kept)
+    errors = abs(result.astype(int)[:, None] - expected[None]).mean((2, 3, 4))
     assert (errors.argmin(1) == kept).all()
 
 
@@ -146,8 +146,8 @@ def test_trimming_with_a_varying_rate():
     expected = frames_of(content)
     # After the first frame: 0, .1, .13, .16, .46, .5, .54, .58, .66, .86, .87, .88 s.
     encoded = encode(content, Settings(crf=4), Trim(0.13, 0.66))
-    found = frames_of(encoded.video)
-    errors = abs(found.astype(int)[:, None] - expected[None]).mean((2, 3, 4))
+    result = frames_of(encoded.video)
+    errors = abs(result.astype(int)[:, None] - expected[None]).mean((2, 3, 4))
     assert errors.argmin(1).tolist() == [2, 3, 4, 5, 6, 7]
     with Video(content) as video:
         assert encoded.fps == pytest.approx(video.fps, rel=1e-3)

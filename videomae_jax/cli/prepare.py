@@ -209,7 +209,7 @@ def _encoding(args: argparse.Namespace) -> Settings:
 
 
 def _changed(split: Split, args: argparse.Namespace) -> list[Shard]:
-    """Returns complete shards with a bad video that can be read now, or fails anew."""
+    """Returns complete shards with a bad video whose outcome has changed."""
     bad = split.bad_videos()
     records = [record for _, record, _ in bad]
     with contextlib.closing(_encode_all(records, split.settings, args)) as videos:
