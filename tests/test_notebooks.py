@@ -229,5 +229,5 @@ def test_pretrain_on_tpu_and_resume(tmp_path):
     # As if the run had been killed before its last checkpoint.
     shutil.rmtree(work / "checkpoints" / "8")
     log = text(run("pretrain_on_tpu", until="train", **settings)["train"])
-    assert "at step 4" in log and "step 8/8" in log and "step 4/8" not in log
+    assert "at step=4" in log and "step=8/8" in log and "step=4/8" not in log
     assert [row["loss"] for row in rows(work)] == [row["loss"] for row in first]
