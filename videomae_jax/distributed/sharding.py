@@ -90,15 +90,14 @@ def choose_plan(
     if fsdp is not None:
         _check_fsdp(fsdp, slices)
 
-    def bytes_per_device(fsdp, shard_optimizer):
+    def bytes_per_device(fsdp: int, shard_optimizer: bool) -> float:
         # The gradient is as large as the parameters.
         return 2 * params / fsdp + rest / (len(devices) if shard_optimizer else fsdp)
 
-    def plan(choice, reason):
+    def plan(choice: tuple[int, bool], reason: str) -> ShardingPlan:
         size = f"{bytes_per_device(*choice) / 2**30:.2f} GiB"
-        return ShardingPlan(
-            *choice, f"{reason}; state and gradients take {size} per device"
-        )
+        reason += f"; state and gradients take {size} per device"
+        return ShardingPlan(*choice, reason)
 
     choices = _choices(len(slices[0]), fsdp, shard_optimizer)
     if len(choices) == 1:
@@ -212,7 +211,7 @@ def state_shardings(state: Any, mesh: Mesh, shard_optimizer: bool = False) -> An
 
     def sharding(path, x):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
-        candidates = ["fsdp"]
+        candidates: list[str | tuple[str, ...]] = ["fsdp"]
         if shard_optimizer and name.startswith(("opt_state", "ema")):
             candidates.insert(0, AXES)
         return NamedSharding(mesh, _spec(name, x.shape, mesh, candidates))

@@ -119,7 +119,8 @@ class _Counter:
             kind = x.op.removesuffix("-start")
             if kind in KINDS:
                 if chain := re.search(r"chain_id=\"(\d+)\"", x.rest):
-                    part = kind, chain[1], re.search(r"channel_id=(\d+)", x.rest)[1]
+                    channel = re.findall(r"channel_id=(\d+)", x.rest)[0]
+                    part = kind, chain[1], channel
                     if part in chains:
                         continue
                     chains.add(part)
@@ -147,7 +148,7 @@ class _Counter:
         if known := re.search(r"known_trip_count.*?\"n\":\"(\d+)\"", loop.rest):
             return int(known[1])
         # The text for TPUs lacks it. A scan counts from 0 up to a constant.
-        condition = re.search(r"condition=%?([\w.-]+)", loop.rest)[1]
+        condition = re.findall(r"condition=%?([\w.-]+)", loop.rest)[0]
         compared = [
             x.operands
             for x in self._computations[condition]

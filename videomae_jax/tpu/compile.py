@@ -240,17 +240,17 @@ def make_task(config: ml_collections.ConfigDict) -> Pretraining | Finetuning:
         return Pretraining(config)
     config = config.copy_and_resolve_references()
     config.data.test = ""
-    num_classes, names = config.data.num_classes, None
-    if num_classes is None:
-        try:
-            names = labels.read(config.data.labels)
-        except RecordError as error:
-            raise RecordError(
-                "the number of classes is unknown: set, for example, "
-                "--config.data.num_classes=400, or --config.data.labels=FILE with a "
-                "class name per line"
-            ) from error
-    return Finetuning(config, names or [str(label) for label in range(num_classes)])
+    if config.data.num_classes is not None:
+        return Finetuning(config, [str(i) for i in range(config.data.num_classes)])
+    try:
+        names = labels.read(config.data.labels)
+    except RecordError as error:
+        raise RecordError(
+            "the number of classes is unknown: set, for example, "
+            "--config.data.num_classes=400, or --config.data.labels=FILE with a class "
+            "name per line"
+        ) from error
+    return Finetuning(config, names)
 
 
 def _abstract_batch(

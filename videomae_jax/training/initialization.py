@@ -6,9 +6,9 @@ import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import flax
 import jax
 import numpy as np
+from flax import traverse_util
 from ml_collections import ConfigDict
 
 from videomae_jax.checkpointing import Checkpoints, restore_part
@@ -122,7 +122,7 @@ def load(
         weights = _from_pretrained(source)
     _check_model(weights, config)
 
-    flat = flax.traverse_util.flatten_dict(params, sep="/")
+    flat: dict[str, Any] = traverse_util.flatten_dict(params, sep="/")
     autoencoder = "mask_token" in flat
     required = ("encoder/", "head/") if load_head else ("encoder/",)
     selected, problems = {}, []
@@ -154,7 +154,7 @@ def load(
         new=[path for path in flat if path not in loaded],
         dropped=[path for path in weights.shapes if path not in loaded],
     )
-    return flax.traverse_util.unflatten_dict(flat | dict(loaded), sep="/"), report
+    return traverse_util.unflatten_dict(flat | dict(loaded), sep="/"), report
 
 
 def _from_workdir(source: str) -> _Source:
@@ -168,9 +168,9 @@ def _from_workdir(source: str) -> _Source:
     checkpoints.close()
 
     def restore(abstract):
-        abstract = flax.traverse_util.unflatten_dict(abstract, sep="/")
+        abstract = traverse_util.unflatten_dict(abstract, sep="/")
         restored = restore_part(source, step, item, abstract)
-        return flax.traverse_util.flatten_dict(restored, sep="/")
+        return traverse_util.flatten_dict(restored, sep="/")
 
     return _Source(
         f"{source} (step {step}, {item})",
@@ -187,7 +187,7 @@ def _from_pretrained(source: str) -> _Source:
         loaded = edit_head.with_imagenet_pixels(loading.read(source))
     except PretrainedError as error:
         raise CheckpointError(f"config.init.source={source}: {error}") from error
-    arrays = flax.traverse_util.flatten_dict(loaded.params, sep="/")
+    arrays: dict[str, Any] = traverse_util.flatten_dict(loaded.params, sep="/")
     sizes = {
         name: getattr(loaded.model, name)
         for name in _MODEL_FIELDS
@@ -239,7 +239,7 @@ def _check_model(weights: _Source, config: ConfigDict) -> None:
         )
 
 
-def _sizes(model: Mapping[str, Any]) -> dict[str, Any]:
+def _sizes(model: ConfigDict | dict) -> dict[str, Any]:
     """Returns the _MODEL_FIELDS of a config's `model`."""
     sizes = {"tubelet_size": 2} | variants.variant_fields(model["variant"])
     sizes |= {

@@ -5,17 +5,18 @@ are drawn for the whole batch before it is split into micro-batches; pixels are 
 after.
 """
 
-import flax
 import jax
 import jax.numpy as jnp
+from flax import struct
 from jax.typing import DTypeLike
 
 from videomae_jax.models import vit
+from videomae_jax.models.arrays import Array
 
 MODES = ("batch", "sample")
 
 
-class Mix(flax.struct.PyTreeNode):
+class Mix(struct.PyTreeNode):
     """Describes how each of B clips is mixed with its pair.
 
     Attributes:
@@ -87,9 +88,7 @@ def draw(
     return jax.tree.map(lambda x: jnp.broadcast_to(x, (batch, *x.shape[1:])), mix)
 
 
-def mix_videos(
-    video: jax.Array, pair: jax.Array, mix: Mix, dtype: DTypeLike
-) -> jax.Array:
+def mix_videos(video: Array, pair: Array, mix: Mix, dtype: DTypeLike) -> jax.Array:
     """Mixes clips [B, T, H, W, 3], uint8 or normalized, into normalized ones."""
     video, pair = vit.normalize(video, dtype), vit.normalize(pair, dtype)
     rows = jnp.arange(video.shape[2])[:, None]

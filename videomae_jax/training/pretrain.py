@@ -110,9 +110,7 @@ class Pretraining:
         source = self._config.init.source
         if not source:
             return params
-        params, report = initialization.load(
-            source, params, config=self._config.model
-        )
+        params, report = initialization.load(source, params, config=self._config.model)
         log.info("%s", report)
         return params
 
