@@ -264,6 +264,17 @@ def test_missing_and_truncated_features_are_extracted_again(
     assert contents(tmp_path) == expected
 
 
+def test_files_left_by_killed_runs_are_removed(run, folder, tmp_path):
+    # Of this version, and of earlier ones.
+    partial = [".0.npy.{}.part", "0.npy.{}.part", "0.npy.json.{}.part"]
+    for name in partial:
+        (tmp_path / name.format("01234567")).touch()
+    other = tmp_path / "10.npy.01234567.part"
+    other.touch()
+    run(folder / "a/0.mp4", out=tmp_path)
+    assert list(tmp_path.rglob("*.part")) == [other]
+
+
 def test_unreadable_videos_are_reported_and_do_not_stop_others(
     run, folder, tmp_path, capsys
 ):

@@ -46,17 +46,15 @@ class Evaluator:
         """Opens the data and builds the jitted prediction.
 
         Args:
-            model: the classifier.
             probabilities: maps logits to probabilities, such as `jax.nn.softmax`.
             records: the videos, with labels.
             class_names: name of each logit.
             read_clips: cuts the views out of a video.
             image_shape: shape of one clip, [T, H, W, 3].
-            mesh: the devices.
             videos_per_device: videos of a batch on each device, whose views are taken
                 one after the other; so memory holds this many clips' activations.
             workers: processes and threads that read.
-            label_kind: ONE or MANY labels of each video.
+            label_kind: ONE or MANY.
         """
         self._label_kind = label_kind
         self._records, self._class_names = records, list(class_names)
@@ -97,8 +95,7 @@ class Evaluator:
                 "index": batch.index,
                 "readable": batch.readable,
             }
-            arrays = sharding.to_devices(arrays, self._mesh)
-            return self._predict(variables, arrays)
+            return self._predict(variables, sharding.to_devices(arrays, self._mesh))
 
         with self._open() as batches, jax.set_mesh(self._mesh):
             for index, is_readable, values in batching.fetch(map(compute, batches)):

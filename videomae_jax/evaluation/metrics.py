@@ -11,12 +11,12 @@ class Predictions:
     """Class probabilities of every video of a set that could be read.
 
     Attributes:
-        ids: unique name of each of the n readable videos, in data-set order.
+        ids: unique names of the n readable videos, in data-set order.
         labels: int64 [n], the class of each video; or bool [n, C], if a video may have
             several.
         probabilities: float32 [n, C]. Those of a video sum to one unless it may have
             several labels.
-        class_names: name of each of the C classes.
+        class_names: of the C classes.
         unreadable: labels and reason of each video that could not be read, by id.
 
     Raises:
@@ -34,7 +34,14 @@ class Predictions:
     def __post_init__(self):
         """Checks that the fields fit together."""
         if not self.ids:
-            raise ValueError(f"nothing was evaluated: {self._why_empty()}")
+            reason = "the list holds no videos"
+            if self.unreadable:
+                name, (_, reason) = next(iter(self.unreadable.items()))
+                reason = (
+                    f"none of {len(self.unreadable)} videos could be read; the first, "
+                    f"{name}: {reason}"
+                )
+            raise ValueError(f"nothing was evaluated: {reason}")
         shape = (len(self.ids), len(self.class_names))
         labels_shape = shape if self.is_multi_label else shape[:1]
         if self.labels.shape != labels_shape or self.probabilities.shape != shape:
@@ -55,15 +62,6 @@ class Predictions:
     def is_multi_label(self) -> bool:
         """Whether a video may have several labels."""
         return self.labels.dtype == bool
-
-    def _why_empty(self) -> str:
-        if not self.unreadable:
-            return "the list holds no videos"
-        name, (_, reason) = next(iter(self.unreadable.items()))
-        return (
-            f"none of {len(self.unreadable)} videos could be read; the first, {name}: "
-            f"{reason}"
-        )
 
     def _check_ids(self) -> None:
         name, count = collections.Counter(self.ids).most_common(1)[0]
@@ -135,23 +133,18 @@ def is_correct(predictions: Predictions, k: int) -> np.ndarray:
 
 
 def confusion_matrix(predictions: Predictions) -> np.ndarray:
-    """Counts how often videos of one class were predicted as another.
+    """Counts readable videos by true class (rows) and predicted one, int64 [C, C].
 
     The predicted class is the most probable one. Of equally probable ones it is never
     the video's own, otherwise the first, so that the diagonal holds the videos that
     `compute` counts as correct in the top 1.
-
-    Returns:
-        int64 [C, C]: rows are true classes, columns predicted ones. Unreadable videos
-        are not counted.
     """
     others = predictions.probabilities.copy()
     others[np.arange(len(others)), predictions.labels] = -np.inf
     predicted = np.where(
         is_correct(predictions, 1), predictions.labels, others.argmax(axis=1)
     )
-    size = len(predictions.class_names)
-    matrix = np.zeros((size, size), np.int64)
+    matrix = np.zeros((others.shape[1],) * 2, np.int64)
     np.add.at(matrix, (predictions.labels, predicted), 1)
     return matrix
 
@@ -176,11 +169,10 @@ def average_precision(scores: np.ndarray, positive: np.ndarray) -> float:
 
 def average_precisions(predictions: Predictions) -> np.ndarray:
     """Returns the average precision of each class, float64 [C], NaN without videos."""
+    classes = zip(predictions.probabilities.T, predictions.labels.T, strict=True)
     return np.array(
         [
             average_precision(scores, positive) if positive.any() else np.nan
-            for scores, positive in zip(
-                predictions.probabilities.T, predictions.labels.T, strict=True
-            )
+            for scores, positive in classes
         ]
     )

@@ -16,7 +16,7 @@ from videomae_jax.errors import ConfigError
 from videomae_jax.evaluation import metrics
 from videomae_jax.evaluation.metrics import Predictions
 from videomae_jax.files import atomic_path, atomic_write, json_line
-from videomae_jax.video.record import LabelKind
+from videomae_jax.video.record import LabelKind, labels_to_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -44,32 +44,27 @@ def write(
       empty without videos: top1, top5 and the class that its videos were most often
       wrongly predicted as, or average_precision.
     - confusion.png: `plot_confusion`; not for several labels.
-    - metrics.json: the step and `metrics.compute`. It is written last: if it exists,
-      the other files are complete.
+    - metrics.json: the step of training and `metrics.compute`. It is written last: if
+      it exists, the other files are complete.
 
-    Each file is replaced atomically.
-
-    Args:
-        predictions: of one set.
-        folder: created if needed.
-        step: training steps of the model.
-        top_k: number of the most probable classes that are named for each video.
+    Each file is replaced atomically. The folder is created if needed.
     """
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_write(folder / "predictions.jsonl") as file:
         file.writelines(map(json_line, _rows(predictions, top_k)))
+    several = predictions.is_multi_label
     with atomic_write(folder / "unreadable.jsonl") as file:
         for name, (labels, reason) in predictions.unreadable.items():
-            row = {"id": name, **_labels(predictions, labels), "reason": reason}
-            file.write(json_line(row))
+            label = {"labels" if several else "label": labels_to_json(labels, several)}
+            file.write(json_line({"id": name, **label, "reason": reason}))
     with (
         atomic_path(folder / "per_class.csv") as path,
         # Class names may be names of folders, which need not be valid text.
         path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,
     ):
         csv.writer(file, lineterminator="\n").writerows(_class_table(predictions))
-    if not predictions.is_multi_label:
+    if not several:
         matrix = metrics.confusion_matrix(predictions)
         figure = plot_confusion(matrix, predictions.class_names)
         with (
@@ -90,21 +85,13 @@ def _rows(predictions: Predictions, top_k: int) -> Iterator[dict]:
         predictions.ids, predictions.labels, predictions.probabilities, strict=True
     ):
         rounded = [round(float(value), 6) for value in values]
-        labels = np.flatnonzero(label) if predictions.is_multi_label else [label]
-        row = {"id": name, **_labels(predictions, labels)}
-        if not predictions.is_multi_label:
+        if predictions.is_multi_label:
+            row = {"id": name, "labels": np.flatnonzero(label).tolist()}
+        else:
             best = np.argsort(-values, kind="stable")[:top_k]
-            row["label_name"] = names[label]
+            row = {"id": name, "label": int(label), "label_name": names[label]}
             row["top_k"] = [[names[index], rounded[index]] for index in best]
         yield row | {"probabilities": rounded}
-
-
-def _labels(predictions: Predictions, labels: Sequence[int] | np.ndarray) -> dict:
-    """Returns the field of a row that holds one label or several."""
-    if predictions.is_multi_label:
-        return {"labels": [int(label) for label in labels]}
-    (label,) = labels
-    return {"label": int(label)}
 
 
 def _class_table(predictions: Predictions) -> Iterator[list]:
@@ -141,12 +128,9 @@ def plot_confusion(matrix: np.ndarray, class_names: Sequence[str]) -> "Figure":
     """Draws a confusion matrix as a heat map: dark where much of a row is.
 
     Up to 25 classes, cells hold the numbers of videos, except 0. Up to 120, rows and
-    columns have the names of their classes; beyond that, some have their labels. Rows
-    of classes without videos are grey.
-
-    Args:
-        matrix: int [C, C]: rows are true classes, columns predicted ones.
-        class_names: C names; long ones are shortened.
+    columns have the names of their classes, shortened if long; beyond that, some have
+    their labels. Rows of classes without videos are grey. The matrix is as from
+    `metrics.confusion_matrix`.
     """
     # Imported here, because training does without. No pyplot: its state is global.
     from matplotlib.colors import PowerNorm
@@ -201,9 +185,7 @@ def _tick_text(name: str) -> str:
 def check_dump(path: str, label_kind: LabelKind) -> None:
     """Checks that `write_mmaction_dump` will work: now, not after hours of testing.
 
-    Args:
-        path: config.evaluation.dump; empty for none.
-        label_kind: labels of each video.
+    The path is config.evaluation.dump: empty for none.
 
     Raises:
         ConfigError: if videos may have several labels, or PyTorch is not installed.
@@ -228,11 +210,8 @@ def write_mmaction_dump(predictions: Predictions, path: str | os.PathLike) -> No
     The file is a pickled list with a dict for each video, in data-set order: gt_label
     (torch.LongTensor [1]), pred_score (torch.FloatTensor [C]) and pred_label
     (torch.LongTensor [1]). It holds no ids, and unreadable videos are left out: with
-    any of them, it does not fit dumps of the whole set. Needs PyTorch.
-
-    Args:
-        predictions: of one set, of one label a video.
-        path: the file, *.pkl by convention; replaced if it exists.
+    any of them, it does not fit dumps of the whole set. Needs PyTorch, and predictions
+    of one label a video. An existing file is replaced.
     """
     import torch
 

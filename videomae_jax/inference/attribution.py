@@ -75,7 +75,7 @@ def _rollout(model, variables, video):
         return (weights + _einsum("bi,bij->bj", weights, attention)) / 2, None
 
     weights, _ = jax.lax.scan(through_block, weights, maps, reverse=True)
-    return weights.reshape(batch, *_grid(model, video))
+    return _on_grid(weights, model, video)
 
 
 def _pooling_attention(model, variables, video):
@@ -117,15 +117,13 @@ def class_activation(
 
     This is Grad-CAM (Selvaraju et al. 2017) with a gradient for each token instead of
     the average gradient (HiResCAM, Draelos & Carin 2020), and with the average token as
-    the origin. The origin matters for heads that normalise. With mean pooling and a
-    LayerNorm, which ignores the scale of its input, plain gradient times activation
-    already sums to zero over the tokens. But it vanishes in each token where attentive
-    pooling normalises tokens first, and large means of a batch norm would make a whole
-    map positive or empty.
+    the origin. The origin matters for heads that normalise: plain gradient times
+    activation vanishes in each token where attentive pooling normalises tokens first,
+    and large means of a batch norm would make a whole map positive or empty.
 
     Args:
         pretrained: a classifier with its weights.
-        video: [B, T, H, W, 3], uint8 (raw pixels) or floating point (normalised).
+        video: as in `attention_rollout`.
         class_index: the class, one for all clips or one for each.
 
     Returns:
@@ -136,13 +134,6 @@ def class_activation(
             that the gradient of all others is zero. `attention_rollout` works for both.
         ValueError: if a class index is not in 0 to num_classes - 1, their number is
             neither 1 nor B, or the shape or dtype of the video does not fit.
-
-    Example:
-        >>> model = VideoClassifier(width=24, depth=2, heads=2, num_classes=3)
-        >>> video = np.zeros((1, 4, 32, 48, 3), np.uint8)
-        >>> params = model.init(jax.random.key(0), video)["params"]
-        >>> class_activation(Pretrained(model, params), video, class_index=2).shape
-        (1, 2, 2, 3)
     """
     model = pretrained.model
     source = pretrained.source or "the model"
@@ -176,11 +167,13 @@ def _activation(model, variables, video, classes):
     gradient = jax.grad(sum_of_logits)(tokens)
     difference = tokens - tokens.mean(axis=1, keepdims=True)
     values = jax.nn.relu(jnp.sum(gradient * difference, axis=-1))
-    return values.reshape(len(video), *_grid(model, video))
+    return _on_grid(values, model, video)
 
 
-def _grid(model, video) -> tuple[int, int, int]:
-    return vit.token_grid(video.shape, model.patch_size, model.tubelet_size)
+def _on_grid(values, model, video):
+    """Returns the values [B, N] of all tokens as maps [B, T', H', W']."""
+    grid = vit.token_grid(video.shape, model.patch_size, model.tubelet_size)
+    return values.reshape(len(values), *grid)
 
 
 def overlay(frames: np.ndarray, maps: np.ndarray) -> np.ndarray:
@@ -189,19 +182,7 @@ def overlay(frames: np.ndarray, maps: np.ndarray) -> np.ndarray:
     The values of each clip are scaled to 0 ... 1 over all its frames, so colours
     compare within a clip only. They are interpolated linearly between the centres of
     the tokens, in space and time. Frames become grey. Needs matplotlib, for its
-    colormap "inferno".
-
-    Args:
-        frames: uint8 [B, T, H, W, 3].
-        maps: float32 [B, T', H', W'], as from `attention_rollout`.
-
-    Returns:
-        uint8 [B, T, H, W, 3].
-
-    Example:
-        >>> frames = np.zeros((1, 4, 32, 48, 3), np.uint8)
-        >>> overlay(frames, np.random.rand(1, 2, 2, 3)).shape
-        (1, 4, 32, 48, 3)
+    colormap "inferno". Takes and returns frames as uint8 [B, T, H, W, 3].
     """
     # Imported here, because maps do without.
     from matplotlib import colormaps
@@ -225,22 +206,8 @@ def save_overlays(
 ) -> list[pathlib.Path]:
     """Writes clips beside their overlays, as `<stem>.gif` and `<stem>.png`.
 
-    Args:
-        stem: path without an extension; its folder must exist.
-        frames: uint8 [B, T, H, W, 3].
-        maps: float32 [B, T', H', W'].
-        fps: frames per second of the animations.
-        formats: some of `visualize.FORMATS`.
-
-    Returns:
-        The files, in the order of the formats.
-
-    Example:
-        >>> import tempfile
-        >>> frames, maps = np.zeros((1, 4, 32, 48, 3), np.uint8), np.ones((1, 2, 2, 3))
-        >>> files = save_overlays(tempfile.mkdtemp() + "/attention", frames, maps)
-        >>> [file.name for file in files]
-        ['attention.gif', 'attention.png']
+    Takes the arrays of `overlay`, and the other arguments of `visualize.save`, and
+    returns the files in the order of the formats.
     """
     # Imported here, because maps do without Pillow and PyAV.
     from videomae_jax.inference import visualize

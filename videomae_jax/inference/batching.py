@@ -25,8 +25,8 @@ def fetch(results: Iterable[Any], in_flight: int = 2) -> Iterator[Any]:
     The devices then compute while the host reads the next batches.
 
     Args:
-        results: trees with arrays. It is lazy: taking one sends a batch to the devices,
-            as `map(compute, batches)` does, and does not wait for them.
+        results: trees with arrays, lazily: taking one sends a batch to the devices, as
+            `map(compute, batches)` does, and does not wait for them.
         in_flight: results to take before waiting for the oldest one. 2 keep a device
             busy between two batches.
 

@@ -12,6 +12,7 @@ process that finds the metadata complete writes the index; all would write the s
 """
 
 import dataclasses
+import glob
 import json
 import os
 import pathlib
@@ -37,13 +38,7 @@ def names(ids: Sequence[str]) -> list[str]:
     """Returns a file name, without .npy, for each video: its id, made safe and unique.
 
     The folders that all absolute ids have in common are removed, and the extension of a
-    video, unless an earlier one already has that name.
-
-    Args:
-        ids: ids of records.
-
-    Returns:
-        Paths below the folder of features, with "/" as separator.
+    video, unless an earlier one already has that name. "/" separates folders.
 
     Example:
         >>> names(["a/1.mp4", "a/2.avi", "a/1.avi", "../a/1.avi"])
@@ -72,16 +67,9 @@ def names(ids: Sequence[str]) -> list[str]:
 
 @dataclasses.dataclass(frozen=True)
 class _Entry:
-    """A video of the folder.
+    """A video of the folder."""
 
-    Attributes:
-        name: of its files, see `names`.
-        record: the video.
-        array: file of the features.
-        metadata: file that says that they are complete, or why they are missing.
-    """
-
-    name: str
+    name: str  # of its files, see `names`
     record: Record
     array: pathlib.Path
     metadata: pathlib.Path
@@ -112,15 +100,11 @@ class FeatureFolder:
         """
         self.path = pathlib.Path(path).expanduser()
         self._settings = dict(settings)
-        self._entries = [
-            _Entry(
-                name,
-                record,
-                self.path / f"{name}.npy",
-                self.path / f"{name}.npy.json",
-            )
-            for name, record in zip(names([r.id for r in videos]), videos, strict=True)
-        ]
+        self._entries = []
+        for name, record in zip(names([r.id for r in videos]), videos, strict=True):
+            array = self.path / f"{name}.npy"
+            metadata = self.path / f"{name}.npy.json"
+            self._entries.append(_Entry(name, record, array, metadata))
         index = files.read_json(self.path / "index.json")
         if index and (reason := self._difference(index.get("settings", {}))):
             if not overwrite:
@@ -134,11 +118,8 @@ class FeatureFolder:
 
     def incomplete(self, first: int = 0, step: int = 1) -> list[int]:
         """Returns which videos lack features, of every step-th from the first on."""
-        return [
-            i
-            for i in range(first, len(self._entries), step)
-            if not self._is_complete(self._entries[i])
-        ]
+        videos = range(first, len(self._entries), step)
+        return [i for i in videos if not self._is_complete(self._entries[i])]
 
     def write(
         self, videos: Sequence[int], chunks: Iterable[FeatureChunk | Unreadable]
@@ -147,7 +128,7 @@ class FeatureFolder:
 
         Args:
             videos: indices of the videos given to the extractor, as from `incomplete`.
-            chunks: what an `Extractor` yields for them.
+            chunks: from an `Extractor`.
 
         Yields:
             For each finished video, None, or the reason why it could not be read.
@@ -163,15 +144,15 @@ class FeatureFolder:
                     self._write_metadata(entry, {"reason": str(chunk.error)})
                     yield str(chunk.error)
                     continue
-                video, stop = chunk.video, chunk.first + len(chunk.values)
+                video, values = chunk.video, chunk.values
+                stop = chunk.first + len(values)
                 entry = self._entries[videos[video.index]]
                 if video.index not in arrays:
-                    shape = (video.num_windows, *chunk.values.shape[1:])
                     # Otherwise old metadata would describe the new features.
                     entry.metadata.unlink(missing_ok=True)
-                    dtype = chunk.values.dtype
-                    arrays[video.index] = _ArrayFile(entry.array, shape, dtype)
-                arrays[video.index].values[chunk.first : stop] = chunk.values
+                    shape = (video.num_windows, *values.shape[1:])
+                    arrays[video.index] = _ArrayFile(entry.array, shape, values.dtype)
+                arrays[video.index].values[chunk.first : stop] = values
                 if stop == video.num_windows:
                     array = arrays.pop(video.index)
                     array.finish()
@@ -194,16 +175,14 @@ class FeatureFolder:
         """Writes the index if every video has metadata; returns how many lack it."""
         rows, bad, missing = [], [], 0
         for entry in self._entries:
-            metadata = files.read_json(entry.metadata)
-            record = entry.record
+            record, metadata = entry.record, files.read_json(entry.metadata)
             if metadata is None or self._conflict(entry, metadata):
                 missing += 1
             elif "reason" in metadata:
                 reason = metadata["reason"]
                 bad.append({"id": record.id, "path": record.path, "reason": reason})
             else:
-                several = len(record.labels) > 1
-                label = labels_to_json(record.labels, several)
+                label = labels_to_json(record.labels, len(record.labels) > 1)
                 row = {"id": record.id, "file": f"{entry.name}.npy", "label": label}
                 rows.append(row | {key: metadata[key] for key in _INDEXED})
         if missing:
@@ -230,14 +209,13 @@ class FeatureFolder:
         """Returns how existing features differ from those to extract, if they do."""
         if metadata["id"] != entry.record.id:
             return f"they are of {metadata['id']}, not of {entry.record.id}"
-        if "bytes" in metadata:
-            size = file_size(entry.record)
-            # The features remain valid if the video has been removed since.
-            if size not in (None, metadata["bytes"]):
-                return (
-                    f"the video had {metadata['bytes']} bytes, and "
-                    f"{entry.record.path} has {size}"
-                )
+        # The features remain valid if the video has been removed since (size None).
+        size = file_size(entry.record)
+        if size is not None and size != metadata.get("bytes", size):
+            return (
+                f"the video had {metadata['bytes']} bytes, and {entry.record.path} has "
+                f"{size}"
+            )
         return self._difference(metadata["settings"])
 
     def _difference(self, settings: Mapping[str, Any]) -> str | None:
@@ -272,6 +250,9 @@ class _ArrayFile:
         """Creates the temporary file, and removes those of killed processes."""
         path.parent.mkdir(parents=True, exist_ok=True)
         files.remove_partial(path)
+        # Earlier versions put no dot in front.
+        for partial in path.parent.glob(f"{glob.escape(path.name)}.*.part"):
+            partial.unlink(missing_ok=True)
         self._path, self._partial = path, files.partial_path(path)
         self.values = np.lib.format.open_memmap(
             self._partial, mode="w+", dtype=dtype, shape=shape

@@ -47,7 +47,6 @@ class Windows:
     its last frame repeated.
 
     Attributes:
-        num_frames: frames of a window.
         frame_stride: frames of the video from one frame of a window to the next.
         hop: frames of the video from the start of a window to that of the next.
         size: height and width of the model's input in pixels.
@@ -107,14 +106,7 @@ class Windows:
         return np.minimum(frames, num_video_frames - 1)
 
     def read(self, video: FrameSource) -> Iterator[np.ndarray]:
-        """Yields the windows in order, uint8 [num_frames, size, size, 3].
-
-        Each frame is read once and kept while windows need it, so that memory does not
-        grow with the length of the video.
-
-        Raises:
-            VideoError: if a frame cannot be decoded.
-        """
+        """Yields the windows in order, uint8 [num_frames, size, size, 3]."""
         indices = self.indices(video.num_frames)
         yield from read_windows(video, indices, size=self.size, crop=self._crop)
 
@@ -138,7 +130,7 @@ def extract(
     Args:
         pretrained: a model with its weights; a head is not used.
         video: path of a video file, its content, or a record of a list.
-        windows: the windows; by default `Windows.of(pretrained)`.
+        windows: by default `Windows.of(pretrained)`.
         tokens: return the tokens before pooling instead of pooled features.
 
     Returns:
@@ -151,23 +143,9 @@ def extract(
             features are not finite.
         VideoError: if the video cannot be read.
 
-    Example:
-        >>> import jax, tempfile
-        >>> from videomae_jax import VideoClassifier
-        >>> from videomae_jax.data import digits
-        >>> from videomae_jax.interop.pretrained import Preprocessing, Pretrained
-        >>> folder = digits.make(tempfile.mkdtemp() + "/digits", {"test": 1})
-        >>> model = VideoClassifier(width=24, depth=1, heads=2, num_classes=3)
-        >>> clip = jax.numpy.zeros((1, 4, 32, 32, 3), "uint8")
-        >>> params = model.init(jax.random.key(0), clip)["params"]
-        >>> preprocessing = Preprocessing(num_frames=4, stride=1, image_size=32)
-        >>> pretrained = Pretrained(model, params, preprocessing=preprocessing)
-        >>> windows = Windows.of(pretrained, hop=8)
-        >>> with open_video(folder / "test/00000.mp4") as video:
-        ...     starts = range(0, video.num_frames - 3, 8)
-        >>> features = extract(pretrained, folder / "test/00000.mp4", windows)
-        >>> features.shape == (len(starts), 24)
-        True
+    Example, with `pretrained` as in `predict`:
+        >>> extract(pretrained, "a.mp4").shape  # doctest: +SKIP
+        (5, 24)
     """
     windows = windows or Windows.of(pretrained)
     extractor = Extractor(pretrained, windows, tokens=tokens)
@@ -187,46 +165,28 @@ def without_normalization(pretrained: Pretrained) -> Pretrained:
 
 @dataclasses.dataclass(frozen=True)
 class VideoInfo:
-    """A video whose windows are read.
+    """A video whose windows are read."""
 
-    Attributes:
-        index: position among the videos given to the extractor.
-        num_frames: frames of the video.
-        fps: average frames per second, None if unknown.
-        num_windows: windows of the video.
-    """
-
-    index: int
+    index: int  # among the videos given to the extractor
     num_frames: int
-    fps: float | None
+    fps: float | None  # the average, None if unknown
     num_windows: int
 
 
 @dataclasses.dataclass(frozen=True)
 class FeatureChunk:
-    """Features of consecutive windows of a video.
-
-    Attributes:
-        video: the video.
-        first: index of the first of these windows in the video.
-        values: features as from `extract`, of the dtype of the extractor.
-    """
+    """Features of consecutive windows of a video."""
 
     video: VideoInfo
-    first: int
-    values: np.ndarray
+    first: int  # index of the first of these windows in the video
+    values: np.ndarray  # as from `extract`, of the dtype of the extractor
 
 
 @dataclasses.dataclass(frozen=True)
 class Unreadable:
-    """A video that cannot be read, or not to its end.
+    """A video that cannot be read, or not to its end."""
 
-    Attributes:
-        index: position among the videos given to the extractor.
-        error: the reason.
-    """
-
-    index: int
+    index: int  # among the videos given to the extractor
     error: VideoError
 
 
@@ -235,9 +195,6 @@ class Extractor:
 
     All devices of this process share the work. The features of a video do not depend on
     the other videos.
-
-    Attributes:
-        feature_shape: shape of the features of one window, [D] or [T', H', W', D].
     """
 
     def __init__(
@@ -252,9 +209,7 @@ class Extractor:
         """Puts the weights on the devices.
 
         Args:
-            pretrained: a model with its weights; a head is not used.
-            windows: the windows to cut out of the videos.
-            tokens: return the tokens before pooling instead of pooled features.
+            pretrained, windows, tokens: as in `extract`.
             dtype: of the features, float32 or float16. The dtype of the computation is
                 a field of the model.
             batch_size: windows of a batch on each device; by default 8, and 1 on a CPU.
@@ -269,18 +224,17 @@ class Extractor:
         except ValueError as error:
             name = pretrained.source or "the model"
             raise PretrainedError(f"{name}: {error}") from error
-        self.feature_shape = (*grid, model.width) if tokens else (model.width,)
+        feature_shape = (*grid, model.width) if tokens else (model.width,)
         self._windows, self._dtype = windows, dtype
-        self._features = functools.partial(_features, model, self.feature_shape, dtype)
+        self._features = functools.partial(_features, model, feature_shape, dtype)
         self._mesh = mesh = sharding.make_mesh(devices=jax.local_devices())
         if batch_size is None:
             on_cpu = jax.default_backend() == "cpu"
             batch_size = _CPU_BATCH if on_cpu else _ACCELERATOR_BATCH
         self._batch_size = batch_size * mesh.size
         self._batch_sharding = sharding.batch_sharding(mesh)
-        self._variables = jax.device_put(
-            pretrained.variables, NamedSharding(mesh, PartitionSpec())
-        )
+        replicated = NamedSharding(mesh, PartitionSpec())
+        self._variables = jax.device_put(pretrained.variables, replicated)
 
     def __call__(
         self, videos: Iterable[Source], *, num_threads: int = 2
@@ -329,10 +283,10 @@ class Extractor:
                     f"{self._dtype} or the model's dtype cannot represent the features"
                 )
             rows: dict[VideoInfo, list[int]] = {}
-            for row, window in enumerate(batch.windows):
-                rows.setdefault(window.video, []).append(row)
+            for row, (video, _) in enumerate(batch.windows):
+                rows.setdefault(video, []).append(row)
             for video, of_video in rows.items():
-                first = batch.windows[of_video[0]].index
+                _, first = batch.windows[of_video[0]]
                 yield FeatureChunk(video, first, values[of_video])
         yield from batch.unreadable
 
@@ -354,34 +308,28 @@ def _features(model, shape: tuple[int, ...], dtype: str, variables, clips: jax.A
     return tokens.reshape(-1, *shape).astype(dtype)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Window:
-    """A window that was read, and its index in the video."""
-
-    video: VideoInfo
-    index: int
-
-
 @dataclasses.dataclass
 class _Batch:
-    """Windows, their clips, and videos found unreadable while reading them."""
+    """Windows (video, index in it), their clips, and videos found unreadable."""
 
-    windows: list[_Window] = dataclasses.field(default_factory=list)
+    windows: list[tuple[VideoInfo, int]] = dataclasses.field(default_factory=list)
     clips: list[np.ndarray] = dataclasses.field(default_factory=list)
     unreadable: list[Unreadable] = dataclasses.field(default_factory=list)
 
 
-def _batches(
-    items: Iterable[tuple[_Window, np.ndarray] | Unreadable], size: int
-) -> Iterator[_Batch]:
+# A video, the index of a window in it, and its frames, uint8 [T, H, W, 3].
+_Clip = tuple[VideoInfo, int, np.ndarray]
+
+
+def _batches(items: Iterable[_Clip | Unreadable], size: int) -> Iterator[_Batch]:
     """Yields batches of `size` windows; the last may have fewer, but is not empty."""
     batch = _Batch()
     for item in items:
         if isinstance(item, Unreadable):
             batch.unreadable.append(item)
             continue
-        window, clip = item
-        batch.windows.append(window)
+        video, index, clip = item
+        batch.windows.append((video, index))
         batch.clips.append(clip)
         if len(batch.windows) == size:
             yield batch
@@ -390,18 +338,13 @@ def _batches(
         yield batch
 
 
-def _read(
-    index: int, source: Source, windows: Windows
-) -> Iterator[tuple[_Window, np.ndarray] | Unreadable]:
-    """Yields the windows of a video with their clips, uint8 [T, H, W, 3].
-
-    If the video cannot be read, the last item is its error.
-    """
+def _read(index: int, source: Source, windows: Windows) -> Iterator[_Clip | Unreadable]:
+    """Yields the clips of a video; if it cannot be read, its error as the last item."""
     try:
         with open_video(source) as video:
             num_windows = len(windows.indices(video.num_frames))
             info = VideoInfo(index, video.num_frames, video.fps, num_windows)
             for number, clip in enumerate(windows.read(video)):
-                yield _Window(info, number), clip
+                yield info, number, clip
     except VideoError as error:
         yield Unreadable(index, error)

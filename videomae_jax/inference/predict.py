@@ -4,6 +4,7 @@ Batches of clips have one shape, so that each model compiles once. The next clip
 decoded while the model computes.
 """
 
+import dataclasses
 import functools
 import itertools
 from collections.abc import Iterable, Iterator
@@ -45,8 +46,8 @@ def predict(
         top_k: number of classes; all, if there are fewer.
 
     Returns:
-        (label, probability) of the top_k classes, the most probable first. Labels are
-        "class 0", "class 1" ... if the source of the weights does not name the classes.
+        (label, probability), the most probable first. Labels are "class 0", "class 1"
+        ... if the source of the weights does not name the classes.
 
     Raises:
         PretrainedError: if the model is not a classifier.
@@ -70,18 +71,10 @@ def predict(
         ['left', 'right', 'up']
     """
     classifier(pretrained)  # before anything is read
-    preprocessing = pretrained.preprocessing
-    if (segments, crops) == (1, 1):
-        read_clips = center_clips(pretrained)
-    else:
-        read_clips = clips.MultiViewClips(
-            preprocessing.num_frames,
-            preprocessing.stride,
-            preprocessing.image_size,
-            preprocessing.frame_sampling,
-            segments,
-            crops,
-        )
+    read_clips = center_clips(pretrained)
+    if (segments, crops) != (1, 1):
+        fields = dataclasses.asdict(read_clips)
+        read_clips = clips.MultiViewClips(**fields, segments=segments, crops=crops)
     with open_video(video) as opened:
         views = read_clips(opened, np.random.default_rng())  # draws nothing
     probabilities = classify(pretrained, views)
@@ -104,13 +97,7 @@ def top_classes(
 ) -> list[tuple[str, float]]:
     """Returns (label, probability) of the top_k classes, the most probable first.
 
-    Args:
-        probabilities: float32 [C].
-        labels: C names.
-        top_k: number of classes; all, if there are fewer.
-
-    Raises:
-        ValueError: if top_k is below 1.
+    All, if there are fewer. Takes the probabilities, float32 [C], of C labels.
 
     Example:
         >>> top_classes(np.array([0.25, 0.75]), ("running", "jumping"), 1)
@@ -123,11 +110,7 @@ def top_classes(
 
 
 def classifier(pretrained: Pretrained) -> VideoClassifier:
-    """Returns the model.
-
-    Raises:
-        PretrainedError: if it is not a classifier.
-    """
+    """Returns the model, or raises PretrainedError if it is not a classifier."""
     model = pretrained.model
     if not isinstance(model, VideoClassifier) or not model.num_classes:
         is_encoder = isinstance(model, VideoClassifier)
@@ -155,28 +138,18 @@ def _probabilities(model, multi_label: bool, variables, batch: jax.Array) -> jax
 
 
 def classify(pretrained: Pretrained, windows: Iterable[np.ndarray]) -> np.ndarray:
-    """Returns the class probabilities of any number of clips, float32 [n, C].
-
-    Args:
-        pretrained: a classifier with its weights.
-        windows: n clips, uint8 [T, H, W, 3].
-
-    Raises:
-        PretrainedError: if the model is not a classifier.
-    """
+    """Returns the class probabilities, float32 [n, C], of clips uint8 [T, H, W, 3]."""
     model = classifier(pretrained)
     size = 1 if jax.default_backend() == "cpu" else _ACCELERATOR_BATCH
     variables = jax.device_put(pretrained.variables)  # once, if they are on the host
     windows = iter(windows)
-    count = 0
 
-    def probabilities() -> Iterator[jax.Array]:
-        nonlocal count
+    def compute() -> Iterator[tuple[int, jax.Array]]:
         while batch := list(itertools.islice(windows, size)):
-            count += len(batch)
-            batch = np.stack(batching.pad(batch, size))
-            yield _probabilities(model, pretrained.multi_label, variables, batch)
+            padded = np.stack(batching.pad(batch, size))
+            results = _probabilities(model, pretrained.multi_label, variables, padded)
+            yield len(batch), results
 
     # Reading is only one batch ahead of the device, to save memory.
-    results = list(batching.fetch(probabilities(), in_flight=1))
-    return np.concatenate(results)[:count]
+    fetched = batching.fetch(compute(), in_flight=1)
+    return np.concatenate([values[:count] for count, values in fetched])

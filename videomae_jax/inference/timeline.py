@@ -17,18 +17,12 @@ from videomae_jax.video.windows import read_windows
 
 @dataclasses.dataclass(frozen=True)
 class Segment:
-    """A part of a video in which one class is the most probable.
+    """A part of a video in which one class is the most probable."""
 
-    Attributes:
-        start, end: seconds.
-        label: the name of the class.
-        probability: that of the class, averaged over the windows of the segment.
-    """
-
-    start: float
+    start: float  # seconds
     end: float
     label: str
-    probability: float
+    probability: float  # the mean over the windows of the segment
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,10 +50,7 @@ class Timeline:
         return np.concatenate([self.times[:1, 0], between, self.times[-1:, 1]])
 
     def segments(self) -> list[Segment]:
-        """Joins neighbouring windows of the same most probable class.
-
-        Returns:
-            One or more segments, in order of time, without gaps.
+        """Joins neighbouring windows of the same most probable class, without gaps.
 
         Example:
             >>> times = np.array([[0, 2], [1, 3], [2, 4]], float)
@@ -83,11 +74,9 @@ class Timeline:
 
     def runs(self) -> list[tuple[int, int, int]]:
         """Returns (first window, stop, most probable class) of each segment."""
-        best = self.probabilities.argmax(axis=1)
+        best = self.probabilities.argmax(axis=1).tolist()
         cuts = [0, *(np.flatnonzero(np.diff(best)) + 1).tolist(), len(best)]
-        return [
-            (first, stop, int(best[first])) for first, stop in itertools.pairwise(cuts)
-        ]
+        return [(first, stop, best[first]) for first, stop in itertools.pairwise(cuts)]
 
 
 def timeline(
@@ -100,14 +89,13 @@ def timeline(
     """Classifies windows that slide over a video of any length.
 
     A window is a central crop of as many frames as the model takes. They are a stride
-    apart, counted from the first frame of the video. Every frame is decoded about once
-    however much the windows overlap. Memory holds the compressed file and otherwise
-    does not grow with the length of the video. The last frame of a video shorter than a
-    window is repeated.
+    apart, counted from the first frame of the video. The last frame of a video shorter
+    than a window is repeated. Every frame is decoded about once however much the
+    windows overlap. Memory does not grow with the length of the video, apart from the
+    compressed file.
 
     Args:
-        pretrained: a classifier with its weights.
-        video: path of a video file, its content, or a record of a list.
+        pretrained, video: as in `predict`.
         hop: seconds from the start of one window to that of the next, on average:
             windows start at whole strides. The last one ends with the video.
         window: seconds that a window spans; by default num_frames * stride frames of
@@ -122,28 +110,16 @@ def timeline(
         VideoError: if the video cannot be read, or has no frame rate.
         ValueError: if hop or window is not above 0.
 
-    Example:
-        >>> import jax, tempfile
-        >>> from videomae_jax import VideoClassifier
-        >>> from videomae_jax.data import digits
-        >>> from videomae_jax.interop.pretrained import Preprocessing, Pretrained
-        >>> folder = digits.make(tempfile.mkdtemp() + "/digits", {"test": 1})
-        >>> model = VideoClassifier(width=24, depth=1, heads=2, num_classes=3)
-        >>> clip = jax.numpy.zeros((1, 4, 32, 32, 3), "uint8")
-        >>> params = model.init(jax.random.key(0), clip)["params"]
-        >>> preprocessing = Preprocessing(num_frames=4, stride=1, image_size=32)
-        >>> names = ("left", "right", "up")
-        >>> pretrained = Pretrained(model, params, names, preprocessing)
-        >>> result = timeline(pretrained, folder / "test/00000.mp4", hop=0.5)
-        >>> result.times.shape[0] == len(result.probabilities)
-        True
-        >>> len(result.segments()) <= len(result.times)
-        True
+    Example, with `pretrained` as in `predict`:
+        >>> timeline(pretrained, "a.mp4", hop=0.5).segments()  # doctest: +SKIP
+        [Segment(start=0.0, end=2.5, label='left', probability=0.6), ...]
     """
     predict.classifier(pretrained)  # before anything is read
     if not hop > 0 or not (window is None or window > 0):
         raise ValueError(f"hop={hop}, window={window}: both must be above 0 seconds")
     preprocessing = pretrained.preprocessing
+    num_frames, stride = preprocessing.num_frames, preprocessing.stride
+    size = preprocessing.image_size
     with open_video(video) as opened:
         fps = opened.fps
         if not fps:
@@ -151,11 +127,9 @@ def timeline(
                 f"{video_name(video)}: frame rate unknown, so windows of seconds "
                 "cannot be placed"
             )
-        num_frames, stride = preprocessing.num_frames, preprocessing.stride
         if window is not None:
             stride = max(round(window * fps / num_frames), 1)
         indices = _window_indices(opened.num_frames, num_frames, stride, hop * fps)
-        size = preprocessing.image_size
         windows = read_windows(
             opened,
             indices,
@@ -175,24 +149,11 @@ def plot_timeline(
     """Draws the probabilities of the top_k classes over time.
 
     These are the classes with the highest peaks. A band below shows the most probable
-    class, in grey where it is not among them. Needs matplotlib.
-
-    Args:
-        path: the file to write; its extension decides the format, such as .png.
-        timeline: the windows of a video.
-        top_k: number of classes to draw; all, if there are fewer.
+    class, in grey where it is not among them. The extension of the path decides the
+    format of the file, such as .png. Needs matplotlib.
 
     Raises:
         ValueError: if top_k is below 1, or matplotlib does not know the extension.
-
-    Example:
-        >>> import pathlib, tempfile
-        >>> times = np.array([[0, 2], [1, 3], [2, 4]], float)
-        >>> probabilities = np.array([[0.5, 0.5], [0.7, 0.3], [0, 1]], np.float32)
-        >>> path = pathlib.Path(tempfile.mkdtemp(), "timeline.png")
-        >>> plot_timeline(path, Timeline(times, probabilities, ("run", "jump")))
-        >>> path.read_bytes()[1:4]
-        b'PNG'
     """
     # Imported here, because predictions do without. No pyplot: its state is global.
     from matplotlib import colormaps
@@ -216,9 +177,8 @@ def plot_timeline(
     times = [edges[0], *timeline.times.mean(axis=1), edges[-1]]
     for c in classes:
         values = np.pad(timeline.probabilities[:, c], 1, mode="edge")
-        axes.plot(
-            times, values, color=colours[c], label=_legend_text(timeline.labels[c])
-        )
+        label = _legend_text(timeline.labels[c])
+        axes.plot(times, values, color=colours[c], label=label)
     axes.set_ylim(0, max(1.05 * peaks.max(), 0.01))
     axes.yaxis.set_major_formatter(PercentFormatter(xmax=1))
     axes.set_ylabel("probability")
@@ -281,12 +241,7 @@ def _window_indices(
     As in `sampling.dense_test_indices`, windows are cut out of the list of every
     stride-th frame, and its last frame is repeated if there are too few. Windows
     therefore share frames, and one that starts where a test clip does equals it.
-
-    Args:
-        num_video_frames: frames of the video.
-        num_frames: frames of a window.
-        stride: frames of the video from one frame of a window to the next.
-        hop: frames of the video from one window to the next, at least a stride.
+    `hop` counts frames of the video; a shorter one than the stride acts as the stride.
     """
     frames = np.arange(0, num_video_frames, stride, dtype=np.int64)
     spare = max(len(frames) - num_frames, 0)

@@ -29,12 +29,8 @@ def save(
 
     Args:
         stem: path without an extension; its folder must exist.
-        rows: uint8 arrays [B, T, H, W, 3].
         fps: frames per second of the animations.
-        formats: some of FORMATS.
-
-    Returns:
-        The files, in the order of the formats.
+        formats: some of FORMATS; the files are returned in their order.
 
     Raises:
         ValueError: for an unknown format.
@@ -69,39 +65,29 @@ def frame_strip(
     """Lays frames out as one image: for each clip, a line for every entry of `rows`.
 
     Args:
-        rows: uint8 arrays [B, T, H, W, 3].
         max_frames: frames of each clip to show, evenly spread.
         min_size: frames are enlarged by an integer factor to at least this height.
 
     Returns:
         uint8 [height, width, 3], with thin white lines between frames.
     """
-    clips = _enlarge(np.stack([np.asarray(row) for row in rows], axis=1), min_size)
-    frames = clips.shape[2]
+    tiles = _tiles(rows, min_size)
+    frames = tiles.shape[2]
     shown = np.linspace(0, frames - 1, min(frames, max_frames)).round().astype(int)
-    # White lines below each frame and to its right, and wider ones between clips.
-    tiles = _outline(clips[:, :, shown])
-    clip_rows = tiles.transpose(0, 1, 3, 2, 4, 5).reshape(
-        len(tiles), len(rows) * tiles.shape[3], -1, 3
-    )
-    gap = 3 * _LINE
-    clip_rows = np.pad(
-        clip_rows, [(0, 0), (0, gap), (0, 0), (0, 0)], constant_values=255
-    )
-    return clip_rows.reshape(-1, *clip_rows.shape[2:])[: -gap - _LINE, :-_LINE]
+    tiles = tiles[:, :, shown].transpose(0, 1, 3, 2, 4, 5)  # clip, row, height, time
+    images = tiles.reshape(len(tiles), len(rows) * tiles.shape[2], -1, 3)
+    gap = 3 * _LINE  # a wider line between clips
+    images = np.pad(images, [(0, 0), (0, gap), (0, 0), (0, 0)], constant_values=255)
+    return images.reshape(-1, *images.shape[2:])[: -gap - _LINE, :-_LINE]
 
 
 def animation(rows: Sequence[np.ndarray]) -> np.ndarray:
     """Lays clips out as one animation: a line for each, the `rows` side by side.
 
-    Args:
-        rows: uint8 arrays [B, T, H, W, 3].
-
-    Returns:
-        uint8 [T, height, width, 3], with thin white lines between frames.
+    Returns uint8 [T, height, width, 3], with thin white lines between frames.
     """
-    clips = _enlarge(np.stack([np.asarray(row) for row in rows], axis=1), _MIN_SIZE)
-    frames = _outline(clips).transpose(2, 0, 3, 1, 4, 5)  # time, clip, height, row, ...
+    frames = _tiles(rows, _MIN_SIZE).transpose(2, 0, 3, 1, 4, 5)
+    # Axes: time, clip, height, row, width, colour.
     height, width = frames.shape[1] * frames.shape[2], frames.shape[3] * frames.shape[4]
     return frames.reshape(-1, height, width, 3)[:, :-_LINE, :-_LINE]
 
@@ -114,9 +100,8 @@ def save_png(path: pathlib.Path, image: np.ndarray) -> None:
 def save_gif(path: pathlib.Path, rows: Sequence[np.ndarray], fps: float = 8.0) -> None:
     """Writes an `animation` as a GIF that loops."""
     images = [Image.fromarray(frame) for frame in animation(rows)]
-    images[0].save(
-        path, save_all=True, append_images=images[1:], duration=1000 / fps, loop=0
-    )
+    options = {"duration": 1000 / fps, "loop": 0}
+    images[0].save(path, save_all=True, append_images=images[1:], **options)
 
 
 def save_mp4(path: pathlib.Path, rows: Sequence[np.ndarray], fps: float = 8.0) -> None:
@@ -125,13 +110,10 @@ def save_mp4(path: pathlib.Path, rows: Sequence[np.ndarray], fps: float = 8.0) -
     # In yuv420p, colours have half the resolution: both sides must be even.
     odd = [(0, side % 2) for side in frames.shape[1:3]]
     frames = np.pad(frames, [(0, 0), *odd, (0, 0)], constant_values=255)
+    rate = Fraction(fps).limit_denominator(1001)
     with av.open(os.fspath(path), "w") as file:
         # The default quality (23) shows in noise and at the edges of patches.
-        stream = file.add_stream(
-            "libx264",
-            rate=Fraction(fps).limit_denominator(1001),
-            options={"crf": "18"},
-        )
+        stream = file.add_stream("libx264", rate=rate, options={"crf": "18"})
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
         for frame in frames:
@@ -139,12 +121,10 @@ def save_mp4(path: pathlib.Path, rows: Sequence[np.ndarray], fps: float = 8.0) -
         file.mux(stream.encode(None))
 
 
-def _enlarge(clips: np.ndarray, min_size: int) -> np.ndarray:
+def _tiles(rows: Sequence[np.ndarray], min_size: int) -> np.ndarray:
+    """Returns enlarged frames, white below and to the right, [B, rows, T, H, W, 3]."""
+    clips = np.stack([np.asarray(row) for row in rows], axis=1)
     factor = -(-min_size // clips.shape[-3])
-    return clips.repeat(factor, axis=-3).repeat(factor, axis=-2)
-
-
-def _outline(clips: np.ndarray) -> np.ndarray:
-    """Adds a white line below each frame of [..., H, W, 3] and to its right."""
-    around = [(0, 0)] * (clips.ndim - 3) + [(0, _LINE), (0, _LINE), (0, 0)]
-    return np.pad(clips, around, constant_values=255)
+    clips = clips.repeat(factor, axis=-3).repeat(factor, axis=-2)
+    lines = [(0, 0)] * 3 + [(0, _LINE), (0, _LINE), (0, 0)]
+    return np.pad(clips, lines, constant_values=255)
