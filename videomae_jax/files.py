@@ -101,7 +101,7 @@ def remove_partial(path: pathlib.Path) -> None:
 
 
 def read_json(path: _Path) -> Any | None:
-    """Returns the content of a JSON file; None if it is missing, cut off or not JSON."""
+    """Returns the content of a JSON file; None if missing, cut off or not JSON."""
     try:
         return json.loads(path.read_text())
     except (FileNotFoundError, ValueError):

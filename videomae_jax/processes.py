@@ -27,17 +27,11 @@ _UNLIMITED = 1 << 60  # cgroup version 1 writes a number near 2**63 for "no limi
 
 @dataclasses.dataclass(frozen=True)
 class Resources:
-    """The resources that a process may use.
+    """The resources that a process may use."""
 
-    Attributes:
-        cores: cores that it can keep busy at once, at least 1.
-        memory: free bytes.
-        shared_memory: free bytes of /dev/shm, at most `memory`.
-    """
-
-    cores: int
-    memory: int
-    shared_memory: int
+    cores: int  # that it can keep busy at once, at least 1
+    memory: int  # free bytes
+    shared_memory: int  # free bytes of /dev/shm, at most `memory`
 
     def share(self, cores_among: int, memory_among: int) -> "Resources":
         """Returns the share of one process, where several use the same machine."""

@@ -4,7 +4,7 @@ import pytest
 
 from videomae_jax.data import labels, sources
 from videomae_jax.errors import RecordError
-from videomae_jax.video.record import LabelKind
+from videomae_jax.video.record import LabelKind, Record
 
 
 def test_lists_with_several_labels(tmp_path):
@@ -25,3 +25,18 @@ def test_lists_with_several_labels(tmp_path):
     assert labels.multi_hot(videos, 2).tolist() == [[0, 0], [1, 1]]
     with pytest.raises(RecordError, match="config.loss.kind=sigmoid"):
         sources.load(str(path), label_kind=LabelKind.OPTIONAL)
+
+
+def test_folders_name_classes_if_each_class_has_its_own():
+    def names(*rows):
+        records = [
+            Record(path, path, labels=own) for path, own in rows
+        ]
+        return labels.class_names(records, "list.txt", num_classes=4)
+
+    run, sit = ("/k/run/a.mp4", (2,)), ("/k/sit/b.mp4", (0,))
+    assert names(run, sit, run) == ["sit", "1", "run", "3"]
+    assert names(run) == names(run, ("/k/sit/c.mp4", ())) == ["0", "1", "2", "3"]
+    # A class in two folders, and a folder of two classes.
+    assert names(run, sit, ("/k/sit/c.mp4", (2,))) == ["0", "1", "2", "3"]
+    assert names(run, sit, ("/k/sit/c.mp4", (1,))) == ["0", "1", "2", "3"]

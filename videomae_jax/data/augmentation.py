@@ -58,12 +58,7 @@ def multi_scale_box(
     sizes = [max(int(short * scale), 1) for scale in scales]
     # Not beyond the frame, whose shorter side may itself be near the output size.
     sizes = [size if abs(x - size) < SNAP and size <= short else x for x in sizes]
-    pairs = [
-        (sizes[i], sizes[j])
-        for i in range(len(sizes))
-        for j in range(len(sizes))
-        if abs(i - j) <= 1
-    ]
+    pairs = [(h, w) for i, h in enumerate(sizes) for w in sizes[max(i - 1, 0) : i + 2]]
     crop_height, crop_width = pairs[rng.integers(len(pairs))]
     row, column = ANCHORS[rng.integers(len(ANCHORS))]
     top = row * ((height - crop_height) // 4)

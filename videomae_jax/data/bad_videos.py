@@ -76,21 +76,20 @@ class BadVideos:
         Raises:
             TooManyBadVideosError: the fraction of bad videos is above `max_fraction`.
         """
-        new = {}
+        new = []
         # The order of a run with one process.
         for row in sorted(bad, key=lambda row: (row["step"], row["row"])):
-            if row["id"] not in self.reasons:
-                new.setdefault(row["id"], row)
+            name, reason = row["id"], row["reason"]
+            if name not in self.reasons:
+                self.reasons[name] = reason
+                new.append(row)
+                if self._active:
+                    number = len(self.reasons)
+                    log.warning("bad video %d, replaced by another: %s", number, reason)
         if not new:
             return
-        first = len(self.reasons) + 1
-        self.reasons |= {name: row["reason"] for name, row in new.items()}
         if self._active:
-            self._file.append(new.values())
-            for number, row in enumerate(new.values(), first):
-                log.warning(
-                    "bad video %d, replaced by another: %s", number, row["reason"]
-                )
+            self._file.append(new)
         videos = min(self._num_records, max(videos_seen, MIN_VIDEOS))
         if len(self.reasons) > self._max_fraction * videos:
             shown = list(self.reasons.values())[-10:]

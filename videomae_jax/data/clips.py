@@ -20,20 +20,14 @@ from videomae_jax.video.source import FrameSource
 
 @dataclasses.dataclass(frozen=True)
 class PretrainingClips:
-    """Cuts pretraining clips: several crops of the same frames (VideoMAE V2, 3.3).
-
-    Attributes:
-        scales: crop sizes relative to the shorter side, in (0, 1].
-        flip: probability of a horizontal flip.
-        num_samples: clips cut out of the same frames.
-    """
+    """Cuts pretraining clips: several crops of the same frames (VideoMAE V2, 3.3)."""
 
     num_frames: int
     stride: int
     size: int
-    scales: tuple[float, ...]
-    flip: float
-    num_samples: int
+    scales: tuple[float, ...]  # crop sizes relative to the shorter side, in (0, 1]
+    flip: float  # probability of a horizontal flip
+    num_samples: int  # clips cut out of the same frames
 
     def __post_init__(self):
         """Raises ConfigError if a scale is out of range."""
@@ -69,17 +63,11 @@ class PretrainingClips:
 
 @dataclasses.dataclass(frozen=True)
 class Sampler:
-    """A rule for the frames that a classifier sees, of a video of N frames.
+    """A rule for the frames that a classifier sees: their indices, of N frames."""
 
-    Attributes:
-        train: (rng, N, frames, stride) -> indices of a random clip.
-        validation: (N, frames, stride) -> indices of the clip in the middle.
-        test: (N, frames, stride, segments) -> indices of all clips in time.
-    """
-
-    train: Callable[..., np.ndarray]
-    validation: Callable[..., np.ndarray]
-    test: Callable[..., np.ndarray]
+    train: Callable[..., np.ndarray]  # (rng, N, frames, stride) -> a random clip
+    validation: Callable[..., np.ndarray]  # (N, frames, stride) -> the middle clip
+    test: Callable[..., np.ndarray]  # (N, frames, stride, segments) -> all clips
 
 
 SAMPLERS = {
@@ -115,27 +103,18 @@ SAMPLERS = {
 
 @dataclasses.dataclass(frozen=True)
 class FinetuningClips:
-    """Cuts fine-tuning clips: several augmentations of the same frames.
-
-    Attributes:
-        rand_augment: augmentation of whole frames, before the crop; None for none.
-        crop_area: smallest and largest share of the frame that a crop covers.
-        crop_aspect: smallest and largest width over height of a crop.
-        flip: probability of a horizontal flip.
-        erase: probability of erasing a box.
-        num_samples: clips cut out of the same frames.
-    """
+    """Cuts fine-tuning clips: several augmentations of the same frames."""
 
     frame_sampling: str
     num_frames: int
     stride: int
     size: int
-    rand_augment: RandAugment | None
-    crop_area: tuple[float, float]
-    crop_aspect: tuple[float, float]
-    flip: float
-    erase: float
-    num_samples: int
+    rand_augment: RandAugment | None  # of whole frames, before the crop
+    crop_area: tuple[float, float]  # smallest and largest share of the frame
+    crop_aspect: tuple[float, float]  # smallest and largest width over height
+    flip: float  # probability of a horizontal flip
+    erase: float  # probability of erasing a box
+    num_samples: int  # clips cut out of the same frames
 
     def __post_init__(self):
         """Raises ConfigError if a range or the probability of erasing is impossible."""
@@ -189,19 +168,14 @@ class CenterClips:
 
 @dataclasses.dataclass(frozen=True)
 class MultiViewClips:
-    """Cuts all views of a video that a test averages, without randomness.
-
-    Attributes:
-        segments: clips in time.
-        crops: crops of each clip, along the longer side; 1 is the centre.
-    """
+    """Cuts all views of a video that a test averages, without randomness."""
 
     num_frames: int
     stride: int
     size: int
     frame_sampling: str
-    segments: int
-    crops: int
+    segments: int  # clips in time
+    crops: int  # of each clip, along the longer side; 1 is the centre
 
     def __call__(self, video: FrameSource, rng: np.random.Generator) -> np.ndarray:
         """Returns uint8 [segments * crops, T, size, size, 3], crops adjacent."""

@@ -20,6 +20,8 @@ import av
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from videomae_jax.files import read_json
+
 # To be increased whenever a pixel, label or list changes, so that no run mixes two data
 # sets of the same name.
 VERSION = 1
@@ -91,7 +93,12 @@ def make(folder: str | os.PathLike, sizes: Mapping[str, int] = SIZES) -> pathlib
     try:
         for split, size in sizes.items():
             (unfinished / split).mkdir(parents=True)
-            lines = [_make_video(unfinished, split, index) for index in range(size)]
+            lines = []
+            for index in range(size):
+                frames, label = render(split, index)
+                name = f"{split}/{index:05d}.mp4"
+                _encode(unfinished / name, frames)
+                lines.append(f"{name} {label}\n")
             (unfinished / f"{split}.txt").write_text("".join(lines))
             if split == "train":
                 (unfinished / "train_small.txt").write_text("".join(lines[:SMALL]))
@@ -174,14 +181,6 @@ def _sample(offsets: np.ndarray) -> np.ndarray:
     return inside + before
 
 
-def _make_video(folder: pathlib.Path, split: str, index: int) -> str:
-    """Writes one video and returns its line for the list."""
-    frames, label = render(split, index)
-    name = f"{split}/{index:05d}.mp4"
-    _encode(folder / name, frames)
-    return f"{name} {label}\n"
-
-
 def _encode(path: pathlib.Path, frames: np.ndarray) -> None:
     """Writes grey frames, uint8 [T, H, W], as H.264."""
     _, height, width = frames.shape
@@ -221,11 +220,8 @@ def _exists(folder: pathlib.Path, sizes: Mapping[str, int]) -> bool:
     """Returns whether the folder exists; raises if it is not this data set."""
     if not folder.exists():
         return False
-    try:
-        settings = json.loads((folder / "data_set.json").read_text())
-    except (OSError, ValueError):
-        settings = None
-    if settings != _settings(sizes):
+    is_folder = folder.is_dir()
+    if not is_folder or read_json(folder / "data_set.json") != _settings(sizes):
         raise FileExistsError(
             f"{folder} exists, but is not version {VERSION} of the digits data set "
             f"with {dict(sizes)} videos: remove it, or choose another folder"

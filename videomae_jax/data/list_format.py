@@ -106,19 +106,12 @@ def parse_header(line: str) -> tuple[str, ...] | None:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Row:
-    """The content of a line.
+    """The content of a line."""
 
-    Attributes:
-        name: the path, without the slash at the end of a folder.
-        is_folder: whether it is a frame folder.
-        frame_range: first frame and number of frames of a part; None for all.
-        labels: the labels, increasing.
-    """
-
-    name: str
-    is_folder: bool
-    frame_range: tuple[int, int] | None
-    labels: tuple[int, ...]
+    name: str  # the path, without the slash at the end of a folder
+    is_folder: bool  # a frame folder
+    frame_range: tuple[int, int] | None  # first and number of frames; None for all
+    labels: tuple[int, ...]  # increasing
 
 
 def parse(line: str, layout: tuple[str, ...] | None, label_kind: LabelKind) -> Row:
@@ -184,7 +177,7 @@ def write(
 
     Args:
         path: path of a file or folder.
-        labels: the labels.
+        labels: any number of labels.
         numbers: the columns between path and labels.
         is_folder: whether the line needs a slash to be a frame folder.
 

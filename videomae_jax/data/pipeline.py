@@ -95,20 +95,12 @@ def batches(
 
 @dataclasses.dataclass(frozen=True)
 class Views:
-    """The part of an evaluation batch that one process reads.
+    """The part of an evaluation batch that one process reads."""
 
-    Attributes:
-        video: uint8 [videos, views, T, H, W, 3]; zeros for padding and for videos that
-            cannot be read.
-        index: int32 [videos], index of the record; -1 for padding.
-        readable: bool [videos].
-        bad: index and reason of each record that could not be read.
-    """
-
-    video: np.ndarray
-    index: np.ndarray
-    readable: np.ndarray
-    bad: list[tuple[int, str]]
+    video: np.ndarray  # uint8 [videos, views, T, H, W, 3]; zeros where not readable
+    index: np.ndarray  # int32 [videos], index of the record; -1 for padding
+    readable: np.ndarray  # bool [videos]; false for padding
+    bad: list[tuple[int, str]]  # index of each record that cannot be read, and reason
 
 
 @contextlib.contextmanager
@@ -191,17 +183,15 @@ def _read_views(
     index: int,
 ) -> dict:
     """Reads the record at an index; zeros beyond the last, and if it is unreadable."""
-    bad = []
-    if index >= len(records):
-        index = -1
-    else:
+    element = {"video": np.zeros(clips_shape, np.uint8), "index": -1, "bad": []}
+    if index < len(records):
+        element["index"] = index
         try:
             with open_video(records[index]) as video:
-                clips = read_clips(video, np.random.default_rng(0))
-            return {"video": clips, "index": index, "bad": bad}
+                element["video"] = read_clips(video, np.random.default_rng(0))
         except VideoError as error:
-            bad.append((int(index), str(error)))
-    return {"video": np.zeros(clips_shape, np.uint8), "index": index, "bad": bad}
+            element["bad"] = [(int(index), str(error))]
+    return element
 
 
 class _LocalElements(grain.MapDataset):

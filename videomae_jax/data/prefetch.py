@@ -1,12 +1,9 @@
 """Reads ahead in processes and threads, and assembles batches.
 
-An element of the data set is what one video contributes to a batch. A worker that
-assembled whole batches would hold several of them, and with many workers that exceeds
-the memory of a host. Workers therefore return chunks, a few elements of one batch, and
+An element of the data set is what one video contributes to a batch. Workers return
+chunks, a few elements of one batch, as whole batches would exceed the memory of a host;
 this process copies chunks into batches. The order and content of batches depend neither
-on the chunks nor on the number of workers.
-
-Only this module and pipeline.py use Grain.
+on the chunks nor on the number of workers. Only this module and pipeline.py use Grain.
 """
 
 import contextlib
@@ -42,17 +39,11 @@ _GRACE_SECONDS = 120
 
 
 class ReadBatch(NamedTuple):
-    """A batch as it was read.
+    """A batch as it was read."""
 
-    Attributes:
-        video: uint8 [elements, samples, T, H, W, 3], an array of its own.
-        elements: the other fields of each element.
-        cpu_seconds: CPU time that reading took.
-    """
-
-    video: np.ndarray
-    elements: list[dict]
-    cpu_seconds: float
+    video: np.ndarray  # uint8 [elements, samples, T, H, W, 3], an array of its own
+    elements: list[dict]  # the other fields of each element
+    cpu_seconds: float  # CPU time that reading took
 
 
 @contextlib.contextmanager
@@ -174,8 +165,7 @@ def _raise_file_limit(count: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, limit), hard))
 
 
-def _start_worker(worker: int, count: int) -> None:
-    del worker, count
+def _start_worker(*_: int) -> None:
     # Ctrl-C and the SIGTERM of a cluster are for the parent, which needs data until it
     # has saved. Some clusters send SIGTERM to every process.
     os.setpgrp()

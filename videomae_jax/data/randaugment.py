@@ -219,14 +219,10 @@ OPERATIONS: dict[str, Callable[[np.ndarray, float, np.ndarray], None]] = {
     "AutoContrast": _auto_contrast,
     "Equalize": _equalize,
     "Invert": _invert,
-    # Degrees, counter-clockwise.
-    "Rotate": _rotate,
-    # Number of upper bits that are kept.
-    "Posterize": _posterize,
-    # Values from this one on are inverted.
-    "Solarize": _solarize,
-    # Amount that is added to values below 128.
-    "SolarizeAdd": _solarize_add,
+    "Rotate": _rotate,  # degrees, counter-clockwise
+    "Posterize": _posterize,  # number of upper bits that are kept
+    "Solarize": _solarize,  # values from this one on are inverted
+    "SolarizeAdd": _solarize_add,  # amount that is added to values below 128
     # Factors; 1 changes nothing.
     "Color": _color,
     "Contrast": _contrast,
@@ -273,11 +269,8 @@ def apply(clip: np.ndarray, chosen: list[tuple[str, float]]) -> np.ndarray:
     """Applies operations one after the other, the same to every frame.
 
     Args:
-        clip: uint8 [T, H, W, 3].
+        clip: uint8 [T, H, W, 3]; itself returned, not a copy, if nothing is chosen.
         chosen: keys of OPERATIONS, and strengths.
-
-    Returns:
-        uint8 [T, H, W, 3]: a new array, or the clip itself if nothing was chosen.
     """
     check_clip(clip)
     if not chosen:
@@ -293,22 +286,15 @@ def apply(clip: np.ndarray, chosen: list[tuple[str, float]]) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class RandAugment:
-    """Draws operations and applies them, the same to all frames of a clip.
+    """Draws operations and applies them, the same to all frames of a clip."""
 
-    Attributes:
-        magnitude: mean of the level of each operation, 0 to 10.
-        operations: number of operations that are drawn, with replacement.
-        spread: standard deviation of the level, which is clipped to 0 and 10; from
-            100 on, the level is uniform between 0 and the magnitude instead.
-        increasing: see `strength`.
-        probability: probability that a drawn operation is applied.
-    """
-
-    magnitude: float = 10.0
-    operations: int = 2
+    magnitude: float = 10.0  # mean of the level of each operation, 0 to 10
+    operations: int = 2  # number that are drawn, with replacement
+    # Standard deviation of the level, which is clipped to 0 and 10; from 100 on, the
+    # level is uniform between 0 and the magnitude instead.
     spread: float = 0.0
-    increasing: bool = False
-    probability: float = 0.5
+    increasing: bool = False  # see `strength`
+    probability: float = 0.5  # that a drawn operation is applied
 
     @classmethod
     def parse(cls, text: str) -> "RandAugment":

@@ -118,7 +118,7 @@ def write_records(target: str | os.PathLike, records: Sequence[Record]) -> None:
             nothing is written.
     """
     layout = _layout(records)
-    lines = [",".join(["path", *layout])] if "total" in layout else []
+    lines = [",".join(["path", *layout])] if layout else []
     for record in records:
         if record.position is not None:
             raise RecordError(f"{record.id}: a list cannot name a video in a shard")
@@ -137,8 +137,7 @@ def write_records(target: str | os.PathLike, records: Sequence[Record]) -> None:
 
 
 def _layout(records: Sequence[Record]) -> tuple[str, ...]:
-    """Returns the columns after the path that can hold the records."""
-    is_labelled = any(record.labels for record in records)
+    """Returns the columns that a header must name; none if no record is a part."""
     # First frame of each part; None of files, whose frames are counted from 0.
     starts = {
         record.frame_range[0] if record.frame_name else None
@@ -146,8 +145,8 @@ def _layout(records: Sequence[Record]) -> tuple[str, ...]:
         if record.frame_range
     }
     if not starts:
-        return ("label",) if is_labelled else ()
-    if not is_labelled:
+        return ()
+    if not any(record.labels for record in records):
         return ("start", "total")
     if starts == {1}:
         return ("total", "label")
@@ -214,12 +213,12 @@ def _read_text(source: str, path: str) -> str:
                 data += file.read()
     except FileNotFoundError:
         raise RecordError(f"file not found: {source!r}. {_HELP}") from None
-    try:
-        position = data.index(b"\0") if b"\0" in data else None
-        if position is None:
+    position = data.find(b"\0")
+    if position < 0:
+        try:
             return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        position = error.start
+        except UnicodeDecodeError as error:
+            position = error.start
     line = data.count(b"\n", 0, position) + 1
     raise RecordError(
         f"{source}:{line}: {source} is not a UTF-8 text file, expected a list of "
@@ -232,8 +231,7 @@ def _load_list(
 ) -> list[Record]:
     records: list[Record] = []
     counts: dict[str, int] = {}
-    layout = None
-    is_first = True
+    layout, is_first = None, True
     # Not splitlines(), which also breaks lines at characters that a path may contain.
     for number, line in enumerate(text.split("\n"), start=1):
         line = line.strip(list_format.BLANK)

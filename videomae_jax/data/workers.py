@@ -1,17 +1,9 @@
-"""Chooses the processes and threads that read videos.
+"""Chooses the processes and threads that read videos; docs/input_pipeline.md says how.
 
 The choice follows from the resources of this process and from the bytes that one video
-contributes to a batch: its clips, or all its views.
-
-- Processes: one per core, but one core (or a sixteenth of them) is left to the training
-  process. None if the model runs on the CPU.
-- Threads per process: two, so that a core has work while a file is waited for.
-- Videos per chunk: as many as make CHUNK_BYTES, but few enough that all processes work
-  on the same batch.
-
-`bytes_needed` then estimates the memory at most. If that exceeds the budget, chunks
-become smaller first, then there are fewer threads, then fewer processes; at last, this
-process reads by itself.
+contributes to a batch: its clips, or all its views. If `bytes_needed` exceeds the
+budget, chunks become smaller first, then there are fewer threads, then fewer processes;
+at last, this process reads by itself.
 """
 
 import dataclasses
@@ -24,6 +16,7 @@ from videomae_jax.processes import Resources
 
 log = logging.getLogger(__name__)
 
+# A core has work while a file is waited for.
 THREADS = 2
 # Threads of the training process itself, if there are no workers. More would wait for
 # each other, and for the step.
@@ -63,17 +56,11 @@ BATCHES_AHEAD = 1
 
 @dataclasses.dataclass(frozen=True)
 class WorkerConfig:
-    """The processes and threads that read videos.
+    """The processes and threads that read videos."""
 
-    Attributes:
-        num_workers: processes; 0 reads in threads of this process.
-        num_threads: threads of each process.
-        chunk_size: videos that a thread reads at a time.
-    """
-
-    num_workers: int = 0
-    num_threads: int = 2
-    chunk_size: int = 4
+    num_workers: int = 0  # processes; 0 reads in threads of this process
+    num_threads: int = 2  # of each process
+    chunk_size: int = 4  # videos that a thread reads at a time
 
     def __str__(self) -> str:
         """Returns, for example, "15 workers with 2 threads"."""
@@ -88,40 +75,24 @@ DEFAULT_WORKERS = WorkerConfig()
 
 @dataclasses.dataclass(frozen=True)
 class Workload:
-    """The videos that a process reads.
+    """The videos that a process reads."""
 
-    Attributes:
-        video_bytes: bytes of the clips or views of one video.
-        batch_size: videos of a batch that this process reads.
-        num_videos: videos that it reads in all.
-        num_records: length of the list of videos.
-        model_on_cpu: whether the model runs on the cores of this machine.
-    """
-
-    video_bytes: int
-    batch_size: int
-    num_videos: int
-    num_records: int
-    model_on_cpu: bool = False
+    video_bytes: int  # of the clips or views of one video
+    batch_size: int  # videos of a batch that this process reads
+    num_videos: int  # that this process reads in all
+    num_records: int  # length of the list of videos
+    model_on_cpu: bool = False  # the model runs on the cores of this machine
 
 
 @dataclasses.dataclass(frozen=True)
 class WorkerPlan:
-    """A choice of workers, and the facts it is based on.
-
-    Attributes:
-        workers: the choice.
-        max_workers: processes that the cores would allow if memory did not matter.
-        cores: cores that this process may use.
-        bytes_needed: memory at most, estimated.
-        bytes_allowed: the budget.
-    """
+    """A choice of workers, and the facts it is based on."""
 
     workers: WorkerConfig
-    max_workers: int
-    cores: int
-    bytes_needed: int
-    bytes_allowed: int
+    max_workers: int  # processes that the cores would allow if memory did not matter
+    cores: int  # that this process may use
+    bytes_needed: int  # memory at most, estimated
+    bytes_allowed: int  # the budget
 
     @property
     def busy_cores(self) -> int:
@@ -259,16 +230,14 @@ def plan_workers(
 
 def bytes_needed(workload: Workload, workers: WorkerConfig) -> int:
     """Estimates the memory that reading takes at most: batches and chunks."""
-    video = workload.video_bytes
+    video, chunk = workload.video_bytes, workers.chunk_size * workload.video_bytes
     batches = (BATCHES_AHEAD + BATCHES_IN_USE) * workload.batch_size * video
-    buffers = workers.num_threads * BUFFERS_PER_THREAD * video
-    chunk = workers.chunk_size * video
+    shared = batches + COPY_THREADS * chunk
+    threads = workers.num_threads * (BUFFERS_PER_THREAD * video + chunk)
     if not workers.num_workers:
-        return batches + buffers + (workers.num_threads + COPY_THREADS) * chunk
-    chunks = (workers.num_threads + CHUNKS_IN_FLIGHT) * chunk
+        return shared + threads
     process = PROCESS_BYTES + RECORD_BYTES * workload.num_records
-    per_worker = process + buffers + chunks
-    return batches + COPY_THREADS * chunk + workers.num_workers * per_worker
+    return shared + workers.num_workers * (process + threads + CHUNKS_IN_FLIGHT * chunk)
 
 
 def shared_bytes(workload: Workload, workers: WorkerConfig) -> int:
