@@ -194,8 +194,7 @@ def _encode(path: pathlib.Path, frames: np.ndarray) -> None:
         # with the same encoder.
         # Lossless (qp 0): otherwise, a model with normalised targets would mostly
         # predict coding noise on the plain paper.
-        options = {"preset": "superfast", "qp": "0", "g": str(FRAMES), "threads": "1"}
-        stream.options = options
+        stream.options.update(preset="superfast", qp="0", g=str(FRAMES), threads="1")
         for time, image in enumerate(luma):
             planes = np.concatenate([image, chroma])
             frame = av.VideoFrame.from_ndarray(planes, format="yuv420p")
