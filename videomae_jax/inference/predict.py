@@ -97,7 +97,7 @@ def top_classes(
 ) -> list[tuple[str, float]]:
     """Returns (label, probability) of the top_k classes, the most probable first.
 
-    All, if there are fewer. Takes the probabilities, float32 [C], of C labels.
+    The probabilities are float32 [C]. If C is less than top_k, all classes are returned.
 
     Example:
         >>> top_classes(np.array([0.25, 0.75]), ("running", "jumping"), 1)
