@@ -97,7 +97,7 @@ def top_classes(
 ) -> list[tuple[str, float]]:
     """Returns (label, probability) of the top_k classes, the most probable first.
 
-    The probabilities are float32 [C]. If C is less than top_k, all classes are returned.
+    The probabilities are float32 [C]. All classes are returned if C is below top_k.
 
     Example:
         >>> top_classes(np.array([0.25, 0.75]), ("running", "jumping"), 1)
