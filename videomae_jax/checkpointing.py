@@ -45,7 +45,7 @@ class Checkpoints:
                 0 for none.
             read_only: create, save and delete nothing.
         """
-        policies = [checkpoint_managers.LatestN(keep_last)]
+        policies: list[Any] = [checkpoint_managers.LatestN(keep_last)]
         if keep_period:
             policies.append(checkpoint_managers.EveryNSteps(keep_period))
         self.folder = _folder(workdir)
@@ -82,7 +82,9 @@ class Checkpoints:
         """
         if self.latest_step() == step:
             return
-        args = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
+        args: dict[str, Any] = {
+            name: ocp.args.StandardSave(tree) for name, tree in items.items()
+        }
         # Orbax serialises it in the background, while training appends to its lists.
         args["meta"] = ocp.args.JsonSave(copy.deepcopy(meta))
         self._manager.save(step, args=ocp.args.Composite(**args), force=True)

@@ -5,15 +5,18 @@ import json
 import logging
 import runpy
 from collections.abc import Collection, Iterable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import flax
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import config_flags
 
 from videomae_jax.errors import CheckpointError, ConfigError
 
 log = logging.getLogger(__name__)
+
+# A ml_collections.ConfigDict, see configs/common.py. Its fields have no static types.
+Config: TypeAlias = Any
 
 # Fields by their old names, which saved runs and old command lines still use.
 RENAMED = {
@@ -41,7 +44,7 @@ _TRAINING_ONLY = (
 )
 
 
-def load(file: str, overrides: Sequence[str] = ()) -> ConfigDict:
+def load(file: str, overrides: Sequence[str] = ()) -> Config:
     """Returns the config of a file, with overrides applied.
 
     Args:
@@ -71,7 +74,7 @@ def load(file: str, overrides: Sequence[str] = ()) -> ConfigDict:
     return values.config
 
 
-def unknown_field(arguments: Iterable[str], config: ConfigDict) -> str | None:
+def unknown_field(arguments: Iterable[str], config: Config) -> str | None:
     """Returns a message about the first unknown --config.FIELD; None if all are known.
 
     Args:
@@ -94,7 +97,7 @@ def unknown_field(arguments: Iterable[str], config: ConfigDict) -> str | None:
     return None
 
 
-def check_choices(config: ConfigDict, choices: dict[str, Collection[str]]) -> None:
+def check_choices(config: Config, choices: dict[str, Collection[str]]) -> None:
     """Checks fields that name one of several alternatives.
 
     Args:
@@ -123,7 +126,7 @@ def flatten(config: dict) -> dict[str, Any]:
     return flax.traverse_util.flatten_dict(config, sep=".")
 
 
-def check_same_model(workdir: str, saved: dict, config: ConfigDict) -> None:
+def check_same_model(workdir: str, saved: dict, config: Config) -> None:
     """Checks that a test uses a checkpoint's model as it was trained.
 
     The shapes of parameters do not show the number of heads, the position table or
@@ -151,14 +154,14 @@ def check_same_model(workdir: str, saved: dict, config: ConfigDict) -> None:
         )
 
 
-def log_changes(saved: dict, config: ConfigDict, only: Collection[str] = ()) -> None:
+def log_changes(saved: dict, config: Config, only: Collection[str] = ()) -> None:
     """Warns about fields, all or `only` some, that differ from a saved config."""
     for name, before, after in changes(saved, config):
         if not only or name in only:
             log.warning("config.%s: %r when saved, now %r", name, before, after)
 
 
-def changes(saved: dict, config: ConfigDict) -> list[tuple[str, Any, Any]]:
+def changes(saved: dict, config: Config) -> list[tuple[str, Any, Any]]:
     """Returns (name, saved value, current value) of the fields that differ."""
     before, after = flatten(upgrade(saved)), flatten(json.loads(config.to_json()))
     return [

@@ -199,7 +199,7 @@ def test_a_run_is_complete_when_nothing_is_left_to_do(
         ({"batch_size": 12}, "config.batch_size .* divisible by the 8 devices"),
         (
             {"micro_batch_per_device": 0},
-            "config.micro_batch_per_device must be at least 1",
+            "config.micro_batch_per_device=0 must be at least 1",
         ),
         ({"mesh.fsdp": 3}, "config.mesh.fsdp=3 must divide"),
         ({"data.num_workers": -1}, "config.data.num_workers must be at least 0, got -1"),

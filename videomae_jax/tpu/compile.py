@@ -11,8 +11,8 @@ from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 
+from videomae_jax.config import Config
 from videomae_jax.data import labels
 from videomae_jax.distributed import sharding
 from videomae_jax.errors import CompilerError, ConfigError, RecordError
@@ -68,9 +68,7 @@ class Compilation:
         return self.traffic is not None
 
 
-def compile_step(
-    config: ml_collections.ConfigDict, devices: Sequence[jax.Device]
-) -> Compilation:
+def compile_step(config: Config, devices: Sequence[jax.Device]) -> Compilation:
     """Compiles the training step of a config; reads no videos and no weights.
 
     Args:
@@ -144,9 +142,7 @@ def bytes_needed(message: str) -> int | None:
     return None
 
 
-def with_clips(
-    config: ml_collections.ConfigDict, clips: int, num_devices: int
-) -> ml_collections.ConfigDict | None:
+def with_clips(config: Config, clips: int, num_devices: int) -> Config | None:
     """Returns a copy of a config that gives each device `clips` clips at once.
 
     Returns:
@@ -162,7 +158,7 @@ def with_clips(
 
 
 def search_largest(
-    config: ml_collections.ConfigDict,
+    config: Config,
     devices: Sequence[jax.Device],
     first: Compilation,
 ) -> Iterator[Compilation]:
@@ -202,7 +198,7 @@ def search_largest(
 
 
 def search_micro_batch(
-    config: ml_collections.ConfigDict,
+    config: Config,
     devices: Sequence[jax.Device],
     max_clips: int,
 ) -> Iterator[Compilation]:
@@ -229,7 +225,7 @@ def search_micro_batch(
             return
 
 
-def make_task(config: ml_collections.ConfigDict) -> Pretraining | Finetuning:
+def make_task(config: Config) -> Pretraining | Finetuning:
     """Builds the task of a config without reading its lists of videos.
 
     Raises:
@@ -254,7 +250,7 @@ def make_task(config: ml_collections.ConfigDict) -> Pretraining | Finetuning:
 
 
 def _abstract_batch(
-    config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh
+    config: Config, mesh: jax.sharding.Mesh
 ) -> dict[str, jax.ShapeDtypeStruct]:
     size, num_frames = config.data.image_size, config.data.num_frames
     num_clips = config.batch_size * config.data.num_samples

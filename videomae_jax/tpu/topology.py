@@ -5,6 +5,7 @@ import importlib.util
 import math
 import os
 import re
+from typing import Any
 
 import jax
 from jax.experimental import topologies
@@ -59,7 +60,9 @@ def devices(name: str, slices: int = 1) -> list[jax.Device]:
         os.environ.setdefault(variable, value)
     sizes = [int(size) for size in grid.split("x")]
     # Hosts have 2 x 2 chips, except in a slice of one chip.
-    options = {"chips_per_host_bounds": [*(min(size, 2) for size in sizes[:2]), 1]}
+    options: dict[str, Any] = {
+        "chips_per_host_bounds": [*(min(size, 2) for size in sizes[:2]), 1]
+    }
     if generation == "v4":
         # The two cores of a chip are one device, as in Google Cloud.
         options["chip_config_name"] = "megacore"

@@ -8,9 +8,8 @@ from collections.abc import Sequence
 
 import jax
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
-from videomae_jax.config import check_choices
+from videomae_jax.config import Config, check_choices
 from videomae_jax.data import labels, sources
 from videomae_jax.data.clips import (
     SAMPLERS,
@@ -25,6 +24,7 @@ from videomae_jax.errors import ConfigError, RecordError
 from videomae_jax.evaluation import metrics, results
 from videomae_jax.evaluation.evaluator import Evaluator
 from videomae_jax.models import build, flops, vit
+from videomae_jax.models.arrays import Array
 from videomae_jax.models.classifier import HEAD_NORMS, POOLINGS
 from videomae_jax.training import initialization, losses, mixup, optimizer
 from videomae_jax.training.reporting import Reporter
@@ -49,7 +49,7 @@ class Finetuning:
         class_names: a name for each logit.
     """
 
-    def __init__(self, config: ConfigDict, class_names: Sequence[str] | None = None):
+    def __init__(self, config: Config, class_names: Sequence[str] | None = None):
         """Reads the lists and builds the model.
 
         Args:
@@ -184,9 +184,7 @@ class Finetuning:
             }
         return batch
 
-    def loss(
-        self, params: dict, batch_stats: dict, batch: dict
-    ) -> tuple[jax.Array, dict]:
+    def loss(self, params: dict, batch_stats: dict, batch: dict) -> tuple[Array, dict]:
         """Returns the mean loss over the clips, and the new batch statistics."""
         frozen = optimizer.is_frozen(params, self._config.freeze)
         # No backward pass through what is not trained.
@@ -200,15 +198,15 @@ class Finetuning:
             )
             pair = self._targets(batch["mixup_pair_label"])
             targets = mixup.mix_targets(targets, pair, batch["mix"])
-        logits, batch_stats = self.model.apply(
+        logits, updated = self.model.apply(
             {"params": params, **batch_stats},
             video,
             batch["keys"],
             mutable=list(batch_stats),
         )
-        return self._loss(logits, targets, self._class_weights), batch_stats
+        return self._loss(logits, targets, self._class_weights), dict(updated)
 
-    def _targets(self, label: jax.Array) -> jax.Array:
+    def _targets(self, label: jax.Array) -> Array:
         smoothing = self._config.loss.smoothing
         return losses.soft_targets(label, len(self.class_names), smoothing)
 
@@ -283,7 +281,7 @@ class Finetuning:
         )
 
 
-def _make_clips(config: ConfigDict):
+def _make_clips(config: Config):
     """Returns what is cut out of videos: for training, and by split for evaluation."""
     data, evaluation = config.data, config.evaluation
     clip = {

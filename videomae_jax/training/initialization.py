@@ -9,10 +9,9 @@ from typing import Any
 import jax
 import numpy as np
 from flax import traverse_util
-from ml_collections import ConfigDict
 
 from videomae_jax.checkpointing import Checkpoints, restore_part
-from videomae_jax.config import upgrade
+from videomae_jax.config import Config, upgrade
 from videomae_jax.errors import CheckpointError, PretrainedError
 from videomae_jax.interop import edit_head, loading
 from videomae_jax.models import variants
@@ -88,7 +87,7 @@ class _Source:
 
 
 def load(
-    source: str, params: dict, *, config: ConfigDict, load_head: bool = True
+    source: str, params: dict, *, config: Config, load_head: bool = True
 ) -> tuple[dict, Report]:
     """Replaces parameters by the weights of `config.init.source`.
 
@@ -167,9 +166,9 @@ def _from_workdir(source: str) -> _Source:
     shapes = checkpoints.shapes(step, item)
     checkpoints.close()
 
-    def restore(abstract):
-        abstract = traverse_util.unflatten_dict(abstract, sep="/")
-        restored = restore_part(source, step, item, abstract)
+    def restore(abstract: Mapping[str, jax.ShapeDtypeStruct]) -> Any:
+        part = traverse_util.unflatten_dict(abstract, sep="/")
+        restored = restore_part(source, step, item, part)
         return traverse_util.flatten_dict(restored, sep="/")
 
     return _Source(
@@ -210,7 +209,7 @@ def _to_devices(array: np.ndarray, sharding: jax.sharding.Sharding) -> jax.Array
     return jax.make_array_from_callback(array.shape, sharding, lambda at: array[at])
 
 
-def _check_model(weights: _Source, config: ConfigDict) -> None:
+def _check_model(weights: _Source, config: Config) -> None:
     """Checks the fields of the model, before shapes are compared.
 
     Raises:
@@ -239,7 +238,7 @@ def _check_model(weights: _Source, config: ConfigDict) -> None:
         )
 
 
-def _sizes(model: ConfigDict | dict) -> dict[str, Any]:
+def _sizes(model: Config | dict) -> dict[str, Any]:
     """Returns the _MODEL_FIELDS of a config's `model`."""
     sizes = {"tubelet_size": 2} | variants.variant_fields(model["variant"])
     sizes |= {

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import ml_collections
 
+from videomae_jax.config import Config
 from videomae_jax.data.pipeline import Batch
 from videomae_jax.data.workers import WorkerPlan
 from videomae_jax.video.record import Record
@@ -28,7 +28,7 @@ class InputReport:
 
     def __init__(
         self,
-        data: ml_collections.ConfigDict,
+        data: Config,
         plan: WorkerPlan,
         *,
         videos: Sequence[Record],

@@ -9,17 +9,17 @@ import dataclasses
 import json
 import logging
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Generator
 
 import flax
 import jax
 import jax.numpy as jnp
 from clu import parameter_overview
-from ml_collections import ConfigDict
 
 from videomae_jax import __version__
 from videomae_jax import config as config_lib
 from videomae_jax.checkpointing import Checkpoints
+from videomae_jax.config import Config
 from videomae_jax.data import pipeline
 from videomae_jax.data.bad_videos import BadVideos
 from videomae_jax.data.workers import WorkerConfig, WorkerPlan, choose_workers
@@ -42,7 +42,7 @@ TASKS = {"pretrain": Pretraining, "finetune": Finetuning}
 # Entry points -------------------------------------------------------------------------
 
 
-def run(config: ConfigDict, workdir: str) -> TrainState:
+def run(config: Config, workdir: str) -> TrainState:
     """Trains or tests, as `config.mode` says.
 
     Args:
@@ -66,7 +66,7 @@ def run(config: ConfigDict, workdir: str) -> TrainState:
     return modes[config.mode](config, workdir)
 
 
-def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
+def train_and_evaluate(config: Config, workdir: str) -> TrainState:
     """Trains to the last step, resuming if there is a checkpoint, then tests.
 
     Arguments, result and errors are those of `run`.
@@ -92,7 +92,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str) -> TrainState:
 class Run:
     """What stays the same from the first step of a run to the last."""
 
-    config: ConfigDict
+    config: Config
     workdir: pathlib.Path
     task: Task
     train_step: TrainStep
@@ -106,7 +106,7 @@ class Run:
         return init_key, step_key
 
 
-def set_up(config: ConfigDict, workdir: pathlib.Path) -> Run:
+def set_up(config: Config, workdir: pathlib.Path) -> Run:
     """Builds the task and its training step, and opens the work directory.
 
     Raises:
@@ -136,7 +136,7 @@ def set_up(config: ConfigDict, workdir: pathlib.Path) -> Run:
     return Run(config, workdir, task, step, checkpoints, total_steps)
 
 
-def check_hosts(config: ConfigDict, task: Task) -> None:
+def check_hosts(config: Config, task: Task) -> None:
     """Checks that all hosts have the same flags, lists and packages.
 
     Raises:
@@ -362,12 +362,12 @@ def open_batches(run: Run, start: int, workers: WorkerConfig):
         workers=workers,
         local_indices=sharding.local_indices(
             mesh, config.batch_size, config.data.num_samples
-        ),
+        ).tolist(),
         label_kind=task.label_kind,
     )
 
 
-def traced_steps(run: Run, start: int) -> Iterator[int]:
+def traced_steps(run: Run, start: int) -> Generator[int, None, None]:
     """Returns the numbers of the steps; traces those that `config.profile` names."""
     profile = run.config.profile
     return profiling.traced(
@@ -387,7 +387,7 @@ def test(run: Run, state: TrainState) -> None:
     run.task.test(state, run.train_step.mesh, run.workdir)
 
 
-def evaluate(config: ConfigDict, workdir: str) -> TrainState:
+def evaluate(config: Config, workdir: str) -> TrainState:
     """Tests the newest checkpoint of a fine-tuning run; trains nothing.
 
     Classes are the checkpoint's; results are written to `<workdir>/test`. Arguments,
@@ -422,7 +422,7 @@ def evaluate(config: ConfigDict, workdir: str) -> TrainState:
 
 
 def restore_for_test(
-    config: ConfigDict, task: Task, checkpoints: Checkpoints, step: int
+    config: Config, task: Task, checkpoints: Checkpoints, step: int
 ) -> tuple[jax.sharding.Mesh, TrainState]:
     """Restores the parameters that training evaluates, without the optimizer."""
     video = train_step.dummy_clip(config)

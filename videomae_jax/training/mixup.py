@@ -100,7 +100,7 @@ def mix_videos(video: Array, pair: Array, mix: Mix, dtype: DTypeLike) -> jax.Arr
     return jnp.where(inside[:, None, :, :, None], pair, blended)
 
 
-def mix_targets(targets: jax.Array, pair: jax.Array, mix: Mix) -> jax.Array:
+def mix_targets(targets: Array, pair: Array, mix: Mix) -> Array:
     """Mixes targets [B, C] in proportion to the pixels."""
     weight = mix.label_weight[:, None]
     return weight * targets + (1 - weight) * pair

@@ -3,18 +3,19 @@
 import functools
 import logging
 import pathlib
+from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
-from videomae_jax.config import check_choices
+from videomae_jax.config import Config, check_choices
 from videomae_jax.data import pipeline, sources
 from videomae_jax.data.clips import CenterClips, PretrainingClips
 from videomae_jax.distributed import hosts
 from videomae_jax.models import build, flops, inpainting, masking, vit
+from videomae_jax.models.arrays import Array
 from videomae_jax.models.mae import pixel_targets, reconstruction_loss
 from videomae_jax.training import initialization
 from videomae_jax.training.reporting import Reporter
@@ -31,7 +32,7 @@ class Pretraining:
     # The parameters and the config say all about the model.
     meta = {}
 
-    def __init__(self, config: ConfigDict):
+    def __init__(self, config: Config):
         """Builds the model; the lists are read when they are first used.
 
         Raises:
@@ -66,13 +67,17 @@ class Pretraining:
         )
         self.eval_every = config.picture.every if config.picture.clips else 0
 
-    @functools.cached_property
+    @property
     def lists(self) -> list[list[Record]]:
         """The records to train on, and those to reconstruct.
 
         Raises:
             RecordError: a list is missing or malformed.
         """
+        return self._lists
+
+    @functools.cached_property
+    def _lists(self) -> list[list[Record]]:
         data = self._config.data
         load = functools.partial(
             sources.load,
@@ -103,7 +108,8 @@ class Pretraining:
         """Returns random parameters for clips like video [B, T, H, W, 3], and {}."""
         mask_key, key = jax.random.split(key)
         visible, masked = self._draw_mask(mask_key, len(video))
-        return self.model.init(key, video, visible, masked)["params"], {}
+        variables: Any = self.model.init(key, video, visible, masked)
+        return variables["params"], {}
 
     def load_source(self, params: dict) -> dict:
         """Returns params with the weights of `config.init.source`, if it is set."""
@@ -119,12 +125,10 @@ class Pretraining:
         visible, masked = self._draw_mask(key, len(batch["video"]))
         return batch | {"visible": visible, "masked": masked}
 
-    def loss(
-        self, params: dict, batch_stats: dict, batch: dict
-    ) -> tuple[jax.Array, dict]:
+    def loss(self, params: dict, batch_stats: dict, batch: dict) -> tuple[Array, dict]:
         """Returns the mean loss over the masked patches; the statistics unchanged."""
         video, masked = batch["video"], batch["masked"]
-        prediction = self.model.apply(
+        prediction: Any = self.model.apply(
             {"params": params}, video, batch["visible"], masked
         )
         target = pixel_targets(
@@ -159,11 +163,11 @@ class Pretraining:
         return clips
 
     @functools.partial(jax.jit, static_argnums=0)
-    def reconstruct(self, params: dict, video: jax.Array) -> list[jax.Array]:
+    def reconstruct(self, params: dict, video: jax.Array) -> list[Array]:
         """Returns original, masked and reconstructed clips, each uint8 like video."""
         # The same masks every time, so that the reconstructions of a run compare.
         visible, masked = self._draw_mask(jax.random.key(0), len(video))
-        prediction = self.model.apply({"params": params}, video, visible, masked)
+        prediction: Any = self.model.apply({"params": params}, video, visible, masked)
         filled = inpainting.fill_in(
             prediction,
             video,

@@ -2,7 +2,7 @@
 
 import logging
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Generator
 
 import jax
 
@@ -11,7 +11,7 @@ log = logging.getLogger(__name__)
 
 def traced(
     steps: range, *, first: int, count: int, folder: pathlib.Path
-) -> Iterator[int]:
+) -> Generator[int, None, None]:
     """Yields the steps, and traces some of them while the caller executes them.
 
     Args:

@@ -4,11 +4,12 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-import flax
 import jax
+from flax import linen as nn
 from jax.sharding import Mesh
 
 from videomae_jax.data.pipeline import ReadClips
+from videomae_jax.models.arrays import Array
 from videomae_jax.training.reporting import Reporter
 from videomae_jax.training.train_step import TrainState
 from videomae_jax.video.record import LabelKind, Record
@@ -22,17 +23,20 @@ class Task(Protocol):
     fit each other.
 
     Attributes:
-        model: the Flax module that is trained.
         training_clips: cuts clips out of an opened video; runs in the workers.
         eval_every: steps between calls of `validate`; 0 for none.
         label_kind: the labels that batches hold.
     """
 
-    model: flax.linen.Module
     training_clips: ReadClips
     label_kind: LabelKind
     eval_every: int
     label_kind: LabelKind
+
+    @property
+    def model(self) -> nn.Module:
+        """The Flax module that is trained."""
+        ...
 
     @property
     def training_videos(self) -> Sequence[Record]:
@@ -78,9 +82,7 @@ class Task(Protocol):
         """
         ...
 
-    def loss(
-        self, params: dict, batch_stats: dict, batch: dict
-    ) -> tuple[jax.Array, dict]:
+    def loss(self, params: dict, batch_stats: dict, batch: dict) -> tuple[Array, dict]:
         """Returns the mean loss of a batch, a float32 scalar, and new statistics."""
         ...
 

@@ -9,13 +9,13 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-import flax
 import jax
 import jax.numpy as jnp
 import optax
+from flax import struct
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
+from videomae_jax.config import Config
 from videomae_jax.distributed import sharding
 from videomae_jax.models import attention
 from videomae_jax.training import optimizer
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-class TrainState(flax.struct.PyTreeNode):
+class TrainState(struct.PyTreeNode):
     """Everything a step changes.
 
     Attributes:
@@ -80,7 +80,7 @@ class TrainStep:
 
 
 def build(
-    config: ConfigDict,
+    config: Config,
     task: "Task",
     *,
     total_steps: int,
@@ -206,7 +206,7 @@ def _loss_and_grad(task, params, batch_stats, batch, grad_accum_steps):
     return jax.tree.map(lambda x: x / grad_accum_steps, total)
 
 
-def _optimizer(config: ConfigDict, warmup_steps: int, total_steps: int):
+def _optimizer(config: Config, warmup_steps: int, total_steps: int):
     tx = optimizer.adamw(
         b1=config.optimizer.b1,
         b2=config.optimizer.b2,
@@ -226,7 +226,7 @@ def _optimizer(config: ConfigDict, warmup_steps: int, total_steps: int):
     return tx, schedule
 
 
-def _choose_grad_accum_steps(config: ConfigDict, mesh: Mesh, shapes: TrainState) -> int:
+def _choose_grad_accum_steps(config: Config, mesh: Mesh, shapes: TrainState) -> int:
     num_clips = config.batch_size * config.data.num_samples
     steps = sharding.grad_accum_steps(
         num_clips, mesh.size, config.micro_batch_per_device
@@ -241,7 +241,7 @@ def _choose_grad_accum_steps(config: ConfigDict, mesh: Mesh, shapes: TrainState)
     return steps
 
 
-def check_attention(model: ConfigDict, devices: Sequence[jax.Device]) -> None:
+def check_attention(model: Config, devices: Sequence[jax.Device]) -> None:
     """Checks that these devices have the attention that a config's `model` names.
 
     Raises:
@@ -253,7 +253,7 @@ def check_attention(model: ConfigDict, devices: Sequence[jax.Device]) -> None:
         )
 
 
-def dummy_clip(config: ConfigDict) -> jax.Array:
+def dummy_clip(config: Config) -> jax.Array:
     """Returns a batch of one clip of the config's shape, to initialise a model with."""
     size, num_frames = config.data.image_size, config.data.num_frames
     return jnp.zeros((1, num_frames, size, size, 3), jnp.uint8)
