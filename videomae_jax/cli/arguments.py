@@ -18,11 +18,6 @@ from videomae_jax.processes import available_resources
 from videomae_jax.video.frame_folder import DEFAULT_FRAME_NAME
 from videomae_jax.video.record import LabelKind, Record
 
-_MODEL_HELP = (
-    "a model on the Hugging Face Hub, a folder, a .pth, .h5 or .safetensors file, or a "
-    "work directory of main.py; anything that load_pretrained takes"
-)
-
 
 def count(text: str) -> int:
     """Parses a whole number of at least 1."""
@@ -45,31 +40,54 @@ def add_flag(parser: argparse._ActionsContainer, name: str, help: str) -> None:
     parser.add_argument(name, action="store_true", help=help)
 
 
+def add_option(
+    parser: argparse._ActionsContainer,
+    usage: str,
+    help: str,
+    type: Callable[[str], Any] = str,
+    *,
+    default: Any = None,
+    **options: Any,
+) -> None:
+    """Adds an option; `usage`, such as "--out FOLDER", names it and its value.
+
+    A default is added to the help text.
+    """
+    name, _, metavar = usage.partition(" ")
+    if default is not None:
+        help += " (default %(default)s)"
+    parser.add_argument(
+        name, metavar=metavar or None, help=help, type=type, default=default, **options
+    )
+
+
 def add_count(
     parser: argparse._ActionsContainer,
     name: str,
     help: str,
     *,
     default: int | None = None,
-    metavar: str = "N",
 ) -> None:
     """Adds an option that takes a whole number of at least 1."""
-    if default is not None:
-        help += " (default %(default)s)"
-    parser.add_argument(name, type=count, default=default, metavar=metavar, help=help)
+    add_option(parser, f"{name} N", help, count, default=default)
 
 
 def add_model(parser: argparse.ArgumentParser, name: str = "--model") -> None:
     """Adds the argument that names a model, and the options for loading it."""
-    action = parser.add_argument(name, metavar="SRC", help=_MODEL_HELP)
+    action = parser.add_argument(
+        name,
+        metavar="SRC",
+        help="a model on the Hugging Face Hub, a folder, a .pth, .h5 or .safetensors "
+        "file, or a work directory of main.py; anything that load_pretrained takes",
+    )
     action.required = True
     group = parser.add_argument_group("loading")
-    group.add_argument("--revision", help="branch, tag or commit of a model on the Hub")
-    group.add_argument(
-        "--labels",
-        metavar="FILE",
-        help="class names, one per line in the order of the head, for a model that "
-        "does not include them",
+    add_option(group, "--revision", "branch, tag or commit of a model on the Hub")
+    add_option(
+        group,
+        "--labels FILE",
+        "class names, one per line in the order of the head, for a model that does not "
+        "include them",
     )
     add_count(group, "--heads", "attention heads, if the model does not specify them")
     add_count(group, "--decoder-heads", "attention heads of the decoder")
@@ -81,9 +99,7 @@ def load_model(
     """Calls `load_pretrained` with the options of `add_model`.
 
     Raises:
-        PretrainedError: the model cannot be loaded, or has another number of classes
-            than the file of labels.
-        RecordError: the file of labels cannot be read.
+        PretrainedError: the model has another number of classes than the labels.
     """
     heads = {"heads": args.heads, "decoder_heads": args.decoder_heads}
     fields |= {name: value for name, value in heads.items() if value is not None}
@@ -113,12 +129,8 @@ def add_dtype(parser: argparse._ActionsContainer) -> None:
 
 def add_frame_name(parser: argparse._ActionsContainer) -> None:
     """Adds the template of image names in frame folders."""
-    parser.add_argument(
-        "--frame-name",
-        default=DEFAULT_FRAME_NAME,
-        metavar="TEMPLATE",
-        help="names of the images in frame folders (default %(default)s)",
-    )
+    text = "names of the images in frame folders"
+    add_option(parser, "--frame-name TEMPLATE", text, default=DEFAULT_FRAME_NAME)
 
 
 def add_paths(parser: argparse._ActionsContainer) -> None:
@@ -138,9 +150,7 @@ def add_list(parser: argparse.ArgumentParser) -> None:
     )
     add_paths(parser)
     add_flag(parser, "--multi-label", "a video may have several labels")
-    parser.add_argument(
-        "--labels", metavar="FILE", help="class names, one per line, by label"
-    )
+    add_option(parser, "--labels FILE", "class names, one per line, by label")
 
 
 def label_kind(args: argparse.Namespace) -> LabelKind:
@@ -149,11 +159,7 @@ def label_kind(args: argparse.Namespace) -> LabelKind:
 
 
 def load_list(args: argparse.Namespace) -> tuple[list[Record], list[str] | None]:
-    """Reads the list and the class names that the arguments of `add_list` name.
-
-    Raises:
-        RecordError: one of them cannot be read.
-    """
+    """Reads the list and the class names that the arguments of `add_list` name."""
     kind, frame_name = label_kind(args), args.frame_name
     records = sources.load(args.list, args.root, label_kind=kind, frame_name=frame_name)
     return records, labels.read(args.labels) if args.labels else None

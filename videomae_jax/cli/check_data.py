@@ -30,6 +30,7 @@ import argparse
 import contextlib
 import dataclasses
 import importlib.util
+import itertools
 import os
 import pathlib
 import sys
@@ -46,6 +47,7 @@ from videomae_jax.datasets.process_pool import TaskFailure, process_map
 from videomae_jax.datasets.report import CheckedVideo
 from videomae_jax.errors import RecordError
 from videomae_jax.files import json_line, write_json
+from videomae_jax.video.open import file_size
 from videomae_jax.video.record import Record, labels_to_json
 
 _SHOWN = 5  # names, reasons, classes in a line
@@ -58,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         + [f"  {status:20}  {text}" for status, text in report.STATUSES.items()]
     )
     arguments.add_list(parser)
-    parser.add_argument("--out", metavar="FOLDER", help="where to write the files")
+    arguments.add_option(parser, "--out FOLDER", "where to write the files")
     arguments.add_json(parser)
     arguments.add_flag(parser, "--strict", "exit with status 1 if a problem was found")
 
@@ -83,13 +85,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Checks the videos of a list.
-
-    Raises:
-        RecordError: the list cannot be read, no video is left, or --strict is given
-            and a problem was found.
-        OSError: the output folder cannot be written.
-    """
+    """Checks the videos of a list."""
     if importlib.util.find_spec("matplotlib") is None:  # not after hours of decoding
         raise RecordError("check.png needs matplotlib: pip install matplotlib")
     records, names = arguments.load_list(args)
@@ -97,13 +93,15 @@ def run(args: argparse.Namespace) -> None:
     clip_span = (args.num_frames - 1) * args.stride + 1
     videos = _check_all(args, records, out / "bad_videos.jsonl", clip_span)
 
-    left_out = _left_out(args)
+    left_out: set[str] = {*report.BAD}
+    if args.drop_short:
+        left_out.add("short")
+    if not args.keep_duplicates:
+        left_out.add("duplicate")
     kept = [video.status not in left_out for video in videos]
+    num_classes = len(names) if names else None
     label_stats = report.label_statistics(
-        records,
-        kept,
-        num_classes=len(names) if names else None,
-        label_kind=arguments.label_kind(args),
+        records, kept, num_classes=num_classes, label_kind=arguments.label_kind(args)
     )
     can_be_listed = all(record.position is None for record in records)
     summary = {
@@ -118,7 +116,7 @@ def run(args: argparse.Namespace) -> None:
     rows = _rows(videos, kept, args.multi_label)
     write_json(out / "report.json", summary, {"records": rows})
     if summary["clean_list"]:
-        clean = [video.record for video, keep in zip(videos, kept, strict=True) if keep]
+        clean = list(itertools.compress(records, kept))
         sources.write_records(out / "clean.txt", clean)
     report.plot(out / "check.png", summary, videos, label_stats=label_stats)
     arguments.print_result(args, summary, _as_text(summary, names))
@@ -165,7 +163,7 @@ def _check_all(
     clip_span: int,
 ) -> list[CheckedVideo]:
     """Probes and classifies all videos; writes the bad ones to a file as found."""
-    sizes = report.file_sizes(records)
+    sizes = [file_size(record) for record in records]
     jobs = report.probe_jobs(records, sizes, decode=not args.fast)
     results: list[ProbeResult | str] = [_unlistable(record) for record in records]
     to_probe = [index for index, result in enumerate(results) if not result]
@@ -175,31 +173,26 @@ def _check_all(
         num_workers=args.workers,
         timeout=args.timeout,
     )
+    finished = itertools.chain(
+        [(index, result) for index, result in enumerate(results) if result],
+        ((to_probe[job_index], result) for job_index, result in probed),
+    )
     with (
         bad_file.open("w") as file,
         contextlib.closing(probed),
         tqdm.tqdm(total=len(records), unit="video", disable=None) as bar,
     ):
-
-        def finish(index: int) -> None:
+        for index, result in finished:
             record = records[index]
-            reason = report.reason(record, results[index])
-            if reason:
+            if isinstance(result, TaskFailure):
+                result = f"{record.location}: {result.reason}"
+            results[index] = result
+            if reason := report.reason(record, result):
                 row = {"id": record.id, "path": record.path, "reason": reason}
                 file.write(json_line(row))
                 file.flush()
                 bar.write(f"unreadable: {arguments.printable(reason)}", file=sys.stderr)
             bar.update()
-
-        for index, result in enumerate(results):
-            if result:
-                finish(index)
-        for job_index, result in probed:
-            index = to_probe[job_index]
-            if isinstance(result, TaskFailure):
-                result = f"{records[index].location}: {result.reason}"
-            results[index] = result
-            finish(index)
     return report.classify(records, sizes, results, clip_span=clip_span)
 
 
@@ -214,24 +207,10 @@ def _unlistable(record: Record) -> str:
     return ""
 
 
-def _left_out(args: argparse.Namespace) -> set[str]:
-    """Returns the statuses of videos that are not in the clean list."""
-    statuses = {*report.BAD, "duplicate", "short"}
-    if args.keep_duplicates:
-        statuses.remove("duplicate")
-    if not args.drop_short:
-        statuses.remove("short")
-    return statuses
-
-
 def _problems(summary: dict[str, Any], args: argparse.Namespace) -> list[str]:
     """Returns the problems that --strict does not accept."""
     accepted = {"good", "no_index"} | ({"duplicate"} if args.keep_duplicates else set())
-    counts = {
-        status: count
-        for status, count in summary["statuses"].items()
-        if status not in accepted
-    }
+    counts = {k: v for k, v in summary["statuses"].items() if k not in accepted}
     labels = summary["labels"]
     if labels:
         counts |= {
@@ -247,28 +226,23 @@ def _rows(
     videos: Sequence[CheckedVideo], kept: Sequence[bool], multi_label: bool
 ) -> list[dict[str, Any]]:
     """Returns the rows of report.json, one per video."""
-    rows = []
+    rows, records = [], [video.record for video in videos]
     for video, keep in zip(videos, kept, strict=True):
         record, result, original = video.record, video.result, video.original
-        properties = {}
+        row: dict[str, Any] = {
+            "id": record.id,
+            "path": record.path,
+            "label": labels_to_json(record.labels, multi_label),
+            "status": video.status,
+            "clean": keep,
+            "reason": report.reason(record, result),
+            "duplicate_of": None if original is None else records[original].id,
+            "bytes": video.size,
+        }
         if isinstance(result, ProbeResult):
-            properties = dataclasses.asdict(result)
-            del properties["size"]  # "bytes" has the size of all videos
-        rows.append(
-            {
-                "id": record.id,
-                "path": record.path,
-                "label": labels_to_json(record.labels, multi_label),
-                "status": video.status,
-                "clean": keep,
-                "reason": report.reason(record, result),
-                "duplicate_of": None
-                if original is None
-                else videos[original].record.id,
-                "bytes": video.size,
-                **properties,
-            }
-        )
+            row |= dataclasses.asdict(result)
+            del row["size"]  # "bytes" has the size of all videos
+        rows.append(row)
     return rows
 
 
@@ -285,39 +259,33 @@ def _as_text(summary: dict[str, Any], names: Sequence[str] | None) -> str:
     if reasons:
         lines.append("reasons (N stands for a number)")
         lines += [f"  {count:>9}  {reason}" for reason, count in reasons[:_SHOWN]]
-        if len(reasons) > _SHOWN:
-            lines.append(f"             and {len(reasons) - _SHOWN} other reasons")
-    if summary["conflicting_duplicates"]:
-        lines.append(
-            f"{summary['conflicting_duplicates']} of the duplicates have another label "
-            "than the video that is kept"
-        )
+    if len(reasons) > _SHOWN:
+        lines.append(f"             and {len(reasons) - _SHOWN} other reasons")
+    if other := summary["conflicting_duplicates"]:
+        text = "of the duplicates have another label than the video that is kept"
+        lines.append(f"{other} {text}")
     for key in ("codecs", "containers"):
         counts = [f"{count} {name}" for name, count in summary[key].items()]
         if counts:
             lines.append(f"{key}: {', '.join(counts)}")
     if summary["ranges"]:
         lines.append(f"  {'':22}{'min':>12}{'median':>12}{'max':>12}")
-        for name, title in _RANGES.items():
-            if name in summary["ranges"]:
-                values = summary["ranges"][name].values()
-                show = _bytes if name == "bytes" else "{:,.5g}".format
-                cells = "".join(f"{show(value):>12}" for value in values)
-                lines.append(f"  {title:22}{cells}")
+    for name, values in summary["ranges"].items():
+        show = _bytes if name == "bytes" else "{:,.5g}".format
+        cells = "".join(f"{show(value):>12}" for value in values.values())
+        lines.append(f"  {_RANGES[name]:22}{cells}")
     if summary["labels"]:
         lines += _labels_as_text(summary["labels"], names)
     lines += [f"advice: {line}" for line in summary["advice"]]
+    written = f"written to {summary['out']}: "
     files = "bad_videos.jsonl, report.json, check.png"
     if summary["clean_list"]:
-        lines.append(
-            f"written to {summary['out']}: clean.txt ({summary['clean']} videos, "
-            f"{summary['clean_hours']:.2f} hours), {files}"
-        )
+        hours = summary["clean_hours"]
+        clean = f"clean.txt ({summary['clean']} videos, {hours:.2f} hours)"
+        lines.append(f"{written}{clean}, {files}")
     elif summary["clean"]:
-        lines.append(
-            f"written to {summary['out']}: {files}; no clean.txt, because a list "
-            "cannot name videos in shards"
-        )
+        reason = "because a list cannot name videos in shards"
+        lines.append(f"{written}{files}; no clean.txt, {reason}")
     return "\n".join(lines)
 
 
@@ -345,20 +313,18 @@ def _labels_as_text(labels: dict[str, Any], names: Sequence[str] | None) -> list
         shown = [names[label] if names else str(label) for label in classes[:_SHOWN]]
         return ", ".join(shown) + (", ..." if len(classes) > _SHOWN else "")
 
-    lines = [f"{labels['num_classes']} classes"]
-    if labels["num_empty"]:
-        empty = some(labels["empty"])
-        lines.append(f"  {labels['num_empty']} without a video that is left: {empty}")
-    if labels["few"]:
+    total, empty, few = labels["num_classes"], labels["num_empty"], labels["few"]
+    beyond = labels["beyond"]
+    lines = [f"{total} classes"]
+    if empty:
+        lines.append(f"  {empty} without a video that is left: {some(labels['empty'])}")
+    if few:
+        fewer = f"fewer than {report.FEW_VIDEOS} videos"
+        lines.append(f"  {len(few)} with {fewer}: {some(few)}")
+    if beyond:
         lines.append(
-            f"  {len(labels['few'])} with fewer than {report.FEW_VIDEOS} videos: "
-            f"{some(labels['few'])}"
-        )
-    if labels["beyond"]:
-        lines.append(
-            f"  {len(labels['beyond'])} videos have labels that are not a class "
-            f"({labels['num_classes']} or above): "
-            f"{', '.join(labels['beyond'][:_SHOWN])}"
+            f"  {len(beyond)} videos have labels that are not a class ({total} or "
+            f"above): {', '.join(beyond[:_SHOWN])}"
         )
     if labels["unlabelled"]:
         lines.append(f"  {labels['unlabelled']} videos have no label")

@@ -28,18 +28,18 @@ from videomae_jax.tpu.compile import (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of the command."""
-    parser.add_argument(
-        "--config",
+    arguments.add_option(
+        parser,
+        "--config FILE",
+        "recipe, as for main.py; FILE:debug and --config.FIELD=VALUE also work",
         required=True,
-        metavar="FILE",
-        help="recipe, as for main.py; FILE:debug and --config.FIELD=VALUE also work",
     )
-    parser.add_argument(
-        "--topology",
+    arguments.add_option(
+        parser,
+        "--topology SLICE",
+        "a slice such as v5e-8, v6e-256 or v5p-128, or a generation and grid of chips "
+        "such as v5e:2x4 or tpu7x:2x2x1",
         required=True,
-        metavar="SLICE",
-        help="a slice such as v5e-8, v6e-256 or v5p-128, or a generation and grid of "
-        "chips such as v5e:2x4 or tpu7x:2x2x1",
     )
     arguments.add_count(parser, "--slices", "number of such slices", default=1)
     arguments.add_flag(
@@ -51,14 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Compiles the step and prints the result.
-
-    Raises:
-        OSError: the config file is not found.
-        ConfigError: the config is wrong or does not fit the devices.
-        TopologyError: the slice is unknown, or libtpu is not installed.
-        CompilerError: the compiler refused the step.
-    """
+    """Compiles the step and prints the result."""
     # Compiling must not occupy the TPU or GPU of this machine.
     jax.config.update("jax_platforms", "cpu")
     config = configuration.load(args.config, args.config_flags)

@@ -35,19 +35,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of the command."""
     arguments.add_model(parser, "source")
     parser.add_argument("target", metavar="DST", help="folder to write to")
-    parser.add_argument(
-        "--format", choices=FORMATS, required=True, help="format to write"
+    arguments.add_option(
+        parser, "--format", "format to write", choices=FORMATS, required=True
     )
-    parser.add_argument(
-        "--classes",
-        metavar="FILE",
-        help="classes to keep, one name per line, in their new order; for example "
-        "those of Kinetics-400 for a model of Kinetics-710",
+    arguments.add_option(
+        parser,
+        "--classes FILE",
+        "classes to keep, one name per line, in their new order; for example those of "
+        "Kinetics-400 for a model of Kinetics-710",
     )
-    parser.add_argument(
-        "--aliases",
-        metavar="FILE",
-        help="JSON object from names in --classes to the names in the model",
+    arguments.add_option(
+        parser,
+        "--aliases FILE",
+        "JSON object from names in --classes to the names in the model",
     )
     arguments.add_flag(
         parser,
@@ -58,13 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Converts the model.
-
-    Raises:
-        PretrainedError: the model cannot be loaded or written, or --verify finds a
-            difference.
-        RecordError: a file of names cannot be read.
-    """
+    """Converts the model."""
     pretrained = arguments.load_model(args, args.source)
     if args.aliases and not args.classes:
         raise PretrainedError("--aliases must be used together with --classes")
@@ -126,13 +120,10 @@ def _compare_properties(original: Pretrained, written: Pretrained, format: str) 
     names = ["normalized_targets"]
     if format != "official":  # the file does not contain these
         names += ["labels", "multi_label"]
-    differing = [
-        name for name in names if getattr(original, name) != getattr(written, name)
-    ]
+    differing = [n for n in names if getattr(original, n) != getattr(written, n)]
     before, after = original.preprocessing, written.preprocessing
-    for name in ("num_frames", "image_size"):
-        if getattr(before, name) != getattr(after, name):
-            differing.append(name)
+    names = ("num_frames", "image_size")
+    differing += [n for n in names if getattr(before, n) != getattr(after, n)]
     if differing:
         raise PretrainedError(
             f"--verify: {', '.join(differing)} differ after reading the model back"

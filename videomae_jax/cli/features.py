@@ -21,7 +21,6 @@ import os
 import re
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import numpy as np
@@ -97,9 +96,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     work = parser.add_argument_group("work")
     arguments.add_dtype(work)
     arguments.add_count(
-        work,
-        "--batch-size",
-        "windows per device and batch (default 8, or 1 on a CPU)",
+        work, "--batch-size", "windows per device and batch (default 8, or 1 on a CPU)"
     )
     arguments.add_count(
         work,
@@ -117,13 +114,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Extracts and writes the features.
-
-    Raises:
-        RecordError: there are no videos, FOLDER contains features of other settings,
-            or, at the end, some videos could not be read.
-        PretrainedError: the model cannot be loaded or does not fit the windows.
-    """
+    """Extracts and writes the features."""
     records = _find(args.videos, args.root, args.frame_name)
     pretrained = arguments.load_model(args, args.model, dtype=args.dtype)
     normalization = args.normalization or ("none" if args.like else "model")
@@ -137,13 +128,8 @@ def run(args: argparse.Namespace) -> None:
         squash=args.squash or bool(args.like),
     )
     dtype = "float16" if args.float16 else "float32"
-    extractor = Extractor(
-        pretrained,
-        windows,
-        tokens=args.tokens,
-        dtype=dtype,
-        batch_size=args.batch_size,
-    )
+    options = {"tokens": args.tokens, "dtype": dtype, "batch_size": args.batch_size}
+    extractor = Extractor(pretrained, windows, **options)
     settings = {
         "model": args.model,
         "revision": args.revision,
@@ -161,12 +147,11 @@ def run(args: argparse.Namespace) -> None:
     first, step = args.shard or (jax.process_index(), jax.process_count())
     todo = folder.incomplete(first, step)
     videos = len(range(first, len(records), step))
+    kept = videos - len(todo)
     reasons = []
     threads = args.threads or min(available_resources().cores, 16)
     chunks = extractor([records[i] for i in todo], num_threads=threads)
-    with tqdm.tqdm(
-        total=videos, initial=videos - len(todo), unit="video", disable=None
-    ) as bar:
+    with tqdm.tqdm(total=videos, initial=kept, unit="video", disable=None) as bar:
         for reason in folder.write(todo, chunks):
             if reason:
                 reasons.append(reason)
@@ -178,31 +163,24 @@ def run(args: argparse.Namespace) -> None:
         "out": str(folder.path),
         "videos": videos,
         "extracted": len(todo) - len(reasons),
-        "kept": videos - len(todo),
+        "kept": kept,
         "unreadable": len(reasons),
         "left": left,
     }
-    arguments.print_result(args, summary, _as_text(summary))
+    text = "{out}: {extracted} extracted, {kept} kept from an earlier run"
+    if left:
+        text += "; {left} videos of other shards are still missing"
+    arguments.print_result(args, summary, text.format(**summary))
     if reasons:
         raise RecordError(f"{len(reasons)} of {videos} videos could not be read")
 
 
-def _as_text(summary: dict[str, Any]) -> str:
-    text = "{out}: {extracted} extracted, {kept} kept from an earlier run".format(
-        **summary
-    )
-    if summary["left"]:
-        text += f"; {summary['left']} videos of other shards are still missing"
-    return text
-
-
 def _find(videos: Sequence[str], root: str, frame_name: str) -> list[Record]:
     """Returns the videos that the arguments name."""
-    are_files = [
+    if all(
         name.lower().endswith(sources.EXTENSIONS) and not os.path.isdir(name)
         for name in videos
-    ]
-    if all(are_files):
+    ):
         return [Record(os.path.abspath(name), name) for name in videos]
     if len(videos) > 1:
         raise RecordError(
@@ -215,8 +193,7 @@ def _find(videos: Sequence[str], root: str, frame_name: str) -> list[Record]:
 def _fingerprint(pretrained: Pretrained) -> str:
     """Returns a hash of the fields and the weights of a model."""
     model = pretrained.model
-    fields = model_fields(model)
-    digest = hashlib.sha256(f"{type(model).__name__} {fields}".encode())
+    digest = hashlib.sha256(f"{type(model).__name__} {model_fields(model)}".encode())
     for path, array in jax.tree.leaves_with_path(pretrained.variables):
         digest.update(jax.tree_util.keystr(path).encode())
         digest.update(np.ascontiguousarray(array).data)

@@ -27,11 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Prints what the checkpoint contains.
-
-    Raises:
-        PretrainedError: it cannot be loaded.
-    """
+    """Prints what the checkpoint contains."""
     pretrained = arguments.load_model(args, args.source, strict=False)
     description = describe(pretrained)
     text = _as_text(description, tensors=args.tensors)

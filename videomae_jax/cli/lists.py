@@ -23,19 +23,10 @@ _SHOWN = 3  # names in a message
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _DataSet:
-    """An annotated data set.
-
-    Attributes:
-        read: reads its annotations from a folder.
-        num_classes: expected number of classes.
-        files: the annotation files, for --help.
-        numbered_splits: whether `read` also takes a number from 1 to 3.
-    """
-
-    read: Callable[..., Annotations]
+    read: Callable[..., Annotations]  # from a folder
     num_classes: int
-    files: str
-    numbered_splits: bool = False
+    files: str  # for --help
+    numbered_splits: bool = False  # whether `read` also takes a number from 1 to 3
 
 
 _ANNOTATED = {
@@ -64,14 +55,10 @@ _ANNOTATED = {
 
 @dataclasses.dataclass(slots=True)
 class _Split:
-    """The content of a list.
-
-    Attributes:
-        rows: path relative to the videos folder, and label, of each video.
-        missing: names of videos that were not found, or are empty files.
-    """
+    """The content of a list: paths relative to the videos folder, with labels."""
 
     rows: list[tuple[str, int | None]] = dataclasses.field(default_factory=list)
+    # Names of videos that were not found, or are empty files.
     missing: list[str] = dataclasses.field(default_factory=list)
 
 
@@ -86,7 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             help=f"{data_set.num_classes} classes; reads {data_set.files}",
             allow_abbrev=False,
         )
-        _add_common(command, name)
+        _add_common(command, name, data_set.numbered_splits)
         command.add_argument(
             "--annotations",
             required=True,
@@ -121,19 +108,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_common(parser: argparse.ArgumentParser, name: str) -> None:
+def _add_common(
+    parser: argparse.ArgumentParser, name: str, numbered_splits: bool = False
+) -> None:
     parser.add_argument(
         "--videos",
         required=True,
         metavar="FOLDER",
         help="folder with the videos, at any depth",
     )
-    default = f"data/{name}, but data/{name}_split2 with --split=2"
+    numbered = f", but data/{name}_split2 with --split=2" if numbered_splits else ""
     parser.add_argument(
         "--out",
         metavar="FOLDER",
         help="where to write the lists; existing ones are replaced (default "
-        f"{default if name in ('ucf101', 'hmdb51') else default.partition(',')[0]})",
+        f"data/{name}{numbered})",
     )
     parser.add_argument(
         "--relative",
@@ -156,21 +145,15 @@ def _share(text: str) -> float:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Writes the lists and prints a summary.
-
-    Raises:
-        RecordError: folders or annotations cannot be used, no video is found, or, with
-            --strict, one is missing.
-    """
+    """Writes the lists and prints a summary."""
     root = os.path.abspath(os.path.expanduser(args.videos))
     if not os.path.isdir(root):
         raise RecordError(f"--videos: folder {args.videos!r} not found")
     messages = []
     if args.data_set == "folder":
         paths = _find_videos(root)
-        classes, splits, others = _from_folders(
-            root, paths, val_fraction=args.val_fraction, seed=args.seed
-        )
+        options = {"val_fraction": args.val_fraction, "seed": args.seed}
+        classes, splits, others = _from_folders(root, paths, **options)
     else:
         data_set = _ANNOTATED[args.data_set]
         numbers = (args.split,) if data_set.numbered_splits else ()
@@ -189,8 +172,8 @@ def run(args: argparse.Namespace) -> None:
         raise RecordError("\n".join(["--strict: videos are missing", *missing]))
 
     number = getattr(args, "split", 1)
-    name = args.data_set + (f"_split{number}" if number > 1 else "")
-    out = pathlib.Path(args.out or f"data/{name}").expanduser()
+    suffix = f"_split{number}" if number > 1 else ""
+    out = pathlib.Path(args.out or f"data/{args.data_set}{suffix}").expanduser()
     _write(out, "" if args.relative else root, classes, splits)
     print(_table(splits))
     messages.append(f"{len(classes)} classes: {_some(classes)}")
@@ -220,8 +203,7 @@ def _find_videos(root: str) -> list[str]:
             f"{error.filename} cannot be listed: {error.strerror}"
         ) from error
 
-    paths = []
-    seen = set()
+    paths, seen = [], set()
     for folder, folders, files in os.walk(root, onerror=fail, followlinks=True):
         target = os.path.realpath(folder)
         if target in seen:  # a link to a folder above it, or a second link
@@ -273,13 +255,10 @@ def _choose(root: str, paths: Sequence[str], entry: Entry) -> str | None:
 
     def rank(path: str) -> int:
         parts = path.split(os.sep)[:-1]
-        ranks = [i for i, name in enumerate(entry.folders) if name in parts]
-        return min(ranks, default=len(entry.folders))
+        ranks = (i for i, name in enumerate(entry.folders) if name in parts)
+        return next(ranks, len(entry.folders))
 
-    for path in sorted(paths, key=rank):
-        if os.path.getsize(os.path.join(root, path)):
-            return path
-    return None
+    return next((p for p in sorted(paths, key=rank) if not _is_empty(root, p)), None)
 
 
 def _from_folders(
@@ -309,14 +288,11 @@ def _from_folders(
         )
     splits = {split: _Split() for split in SPLIT_NAMES}
     for (class_name, split), own in sorted(members.items()):
-        good = [path for path in own if os.path.getsize(os.path.join(root, path))]
-        empty = sorted(set(own).difference(good))
-        label = classes.index(class_name)
-        if is_split:
-            chosen = {split: good}
-        else:
-            chosen = _divide(good, val_fraction, seed)
+        empty = [path for path in own if _is_empty(root, path)]
+        good = [path for path in own if path not in empty]
+        chosen = {split: good} if is_split else _divide(good, val_fraction, seed)
         for key, selected in chosen.items():
+            label = classes.index(class_name)
             splits[key].rows += [(path, label) for path in selected]
         splits[split or "train"].missing += empty
     return classes, {k: v for k, v in splits.items() if v.rows or v.missing}, others
@@ -372,6 +348,10 @@ def _missing(root: str, splits: dict[str, _Split]) -> list[str]:
         for name, split in splits.items()
         if split.missing
     ]
+
+
+def _is_empty(root: str, path: str) -> bool:
+    return not os.path.getsize(os.path.join(root, path))
 
 
 def _some(names: Sequence[str]) -> str:

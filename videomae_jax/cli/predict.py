@@ -34,8 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_videos(parser)
     arguments.add_model(parser)
     arguments.add_dtype(parser)
-    arguments.add_count(
-        parser, "--top-k", "classes to show per video", default=5, metavar="K"
+    arguments.add_option(
+        parser, "--top-k K", "classes to show per video", arguments.count, default=5
     )
     arguments.add_json(parser, per_video=True)
 
@@ -45,13 +45,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_flag(
         views, "--fast", "one view from the middle: --segments=1 --crops=1"
     )
-    views.add_argument(
-        "--overlays",
-        type=pathlib.Path,
-        metavar="FOLDER",
-        help="also write NAME_activation.gif and .png to FOLDER: the evidence for the "
-        "most likely class in each patch of the middle clip (NAME_attention, the "
-        "attention, for a model that classifies from its first token)",
+    arguments.add_option(
+        views,
+        "--overlays FOLDER",
+        "also write NAME_activation.gif and .png to FOLDER: the evidence for the most "
+        "likely class in each patch of the middle clip (NAME_attention, the attention, "
+        "for a model that classifies from its first token)",
+        pathlib.Path,
     )
 
     windows = parser.add_argument_group("timeline", "what happens when")
@@ -60,35 +60,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--timeline",
         "slide a window over each video; implied by the options below",
     )
-    windows.add_argument(
-        "--hop",
-        type=arguments.seconds,
-        metavar="SECONDS",
-        help="step between windows (default 1)",
-    )
-    windows.add_argument(
-        "--window",
-        type=arguments.seconds,
-        metavar="SECONDS",
-        help="length of a window (default: a clip as in training)",
-    )
-    windows.add_argument(
-        "--plot",
-        type=_plot_file,
-        metavar="FILE",
-        help="plot the probabilities of the top K classes of one video over time, to a "
+    for usage, text in (
+        ("--hop SECONDS", "step between windows (default 1)"),
+        ("--window SECONDS", "length of a window (default: a clip as in training)"),
+    ):
+        arguments.add_option(windows, usage, text, arguments.seconds)
+    arguments.add_option(
+        windows,
+        "--plot FILE",
+        "plot the probabilities of the top K classes of one video over time, to a "
         ".png, .pdf or .svg file",
+        _plot_file,
     )
 
 
 def run(args: argparse.Namespace) -> None:
-    """Classifies the videos and prints the results.
-
-    Raises:
-        RecordError: the arguments contradict each other, or name no videos.
-        PretrainedError: the model cannot be loaded, or is not a classifier.
-        VideoError: at the end, if some videos could not be read.
-    """
+    """Classifies the videos and prints the results."""
     views = (args.fast, args.segments, args.crops, args.overlays)
     windows = (args.timeline, args.hop, args.window, args.plot)
     if any(views) and any(windows):
@@ -154,18 +141,11 @@ def _timeline(
 
 
 def _timeline_as_json(name: str, result: Timeline, top_k: int) -> dict[str, Any]:
-    windows = [
-        {
-            "start": round(start, 3),
-            "end": round(end, 3),
-            "predictions": _as_json(
-                predict.top_classes(probabilities, result.labels, top_k)
-            ),
-        }
-        for (start, end), probabilities in zip(
-            result.times.tolist(), result.probabilities, strict=True
-        )
-    ]
+    times, windows = result.times.tolist(), []
+    for (start, end), row in zip(times, result.probabilities, strict=True):
+        top = _as_json(predict.top_classes(row, result.labels, top_k))
+        span = {"start": round(start, 3), "end": round(end, 3)}
+        windows.append({**span, "predictions": top})
     segments = [
         {
             "start": round(segment.start, 3),
@@ -179,18 +159,14 @@ def _timeline_as_json(name: str, result: Timeline, top_k: int) -> dict[str, Any]
 
 
 def _table(name: str, result: Timeline) -> str:
-    rows = [
-        (
-            timeline.format_time(segment.start, 1),
-            timeline.format_time(segment.end, 1),
-            f"{segment.probability:.1%}",
-            segment.label,
-        )
-        for segment in result.segments()
-    ]
-    width = max(len(row[1]) for row in rows)
-    lines = [f"  {a:>{width}} - {b:>{width}}  {p:>6}  {c}" for a, b, p, c in rows]
-    return "\n".join([name, *lines])
+    segments = result.segments()
+    width = max(len(timeline.format_time(segment.end, 1)) for segment in segments)
+    lines = [name]
+    for segment in segments:
+        times = (segment.start, segment.end)
+        start, end = (f"{timeline.format_time(t, 1):>{width}}" for t in times)
+        lines.append(f"  {start} - {end}  {segment.probability:>6.1%}  {segment.label}")
+    return "\n".join(lines)
 
 
 def _as_json(top: Iterable[tuple[str, float]]) -> list[dict[str, Any]]:

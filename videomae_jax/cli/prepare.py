@@ -66,48 +66,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "replace a split of another list or other settings, which is otherwise an "
         "error",
     )
-    parser.add_argument(
-        "--max-bad-fraction",
-        type=float,
-        default=0.01,
-        metavar="SHARE",
-        help="stop if more than this share of the videos cannot be read (default 0.01)",
-    )
+    bad = "stop if more than this share of the videos cannot be read"
+    arguments.add_option(parser, "--max-bad-fraction SHARE", bad, float, default=0.01)
 
     default = Settings()
     videos = parser.add_argument_group("videos")
     arguments.add_flag(videos, "--copy", "store the files as they are")
-    videos.add_argument(
-        "--short-side",
-        type=_even,
-        default=default.short_side,
-        metavar="PIXELS",
-        help="short side that larger videos are scaled down to (default %(default)s)",
+    side = "short side that larger videos are scaled down to"
+    arguments.add_option(
+        videos, "--short-side PIXELS", side, _even, default=default.short_side
     )
-    videos.add_argument(
-        "--crf",
-        type=int,
-        default=default.crf,
-        help="x264 quality; lower is better and larger (default %(default)s)",
-    )
-    videos.add_argument(
+    crf = "x264 quality; lower is better and larger"
+    arguments.add_option(videos, "--crf", crf, int, default=default.crf)
+    arguments.add_option(
+        videos,
         "--preset",
+        "x264 preset; faster is larger",
         default=default.preset,
         choices=encode.PRESETS,
-        help="x264 preset; faster is larger (default %(default)s)",
     )
-    arguments.add_count(
+    keyframes = "frames from one keyframe to the next"
+    arguments.add_count(videos, "--keyframes", keyframes, default=default.keyframes)
+    arguments.add_option(
         videos,
-        "--keyframes",
-        "frames from one keyframe to the next",
-        default=default.keyframes,
-    )
-    videos.add_argument(
-        "--trim",
-        type=_trim,
-        metavar="START:END",
-        help="keep only the frames of each video from START to before END, in seconds "
-        "after its first frame; either may be omitted, as in :10",
+        "--trim START:END",
+        "keep only the frames of each video from START to before END, in seconds after "
+        "its first frame; either may be omitted, as in :10",
+        _trim,
     )
     arguments.add_count(
         videos,
@@ -120,23 +105,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     work = parser.add_argument_group("work")
     arguments.add_count(work, "--shard-videos", "videos per shard", default=500)
     arguments.add_process_pool(work)
-    work.add_argument(
-        "--beam-options",
-        metavar="OPTIONS",
-        help="run on Apache Beam with these options, for example "
+    arguments.add_option(
+        work,
+        "--beam-options OPTIONS",
+        "run on Apache Beam with these options, for example "
         '--beam-options="--runner=DataflowRunner --project=..."',
     )
 
 
 def run(args: argparse.Namespace) -> None:
-    """Encodes the videos and writes the data set.
-
-    Raises:
-        RecordError: the list cannot be read, OUT contains a split of another list or
-            other settings, the arguments contradict each other, or too many videos
-            cannot be read.
-        OSError: OUT cannot be written.
-    """
+    """Encodes the videos and writes the data set."""
     if args.copy and args.trim:
         raise RecordError(
             f"--trim={args.trim} cannot be combined with --copy: trimmed videos must "
@@ -146,8 +124,14 @@ def run(args: argparse.Namespace) -> None:
     _check_kinds(records, copy=args.copy)
     if classes:
         labels.check(records, args.list, len(classes))
+    encoding = Settings(
+        short_side=args.short_side,
+        keyframes=args.keyframes,
+        crf=args.crf,
+        preset=args.preset,
+    )
     settings = {
-        "encoding": None if args.copy else dataclasses.asdict(_encoding(args)),
+        "encoding": None if args.copy else dataclasses.asdict(encoding),
         "trim": args.trim and dataclasses.asdict(args.trim),
         "shard_videos": args.shard_videos,
         "multi_label": args.multi_label,
@@ -164,9 +148,7 @@ def run(args: argparse.Namespace) -> None:
         overwrite=args.overwrite,
     )
     changed = _changed(split, args)
-    todo = [
-        shard for shard in split.shards if shard in changed or not shard.is_complete()
-    ]
+    todo = [s for s in split.shards if s in changed or not s.is_complete()]
     if todo:
         split.invalidate()
     if args.beam_options is not None:
@@ -197,15 +179,6 @@ def _check_kinds(records: Sequence[Record], *, copy: bool) -> None:
                 f"{record.id}: a part of a video file cannot be prepared. List whole "
                 "files, or train on the list as it is"
             )
-
-
-def _encoding(args: argparse.Namespace) -> Settings:
-    return Settings(
-        short_side=args.short_side,
-        keyframes=args.keyframes,
-        crf=args.crf,
-        preset=args.preset,
-    )
 
 
 def _changed(split: Split, args: argparse.Namespace) -> list[Shard]:
@@ -250,13 +223,12 @@ def _check_bad(split: Split, *, judged: int, max_fraction: float) -> None:
     bad = split.bad_videos()
     path = split.write_bad_videos()
     if len(bad) > max_fraction * judged or len(bad) == judged:
-        shown = [f"  {record.path}: {reason}" for _, record, reason in bad[:_SHOWN]]
+        shown = "".join(f"  {rec.path}: {reason}\n" for _, rec, reason in bad[:_SHOWN])
         raise RecordError(
             f"{len(bad)} of {judged} videos could not be read, more than "
             f"--max-bad-fraction={max_fraction:g} allows. {path} lists all of them; "
-            "the first ones:\n"
-            + "\n".join(shown)
-            + "\nRepair them and run the command again, or raise --max-bad-fraction."
+            f"the first ones:\n{shown}"
+            "Repair them and run the command again, or raise --max-bad-fraction."
         )
 
 
@@ -317,12 +289,10 @@ def _encode_all(
 
 
 def _trim(text: str) -> Trim:
-    match = re.fullmatch(r"([0-9.]*):([0-9.]*)", text)
-    try:
-        limits = [float(x) if x else None for x in match.groups()] if match else []
-    except ValueError:
-        limits = []
-    start, end = limits or (None, None)
+    number = r"(\d+\.?\d*|\.\d+)?"
+    match = re.fullmatch(f"{number}:{number}", text, re.ASCII)
+    limits = match.groups() if match else (None, None)
+    start, end = (float(x) if x else None for x in limits)
     if start is None and end is None:
         raise argparse.ArgumentTypeError(
             f"expected START:END in seconds, such as 1.5:10, :10 or 2:, got {text!r}"

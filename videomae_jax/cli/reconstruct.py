@@ -16,7 +16,7 @@ from typing import Any
 from videomae_jax.cli import arguments
 from videomae_jax.errors import PretrainedError, VideoError
 from videomae_jax.inference import attribution, visualize
-from videomae_jax.inference.reconstruct import Reconstruction, reconstruct
+from videomae_jax.inference.reconstruct import reconstruct
 from videomae_jax.interop.pretrained import Pretrained
 from videomae_jax.models import masking
 from videomae_jax.video.record import Record
@@ -28,20 +28,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of the command."""
     arguments.add_videos(parser)
     arguments.add_model(parser)
-    parser.add_argument(
-        "--out",
-        type=pathlib.Path,
-        default=pathlib.Path("reconstructions"),
-        metavar="FOLDER",
-        help="where to write the files (default %(default)s)",
+    arguments.add_option(
+        parser,
+        "--out FOLDER",
+        "where to write the files",
+        pathlib.Path,
+        default="reconstructions",
     )
-    parser.add_argument(
-        "--formats",
-        type=_formats,
-        default=visualize.FORMATS,
-        metavar="LIST",
-        help="comma-separated formats to write "
-        f"(default {','.join(visualize.FORMATS)})",
+    arguments.add_option(
+        parser,
+        "--formats LIST",
+        "comma-separated formats to write",
+        _formats,
+        default=",".join(visualize.FORMATS),
     )
     arguments.add_flag(
         parser,
@@ -52,36 +51,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_json(parser, per_video=True)
 
     clip = parser.add_argument_group("clip", "frames of the video")
-    clip.add_argument(
-        "--start",
-        type=int,
-        metavar="FRAME",
-        help="first frame, counted from 0 (default: a clip from the middle)",
+    arguments.add_option(
+        clip,
+        "--start FRAME",
+        "first frame, counted from 0 (default: a clip from the middle)",
+        int,
     )
-    clip.add_argument(
-        "--stride",
-        type=int,
-        metavar="N",
-        help="step between the frames (default: as in training)",
+    arguments.add_option(
+        clip, "--stride N", "step between the frames (default: as in training)", int
     )
 
     mask = parser.add_argument_group("mask", "patches hidden from the model")
-    mask.add_argument(
-        "--mask-ratio",
-        type=float,
-        default=0.9,
-        metavar="SHARE",
-        help="share of the patches that is hidden (default %(default)s)",
-    )
+    share = "share of the patches that is hidden"
+    arguments.add_option(mask, "--mask-ratio SHARE", share, float, default=0.9)
     mask.add_argument(
         "--mask",
         choices=sorted(masking.KINDS, reverse=True),
         default="tube",
         help="tube (default) hides the same positions in all frames; random, any",
     )
-    mask.add_argument(
-        "--seed", type=int, default=0, help="seed of the mask (default %(default)s)"
-    )
+    arguments.add_option(mask, "--seed", "seed of the mask", int, default=0)
     mask.add_argument(
         "--unpatch-stats",
         choices=("visible", "hidden"),
@@ -94,14 +83,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Reconstructs the videos and writes the results.
-
-    Raises:
-        RecordError: the arguments name no videos.
-        PretrainedError: the model cannot be loaded, or has no decoder.
-        VideoError: at the end, if some videos could not be reconstructed.
-        OSError: the files cannot be written.
-    """
+    """Reconstructs the videos and writes the results."""
     videos = arguments.find_videos(args)
     names = iter(_names(videos))
     pretrained = arguments.load_model(args, args.model)
@@ -131,7 +113,15 @@ def _process(
         raise
     except ValueError as error:  # a start beyond the end, a ratio that hides nothing
         raise VideoError(f"{video.id}: {error}") from error
-    files = _write(pretrained, result, args.out / name, args)
+    stem = args.out / name
+    options = {"fps": result.fps or _UNKNOWN_FPS, "formats": args.formats}
+    original = result.original[None]
+    clips = [original, result.masked[None], result.reconstruction[None]]
+    files = visualize.save(f"{stem}_reconstruction", clips, **options)
+    if args.attention:
+        maps = attribution.attention_rollout(pretrained, original)
+        name = f"{stem}_attention"
+        files += attribution.save_overlays(name, original, maps, **options)
     summary = {
         "video": video.id,
         "loss": round(result.loss, 6),
@@ -139,25 +129,6 @@ def _process(
     }
     text = f"{video.id}: loss {result.loss:.4f}, written to {args.out}:"
     return summary, "\n  ".join([text, *(file.name for file in files)])
-
-
-def _write(
-    pretrained: Pretrained,
-    result: Reconstruction,
-    stem: pathlib.Path,
-    args: argparse.Namespace,
-) -> list[pathlib.Path]:
-    """Writes the visualizations of a video; returns their paths."""
-    options = {"fps": result.fps or _UNKNOWN_FPS, "formats": args.formats}
-    rows = [result.original, result.masked, result.reconstruction]
-    files = visualize.save(
-        f"{stem}_reconstruction", [clip[None] for clip in rows], **options
-    )
-    if args.attention:
-        clip = result.original[None]
-        maps = attribution.attention_rollout(pretrained, clip)
-        files += attribution.save_overlays(f"{stem}_attention", clip, maps, **options)
-    return files
 
 
 def _names(videos: Sequence[Record]) -> list[str]:

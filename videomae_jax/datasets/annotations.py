@@ -30,33 +30,21 @@ _KINETICS_REPLACEMENTS = ("replacement", "replacement_for_corrupted_k400")
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Entry:
-    """One annotated video.
+    """One annotated video."""
 
-    Attributes:
-        name: the file name without its extension, which often differs between copies.
-        label: the class, or None if it is not published.
-        folders: names of the folders to prefer if several files have this name, best
-            first.
-    """
-
-    name: str
-    label: int | None
+    name: str  # of the file, without its extension, which often differs between copies
+    label: int | None  # None if it is not published
+    # Names of the folders to prefer if several files have this name, best first.
     folders: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Annotations:
-    """An annotated data set.
+    """An annotated data set."""
 
-    Attributes:
-        classes: their names, by label.
-        splits: the published ones of train, val and test, each with its videos.
-        unused: names of videos of the data set that are in none of the splits.
-    """
-
-    classes: list[str]
-    splits: dict[str, list[Entry]]
-    unused: frozenset[str] = frozenset()
+    classes: list[str]  # names, by label
+    splits: dict[str, list[Entry]]  # the published ones of train, val and test
+    unused: frozenset[str] = frozenset()  # names of videos that are in no split
 
 
 def kinetics(folder: pathlib.Path) -> Annotations:
@@ -73,13 +61,12 @@ def kinetics(folder: pathlib.Path) -> Annotations:
             rows[split] = _read_kinetics(file)
     classes = sorted({label for split in rows.values() for _, label in split} - {None})
     label_of = {name: label for label, name in enumerate(classes)} | {None: None}
-    splits = {
-        split: [
-            Entry(name, label_of[label], _KINETICS_REPLACEMENTS + SPLIT_NAMES[split])
-            for name, label in videos
+    splits = {}
+    for split, videos in rows.items():
+        folders = _KINETICS_REPLACEMENTS + SPLIT_NAMES[split]
+        splits[split] = [
+            Entry(name, label_of[label], folders) for name, label in videos
         ]
-        for split, videos in rows.items()
-    }
     return Annotations(classes, splits)
 
 
@@ -160,11 +147,9 @@ def something_something_v2(folder: pathlib.Path) -> Annotations:
 
 
 def _read_videos(file: pathlib.Path, *fields: str) -> list[tuple[str, ...]]:
+    videos = _read_json(file, list)
     try:
-        return [
-            tuple(str(video[field]) for field in fields)
-            for video in _read_json(file, list)
-        ]
+        return [tuple(str(video[field]) for field in fields) for video in videos]
     except (KeyError, TypeError):
         raise RecordError(
             f"{file}: expected a list of objects, each with {' and '.join(fields)}"
@@ -227,13 +212,13 @@ def hmdb51(folder: pathlib.Path, split: int) -> Annotations:
     Labels follow the alphabetical order of the class names.
     """
     ending = f"_test_split{split}.txt"
-    first = _find(folder, [f"*{ending}"])
-    files = sorted(first.parent.glob(f"*{ending}"))
-    classes = sorted(file.name.removesuffix(ending) for file in files)
+    folder = _find(folder, [f"*{ending}"]).parent
+    files = {f.name.removesuffix(ending): f for f in folder.glob(f"*{ending}")}
+    classes = sorted(files)
     splits = {"train": [], "val": []}
     unused = set()
     for label, class_name in enumerate(classes):
-        file = first.parent / (class_name + ending)
+        file = files[class_name]
         for line_number, line in _lines(file):
             match = re.fullmatch(r"(.+\S)\s+([012])", line)
             if not match:
@@ -284,8 +269,8 @@ def _find_optional(
                 "several folders contain such annotations. Pass one of them as "
                 f"--annotations: {' '.join(str(path) for path in sorted(matches))}"
             )
-        for file in matches.values():
-            return file
+        if matches:
+            return next(iter(matches.values()))
     return None
 
 

@@ -39,41 +39,29 @@ _FULL_RANGE = ("yuvj", "gray")  # pixel formats with values from 0 to 255
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """How videos are encoded.
+    """How videos are encoded."""
 
-    Attributes:
-        short_side: largest short side in pixels, an even number. VideoMAE's authors
-            used 320: crops down to 0.7 of it fill 224 pixels.
-        keyframes: largest distance between keyframes, in frames.
-        b_frames: B-frames between two frames that others depend on; a decoder can skip
-            B-frames that are not requested.
-        crf: constant rate factor of x264; lower is better and larger.
-        preset: preset of x264, one of PRESETS.
-        tune: tuning of x264; "" for none.
-    """
-
+    # Largest short side in pixels, an even number. VideoMAE's authors used 320: crops
+    # down to 0.7 of it fill 224 pixels.
     short_side: int = 320
-    keyframes: int = 32
+    keyframes: int = 32  # largest distance between keyframes, in frames
+    # Between two frames that others depend on; decoders can skip unrequested B-frames.
     b_frames: int = 7
-    crf: int = 18
-    preset: str = "medium"
-    tune: str = "fastdecode"
+    crf: int = 18  # constant rate factor of x264; lower is better and larger
+    preset: str = "medium"  # of x264, one of PRESETS
+    tune: str = "fastdecode"  # of x264; "" for none
 
 
 @dataclasses.dataclass(frozen=True)
 class Trim:
     """The part of a video to keep: the frames with start <= time < end.
 
-    Times are compared exactly: at 25 frames per second, frame 10 is the first one with
-    a time of at least 0.4.
-
-    Attributes:
-        start: seconds after the first frame; 0 for the beginning.
-        end: likewise; None for the end of the video.
+    Times are in seconds after the first frame, and compared exactly: at 25 frames per
+    second, frame 10 is the first one with a time of at least 0.4.
     """
 
     start: float
-    end: float | None
+    end: float | None  # None for the end of the video
 
     def __str__(self) -> str:
         """Returns the value that `prepare --trim` takes."""
@@ -83,22 +71,14 @@ class Trim:
 
 @dataclasses.dataclass(frozen=True)
 class Encoded:
-    """A video as it is stored.
+    """A video as it is stored."""
 
-    Attributes:
-        video: content of the file.
-        num_frames: number of frames.
-        fps: average frames per second; 0 if the file does not say.
-        height, width: pixels of the frames that `Video` returns.
-        index: packets of the file; None if it is stored unchanged.
-    """
-
-    video: bytes
+    video: bytes  # content of the file
     num_frames: int
-    fps: float
-    height: int
+    fps: float  # average frames per second; 0 if the file does not say
+    height: int  # pixels of the frames that `Video` returns
     width: int
-    index: PacketIndex | None
+    index: PacketIndex | None  # None if the file is stored unchanged
 
 
 def encode_record(
@@ -109,11 +89,7 @@ def encode_record(
 ) -> Encoded | str:
     """Encodes the video of a record like `encode`; returns the reason if that fails.
 
-    Args:
-        record: a video file, or a video whose frames are images.
-        settings: how to encode; None keeps the bytes of a file.
-        trim: the part to keep; None for all.
-        image_fps: frames per second of videos whose frames are images.
+    A video whose frames are images gets `image_fps` frames per second.
     """
     try:
         if not record.is_images:
@@ -147,17 +123,15 @@ def encode(data: bytes, settings: Settings | None, trim: Trim | None = None) -> 
     with Video(data) as video:
         announced, fps = video.num_frames, video.fps
     frames = decode_all(data)
-    decoded = None
+    times = _times(data, fps) if trim else []
     if trim:
-        times = _times(data, fps)
-        decoded, kept = len(times), _within(times, trim)
+        kept = _within(times, trim)
         frames = itertools.islice(frames, kept.start, kept.stop)
     if settings is None:
         count = sum(1 for _ in frames)
     else:
         data, count = _encode(frames, fps, settings)
-    if decoded is None:
-        decoded = count
+    decoded = len(times) if trim else count
     if decoded != announced:
         raise VideoError(
             f"the packets announce {announced} frames, but the decoder returned "
@@ -195,27 +169,24 @@ def _describe(data: bytes, count: int, *, indexed: bool) -> Encoded:
 
 def _times(data: bytes, fps: float | None) -> list[Fraction]:
     """Decodes all frames; returns the time of each in seconds."""
-    times, num_frames = [], 0
-    for frame in decode_all(data):
-        num_frames += 1
-        if frame.pts is not None and frame.time_base is not None:
-            times.append(frame.pts * frame.time_base)
-    if len(times) == num_frames:
+    stamps = [(frame.pts, frame.time_base) for frame in decode_all(data)]
+    times = [pts * unit for pts, unit in stamps if pts is not None and unit is not None]
+    if len(times) == len(stamps):
         return sorted(times)  # AVI files may have them in decoding order
     if not fps:
         raise VideoError("its frames have no times, so it cannot be trimmed")
     rate = Fraction(fps).limit_denominator(1001)
-    return [index / rate for index in range(num_frames)]
+    return [index / rate for index in range(len(stamps))]
 
 
 def _within(times: Sequence[Fraction], trim: Trim) -> range:
     """Returns the indices of the frames to keep, at least one."""
     seconds = [time - times[0] for time in times]
     # repr gives the number as the user wrote it: the nearest double to 0.4 is above it.
-    begin = bisect.bisect_left(seconds, Fraction(repr(trim.start)))
-    end = len(seconds)
-    if trim.end is not None:
-        end = bisect.bisect_left(seconds, Fraction(repr(trim.end)))
+    begin, end = (
+        len(seconds) if x is None else bisect.bisect_left(seconds, Fraction(repr(x)))
+        for x in (trim.start, trim.end)
+    )
     if begin >= end:
         raise VideoError(
             f"none of its {len(times)} frames is within {trim} s; the last is at "
@@ -227,11 +198,7 @@ def _within(times: Sequence[Fraction], trim: Trim) -> range:
 def _encode(
     frames: Iterable[av.VideoFrame], fps: float | None, settings: Settings
 ) -> tuple[bytes, int]:
-    """Returns the content of the file and its number of frames.
-
-    Raises:
-        VideoError: decoding or encoding fails.
-    """
+    """Returns the content of the file and its number of frames."""
     # Up to 1001, the denominator of broadcast rates such as 30000/1001.
     rate = Fraction(fps or UNKNOWN_RATE).limit_denominator(1001)
     rate = max(rate, Fraction(1, 1001))
@@ -279,9 +246,8 @@ def _add_stream(out, frame: av.VideoFrame, rate: Fraction, settings: Settings):
         "mbtree": "0",
         "a53cc": "0",  # subtitles
         "flags": "+bitexact",
+        **({"tune": settings.tune} if settings.tune else {}),
     }
-    if settings.tune:
-        stream.options = {**stream.options, "tune": settings.tune}
     return stream
 
 
@@ -299,15 +265,8 @@ def _scale(
     format_name = frame.format.name
     full = frame.color_range == ColorRange.JPEG or format_name.startswith(_FULL_RANGE)
     colors = ColorRange.JPEG if full else ColorRange.MPEG
-    scaled = reformatter.reformat(
-        frame,
-        width,
-        height,
-        "yuv420p",
-        interpolation=_SCALING,
-        dst_color_range=colors,
-        threads=1,
-    )
+    options = {"interpolation": _SCALING, "dst_color_range": colors, "threads": 1}
+    scaled = reformatter.reformat(frame, width, height, "yuv420p", **options)
     rotated = _rotate(scaled, frame)
     rotated.color_range, rotated.colorspace = colors, frame.colorspace
     # Otherwise the encoder would copy the frame types of the original.

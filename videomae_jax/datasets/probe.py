@@ -19,17 +19,11 @@ _IMAGES_PER_READ = 16  # bounds the memory of a frame folder
 
 
 class Job(NamedTuple):
-    """A video to probe.
-
-    Attributes:
-        record: the video.
-        decode: decode all frames; otherwise only headers and packets are read.
-        digest: hash the content.
-    """
+    """A video to probe."""
 
     record: Record
-    decode: bool
-    digest: bool
+    decode: bool  # all frames; otherwise only headers and packets are read
+    digest: bool  # hash the content
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -44,11 +38,9 @@ class ProbeResult:
         fps: average frames per second; None if the file does not say.
         seconds: num_frames / fps; None if fps is.
         width, height: pixels as stored, before any rotation that the file asks for.
-        keyframe_interval: average number of frames between points where decoding can
-            start.
+        keyframe_interval: average frames between points where decoding can start.
         codec, container: FFmpeg's names, such as h264 and mp4.
-        digest: hash of the file's bytes or, if the frames are images, of the pixels;
-            None if not asked for.
+        digest: hash of the file's bytes, or of the pixels of images, if asked for.
         size: bytes of a video that is not a file of its own; None for files.
     """
 
@@ -119,9 +111,6 @@ def _probe_file(job: Job) -> ProbeResult:
             decoded = len(times)
             if table and times != [table.times[i] for i in table.positions]:
                 table = None
-        digest = None
-        if job.digest:
-            digest = _digest(file)
         return ProbeResult(
             num_frames=num_frames,
             decoded_frames=decoded,
@@ -133,7 +122,7 @@ def _probe_file(job: Job) -> ProbeResult:
             keyframe_interval=len(packets) / max(sum(starts), 1),
             codec=codec.codec.canonical_name,
             container=_container_name(record.path, container.format.name),
-            digest=digest,
+            digest=_digest(file) if job.digest else None,
             size=len(file) if isinstance(file, bytes) else None,
         )
 
@@ -145,10 +134,10 @@ def _probe_images(job: Job) -> ProbeResult:
         count = video.num_frames
         size = sum(video.size(index) for index in range(count))
         digest = hashlib.blake2b()
-        decoded = count if job.decode else 1
-        for start in range(0, decoded, _IMAGES_PER_READ):
-            stop = min(start + _IMAGES_PER_READ, decoded)
-            digest.update(video.read(range(start, stop)).data)
+        to_decode = range(count if job.decode else 1)
+        for start in to_decode[::_IMAGES_PER_READ]:
+            indices = to_decode[start : start + _IMAGES_PER_READ]
+            digest.update(video.read(indices).data)
         return ProbeResult(
             num_frames=count,
             decoded_frames=count if job.decode else None,

@@ -32,16 +32,11 @@ _EXIT_SECONDS = 10  # from closing the pipe to the end of a process
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class TaskFailure:
-    """Takes the place of the result of an item that failed.
+    """Takes the place of the result of an item that failed."""
 
-    Attributes:
-        kind: "error" if the function raised, "crash" if its process died, "timeout" if
-            it took too long and was killed.
-        reason: one line to show to the user.
-    """
-
+    # The function raised, its process died, or it took too long and was killed.
     kind: Literal["error", "crash", "timeout"]
-    reason: str
+    reason: str  # one line to show to the user
 
 
 def process_map(
@@ -67,7 +62,7 @@ def process_map(
         function: defined at the top level of a module, or a `functools.partial` of such
             a function. It, the items and the results are pickled.
         items: its arguments, processed in this order.
-        num_workers: number of processes, at least 1.
+        num_workers: at least 1.
         timeout: finite limit in seconds per item, without the start of a process.
         ahead: if None, results are yielded as they arrive. If a number, they are
             yielded in the order of the items, and an item is started only if fewer than
@@ -113,11 +108,8 @@ def process_map(
                     worker.kill()
                     if todo:
                         busy.append(_Worker(function))
-            if ahead is None:
-                ready = list(results)
-            else:
-                following = itertools.count(first)
-                ready = list(itertools.takewhile(results.__contains__, following))
+            following = results if ahead is None else itertools.count(first)
+            ready = list(itertools.takewhile(results.__contains__, following))
             first += len(ready)
             # Assign new items before yielding: the caller may take long.
             while idle and todo and (ahead is None or todo[0] < first + ahead):
@@ -136,15 +128,12 @@ def process_map(
 class _Worker:
     """A process and the item that it works on.
 
-    Attributes:
-        pipe: readable if `receive` would return a result.
-        index: of the item in progress; None while the process starts.
-        deadline: when to kill the process, in seconds of `time.monotonic`.
+    `deadline` says when to kill the process, in seconds of `time.monotonic`.
     """
 
     def __init__(self, function: Callable[[Any], Any]):
-        self.index: int | None = None
-        self.pipe, child_pipe = _CONTEXT.Pipe()
+        self.index: int | None = None  # of the item; None while the process starts
+        self.pipe, child_pipe = _CONTEXT.Pipe()  # readable if `receive` has a result
         # A daemon also ends if Ctrl-C arrives before the caller has stored this object.
         self._process = _CONTEXT.Process(
             target=_work, args=(child_pipe, function), daemon=True
@@ -167,9 +156,8 @@ class _Worker:
         Only for workers that `_wait` has returned.
         """
         if not self.pipe.poll():
-            return TaskFailure(
-                "timeout", f"hangs: no result within {self._timeout:g} s"
-            )
+            reason = f"hangs: no result within {self._timeout:g} s"
+            return TaskFailure("timeout", reason)
         try:
             succeeded, value = self.pipe.recv()
         except (EOFError, OSError):

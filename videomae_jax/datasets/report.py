@@ -12,7 +12,6 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from videomae_jax.datasets.probe import Job, ProbeResult
-from videomae_jax.video.open import file_size
 from videomae_jax.video.record import LabelKind, Record
 
 # Each video has one status: the last of these that applies.
@@ -38,21 +37,13 @@ _BLUE, _RED = "#4c72b0", "#c44e52"
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class CheckedVideo:
-    """A video of the list and its status.
-
-    Attributes:
-        record: the video.
-        size: bytes; None if the file is missing or the size is unknown.
-        result: its properties, or the reason why it cannot be read.
-        status: one of STATUSES.
-        original: index in the list of the video that this one duplicates.
-    """
+    """A video of the list and its status, one of STATUSES."""
 
     record: Record
-    size: int | None
-    result: ProbeResult | str
+    size: int | None  # bytes; None if the file is missing or the size is unknown
+    result: ProbeResult | str  # or the reason why it cannot be read
     status: str
-    original: int | None = None
+    original: int | None = None  # index in the list of the video that it duplicates
 
 
 def reason(record: Record, result: ProbeResult | str) -> str | None:
@@ -65,11 +56,6 @@ def reason(record: Record, result: ProbeResult | str) -> str | None:
             f"the decoder returned {result.decoded_frames}"
         )
     return None
-
-
-def file_sizes(records: Iterable[Record]) -> list[int | None]:
-    """Returns the bytes of each file; None if it is missing or has several videos."""
-    return [file_size(record) for record in records]
 
 
 def probe_jobs(
@@ -98,7 +84,7 @@ def classify(
 
     Args:
         records: the list.
-        sizes: as `file_sizes` returns them.
+        sizes: of the files, in bytes, if known.
         results: of `probe`, for each video.
         clip_span: frames from the first to the last one of a clip, both included.
     """
@@ -112,21 +98,19 @@ def classify(
         elif result.frame_count_mismatch:
             status = "frame_count_mismatch"
         else:
+            status = "good" if result.indexed else "no_index"
+            if result.num_frames < clip_span:
+                status = "short"
             if result.digest is not None:
                 first = originals.setdefault((size, result.digest), index)
-                original = first if first != index else None
-            if original is not None:
-                status = "duplicate"
-            elif result.num_frames < clip_span:
-                status = "short"
-            else:
-                status = "good" if result.indexed else "no_index"
+                if first != index:
+                    status, original = "duplicate", first
             size = result.size if size is None else size
         videos.append(CheckedVideo(record, size, result, status, original))
     return videos
 
 
-def _readable(videos: Sequence[CheckedVideo]) -> list[ProbeResult]:
+def _readable(videos: Iterable[CheckedVideo]) -> list[ProbeResult]:
     return [v.result for v in videos if isinstance(v.result, ProbeResult)]
 
 
@@ -135,13 +119,10 @@ def summarize(
 ) -> dict[str, Any]:
     """Returns the statistics of all videos that `check-data --json` prints.
 
-    Args:
-        videos: as `classify` returns them.
-        kept: which of them are in the clean list.
-        clip_span: as in `classify`.
+    `kept` says which of them are in the clean list; `clip_span` is as in `classify`.
     """
     readable = _readable(videos)
-    clean = [video for video, keep in zip(videos, kept, strict=True) if keep]
+    clean = _readable(itertools.compress(videos, kept))
     statuses = collections.Counter(video.status for video in videos)
     reasons = collections.Counter(
         # Without paths and numbers, so that equal causes are counted together.
@@ -157,18 +138,15 @@ def summarize(
         "keyframe_interval": [result.keyframe_interval for result in readable],
         "bytes": [video.size for video in videos if video.size is not None],
     }
+    functions = {"min": min, "median": statistics.median, "max": max}
     ranges = {
-        name: {
-            "min": min(values),
-            "median": statistics.median(values),
-            "max": max(values),
-        }
+        name: {key: function(values) for key, function in functions.items()}
         for name, values in measured.items()
         if values
     }
     return {
         "videos": len(videos),
-        "clean": len(clean),
+        "clean": sum(kept),
         "statuses": {status: statuses[status] for status in STATUSES},
         "reasons": dict(reasons.most_common()),
         "conflicting_duplicates": sum(
@@ -177,7 +155,7 @@ def summarize(
             for video in videos
         ),
         "hours": _hours(readable),
-        "clean_hours": _hours(_readable(clean)),
+        "clean_hours": _hours(clean),
         "bytes": sum(measured["bytes"]),
         "codecs": _count(result.codec for result in readable),
         "containers": _count(result.container for result in readable),
@@ -225,25 +203,15 @@ def _advice(readable: Sequence[ProbeResult], clip_span: int) -> list[str]:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class LabelStatistics:
-    """How the labels of a list cover the classes.
+    """How the labels of a list cover the classes."""
 
-    Attributes:
-        num_classes: as the file of names says, or the highest label implies.
-        counts: number of kept videos by label, of the classes that have any.
-        num_empty: number of classes without a kept video.
-        empty: their labels, the first 1000.
-        few: labels of classes with 1 to 4 kept videos.
-        beyond: ids of videos with a label that is not below num_classes.
-        unlabelled: number of videos without a label, in a list where others have one.
-    """
-
-    num_classes: int
-    counts: dict[int, int]
-    num_empty: int
-    empty: list[int]
-    few: list[int]
-    beyond: list[str]
-    unlabelled: int
+    num_classes: int  # as the file of names says, or the highest label implies
+    counts: dict[int, int]  # kept videos by label, of the classes that have any
+    num_empty: int  # classes without a kept video
+    empty: list[int]  # their labels, the first 1000
+    few: list[int]  # labels of classes with 1 to 4 kept videos
+    beyond: list[str]  # ids of videos with a label that is not below num_classes
+    unlabelled: int  # videos without a label, in a list where others have one
 
 
 def label_statistics(
@@ -266,13 +234,8 @@ def label_statistics(
     if not every:
         return None
     limit = max(every) + 1 if num_classes is None else num_classes
-    counts = collections.Counter(
-        label
-        for own, keep in zip(labels, kept, strict=True)
-        if keep
-        for label in own
-        if label < limit
-    )
+    kept_labels = itertools.chain.from_iterable(itertools.compress(labels, kept))
+    counts = collections.Counter(label for label in kept_labels if label < limit)
     empty = (label for label in range(limit) if label not in counts)
     return LabelStatistics(
         num_classes=limit,
@@ -280,11 +243,7 @@ def label_statistics(
         num_empty=limit - len(counts),
         empty=list(itertools.islice(empty, _MAX_LISTED)),
         few=[label for label in sorted(counts) if counts[label] < FEW_VIDEOS],
-        beyond=[
-            record.id
-            for record, own in zip(records, labels, strict=True)
-            if max(own, default=-1) >= limit
-        ],
+        beyond=[r.id for r in records if max(r.labels, default=-1) >= limit],
         unlabelled=0 if label_kind is LabelKind.MANY else labels.count(()),
     )
 
@@ -296,13 +255,9 @@ def plot(
     *,
     label_stats: LabelStatistics | None,
 ) -> None:
-    """Plots histograms of the videos; needs matplotlib.
+    """Plots histograms of the videos to an image file; needs matplotlib.
 
-    Args:
-        target: image file to write.
-        summary: as `summarize` returns it, with "list" and "clip_span".
-        videos: as `classify` returns them.
-        label_stats: None for a list without labels.
+    `summary` is as `summarize` returns it, with "list" and "clip_span".
     """
     # Imported here: --help does without. Not pyplot, which has global state.
     import numpy as np
@@ -314,17 +269,14 @@ def plot(
     name = os.path.basename(summary["list"].rstrip("/"))
     name = name.encode(errors="replace").decode()
     statuses = [f"{n:,} {status}" for status, n in summary["statuses"].items() if n]
-    title = (
-        f"{name}: {summary['videos']:,} videos, {summary['hours']:,.2f} hours\n"
-        f"{', '.join(statuses)}"
-    )
+    title = f"{name}: {summary['videos']:,} videos, {summary['hours']:,.2f} hours\n"
+    title += ", ".join(statuses)
     figure.suptitle(title.replace("$", r"\$"))  # "$" would start a formula
     panels = iter(figure.subplots(2, 3).flat)
 
     def histogram(
-        numbers: Sequence[float | None],
         title: str,
-        *,
+        numbers: Iterable[float | None],
         unit: str = "videos",
         mark: float | None = None,
     ) -> None:
@@ -352,17 +304,14 @@ def plot(
             axes.axvline(mark, color=_RED, linestyle="--", linewidth=1)
 
     span = summary["clip_span"]
-    histogram(
-        [r.num_frames for r in readable], f"frames (dashed: a clip, {span})", mark=span
-    )
-    histogram([r.seconds for r in readable], "seconds")
-    histogram([min(r.width, r.height) for r in readable], "short side (pixels)")
-    histogram([(video.size or 0) / 1e6 for video in videos], "file size (MB)")
-    histogram([r.keyframe_interval for r in readable], "frames per keyframe")
+    frames = [r.num_frames for r in readable]
+    histogram(f"frames (dashed: a clip, {span})", frames, mark=span)
+    histogram("seconds", [r.seconds for r in readable])
+    histogram("short side (pixels)", [min(r.width, r.height) for r in readable])
+    histogram("file size (MB)", [(video.size or 0) / 1e6 for video in videos])
+    histogram("frames per keyframe", [r.keyframe_interval for r in readable])
     if label_stats:
-        histogram(
-            list(label_stats.counts.values()), "videos of a class", unit="classes"
-        )
+        histogram("videos of a class", label_stats.counts.values(), "classes")
     else:
-        histogram([r.fps for r in readable], "frames per second")
+        histogram("frames per second", [r.fps for r in readable])
     figure.savefig(target)

@@ -20,23 +20,15 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
-from array_record.python import array_record_module
+from array_record.python import (
+    array_record_module,  # pyright: ignore[reportAttributeAccessIssue]
+)
 from etils import epath
 from tensorflow_datasets.core import dataset_info, example_serializer, splits
 
+from videomae_jax import files
 from videomae_jax.datasets.encode import Encoded
 from videomae_jax.errors import RecordError
-from videomae_jax.files import (
-    PARTIAL_SUFFIX,
-    absolute,
-    atomic_path,
-    atomic_write,
-    file_size,
-    is_url,
-    read_json,
-    write_json,
-    write_json_lines,
-)
 from videomae_jax.video import shards as shard_files
 from videomae_jax.video.packets import PacketIndex
 from videomae_jax.video.record import Record, labels_to_json
@@ -51,17 +43,12 @@ _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """A shard to write: all that a worker needs to know, on any machine.
-
-    Attributes:
-        path: the file.
-        records: its videos; unreadable ones will be left out.
-        settings: everything else that the bytes depend on, as JSON values: "encoding"
-            (or None), "multi_label", "classes" (or None), and others.
-    """
+    """A shard to write: all that a worker needs to know, on any machine."""
 
     path: str
-    records: tuple[Record, ...]
+    records: tuple[Record, ...]  # unreadable ones will be left out
+    # Everything else that the bytes depend on, as JSON values: "encoding" (or None),
+    # "multi_label", "classes" (or None), and others.
     settings: Mapping[str, Any]
 
     @property
@@ -71,7 +58,7 @@ class Shard:
 
     def metadata(self) -> dict[str, Any] | None:
         """Returns the content of the metadata file; None if it is missing."""
-        return read_json(self.metadata_path)
+        return files.read_json(self.metadata_path)
 
     def identity(self) -> dict[str, Any]:
         """Returns what distinguishes the shard from others with its name."""
@@ -87,7 +74,7 @@ class Shard:
     def is_complete(self) -> bool:
         """Returns whether the shard exists with all of its bytes."""
         metadata = self.metadata()
-        return metadata is not None and file_size(self.path) == metadata["bytes"]
+        return metadata is not None and files.file_size(self.path) == metadata["bytes"]
 
     def conflict(self) -> str | None:
         """Returns how an existing shard with this name differs, if it does."""
@@ -104,22 +91,16 @@ class Shard:
 def write_shard(shard: Shard, videos: Iterable[Encoded | str]) -> int:
     """Writes a shard and then its metadata, each atomically.
 
-    Args:
-        shard: the shard.
-        videos: for each of its records in order, the video or why it is unreadable.
-
-    Returns:
-        The number of unreadable videos.
-
-    Raises:
-        OSError: the shard cannot be written, for example because the disk is full.
+    `videos` has, for each record in order, the video or why it is unreadable. Returns
+    the number of unreadable ones.
     """
     features = _features(shard.settings)
-    serializer = example_serializer.ExampleSerializer(features.get_serialized_info())
+    specs: Any = features.get_serialized_info()
+    serializer = example_serializer.ExampleSerializer(specs)
     rows, bad = [], []
     shard.metadata_path.unlink(missing_ok=True)
     with (
-        atomic_path(epath.Path(shard.path)) as temporary,
+        files.atomic_path(epath.Path(shard.path)) as temporary,
         _local_file(temporary) as path,
     ):
         with _explained_errors(path):
@@ -149,17 +130,14 @@ def write_shard(shard: Shard, videos: Iterable[Encoded | str]) -> int:
             with _explained_errors(path):
                 writer.close()
     head = {**shard.identity(), "bytes": epath.Path(shard.path).stat().length}
-    write_json(shard.metadata_path, head, {"bad": bad, "videos": rows})
+    files.write_json(shard.metadata_path, head, {"bad": bad, "videos": rows})
     return len(bad)
 
 
 class Split:
-    """The shards of a split, and the files that describe all of them.
+    """The shards of a split, in order, and the files that describe all of them.
 
-    Attributes:
-        folder: the versioned folder of the data set.
-        shards: all shards, in order.
-        settings: of each.
+    `folder` is the versioned folder of the data set.
     """
 
     def __init__(
@@ -179,14 +157,14 @@ class Split:
             split: such as "train".
             records: the whole list.
             shard_videos: videos per shard; the last may have fewer.
-            settings: see `Shard`.
+            settings: of `Shard`.
             overwrite: replace shards of other lists or settings.
 
         Raises:
             RecordError: such shards exist, without `overwrite`; other splits have other
                 classes; or TFDS does not allow a name.
         """
-        base = epath.Path(absolute(out))
+        base = epath.Path(files.absolute(out))
         for name in (base.name, split):
             if not _NAME.fullmatch(name):
                 raise RecordError(
@@ -206,23 +184,22 @@ class Split:
                         f"{self.folder}: the split {other!r} has other classes, or "
                         "another number of labels per video. Choose another folder"
                     )
-        count = -(-len(records) // shard_videos)
+        starts = range(0, len(records), shard_videos)
+        stem = os.fspath(self.folder / f"{self._prefix}.array_record")
         self.shards = [
             Shard(
-                os.fspath(
-                    self.folder / f"{self._prefix}.array_record-{i:05d}-of-{count:05d}"
-                ),
-                tuple(records[i * shard_videos : (i + 1) * shard_videos]),
+                f"{stem}-{index:05d}-of-{len(starts):05d}",
+                tuple(records[start : start + shard_videos]),
                 self.settings,
             )
-            for i in range(count)
+            for index, start in enumerate(starts)
         ]
         self.folder.mkdir(parents=True, exist_ok=True)
         self._remove_old_files(overwrite)
 
     def _remove_old_files(self, overwrite: bool) -> None:
         """Removes shards in the way, and partial files of a killed process."""
-        for partial in self.folder.glob(f".{self._prefix}.*{PARTIAL_SUFFIX}"):
+        for partial in self.folder.glob(f".{self._prefix}.*{files.PARTIAL_SUFFIX}"):
             partial.unlink(missing_ok=True)
         expected = {os.path.basename(shard.path): shard for shard in self.shards}
         expected |= {shard.metadata_path.name: shard for shard in self.shards}
@@ -231,13 +208,13 @@ class Split:
             reason = "the number of shards differs"
             if path.name in expected:
                 reason = expected[path.name].conflict()
+            if reason:
+                obsolete.append(path)
             if reason and not overwrite:
                 raise RecordError(
                     f"{path} exists, with another list or other settings ({reason}). "
                     "Choose another folder, or pass --overwrite to replace it"
                 )
-            if reason:
-                obsolete.append(path)
         if obsolete:
             self.invalidate()
         for path in obsolete:
@@ -261,23 +238,18 @@ class Split:
     def write_bad_videos(self) -> epath.Path:
         """Lists the unreadable videos so far in a file; returns its path."""
         path = self.folder / f"{self._prefix}.bad_videos.jsonl"
-        write_json_lines(
-            path,
-            (
-                {"id": record.id, "path": record.path, "reason": reason}
-                for _, record, reason in self.bad_videos()
-            ),
+        rows = (
+            {"id": record.id, "path": record.path, "reason": reason}
+            for _, record, reason in self.bad_videos()
         )
+        files.write_json_lines(path, rows)
         return path
 
     def finish(self, provenance: Mapping[str, Any]) -> int:
         """Makes a data set of the shards, all of which must be complete.
 
-        Args:
-            provenance: JSON values for the index that say where the data came from.
-
-        Returns:
-            The number of videos.
+        The index also gets the JSON values of `provenance`, which say where the data
+        came from. Returns the number of videos.
         """
         rows, videos, unreadable = [], [], 0
         for shard in self.shards:
@@ -288,7 +260,7 @@ class Split:
             videos += own
             unreadable += len(metadata["bad"])
         head = {"settings": self.settings, **provenance, "unreadable": unreadable}
-        write_json(self._index_path, head, {"shards": rows, "videos": videos})
+        files.write_json(self._index_path, head, {"shards": rows, "videos": videos})
         self._write_info()
         return len(videos)
 
@@ -319,7 +291,7 @@ class Split:
                 names = set(os.listdir(temporary)) - {"dataset_info.json"}
                 for name in [*sorted(names), "dataset_info.json"]:
                     text = epath.Path(temporary, name).read_text()
-                    with atomic_write(self.folder / name) as file:
+                    with files.atomic_write(self.folder / name) as file:
                         file.write(text)
             # Another process may have finished another split in the meantime.
             if shard_files.indices(self.folder).keys() == complete.keys():
@@ -327,17 +299,16 @@ class Split:
         (self.folder / "dataset_info.json").unlink(missing_ok=True)
 
     def _split_info(self, split: str, index: Mapping[str, Any]) -> tfds.core.SplitInfo:
-        template = tfds.core.ShardedFileTemplate(
-            data_dir=self.folder,
-            dataset_name=self._name,
-            split=split,
-            filetype_suffix="array_record",
-        )
         return tfds.core.SplitInfo(
             name=split,
             shard_lengths=[shard["videos"] for shard in index["shards"]],
             num_bytes=sum(shard["bytes"] for shard in index["shards"]),
-            filename_template=template,
+            filename_template=tfds.core.ShardedFileTemplate(
+                data_dir=self.folder,
+                dataset_name=self._name,
+                split=split,
+                filetype_suffix="array_record",
+            ),
         )
 
 
@@ -350,20 +321,19 @@ def _features(settings: Mapping[str, Any]) -> tfds.features.FeaturesDict:
     label = tfds.features.ClassLabel(names=classes) if classes else np.int64
     if settings["multi_label"]:
         label = tfds.features.Sequence(label)
-    return tfds.features.FeaturesDict(
-        {
-            "id": tfds.features.Text(),
-            "label": label,
-            "num_frames": np.int32,
-            "fps": np.float32,
-            "height": np.int32,
-            "width": np.int32,
-            # Strings hold any bytes.
-            "video": tfds.features.Tensor(shape=(), dtype=np.str_),
-            "header": tfds.features.Tensor(shape=(), dtype=np.str_),
-            "packets": tfds.features.Tensor(shape=(None, 4), dtype=np.int64),
-        }
-    )
+    any_bytes = tfds.features.Tensor(shape=(), dtype=np.str_)
+    features = {
+        "id": tfds.features.Text(),
+        "label": label,
+        "num_frames": np.int32,
+        "fps": np.float32,
+        "height": np.int32,
+        "width": np.int32,
+        "video": any_bytes,
+        "header": any_bytes,
+        "packets": tfds.features.Tensor(shape=(None, 4), dtype=np.int64),
+    }
+    return tfds.features.FeaturesDict(features)
 
 
 @contextlib.contextmanager
@@ -372,7 +342,7 @@ def _local_file(path: epath.Path) -> Iterator[str]:
 
     ArrayRecord cannot write to an object store such as gs://.
     """
-    if not is_url(path):
+    if not files.is_url(path):
         yield os.fspath(path)
         return
     with tempfile.TemporaryDirectory() as folder:
