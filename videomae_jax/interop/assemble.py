@@ -15,7 +15,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from videomae_jax.errors import PretrainedError
 from videomae_jax.interop import huggingface, official
-from videomae_jax.interop.pretrained import Preprocessing, Pretrained
+from videomae_jax.interop.pretrained import Preprocessing, Pretrained, check_clips
 from videomae_jax.interop.torch_pickle import Tensor
 from videomae_jax.models.classifier import VideoClassifier
 from videomae_jax.models.mae import VideoMAE
@@ -27,8 +27,8 @@ from videomae_jax.models.variants import VARIANTS
 TENSOR_NAMES: dict[str, Callable[[str], tuple[str, ...]]] = {
     "huggingface": huggingface.tensor_names,
     "mmaction": official.mmaction_tensor_names,
-    "official": official.tensor_names,
-    "keras": official.tensor_names,
+    "official": lambda name: (name,),
+    "keras": lambda name: (name,),
 }
 MAX_NAMES = 8  # in a message
 # Something-Something V2 is sampled over the whole video (VideoMAE, section 4.1).
@@ -50,12 +50,12 @@ _PRETRAINING_TENSORS = (
 class Source:
     """The tensors of a checkpoint by their own names, and its metadata.
 
+    Attributes that are not listed are as in `Pretrained`.
+
     Attributes:
         path: for messages.
         format: a key of TENSOR_NAMES.
-        tensors: arrays, or tensors still in their file.
         fields: of the model, as far as the source specifies them.
-        labels, normalized_targets, multi_label: as in `Pretrained`.
         preprocessing: fields of `Preprocessing`.
         biases: False if the source says that queries and values have no biases.
         sizes: fields of the model that must agree with the tensors.
@@ -76,37 +76,30 @@ class Source:
     kind: str | None = None
     mean_pooling: bool | None = None
 
+    def error(self, problem: str) -> PretrainedError:
+        """Returns an error that names the path."""
+        return PretrainedError(f"{self.path}: {problem}")
+
     def shape(self, name: str) -> tuple[int, ...] | None:
         """Returns the shape of an official tensor; None unless all of it is present."""
-        shapes = []
-        for source_name in TENSOR_NAMES[self.format](name):
-            if source_name not in self.tensors:
-                return None
-            shapes.append(tuple(self.tensors[source_name].shape))
+        names = TENSOR_NAMES[self.format](name)
+        if any(name not in self.tensors for name in names):
+            return None
+        shapes = [tuple(self.tensors[name].shape) for name in names]
         if len(shapes) == 1 or not shapes[0]:
             return shapes[0]
         return (sum(shape[0] for shape in shapes), *shapes[0][1:])
 
     def has(self, *names: str) -> bool:
         """Returns whether any part of any of these official tensors is present."""
-        return any(
-            source_name in self.tensors
-            for name in names
-            for source_name in TENSOR_NAMES[self.format](name)
-        )
+        own_names = TENSOR_NAMES[self.format]
+        return any(own in self.tensors for name in names for own in own_names(name))
 
 
 def assemble(source: Source, *, strict: bool, fields: Mapping[str, Any]) -> Pretrained:
     """Builds the model of the tensors and loads them into its parameters.
 
-    Args:
-        source: the checkpoint.
-        strict: see `load_pretrained`.
-        fields: of the model, which override the source's.
-
-    Raises:
-        PretrainedError: if the model's sizes cannot be determined, a tensor has another
-            shape, or with `strict` a tensor is missing or unused.
+    Arguments and errors are those of `load_pretrained`.
     """
     model = _model(source, fields)
     params, missing, unused = _params(source, model, strict)
@@ -119,14 +112,8 @@ def assemble(source: Source, *, strict: bool, fields: Mapping[str, Any]) -> Pret
     preprocessing = Preprocessing(**source.preprocessing)
     if classes == _CLASSES_OF_SSV2:
         preprocessing = dataclasses.replace(preprocessing, frame_sampling="uniform")
-    frames, size = preprocessing.num_frames, preprocessing.image_size
-    if source.preprocessing and (
-        frames % model.tubelet_size or size % model.patch_size
-    ):
-        raise PretrainedError(
-            f"{source.path}: clips of {frames} frames of {size} pixels do not divide "
-            f"into patches of {model.tubelet_size} frames and {model.patch_size} pixels"
-        )
+    if source.preprocessing:
+        check_clips(preprocessing, model, source.path)
     return Pretrained(
         model=model,
         params=params,
@@ -151,15 +138,21 @@ def initialize(model: VideoMAE | VideoClassifier, seed: int = 0) -> dict[str, An
     return dict(model.init(jax.random.key(seed), *inputs))["params"]
 
 
+def param_shapes(model: VideoMAE | VideoClassifier) -> dict[str, tuple[int, ...]]:
+    """Returns the shapes of the parameters by path a/b/c."""
+    params = jax.eval_shape(lambda: initialize(model))
+    flat: dict[str, Any] = flatten_dict(params, sep="/")  # pyright: ignore
+    return {path: x.shape for path, x in flat.items()}
+
+
 def _params(
     source: Source, model: VideoMAE | VideoClassifier, strict: bool
 ) -> tuple[dict[str, Any], tuple[str, ...], tuple[str, ...]]:
     """Returns the parameters, and the names of missing and unused tensors."""
     try:
-        abstract: Any = jax.eval_shape(lambda: initialize(model))
+        shapes = param_shapes(model)
     except (TypeError, ValueError) as error:
-        raise PretrainedError(f"{source.path}: {error}") from error
-    shapes = {path: x.shape for path, x in _flatten(abstract).items()}
+        raise source.error(str(error)) from error
     unused = dict(source.tensors)
     missing, wrong = [], []
     arrays: dict[str, list[np.ndarray | None]] = {path: [] for path in shapes}
@@ -189,16 +182,13 @@ def _params(
     _drop_computed_positions(source, unused)
     if wrong or strict and (missing or unused):
         raise PretrainedError(_mismatch(source, model, missing, list(unused), wrong))
-    random = _flatten(jax.device_get(initialize(model))) if missing else {}
+    initial = jax.device_get(initialize(model)) if missing else {}
+    random: dict[str, Any] = flatten_dict(initial, sep="/")
     params = {
         path: _stack(arrays[path], shape, random.get(path))
         for path, shape in shapes.items()
     }
     return unflatten_dict(params, sep="/"), tuple(missing), tuple(unused)
-
-
-def _flatten(tree: Any) -> dict[str, Any]:
-    return flatten_dict(tree, sep="/")
 
 
 def _model(source: Source, given: Mapping[str, Any]) -> VideoMAE | VideoClassifier:
@@ -207,16 +197,14 @@ def _model(source: Source, given: Mapping[str, Any]) -> VideoMAE | VideoClassifi
     embedding = source.shape(f"{prefix}patch_embed.proj.weight")
     if embedding is None or len(embedding) != 5 or embedding[1] != 3:
         name = TENSOR_NAMES[source.format](f"{prefix}patch_embed.proj.weight")[0]
-        raise PretrainedError(
-            f"{source.path}: {name} "
-            + ("is missing" if embedding is None else f"has the shape {embedding}")
-            + "; expected [width, 3, frames, rows, columns], of RGB videos"
+        problem = "is missing" if embedding is None else f"has the shape {embedding}"
+        raise source.error(
+            f"{name} {problem}; expected [width, 3, frames, rows, columns], of RGB "
+            "videos"
         )
     width, _, tubelet_size, patch_size, columns = embedding
     if patch_size != columns:
-        raise PretrainedError(
-            f"{source.path}: patches must be square, got {patch_size}x{columns} pixels"
-        )
+        raise source.error(f"patches must be square, got {patch_size}x{columns} pixels")
     specified = source.fields | dict(given)
     fields = {
         "width": width,
@@ -239,36 +227,28 @@ def _model(source: Source, given: Mapping[str, Any]) -> VideoMAE | VideoClassifi
     else:
         fields |= _head_fields(source)
         if source.kind == "VideoClassification" and not fields["num_classes"]:
-            raise PretrainedError(
-                f"{source.path}: the config is of a classifier, but "
-                f"{TENSOR_NAMES[source.format]('head.weight')[0]} is missing"
-            )
-        specified = {
-            name: value
-            for name, value in specified.items()
-            if not name.startswith("decoder_")
-        }
+            name = TENSOR_NAMES[source.format]("head.weight")[0]
+            raise source.error(f"the config is of a classifier, but {name} is missing")
+        for name in [name for name in specified if name.startswith("decoder_")]:
+            del specified[name]
     unknown = [name for name, x in heads.items() if x is None and name not in specified]
     if unknown:
-        raise PretrainedError(
-            f"{source.path}: the number of attention heads is unknown, because no "
-            "published model has this width; pass "
-            + " and ".join(f"{name}=<number>" for name in unknown)
+        raise source.error(
+            "the number of attention heads is unknown, because no published model has "
+            "this width; pass " + " and ".join(f"{name}=<number>" for name in unknown)
         )
     _check_sizes(source, fields, given)
     kind = VideoMAE if pretraining else VideoClassifier
     known = {field.name for field in dataclasses.fields(kind)} - {"parent", "name"}
     invalid = sorted(given.keys() - known - {"decoder_heads"})
     if invalid:
-        raise PretrainedError(
-            f"{source.path}: {kind.__name__} has no field {', '.join(invalid)}"
-        )
+        raise source.error(f"{kind.__name__} has no field {', '.join(invalid)}")
     fields |= heads | specified
     for size, name in (("width", "heads"), ("decoder_width", "decoder_heads")):
         count = fields.get(name, 1)
         if not isinstance(count, int) or count < 1 or fields.get(size, 0) % count:
-            raise PretrainedError(
-                f"{source.path}: {name}={count!r} must divide {size}={fields.get(size)}"
+            raise source.error(
+                f"{name}={count!r} must divide {size}={fields.get(size)}"
             )
     return kind(**fields)
 
@@ -280,7 +260,7 @@ def _check_sizes(
 
     Without this check, blocks lost from the end would go unnoticed.
     """
-    expected = dict(source.sizes)
+    expected = source.sizes
     if not expected and source.format != "huggingface":
         expected = {"depth": _DEPTHS.get(fields["width"], fields["depth"])}
     differing = {
@@ -289,9 +269,8 @@ def _check_sizes(
         if name in fields and name not in given and fields[name] != value
     }
     if differing:
-        raise PretrainedError(
-            f"{source.path}: "
-            + "; ".join(
+        raise source.error(
+            "; ".join(
                 f"{name} is {fields[name]} by its tensors, and should be {value}"
                 for name, value in differing.items()
             )
@@ -341,14 +320,12 @@ def _head_fields(source: Source) -> dict[str, Any]:
 def _array(source: Source, name: str, tensor: np.ndarray | Tensor) -> np.ndarray:
     array = np.asarray(tensor.load() if isinstance(tensor, Tensor) else tensor)
     if not jax.numpy.issubdtype(array.dtype, np.floating):
-        raise PretrainedError(
-            f"{source.path}: {name} must be floating point, got {array.dtype}"
-        )
+        raise source.error(f"{name} must be floating point, got {array.dtype}")
     array = array.astype(np.float32)
     if not np.isfinite(array).all():
-        raise PretrainedError(
-            f"{source.path}: {name} holds values that are not finite; its training "
-            "diverged, or the file is damaged"
+        raise source.error(
+            f"{name} holds values that are not finite; its training diverged, or the "
+            "file is damaged"
         )
     return array
 
@@ -357,12 +334,11 @@ def _drop_computed_positions(
     source: Source, unused: dict[str, np.ndarray | Tensor]
 ) -> None:
     """Removes position tables that equal the one that the models compute."""
-    for name in list(unused):
-        if not re.search(r"(^|\.)(pos_embed|position_embeddings)$", name):
+    for name, tensor in list(unused.items()):
+        is_table = re.search(r"(^|\.)(pos_embed|position_embeddings)$", name)
+        if not is_table or len(tensor.shape) not in (2, 3):
             continue
-        if len(unused[name].shape) not in (2, 3):
-            continue
-        table = _array(source, name, unused[name])
+        table = _array(source, name, tensor)
         table = table.reshape(-1, table.shape[-1])
         if np.allclose(table, sincos_positions(*table.shape), atol=1e-4):
             del unused[name]
@@ -380,11 +356,8 @@ def _mismatch(
         f"{source.path} ({source.format}) does not fit the {type(model).__name__} that "
         f"its shapes indicate (width {model.width}, {model.depth} blocks):"
     ]
-    for problem, names in (
-        ("missing", missing),
-        ("unused", unused),
-        ("wrong shape", wrong),
-    ):
+    problems = {"missing": missing, "unused": unused, "wrong shape": wrong}
+    for problem, names in problems.items():
         shown = ", ".join(names[:MAX_NAMES])
         more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
         lines += [f"  {problem}: {shown}{more}"] if names else []
@@ -409,10 +382,7 @@ def _mismatch(
 def _stack(
     arrays: Sequence[np.ndarray | None], shape: tuple[int, ...], random: Any
 ) -> np.ndarray:
-    """Returns a parameter, stacked over blocks if `arrays` are of blocks.
-
-    Arrays that are None are taken from the random parameter.
-    """
+    """Returns a parameter, stacked over blocks if there are; `random` replaces None."""
     if len(arrays) == 1 and (arrays[0] is None or arrays[0].shape == shape):
         return random if arrays[0] is None else np.ascontiguousarray(arrays[0])
     return np.stack(

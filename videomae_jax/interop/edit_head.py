@@ -9,7 +9,7 @@ import numpy as np
 
 from videomae_jax.errors import PretrainedError
 from videomae_jax.interop.assemble import MAX_NAMES, initialize
-from videomae_jax.interop.pretrained import Pretrained
+from videomae_jax.interop.pretrained import Pretrained, check_clips
 from videomae_jax.models import vit
 from videomae_jax.models.classifier import VideoClassifier
 
@@ -31,12 +31,10 @@ def select_classes(
         classes: names of the classes to keep, in their new order. Case, underscores and
             repeated blanks do not matter.
         aliases: the classifier's name of a class, by its name in `classes`, where they
-            differ: Kinetics-710 has one name for classes that 400, 600 and 700 name
-            differently.
+            differ, as some of Kinetics-710 do from those of 400, 600 and 700.
 
     Raises:
-        PretrainedError: if the model is not a classifier with class names, or lacks a
-            class.
+        PretrainedError: if it lacks a class, or has no class names.
 
     Example:
         >>> import jax, videomae_jax as vmae
@@ -58,24 +56,17 @@ def select_classes(
             "of names, one per line, in the order of the head (--labels)"
         )
     aliases = aliases or {}
-    indices: dict[str, int] = {}
-    for index, label in enumerate(labels):
-        indices.setdefault(_key(label), index)
-    keys = [_key(aliases.get(name, name)) for name in classes]
-    absent = [
-        name for name, key in zip(classes, keys, strict=True) if key not in indices
-    ]
+    known = [_key(label) for label in labels]
+    keys = {name: _key(aliases.get(name, name)) for name in classes}
+    absent = [name for name in classes if keys[name] not in known]
     if absent:
-        lines = [
-            f"  {name!r}{_suggestion(name, labels)}" for name in absent[:MAX_NAMES]
-        ]
         raise PretrainedError(
             f"{len(absent)} of the {len(classes)} classes are not among the "
             f"{len(labels)} of {_name(pretrained)}:\n"
-            + "\n".join(lines)
-            + "\nPass aliases for classes that it names differently."
+            + "".join(f"  {x!r}{_suggestion(x, known)}\n" for x in absent[:MAX_NAMES])
+            + "Pass aliases for classes that it names differently."
         )
-    columns = np.array([indices[key] for key in keys])
+    columns = np.array([known.index(keys[name]) for name in classes])
     head = pretrained.params["head"]
     head = {"kernel": head["kernel"][:, columns], "bias": head["bias"][columns]}
     return dataclasses.replace(
@@ -100,10 +91,9 @@ def new_head(
         PretrainedError: if the model is an autoencoder, or there are no classes.
     """
     count = classes if isinstance(classes, int) else len(classes)
-    _check_classifier(pretrained)
     if count < 1:
         raise PretrainedError("a head needs at least one class")
-    model = pretrained.model.clone(num_classes=count)
+    model = _check_classifier(pretrained).clone(num_classes=count)
     head = initialize(model, seed)["head"]
     return dataclasses.replace(
         pretrained,
@@ -126,25 +116,18 @@ def resize_clips(
     size the table is interpolated (see `models.positions`). Accuracy is best at the
     sizes of training, so fine-tune afterwards.
 
-    Args:
-        pretrained: a VideoClassifier.
-        num_frames, image_size, stride: as in `Preprocessing`; None keeps the value.
+    Arguments are fields of `Preprocessing`; None keeps the value.
 
     Raises:
-        PretrainedError: if the model is an autoencoder, or the sizes do not divide into
-            tubelets and patches.
+        PretrainedError: if the model is an autoencoder, or its patches do not divide
+            the clips.
     """
     model, old = _check_classifier(pretrained), pretrained.preprocessing
     changes = {"num_frames": num_frames, "image_size": image_size, "stride": stride}
     new = dataclasses.replace(
         old, **{name: value for name, value in changes.items() if value is not None}
     )
-    if new.num_frames % model.tubelet_size or new.image_size % model.patch_size:
-        raise PretrainedError(
-            f"{new.num_frames} frames of {new.image_size} pixels do not divide into "
-            f"tubelets of {model.tubelet_size} frames and patches of "
-            f"{model.patch_size} pixels"
-        )
+    check_clips(new, model, _name(pretrained))
     if new.image_size != old.image_size and model.position_size is None:
         model = model.clone(position_size=(old.image_size, old.image_size))
     return dataclasses.replace(pretrained, model=model, preprocessing=new)
@@ -193,6 +176,6 @@ def _key(label: str) -> str:
     return " ".join(label.replace("_", " ").split()).casefold()
 
 
-def _suggestion(name: str, labels: Sequence[str]) -> str:
-    matches = difflib.get_close_matches(_key(name), map(_key, labels), n=1)
+def _suggestion(name: str, known: Sequence[str]) -> str:
+    matches = difflib.get_close_matches(_key(name), known, n=1)
     return f", perhaps {matches[0]!r}" if matches else ""

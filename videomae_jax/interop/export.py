@@ -1,19 +1,18 @@
 """Our own portable format of a model: config.json and model.safetensors."""
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from videomae_jax.errors import PretrainedError
 from videomae_jax.interop import huggingface
-from videomae_jax.interop.assemble import initialize
+from videomae_jax.interop.assemble import param_shapes
 from videomae_jax.interop.pretrained import Preprocessing, Pretrained, model_fields
+from videomae_jax.interop.tensor_files import read_safetensors
 from videomae_jax.models.classifier import VideoClassifier
 from videomae_jax.models.mae import VideoMAE
 
@@ -26,10 +25,9 @@ WEIGHTS = "model.safetensors"
 def is_export(folder: pathlib.Path) -> bool:
     """Returns whether the folder holds this format."""
     try:
-        config = json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError):
+        return huggingface.read_json(folder / "config.json").get("format") == _FORMAT
+    except PretrainedError:  # missing, or not a config
         return False
-    return isinstance(config, dict) and config.get("format") == _FORMAT
 
 
 def content(pretrained: Pretrained) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -49,19 +47,13 @@ def content(pretrained: Pretrained) -> tuple[dict[str, Any], dict[str, np.ndarra
     return config, {name: np.asarray(x) for name, x in arrays.items()}
 
 
-def read(
-    folder: pathlib.Path, arrays: Mapping[str, np.ndarray], fields: Mapping[str, Any]
-) -> Pretrained:
+def read(folder: pathlib.Path, fields: Mapping[str, Any]) -> Pretrained:
     """Reads an export.
-
-    Args:
-        folder: the export.
-        arrays: content of its weights file.
-        fields: of the model, which override the saved ones.
 
     Raises:
         PretrainedError: if it is of a newer version, or arrays and model do not fit.
     """
+    arrays = read_safetensors(folder / WEIGHTS)
     with huggingface.opened_json(folder / "config.json") as config:
         if config.get("version") != _VERSION or config.get("model") not in _MODELS:
             raise PretrainedError(
@@ -73,9 +65,7 @@ def read(
             for name, value in config["fields"].items()
         }
         model = _MODELS[config["model"]](**(saved | dict(fields)))
-        abstract: Any = jax.eval_shape(lambda: initialize(model))
-        flat: dict[str, Any] = dict(flatten_dict(abstract, sep="/"))
-        expected = {f"params/{name}": tuple(x.shape) for name, x in flat.items()}
+        expected = {f"params/{path}": x for path, x in param_shapes(model).items()}
         actual = {
             name: x.shape
             for name, x in arrays.items()
@@ -100,7 +90,7 @@ def read(
         preprocessing = dict(config["preprocessing"])
         if "frames" in preprocessing:  # the name in earlier releases
             preprocessing["frame_sampling"] = preprocessing.pop("frames")
-        variables = unflatten_dict(dict(arrays), sep="/")
+        variables: dict[str, Any] = unflatten_dict(arrays, sep="/")
         return Pretrained(
             model=model,
             params=variables["params"],

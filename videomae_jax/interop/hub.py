@@ -15,15 +15,11 @@ def is_name(source: str) -> bool:
 
 
 def download(name: str, revision: str | None) -> pathlib.Path:
-    """Downloads files that are not in the cache yet.
+    """Returns the folder of a model, or one file, downloaded unless in the cache.
 
     Args:
-        name: owner/model for weights and configs, or owner/model/path/to/file for one
-            file.
+        name: owner/model for weights and configs, or owner/model/path/to/file.
         revision: a commit, tag or branch; None for the newest.
-
-    Returns:
-        The folder, or the file.
 
     Raises:
         PretrainedError: if model, file or revision are not found or not accessible, or
@@ -40,15 +36,15 @@ def download(name: str, revision: str | None) -> pathlib.Path:
     repository = f"{owner}/{model}"
     try:
         if path:
-            file = huggingface_hub.hf_hub_download(
-                repository, path[0], revision=revision
+            return pathlib.Path(
+                huggingface_hub.hf_hub_download(repository, path[0], revision=revision)
             )
-            return pathlib.Path(file)
         for patterns in _FILES:
-            folder = huggingface_hub.snapshot_download(
-                repository, revision=revision, allow_patterns=patterns
+            folder = pathlib.Path(
+                huggingface_hub.snapshot_download(
+                    repository, revision=revision, allow_patterns=patterns
+                )
             )
-            folder = pathlib.Path(folder)
             if any(folder.glob(patterns[1])):
                 return folder
     except errors.GatedRepoError as error:

@@ -18,13 +18,20 @@ _T = TypeVar("_T")
 
 # The config does not change the epsilon of the LayerNorm before a head.
 EPSILONS = {"norm_epsilon": 1e-12, "head_norm_epsilon": 1e-5}
+# Our names of the sizes in a config of transformers, and of VideoMAE V2.
+_SIZES = {
+    "hidden_size": "width",
+    "num_hidden_layers": "depth",
+    "tubelet_size": "tubelet_size",
+    "decoder_hidden_size": "decoder_width",
+    "decoder_num_hidden_layers": "decoder_depth",
+}
+_V2_SIZES = {"embed_dim": "width", "depth": "depth"}
 _MULTI_LABEL = "multi_label_classification"
 _BLOCK = {
     "norm1": ("layernorm_before",),
     "norm2": ("layernorm_after",),
-    "attn.qkv": tuple(
-        f"attention.attention.{name}" for name in ("query", "key", "value")
-    ),
+    "attn.qkv": tuple(f"attention.attention.{x}" for x in ("query", "key", "value")),
     "attn.q_bias": ("attention.attention.q_bias",),
     "attn.v_bias": ("attention.attention.v_bias",),
     "attn.proj": ("attention.output.dense",),
@@ -75,10 +82,7 @@ def normalize_names(tensors: Mapping[str, _T]) -> dict[str, _T]:
 
 
 def read_config(file: pathlib.Path) -> dict[str, Any]:
-    """Reads config.json, and the processor's config beside it.
-
-    Returns:
-        Attributes of `assemble.Source`, by name.
+    """Reads config.json and the processor's config into fields of `assemble.Source`.
 
     Raises:
         PretrainedError: if a file cannot be read or is of another architecture.
@@ -91,22 +95,21 @@ def read_config(file: pathlib.Path) -> dict[str, Any]:
             )
         for name, supported in (("hidden_act", "gelu"), ("num_channels", 3)):
             if config.get(name, supported) != supported:
-                raise PretrainedError(
-                    f"{file}: {name}={config[name]!r} is not supported, only "
-                    f"{supported!r}"
+                problem = (
+                    f"{name}={config[name]!r} is not supported, only {supported!r}"
                 )
+                raise PretrainedError(f"{file}: {problem}")
+        architectures = config.get("architectures") or ()
         kinds = [
             kind
-            for name in config.get("architectures") or ()
             for kind in ("PreTraining", "VideoClassification")
-            if name == f"VideoMAEFor{kind}"
+            if f"VideoMAEFor{kind}" in architectures
         ]
+        epsilon = config.get("layer_norm_eps", EPSILONS["norm_epsilon"])
         fields = {
             "heads": int(config.get("num_attention_heads", 12)),
             "decoder_heads": int(config.get("decoder_num_attention_heads", 6)),
-            "norm_epsilon": float(
-                config.get("layer_norm_eps", EPSILONS["norm_epsilon"])
-            ),
+            "norm_epsilon": float(epsilon),
         }
         for name in ("preprocessor_config.json", "video_preprocessor_config.json"):
             processor = file.parent / name
@@ -114,17 +117,7 @@ def read_config(file: pathlib.Path) -> dict[str, Any]:
                 with opened_json(processor) as processor_config:
                     fields |= _pixel_stats(processor_config)
                 break
-        sizes = {
-            ours: config[theirs]
-            for ours, theirs in (
-                ("width", "hidden_size"),
-                ("depth", "num_hidden_layers"),
-                ("tubelet_size", "tubelet_size"),
-                ("decoder_width", "decoder_hidden_size"),
-                ("decoder_depth", "decoder_num_hidden_layers"),
-            )
-            if theirs in config
-        }
+        sizes = {ours: config[x] for x, ours in _SIZES.items() if x in config}
         return {
             "fields": fields,
             "sizes": sizes | {"patch_size": _side(config.get("patch_size", 16))},
@@ -174,11 +167,7 @@ def read_v2_config(file: pathlib.Path) -> dict[str, Any]:
         fields = {"norm_epsilon": epsilon, "head_norm_epsilon": epsilon}
         if "num_heads" in config:
             fields["heads"] = int(config["num_heads"])
-        sizes = {
-            ours: config[theirs]
-            for ours, theirs in (("width", "embed_dim"), ("depth", "depth"))
-            if theirs in config
-        }
+        sizes = {ours: config[x] for x, ours in _V2_SIZES.items() if x in config}
         preprocessing = {
             "num_frames": int(config.get("num_frames", 16)),
             "image_size": _side(config.get("img_size", 224)),
@@ -196,9 +185,12 @@ def _side(size) -> int:
 def _labels(config: Mapping[str, Any]) -> tuple[str, ...] | None:
     names = {int(i): str(name) for i, name in config.get("id2label", {}).items()}
     labels = tuple(names[index] for index in range(len(names)))
-    # transformers fills these in where classes have no names.
-    placeholders = tuple(f"LABEL_{index}" for index in range(len(labels)))
-    return labels if labels and labels != placeholders else None
+    return labels if labels and labels != _placeholders(len(labels)) else None
+
+
+def _placeholders(count: int) -> tuple[str, ...]:
+    """Returns what transformers fills in where classes have no names."""
+    return tuple(f"LABEL_{index}" for index in range(count))
 
 
 def _pixel_stats(processor: Mapping[str, Any]) -> dict[str, tuple[float, ...]]:
@@ -253,9 +245,7 @@ def configs(pretrained: Pretrained) -> dict[str, dict[str, Any]]:
             "decoder_intermediate_size": int(model.decoder_width * ratio),
         }
     else:
-        names = pretrained.labels or [
-            f"LABEL_{index}" for index in range(model.num_classes)
-        ]
+        names = pretrained.labels or _placeholders(model.num_classes)
         config["id2label"] = {str(index): name for index, name in enumerate(names)}
         config["label2id"] = {name: index for index, name in enumerate(names)}
         if pretrained.multi_label:

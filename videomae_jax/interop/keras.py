@@ -46,9 +46,9 @@ def read_h5(path: str | os.PathLike) -> dict[str, np.ndarray]:
         ) from error
     try:
         with h5py.File(path) as file:
-            if "layer_names" not in file.attrs and "layer_names0" not in file.attrs:
-                raise PretrainedError(f"{path} holds no weights of a Keras 2 model")
             groups: list[Any] = [file[name] for name in _names(file, "layer_names")]
+            if not groups:
+                raise PretrainedError(f"{path} holds no weights of a Keras 2 model")
             if "top_level_model_weights" in file:  # the mask token
                 groups.append(file["top_level_model_weights"])
             weights = [
@@ -66,25 +66,14 @@ def read_h5(path: str | os.PathLike) -> dict[str, np.ndarray]:
 
 
 def _names(group, attribute: str) -> list[str]:
-    """Returns a list of names, which Keras splits over several attributes if long."""
-    if attribute in group.attrs:
-        names = list(group.attrs[attribute])
-    else:
-        attributes = sorted(
-            (name for name in group.attrs if re.fullmatch(rf"{attribute}\d+", name)),
-            key=lambda name: int(name.removeprefix(attribute)),
-        )
-        names = [name for key in attributes for name in group.attrs[key]]
+    """Returns a list of names, which Keras splits over numbered attributes if long."""
+    attributes = [attribute, *(f"{attribute}{i}" for i in range(len(group.attrs)))]
+    names = [name for key in attributes for name in group.attrs.get(key, ())]
     return [name.decode() if isinstance(name, bytes) else name for name in names]
 
 
 def read_saved_model(folder: pathlib.Path) -> dict[str, np.ndarray]:
-    """Reads the variables of a SavedModel into official names and shapes.
-
-    Raises:
-        PretrainedError: if TensorFlow is not installed, or the variables are not those
-            of a VideoMAE.
-    """
+    """Reads the variables of a SavedModel as `read_h5`; needs TensorFlow."""
     try:
         import tensorflow as tf
     except ImportError as error:
@@ -96,24 +85,20 @@ def read_saved_model(folder: pathlib.Path) -> dict[str, np.ndarray]:
         checkpoint = tf.train.load_checkpoint(str(folder / "variables" / "variables"))
     except (ValueError, tf.errors.OpError) as error:
         raise PretrainedError(f"{folder} is damaged: {error}") from error
-    variables = {}
-    for name in checkpoint.get_variable_to_shape_map():
-        match = re.fullmatch(r"variables/(\d+)/\.ATTRIBUTES/VARIABLE_VALUE", name)
-        if match:
-            variables[int(match[1])] = name
-    weights = [checkpoint.get_tensor(variables[index]) for index in sorted(variables)]
+    pattern = r"variables/(\d+)/\.ATTRIBUTES/VARIABLE_VALUE"
+    names = checkpoint.get_variable_to_shape_map()
+    matches = [match for name in names if (match := re.fullmatch(pattern, name))]
+    matches.sort(key=lambda match: int(match[1]))
+    weights = [checkpoint.get_tensor(match[0]) for match in matches]
     return name_weights(weights, os.fspath(folder))
 
 
 def name_weights(weights: Sequence[np.ndarray], source: str) -> dict[str, np.ndarray]:
-    """Names each weight of a model by its position and shape.
+    """Returns the arrays in PyTorch's shapes, by their official names.
 
     Args:
         weights: in the model's order, in Keras's shapes.
         source: for messages.
-
-    Returns:
-        Arrays in PyTorch's shapes by their official names.
 
     Raises:
         PretrainedError: if the sequence is not that of a VideoMAE.
@@ -121,40 +106,38 @@ def name_weights(weights: Sequence[np.ndarray], source: str) -> dict[str, np.nda
     pretraining = any(x.ndim == 3 for x in weights)
     prefix = "encoder." if pretraining else ""
     block, named, position = 0, {}, 0
-
-    def take(*names: str) -> None:
-        nonlocal position
-        for name in names:
-            named[name] = _official(weights[position])
-            position += 1
-
     while position < len(weights):
         shapes = [x.shape for x in weights[position : position + len(_BLOCK)]]
         dims = "".join(str(len(shape)) for shape in shapes)
         if dims.startswith("51"):
-            take(f"{prefix}patch_embed.proj.weight", f"{prefix}patch_embed.proj.bias")
+            names = _with_bias(f"{prefix}patch_embed.proj")
         elif dims == "1122111112121" and shapes[2][1] == 3 * shapes[2][0]:
-            take(*(f"{prefix}blocks.{block}.{name}" for name in _BLOCK))
+            names = [f"{prefix}blocks.{block}.{name}" for name in _BLOCK]
             block += 1
         elif dims.startswith("11"):
             # The norm after the blocks; a classifier has it after pooling.
-            norm = f"{prefix}norm" if pretraining else "fc_norm"
-            take(f"{norm}.weight", f"{norm}.bias")
+            names = _with_bias(f"{prefix}norm" if pretraining else "fc_norm")
             if prefix == "encoder.":
                 prefix, block = "decoder.", 0
         elif dims.startswith("21"):
-            head = "decoder.head" if pretraining else "head"
-            take(f"{head}.weight", f"{head}.bias")
+            names = _with_bias("decoder.head" if pretraining else "head")
         elif dims.startswith("2"):
-            take("encoder_to_decoder.weight")
+            names = ["encoder_to_decoder.weight"]
         elif dims.startswith("3"):
-            take("mask_token")
+            names = ["mask_token"]
         else:
             raise PretrainedError(
                 f"{source}: weight {position} of {len(weights)} has the shape "
                 f"{shapes[0]}, unlike a VideoMAE of the Keras implementation"
             )
+        for name in names:
+            named[name] = _official(weights[position])
+            position += 1
     return named
+
+
+def _with_bias(part: str) -> list[str]:
+    return [f"{part}.weight", f"{part}.bias"]
 
 
 def _official(x: np.ndarray) -> np.ndarray:

@@ -11,14 +11,9 @@ import jax
 import jax.numpy as jnp
 
 from videomae_jax.errors import PretrainedError
-from videomae_jax.interop import export, hub, huggingface, keras, official
+from videomae_jax.interop import export, hub, huggingface, keras, official, tensor_files
 from videomae_jax.interop.assemble import MAX_NAMES, Source, assemble
 from videomae_jax.interop.pretrained import Pretrained
-from videomae_jax.interop.tensor_files import (
-    first_bytes,
-    read_safetensors,
-    read_tensors,
-)
 
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 # Names of tensors that only one format has.
@@ -26,6 +21,12 @@ _FORMATS = {
     "huggingface": r"(^|\.)encoder\.layer\.\d+\.attention\.attention\.",
     "mmaction": r"(^|\.)blocks\.\d+\.mlp\.layers\.",
     "official": r"(^|\.)blocks\.\d+\.attn\.qkv\.",
+}
+# Options of the official scripts by our names.
+_ARGUMENTS = {
+    "num_frames": "num_frames",
+    "image_size": "input_size",
+    "stride": "sampling_rate",
 }
 
 
@@ -61,11 +62,12 @@ def load_pretrained(
         >>> model = vmae.VideoClassifier(width=8, depth=1, heads=2, num_classes=3)
         >>> video = jax.numpy.zeros((1, 2, 16, 16, 3), "uint8")
         >>> params = model.init(jax.random.key(0), video)["params"]
+        >>> trained = vmae.Pretrained(model, params, labels=("run", "jump", "fall"))
         >>> folder = tempfile.mkdtemp()
-        >>> vmae.save_pretrained(folder, vmae.Pretrained(model, params), format="jax")
+        >>> vmae.save_pretrained(folder, trained, format="huggingface")
         >>> loaded = vmae.load_pretrained(folder)
-        >>> loaded.model.apply(loaded.variables, video).shape
-        (1, 3)
+        >>> loaded.labels, loaded.model.apply(loaded.variables, video).shape
+        (('run', 'jump', 'fall'), (1, 3))
     """
     loaded = read(source, revision=revision, strict=strict, **fields)
     return dataclasses.replace(loaded, params=jax.tree.map(jnp.asarray, loaded.params))
@@ -100,7 +102,7 @@ def _load(path: pathlib.Path, strict: bool, fields: Mapping[str, Any]) -> Pretra
     if not path.is_dir():
         return assemble(_open_file(path), strict=strict, fields=fields)
     if export.is_export(path):
-        return export.read(path, read_safetensors(path / export.WEIGHTS), fields)
+        return export.read(path, fields)
     weights = [*path.glob("*.safetensors"), *path.glob("*.bin")]
     if (path / "checkpoints").is_dir() and not weights:
         # Imported here because it imports Orbax.
@@ -130,7 +132,7 @@ def _open_folder(folder: pathlib.Path) -> Source:
     else:
         tensors = {}
         for file in files:
-            tensors |= read_tensors(file)[0]
+            tensors |= tensor_files.read_tensors(file)[0]
         source = _with_config(_recognize(str(folder), tensors), folder)
     if source.format == "huggingface" and not (folder / "config.json").exists():
         raise PretrainedError(
@@ -181,7 +183,7 @@ def _shards(index: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _open_file(path: pathlib.Path) -> Source:
-    if first_bytes(path).startswith(_HDF5):
+    if tensor_files.first_bytes(path).startswith(_HDF5):
         return Source(str(path), "keras", keras.read_h5(path))
     shard = re.search(r"-(\d{5})-of-(\d{5})\.", path.name)
     if shard and int(shard[2]) > 1:
@@ -189,36 +191,24 @@ def _open_file(path: pathlib.Path) -> Source:
             f"{path} is one file of {int(shard[2])}; pass the folder that holds all of "
             "them and their index"
         )
-    tensors, arguments = read_tensors(path)
+    tensors, arguments = tensor_files.read_tensors(path)
     source = _recognize(str(path), tensors)
     if source.format == "official":
-        _use_arguments(source, arguments)
+        for ours, theirs in _ARGUMENTS.items():
+            if isinstance(arguments.get(theirs), int):
+                source.preprocessing[ours] = arguments[theirs]
+        # The two versions spell it differently.
+        for name in ("normlize_target", "normalize_target"):
+            if isinstance(arguments.get(name), bool):
+                source.normalized_targets = arguments[name]
     return _with_config(source, path.parent)
-
-
-def _use_arguments(source: Source, arguments: Mapping[str, Any]) -> None:
-    """Applies the command line of the official scripts."""
-    for ours, theirs in (
-        ("num_frames", "num_frames"),
-        ("image_size", "input_size"),
-        ("stride", "sampling_rate"),
-    ):
-        if isinstance(arguments.get(theirs), int):
-            source.preprocessing[ours] = arguments[theirs]
-    # The two versions spell it differently.
-    for name in ("normlize_target", "normalize_target"):
-        if isinstance(arguments.get(name), bool):
-            source.normalized_targets = arguments[name]
 
 
 def _recognize(path: str, tensors: Mapping[str, Any]) -> Source:
     """Recognizes the format by the names of the tensors, and normalizes them."""
     tensors = official.unwrap(tensors)
-    formats = [
-        format
-        for format, pattern in _FORMATS.items()
-        if any(re.search(pattern, name) for name in tensors)
-    ]
+    names = "\n".join(tensors)
+    formats = [x for x, pattern in _FORMATS.items() if re.search(pattern, names, re.M)]
     if not formats:
         raise PretrainedError(
             f"{path} is of an unknown architecture, with tensors such as "
@@ -226,14 +216,10 @@ def _recognize(path: str, tensors: Mapping[str, Any]) -> Source:
             "transformers or MMAction2"
         )
     format = formats[0]
-    if format == "huggingface":
-        tensors = huggingface.normalize_names(tensors)
-    elif format == "official":
-        tensors = official.normalize_names(tensors)
-    source = Source(path, format, tensors)
     if format == "mmaction":
-        source.preprocessing["frame_sampling"] = "mmaction"
-    return source
+        return Source(path, format, tensors, preprocessing={"frame_sampling": format})
+    implementation = huggingface if format == "huggingface" else official
+    return Source(path, format, implementation.normalize_names(tensors))
 
 
 def _with_config(source: Source, folder: pathlib.Path) -> Source:

@@ -90,10 +90,7 @@ class Entry(NamedTuple):
 
 
 def entries(shapes: Mapping[str, tuple[int, ...]]) -> Iterator[Entry]:
-    """Yields the official tensors of a model of ours, parameter by parameter.
-
-    Args:
-        shapes: of our parameters, by path a/b/c.
+    """Yields the official tensors of our parameters, given their shapes by path a/b/c.
 
     Raises:
         KeyError: for a parameter without an official counterpart; its path is the key.
@@ -151,11 +148,6 @@ def rename(tensors: Mapping[str, _T], new_name: Callable[[str], str]) -> dict[st
             )
         renamed[new] = tensor
     return renamed
-
-
-def tensor_names(name: str) -> tuple[str, ...]:
-    """Returns the official code's name of an official tensor: the same."""
-    return (name,)
 
 
 def mmaction_tensor_names(name: str) -> tuple[str, ...]:

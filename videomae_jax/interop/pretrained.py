@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from videomae_jax.errors import PretrainedError
 from videomae_jax.models.classifier import VideoClassifier
 from videomae_jax.models.mae import VideoMAE
 
@@ -36,6 +37,16 @@ class Preprocessing:
     stride: int = 4
     image_size: int = 224
     frame_sampling: str = "dense"
+
+
+def check_clips(clips: Preprocessing, model: Any, name: str) -> None:
+    """Raises PretrainedError if a model's patches do not divide the clips."""
+    frames, size = clips.num_frames, clips.image_size
+    if frames % model.tubelet_size or size % model.patch_size:
+        raise PretrainedError(
+            f"{name}: clips of {frames} frames of {size} pixels do not divide into "
+            f"patches of {model.tubelet_size} frames and {model.patch_size} pixels"
+        )
 
 
 @dataclasses.dataclass(frozen=True)

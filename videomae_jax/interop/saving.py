@@ -39,16 +39,7 @@ def save_pretrained(
         PretrainedError: if the format cannot represent the model, the folder holds
             other weights, or a package for writing is not installed.
 
-    Example:
-        >>> import tempfile, jax, videomae_jax as vmae
-        >>> model = vmae.VideoClassifier(width=8, depth=1, heads=2, num_classes=3)
-        >>> video = jax.numpy.zeros((1, 2, 16, 16, 3), "uint8")
-        >>> params = model.init(jax.random.key(0), video)["params"]
-        >>> loaded = vmae.Pretrained(model, params, labels=("run", "jump", "fall"))
-        >>> folder = tempfile.mkdtemp()
-        >>> vmae.save_pretrained(folder, loaded, format="huggingface")
-        >>> vmae.load_pretrained(folder).labels
-        ('run', 'jump', 'fall')
+    The example of `load_pretrained` saves a model first.
     """
     if format not in FORMATS:
         raise PretrainedError(f"format={format!r} must be one of: {', '.join(FORMATS)}")

@@ -69,20 +69,17 @@ def _torch_tensors(
     path: pathlib.Path,
 ) -> tuple[dict[str, torch_pickle.Tensor], Mapping[str, Any]]:
     content = torch_pickle.read(path)
-    tensors, arguments = content, {}
-    if isinstance(content, dict):
-        for key in ("model", "module", "state_dict"):
-            if isinstance(content.get(key), dict):
-                tensors = content[key]
-                break
-        arguments = content.get("args")
-        if isinstance(arguments, torch_pickle.Inert):
-            arguments = vars(arguments)
+    content = content if isinstance(content, dict) else {}
+    candidates = [content.get(key) for key in ("model", "module", "state_dict")]
+    weights = next((x for x in candidates if isinstance(x, dict)), content)
     tensors = {
         name: x
-        for name, x in (tensors.items() if isinstance(tensors, dict) else ())
+        for name, x in weights.items()
         if isinstance(x, torch_pickle.Tensor) and isinstance(name, str)
     }
+    arguments = content.get("args")
+    if isinstance(arguments, torch_pickle.Inert):
+        arguments = vars(arguments)
     if not tensors:
         raise PretrainedError(
             f"{path} holds no weights; looked under 'model', 'module', 'state_dict' "

@@ -30,50 +30,27 @@ _DTYPES = {
     "ByteStorage": np.uint8,
     "BoolStorage": np.bool_,
 }
-_CONTAINERS = {
-    "collections.OrderedDict": collections.OrderedDict,
-    "builtins.set": set,
-    "__builtin__.set": set,
-}
-_TORCH_DTYPES = "float16 bfloat16 float32 float64 int64 int32 uint8 bool".split()
-# Classes that training scripts save beside the weights; all become inert objects.
+# What training scripts save beside the weights, by module: all become inert objects,
+# functions such as getattr too, so that nothing is looked up or called.
 _INERT = {
-    "argparse.Namespace",
-    "pathlib.Path",
-    "pathlib.PosixPath",
-    "pathlib.WindowsPath",
-    "pathlib.PurePosixPath",
-    "pathlib._local.PosixPath",
-    "pathlib._local.WindowsPath",
-    "_codecs.encode",
-    # These return inert objects too: nothing is looked up or called.
-    "builtins.getattr",
-    "__builtin__.getattr",
-    "builtins.list",
-    "__builtin__.list",
-    "builtins.int",
-    "__builtin__.int",
-    "collections.defaultdict",
-    "collections.deque",
-    "numpy.dtype",
-    "numpy.ndarray",
-    "numpy.core.multiarray.scalar",
-    "numpy.core.multiarray._reconstruct",
-    "numpy._core.multiarray.scalar",
-    "numpy._core.multiarray._reconstruct",
-    "mmengine.logging.history_buffer.HistoryBuffer",
-    "deepspeed.runtime.fp16.loss_scaler.LossScaler",
-    "deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler",
-    "torch.device",
+    "__builtin__": "getattr int list",
+    "_codecs": "encode",
+    "argparse": "Namespace",
+    "builtins": "getattr int list",
+    "collections": "defaultdict deque",
+    "deepspeed.runtime.fp16.loss_scaler": "DynamicLossScaler LossScaler",
+    "mmengine.logging.history_buffer": "HistoryBuffer",
+    "numpy": "dtype ndarray",
+    "numpy._core.multiarray": "_reconstruct scalar",
+    "numpy.core.multiarray": "_reconstruct scalar",
+    "pathlib": "Path PosixPath PurePosixPath WindowsPath",
+    "pathlib._local": "PosixPath WindowsPath",
+    "torch": "bfloat16 bool device float16 float32 float64 int32 int64 uint8",
 }
 
 
 class Tensor:
-    """A tensor still in its file.
-
-    Attributes:
-        shape: of the tensor.
-    """
+    """A tensor still in its file, whose shape is known."""
 
     def __init__(self, storage, offset: int, shape: tuple, strides: tuple):
         """Represents a view of a storage; offset and strides count elements."""
@@ -81,11 +58,7 @@ class Tensor:
         self.shape = tuple(shape)
 
     def load(self) -> np.ndarray:
-        """Reads the values, in the dtype of the file.
-
-        Raises:
-            PretrainedError: if the file is damaged or cut off.
-        """
+        """Reads the values, in the dtype of the file."""
         archive, dtype, key = self._storage
         try:
             values = np.frombuffer(archive.storage(key), dtype)
@@ -123,14 +96,21 @@ class Inert:
         if isinstance(state, dict):
             self.__dict__.update(state)
 
-    def __setitem__(self, key, value):
-        """Ignores the item that a dictionary would keep."""
+    def _ignore(self, *args):
+        """Ignores what a list or dictionary would keep."""
 
-    def extend(self, values):
-        """Ignores the values that a list would keep."""
+    __setitem__ = append = extend = _ignore
 
-    def append(self, value):
-        """Ignores the value that a list would keep."""
+
+_REBUILT = {
+    "collections.OrderedDict": collections.OrderedDict,
+    "builtins.set": set,
+    "__builtin__.set": set,
+    "torch.Size": tuple,
+    "torch._utils._rebuild_tensor_v2": lambda *fields: Tensor(*fields[:4]),
+    "torch._utils._rebuild_tensor": lambda *fields: Tensor(*fields[:4]),
+    "torch._utils._rebuild_parameter": lambda tensor, *_: tensor,
+}
 
 
 def read(path: str | os.PathLike) -> Any:
@@ -151,14 +131,13 @@ class _Archive:
             self._zip = zipfile.ZipFile(path)
         except Exception as error:  # a broken archive can raise anything
             raise self.error(f"cannot be opened: {error}") from error
-        pickles = [n for n in self._zip.namelist() if n.endswith("/data.pkl")]
+        names = self._zip.namelist()
+        pickles = [name for name in names if name.endswith("/data.pkl")]
         if len(pickles) != 1:
             raise self.error("is a zip archive, but not of PyTorch")
         self._root = pickles[0].removesuffix("data.pkl")
-        names = self._zip.namelist()
-        if f"{self._root}byteorder" in names:
-            if self.content("byteorder") != b"little":
-                raise self.error("has big-endian values, which are not supported")
+        if f"{self._root}byteorder" in names and self.content("byteorder") != b"little":
+            raise self.error("has big-endian values, which are not supported")
 
     def error(self, problem: str) -> PretrainedError:
         return PretrainedError(f"{self._path} {problem}")
@@ -198,19 +177,11 @@ class _Unpickler(pickle._Unpickler):
 
     def find_class(self, module, name):
         full = f"{module}.{name}"
-        if full in _CONTAINERS:
-            return _CONTAINERS[full]
-        if full in ("torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor"):
-            return lambda storage, offset, shape, strides, *_: Tensor(
-                storage, offset, shape, strides
-            )
-        if full == "torch._utils._rebuild_parameter":
-            return lambda tensor, *_: tensor
-        if full == "torch.Size":
-            return tuple
+        if full in _REBUILT:
+            return _REBUILT[full]
         if module == "torch" and name in _DTYPES:
             return name
-        if full in _INERT or full.startswith("torch.") and name in _TORCH_DTYPES:
+        if name in _INERT.get(module, "").split():
             return Inert
         raise self._archive.error(
             f"asks for {full} when loaded, which could run code, so it is refused. If "

@@ -19,10 +19,6 @@ from videomae_jax.models import build
 def read(folder: pathlib.Path, fields: Mapping[str, Any]) -> Pretrained:
     """Reads the averaged parameters, or the last if the run does not average them.
 
-    Args:
-        folder: the work directory.
-        fields: of the model, which override the run's.
-
     Raises:
         PretrainedError: if it has no complete checkpoint.
     """

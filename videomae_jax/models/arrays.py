@@ -3,7 +3,7 @@
 Names of axes: `batch` clips; `time`, `height` and `width` of a video, in frames and
 pixels; `tokens` of a whole clip, of which `visible` reach the encoder and `masked` are
 predicted; `dim`, the model's width; `values` of a patch, tubelet_size * patch_size**2 *
-3; `classes`.
+3; `classes`. `patch_size` is the side of a patch in pixels, `tubelet_size` its frames.
 
 Patches are ordered (time, row, column). The values inside a patch are ordered (frame,
 row, column, channel), channel fastest.

@@ -36,25 +36,17 @@ Heads = Float[Array, "batch heads tokens head_dim"]
 def attend(
     query: Heads, key: Heads, value: Heads, *, implementation: str | None
 ) -> Heads:
-    """Computes scaled dot-product attention with the softmax in float32.
+    """Computes scaled dot-product attention, given an unscaled query.
 
-    Args:
-        query: not scaled.
-        key: of the same shape.
-        value: of the same shape.
-        implementation: a key of IMPLEMENTATIONS. None is automatic: for many tokens
-            "by_head" on a CPU and "splash" on a TPU, otherwise "xla", which is also
-            used on several devices without a mesh (`jax.set_mesh`). Only "xla" supports
-            forward-mode derivatives (`jax.jvp`).
-
-    Raises:
-        ConfigError: for an unknown implementation.
+    The softmax is in float32. The automatic implementation, None, is for many tokens
+    "by_head" on a CPU and "splash" on a TPU, otherwise "xla", which is also used on
+    several devices without a mesh (`jax.set_mesh`). Only "xla" supports forward-mode
+    derivatives (`jax.jvp`).
     """
     if implementation is None:
-        many = query.shape[2] >= _FEW_TOKENS
-        implementation = (
-            _FOR_MANY_TOKENS.get(platform() or "", "xla") if many else "xla"
-        )
+        implementation = "xla"
+        if query.shape[2] >= _FEW_TOKENS:
+            implementation = _FOR_MANY_TOKENS.get(platform() or "", "xla")
     check(implementation)
     if not divides(len(query)):
         # Fewer clips than devices, as in a visualization: each device computes all.
@@ -71,10 +63,7 @@ def check(
     Args:
         implementation: a key of IMPLEMENTATIONS, or None for automatic.
         device: "cpu", "gpu" or "tpu"; None for any.
-        name: of the field that holds the implementation, for the message.
-
-    Raises:
-        ConfigError: if it does not; the message lists those that do.
+        name: of the field that holds the implementation, for the ConfigError.
     """
     known = [x for x in IMPLEMENTATIONS if device in (None, _ONLY_FOR.get(x, device))]
     if implementation is None or implementation in known:
@@ -90,10 +79,7 @@ def check(
 
 
 def weights(query: Heads, key: Heads) -> Float32[Array, "batch heads tokens tokens"]:
-    """Returns the weights that each token (third axis) gives to all.
-
-    The query must be scaled.
-    """
+    """Returns what each token (third axis) gives to all, for a scaled query."""
     logits = jnp.einsum(
         "bhqd,bhkd->bhqk", query, key, preferred_element_type=jnp.float32
     )
@@ -199,11 +185,7 @@ def _splash(query, key, value, interpret: bool = False):
     )
     mask = splash.MultiHeadMask([splash.FullMask((padded, padded))] * heads)
     kernel: Any = splash.make_splash_mha(
-        mask,
-        block_sizes=blocks,
-        head_shards=1,
-        q_seq_shards=1,
-        interpret=interpret,
+        mask, block_sizes=blocks, head_shards=1, q_seq_shards=1, interpret=interpret
     )
     # Tokens attend within their own segment only: padding is a segment of its own.
     segment = (jnp.arange(padded) >= tokens).astype(jnp.int32)

@@ -7,22 +7,15 @@ from videomae_jax.models.mae import VideoMAE
 
 
 def autoencoder(config) -> VideoMAE:
-    """Returns the masked autoencoder of a config.
+    """Returns the masked autoencoder of a config's `model` section.
 
-    Args:
-        config: the `model` section, see configs/common.py. A field that is None keeps
-            the variant's value.
+    A field that is None keeps the variant's value; see configs/common.py.
     """
     return VideoMAE.from_variant(config.variant, **_overrides(config))
 
 
 def classifier(config, num_classes: int) -> VideoClassifier:
-    """Returns the classifier of a config.
-
-    Args:
-        config: as in `autoencoder`.
-        num_classes: length of the logits.
-    """
+    """Returns the classifier of a config's `model` section, see `autoencoder`."""
     overrides = _overrides(config)
     size = overrides.pop("position_size", 0)
     return VideoClassifier.from_variant(

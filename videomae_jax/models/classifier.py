@@ -19,13 +19,6 @@ HEAD_NORMS = ("layer", "batch", "none")
 _truncated_normal = nn.initializers.truncated_normal(0.02)
 
 
-def _head_init(scale: float):
-    def init(key, shape, dtype=jnp.float32):
-        return scale * _truncated_normal(key, shape, dtype)
-
-    return init
-
-
 class AttentivePooling(nn.Module):
     """Pools tokens with one cross-attention block and a learned query, as V-JEPA.
 
@@ -41,25 +34,23 @@ class AttentivePooling(nn.Module):
         """Pools the tokens of each clip."""
         batch, num_tokens, width = tokens.shape
 
-        def dense(features, name):
-            return vit.Dense(
-                features, kernel_init=_truncated_normal, dtype=self.dtype, name=name
-            )
-
         def split_heads(x):
             return x.reshape(batch, -1, self.heads, width // self.heads)
 
+        dense = functools.partial(
+            vit.Dense, kernel_init=_truncated_normal, dtype=self.dtype
+        )
         norm = functools.partial(vit.layer_norm, 1e-6, dtype=self.dtype)
         tokens = norm(name="norm1")(tokens)
         query = self.param("query", _truncated_normal, (width,))
         x = jnp.broadcast_to(query.astype(tokens.dtype), (batch, 1, width))
-        key, value = jnp.split(dense(2 * width, "key_value")(tokens), 2, axis=-1)
+        key, value = jnp.split(dense(2 * width, name="key_value")(tokens), 2, axis=-1)
         attended = jax.nn.dot_product_attention(
-            split_heads(dense(width, "query_projection")(x)),
+            split_heads(dense(width, name="query_projection")(x)),
             split_heads(key),
             split_heads(value),
         )
-        x = x + dense(width, "out")(attended.reshape(batch, 1, width))
+        x = x + dense(width, name="out")(attended.reshape(batch, 1, width))
         mlp = vit.MLP(
             int(width * self.mlp_ratio), self.dtype, _truncated_normal, name="mlp"
         )
@@ -75,10 +66,10 @@ class VideoClassifier(nn.Module):
     `VideoClassifier.from_variant("base", num_classes=400)` has the published sizes.
 
     Attributes:
-        width, depth, heads: of the encoder.
+        width, depth, heads, patch_size, tubelet_size, mlp_ratio, remat, attention,
+            pixel_mean, pixel_std: as in VideoMAE.
         num_classes: length of the logits; 0 for an encoder without a head, which
             returns the features.
-        patch_size, tubelet_size, mlp_ratio: as in VideoMAE.
         pooling: "mean" of all tokens; "first_token", after the encoder's final
             LayerNorm, as in most models fine-tuned with Hugging Face's library; or
             "attentive", one cross-attention block.
@@ -95,13 +86,11 @@ class VideoClassifier(nn.Module):
         head_init_scale: factor of the head's initial weights, which are a truncated
             normal of standard deviation 0.02.
         dtype: computation dtype; parameters, features and logits are float32.
-        remat, attention: as in VideoMAE.
         final_norm: apply the encoder's final LayerNorm too, as in pretraining;
             "first_token" always has it.
         norm_epsilon: of the encoder's LayerNorms. Weights of other libraries come with
             other values.
         head_norm_epsilon: of the LayerNorm after pooling.
-        pixel_mean, pixel_std: as in VideoMAE.
     """
 
     width: int
@@ -136,44 +125,23 @@ class VideoClassifier(nn.Module):
             name: tiny, small, base, large, huge or giant.
             num_classes: length of the logits.
             **overrides: any field, such as `pooling="first_token"`.
-
-        Raises:
-            ConfigError: for an unknown name.
         """
-        fields = {
-            field: value
-            for field, value in variant_fields(name).items()
-            if not field.startswith("decoder_")
-        }
+        fields = variant_fields(name)
+        for field in ("decoder_width", "decoder_depth", "decoder_heads"):
+            del fields[field]
         return cls(num_classes=num_classes, **(fields | overrides))
 
     def setup(self):
         """Creates the submodules; their names are those of the parameters."""
-        for name, value, known in (
-            ("pooling", self.pooling, POOLINGS),
-            ("head_norm", self.head_norm, HEAD_NORMS),
-        ):
-            if value not in known:
+        for name, known in (("pooling", POOLINGS), ("head_norm", HEAD_NORMS)):
+            if (value := getattr(self, name)) not in known:
                 raise ConfigError(
                     f"{name}={value!r} is unknown; expected one of: {', '.join(known)}"
                 )
-        self.encoder = vit.Encoder(
-            self.width,
-            self.depth,
-            self.heads,
-            self.patch_size,
-            self.tubelet_size,
-            self.mlp_ratio,
-            self.dtype,
-            self.remat,
-            self.attention,
+        self.encoder = vit.Encoder.of(
+            self,
             final_norm=self.final_norm or self.pooling == "first_token",
-            drop_path=self.drop_path,
-            position_size=self.position_size,
             kernel_init=_truncated_normal,
-            norm_epsilon=self.norm_epsilon,
-            pixel_mean=self.pixel_mean,
-            pixel_std=self.pixel_std,
         )
         if self.pooling == "attentive":
             self.pool = AttentivePooling(self.heads, self.mlp_ratio, self.dtype)
@@ -188,10 +156,12 @@ class VideoClassifier(nn.Module):
             )
         elif self.head_norm == "layer" and self.pooling != "first_token":
             self.norm = vit.layer_norm(self.head_norm_epsilon)
+
+        def head_init(*args):
+            return self.head_init_scale * _truncated_normal(*args)
+
         if self.num_classes:
-            self.head = nn.Dense(
-                self.num_classes, kernel_init=_head_init(self.head_init_scale)
-            )
+            self.head = nn.Dense(self.num_classes, kernel_init=head_init)
 
     def tokens(self, video: Video) -> Tokens:
         """Returns the tokens of the encoder, before pooling."""
@@ -211,8 +181,7 @@ class VideoClassifier(nn.Module):
     ) -> Float32[Array, "batch dim"]:
         """Pools and normalizes tokens to features.
 
-        With `train`, batch norm normalizes with the statistics of the batch and updates
-        the running ones.
+        With `train`, batch norm uses the statistics of the batch and updates its own.
         """
         if self.pooling == "mean":
             # In float32: bfloat16 is too coarse for a sum over 1,568 tokens.
@@ -253,10 +222,6 @@ class VideoClassifier(nn.Module):
 
         Returns:
             The logits; the features [batch, dim] where num_classes is 0.
-
-        Raises:
-            ConfigError: if the sizes of the video are not multiples of a patch's.
-            ValueError: if its dtype is neither uint8 nor floating point.
         """
         x = self.features(video, keys)
         if keys is not None and self.dropout:

@@ -16,13 +16,7 @@ def transformer(tokens: int, *, width: int, depth: int, mlp_ratio: float) -> int
 
 
 def pretraining(model: VideoMAE, num_tokens: int, num_visible: int) -> int:
-    """Returns the operations of the forward pass of a VideoMAE.
-
-    Args:
-        model: the model.
-        num_tokens: tokens of a clip.
-        num_visible: tokens that the encoder sees.
-    """
+    """Returns the operations of the forward pass of a VideoMAE."""
     decoder = transformer(
         num_tokens,
         width=model.decoder_width,

@@ -33,18 +33,7 @@ def fill_in(
     `unpatch_stats="hidden"` takes those of the hidden patches, as the official
     visualization does: it looks better, but shows part of the answer.
 
-    Args:
-        prediction: the model's output.
-        video: raw pixels.
-        visible: token ids.
-        masked: token ids.
-        patch_size: side of a patch in pixels.
-        tubelet_size: frames of a patch.
-        normalized_targets: the model was trained on normalized targets.
-        unpatch_stats: one of UNPATCH_STATS.
-
-    Raises:
-        ConfigError: if `unpatch_stats` is unknown.
+    With `normalized_targets` False, predictions are pixels in [0, 1].
     """
     if unpatch_stats not in UNPATCH_STATS:
         raise ConfigError(

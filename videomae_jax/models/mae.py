@@ -1,6 +1,7 @@
 """VideoMAE: encodes the visible tokens, predicts the pixels of the masked ones."""
 
 import functools
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -69,17 +70,15 @@ class VideoMAE(nn.Module):
     Attributes:
         width, depth, heads: of the encoder.
         decoder_width, decoder_depth, decoder_heads: of the decoder.
-        patch_size: side of a patch in pixels.
-        tubelet_size: frames of a patch.
+        patch_size, tubelet_size: side of a patch in pixels, and its frames.
         mlp_ratio: hidden width of the MLPs over their outer width; the hidden width is
             rounded down.
         dtype: computation dtype; parameters and prediction are float32.
         remat: what the backward pass recomputes: "none", "dots" (all but the matrix
             products), or "blocks" (everything; least memory).
-        decoder_remat: of the decoder; None as the encoder.
+        decoder_remat, decoder_mlp_ratio: of the decoder; None as the encoder.
         attention, decoder_attention: a key of attention.IMPLEMENTATIONS; None is
             automatic.
-        decoder_mlp_ratio: of the decoder; None as the encoder.
         norm_epsilon: of all LayerNorms but the last. Weights of other libraries come
             with other values.
         head_norm_epsilon: of the last LayerNorm, before the decoder's head.
@@ -115,37 +114,20 @@ class VideoMAE(nn.Module):
             name: tiny, small, base, large, huge or giant.
             **overrides: any field, such as `dtype="bfloat16"` or, for V2's large and
                 huge, `decoder_width=512, decoder_depth=4, decoder_heads=8`.
-
-        Raises:
-            ConfigError: for an unknown name.
         """
         return cls(**(variant_fields(name) | overrides))
 
     def setup(self):
         """Creates the submodules; their names are those of the parameters."""
-        self.encoder = vit.Encoder(
-            self.width,
-            self.depth,
-            self.heads,
-            self.patch_size,
-            self.tubelet_size,
-            self.mlp_ratio,
-            self.dtype,
-            self.remat,
-            self.attention,
-            norm_epsilon=self.norm_epsilon,
-            pixel_mean=self.pixel_mean,
-            pixel_std=self.pixel_std,
-        )
+        self.encoder = vit.Encoder.of(self)
         self.encoder_to_decoder = vit.Dense(
             self.decoder_width,
             use_bias=False,
             kernel_init=vit.fan_in_uniform,
             dtype=self.dtype,
         )
-        self.mask_token = self.param(
-            "mask_token", _mask_token_init, (self.decoder_width,)
-        )
+        token_shape = (self.decoder_width,)
+        self.mask_token = self.param("mask_token", _mask_token_init, token_shape)
         self.decoder = Decoder(
             self.decoder_width,
             self.decoder_depth,
@@ -166,43 +148,32 @@ class VideoMAE(nn.Module):
     def attention_maps(
         self, video: Video, visible: VisibleIds | None = None
     ) -> Float32[Array, "depth batch visible visible"]:
-        """Returns the encoder's attention weights, averaged over the heads.
-
-        Entry [l, b, i, j] is the weight that token i gives to token j in block l.
-        Without `visible` the tokens are all of the clip.
-        """
+        """Returns the encoder's attention weights, see VideoClassifier's."""
         return self.encoder(video, visible, attention_maps=True)
 
     def __call__(
         self, video: Video, visible: VisibleIds, masked: MaskedIds
     ) -> Float32[Array, "batch masked values"]:
-        """Predicts the masked patches.
+        """Predicts the targets of the masked patches, in the order of `masked`.
 
         Args:
             video: uint8 (raw pixels) or floating point (normalized).
             visible: ascending token ids, int32.
             masked: ascending token ids, int32: all those that are not visible.
 
-        Returns:
-            The predicted targets of the masked patches, in the order of `masked`;
-            values in (frame, row, column, channel) order.
-
         Raises:
-            ConfigError: if the sizes of the video are not multiples of a patch's.
-            ValueError: if its dtype is neither uint8 nor floating point, or the visible
-                and masked tokens are not all tokens.
+            ValueError: if the visible and masked tokens are not all tokens.
         """
         grid = vit.token_grid(video.shape, self.patch_size, self.tubelet_size)
-        num_tokens = grid[0] * grid[1] * grid[2]
+        num_tokens = math.prod(grid)
         if visible.shape[1] + masked.shape[1] != num_tokens:
             raise ValueError(
                 f"{visible.shape[1]} visible and {masked.shape[1]} masked tokens must "
                 f"add up to the {num_tokens} tokens of the grid {grid}"
             )
         x = self.encoder_to_decoder(self.encode(video, visible))
-        positions = jnp.asarray(
-            sincos_positions(num_tokens, self.decoder_width)
-        ).astype(x.dtype)
+        table = sincos_positions(num_tokens, self.decoder_width)
+        positions = jnp.asarray(table).astype(x.dtype)
         mask_tokens = self.mask_token.astype(x.dtype) + positions[masked]
         # Visible tokens first: attention does not depend on the order, and the masked
         # ones are then one slice.
@@ -228,18 +199,15 @@ def pixel_targets(
         tubelet_size: frames of a patch.
         normalize: normalize each channel of each patch by its own mean and standard
             deviation (VideoMAE, section 4); otherwise the targets are in [0, 1].
-
-    Returns:
-        Values in (frame, row, column, channel) order.
     """
     pixels = vit.take_tokens(vit.patchify(video, patch_size, tubelet_size), masked)
+    pixels = pixels.astype(jnp.float32)
     if video.dtype == jnp.uint8:
-        pixels = pixels.astype(jnp.float32) / 255
+        pixels = pixels / 255
     else:
-        repeats = pixels.shape[-1] // 3
-        std = np.tile(np.asarray(vit.IMAGENET_STD, np.float32), repeats)
-        mean = np.tile(np.asarray(vit.IMAGENET_MEAN, np.float32), repeats)
-        pixels = pixels.astype(jnp.float32) * std + mean
+        stats = np.array([vit.IMAGENET_STD, vit.IMAGENET_MEAN], np.float32)
+        std, mean = np.tile(stats, pixels.shape[-1] // 3)
+        pixels = pixels * std + mean
     if normalize:
         mean, std = patch_stats(pixels)
         pixels = (pixels - mean) / (std + 1e-6)

@@ -2,7 +2,8 @@
 
 Every function returns `(visible, masked)`, ascending token ids. Grid and ratio fix how
 many there are, so that all steps run the same compiled program. A grid is (time, rows,
-columns) in tokens; token ids count columns fastest.
+columns) in tokens; token ids count columns fastest. A ratio that leaves no position
+visible, or none masked, raises ConfigError.
 """
 
 import math
@@ -23,9 +24,6 @@ def tube(key: PRNGKeyArray, batch: int, *, grid: Grid, ratio: float) -> Ids:
     """Masks the same positions at all times (VideoMAE, section 3.3).
 
     Draws floor(ratio * rows * columns) positions anew for every clip.
-
-    Raises:
-        ConfigError: if the ratio leaves no position visible or none masked.
     """
     time, rows, columns = grid
     positions = rows * columns
@@ -39,11 +37,7 @@ def tube(key: PRNGKeyArray, batch: int, *, grid: Grid, ratio: float) -> Ids:
 
 
 def random(key: PRNGKeyArray, batch: int, *, grid: Grid, ratio: float) -> Ids:
-    """Masks floor(ratio * tokens) tokens anywhere, drawn anew for every clip.
-
-    Raises:
-        ConfigError: if the ratio leaves no token visible or none masked.
-    """
+    """Masks floor(ratio * tokens) tokens anywhere, drawn anew for every clip."""
     tokens = math.prod(grid)
     return _split(key, batch, tokens, _count(tokens, ratio))
 

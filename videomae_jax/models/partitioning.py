@@ -30,10 +30,7 @@ def on_each_device(function: Callable[..., jax.Array], *arrays: jax.Array) -> ja
     """Calls function(*arrays) on each device with the device's own clips.
 
     The compiler cannot split a kernel, and would gather the clips for a loop over them.
-
-    Args:
-        function: treats clips independently; its result is [batch, ...].
-        *arrays: [batch, ...].
+    The function must treat clips independently. Arrays and result are [batch, ...].
     """
     axes = _axes(len(arrays[0]))
     if axes:

@@ -30,22 +30,15 @@ def sincos_positions(
 
 @functools.lru_cache(maxsize=16)
 def position_table(
-    grid: Grid,
-    width: int,
-    trained_grid: tuple[int, int] | None = None,
+    grid: Grid, width: int, trained_grid: tuple[int, int] | None = None
 ) -> Float32[np.ndarray, "tokens width"]:
     """Returns the position table of a token grid.
 
     More frames than in pretraining append rows to the table, fewer frames drop rows.
-    Another image size would give every token a new position. With `trained_grid` the
-    table of that size is interpolated instead, bicubically and for each time by itself
-    (as in MMAction2).
-
-    Args:
-        grid: tokens along time, height and width.
-        width: of the model.
-        trained_grid: tokens along height and width in pretraining; None for the plain
-            1-D table of `grid`, which the official V1 code uses at any size.
+    Another image size would give every token a new position, as in the official V1
+    code. With `trained_grid`, tokens along height and width in pretraining, the table
+    of that size is interpolated instead, bicubically and for each time by itself (as in
+    MMAction2).
     """
     if trained_grid is None or trained_grid == grid[1:]:
         return sincos_positions(int(np.prod(grid)), width)

@@ -1,7 +1,8 @@
 """The vision transformer over the patches of a video, shared by all models here."""
 
-import functools
+import dataclasses
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -30,12 +31,7 @@ REMAT_POLICIES = {
 
 
 def token_grid(video_shape: Sequence[int], patch_size: int, tubelet_size: int) -> Grid:
-    """Returns the tokens along time, height and width of a video.
-
-    Args:
-        video_shape: [..., time, height, width, channels].
-        patch_size: side of a patch in pixels.
-        tubelet_size: frames of a patch.
+    """Returns the tokens of a video [..., time, height, width, channels].
 
     Raises:
         ConfigError: if the sizes of the video are not multiples of those of a patch.
@@ -98,8 +94,7 @@ def normalize(
         x: pixels [..., 3] or patches [..., values]: uint8 RGB, which is normalized, or
             floating point, which is taken as normalized.
         dtype: of the result.
-        mean: of RGB in [0, 1].
-        std: standard deviation of RGB in [0, 1].
+        mean, std: of RGB in [0, 1].
 
     Raises:
         ValueError: for any other dtype, such as int32, whose range is unknown.
@@ -116,16 +111,6 @@ def normalize(
     scale = jnp.asarray(np.tile(1 / (255 * std_array), repeats))
     shift = jnp.asarray(np.tile(np.asarray(mean, np.float32) / std_array, repeats))
     return (x.astype(jnp.float32) * scale - shift).astype(dtype)
-
-
-def _uniform_bias(fan_in: int):
-    """Returns U(-1/sqrt(fan_in), 1/sqrt(fan_in)), PyTorch's default initializer."""
-
-    def init(key, shape, dtype=jnp.float32):
-        bound = 1 / np.sqrt(fan_in)
-        return jax.random.uniform(key, shape, dtype, -bound, bound)
-
-    return init
 
 
 # U(+-1/sqrt(fan_in)), PyTorch's default. The official code keeps it for the patch
@@ -166,19 +151,13 @@ class Attention(nn.Module):
     ) -> tuple[Tokens, Float32[Array, "batch tokens tokens"] | None]:
         """Attends over all tokens of each clip.
 
-        Returns:
-            The tokens. With `return_weights` also the weights, averaged over the heads:
-            entry [b, i, j] is the weight that token i gives to token j; otherwise None.
+        With `return_weights`, also returns the weights, averaged over the heads: entry
+        [b, i, j] is the weight that token i gives to token j.
         """
         batch, tokens, width = x.shape
         # One matrix, initialized as one, as in the official code.
-        qkv = Dense(
-            3 * width,
-            use_bias=False,
-            kernel_init=self.kernel_init,
-            dtype=self.dtype,
-            name="qkv",
-        )(x)
+        dense = partial(Dense, kernel_init=self.kernel_init, dtype=self.dtype)
+        qkv = dense(3 * width, use_bias=False, name="qkv")(x)
         q_bias = self.param("q_bias", nn.initializers.zeros, (width,))
         v_bias = self.param("v_bias", nn.initializers.zeros, (width,))
         bias = jnp.concatenate([q_bias, jnp.zeros_like(q_bias), v_bias])
@@ -194,9 +173,7 @@ class Attention(nn.Module):
         implementation = "xla" if self.is_initializing() else self.implementation
         out = attention.attend(q, k, v, implementation=implementation)
         out = out.transpose(0, 2, 1, 3).reshape(batch, tokens, width)
-        out = Dense(width, kernel_init=self.kernel_init, dtype=self.dtype, name="out")(
-            out
-        )
+        out = dense(width, name="out")(out)
         if not self.return_weights:
             return out, None
         return out, attention.weights(q * q.shape[-1] ** -0.5, k).mean(axis=1)
@@ -219,7 +196,7 @@ class MLP(nn.Module):
     def __call__(self, x: Tokens) -> Tokens:
         """Applies both layers to every token."""
         width = x.shape[-1]
-        dense = functools.partial(Dense, kernel_init=self.kernel_init, dtype=self.dtype)
+        dense = partial(Dense, kernel_init=self.kernel_init, dtype=self.dtype)
         # The backward pass keeps only the input of GELU and recomputes its wide
         # intermediates. Inside a scan, XLA cannot merge the two computations anyway.
         gelu_and_fc2 = nn.remat(lambda fc2, x: fc2(gelu(x)), prevent_cse=False)
@@ -228,7 +205,7 @@ class MLP(nn.Module):
 
 
 # Flax computes mean and variance in float32 whatever the computation dtype.
-layer_norm = functools.partial(nn.LayerNorm, use_fast_variance=False)
+layer_norm = partial(nn.LayerNorm, use_fast_variance=False)
 
 
 class Block(nn.Module):
@@ -248,28 +225,21 @@ class Block(nn.Module):
     ) -> tuple[Tokens, Float32[Array, "batch tokens tokens"] | None]:
         """Applies attention and MLP; returns carry and output, as nn.scan requires.
 
-        Args:
-            x: tokens.
-            branch_scales: factors of the two residual branches of each clip, from
-                `drop_path_scales`; None leaves the branches as they are.
-
-        Returns:
-            The tokens, and the attention weights with `attention_maps`, otherwise None.
+        The output is the attention weights with `attention_maps`, otherwise None.
         """
         common = {"dtype": self.dtype, "kernel_init": self.kernel_init}
         scales = 1.0, 1.0
         if branch_scales is not None:
             # Two of [batch, 1, 1].
             scales = jnp.moveaxis(branch_scales.astype(x.dtype), 1, 0)[..., None, None]
-        norm = functools.partial(layer_norm, self.norm_epsilon, dtype=self.dtype)
-        attend = Attention(
+        norm = partial(layer_norm, self.norm_epsilon, dtype=self.dtype)
+        attended, weights = Attention(
             self.heads,
             implementation=self.implementation,
             return_weights=self.attention_maps,
             name="attention",
             **common,
-        )
-        attended, weights = attend(norm(name="norm1")(x))
+        )(norm(name="norm1")(x))
         x = x + scales[0] * attended
         hidden = int(x.shape[-1] * self.mlp_ratio)
         x = x + scales[1] * MLP(hidden, name="mlp", **common)(norm(name="norm2")(x))
@@ -282,14 +252,11 @@ def drop_path_scales(
     """Draws the factors of the residual branches, 0 for those that are dropped.
 
     A branch is dropped for a whole clip, with a probability that rises linearly from 0
-    in the first block to `rate` in the last. The other branches are scaled up to keep
-    the mean.
+    in the first block to `rate`, below 1, in the last. The other branches are scaled up
+    to keep the mean.
 
-    Args:
-        keys: a random key of each clip, so that a clip's draw does not depend on how
-            the batch is split.
-        rate: probability in the last block, below 1.
-        depth: number of blocks.
+    Every clip has its own key, so that its draw does not depend on how the batch is
+    split.
     """
     rates = jnp.linspace(0, rate, depth)[:, None]
     draws = jax.vmap(
@@ -311,16 +278,8 @@ def run_blocks(
     They are one scanned block whose parameters have a leading axis [depth], so neither
     the compiled program nor the parameter names grow with the depth.
 
-    Args:
-        x: tokens.
-        depth: number of blocks.
-        remat: a key of REMAT_POLICIES.
-        branch_scales: see `drop_path_scales`; None drops nothing.
-        **fields: of Block.
-
-    Returns:
-        The tokens. With the field `attention_maps` also the attention weights of each
-        block, otherwise None.
+    `remat` is a key of REMAT_POLICIES; `fields` are those of Block. With the field
+    `attention_maps`, also returns the attention weights of each block.
 
     Raises:
         ConfigError: if the heads do not divide the width, or remat is unknown.
@@ -338,10 +297,7 @@ def run_blocks(
         # Inside a scan, XLA cannot merge the two forward passes anyway.
         block = nn.remat(Block, prevent_cse=False, policy=REMAT_POLICIES[remat])
     blocks = nn.scan(
-        block,
-        variable_axes={"params": 0},
-        split_rngs={"params": True},
-        length=depth,
+        block, variable_axes={"params": 0}, split_rngs={"params": True}, length=depth
     )
     return blocks(name="blocks", **fields)(x, branch_scales)
 
@@ -349,16 +305,9 @@ def run_blocks(
 class Encoder(nn.Module):
     """Embeds the patches, runs the blocks and the final LayerNorm.
 
-    Attributes:
-        width, depth, heads, patch_size, tubelet_size, mlp_ratio, dtype, remat,
-            attention: as in VideoMAE.
-        final_norm: apply the final LayerNorm. A classifier that averages the tokens
-            has a LayerNorm after the average instead (official code).
-        drop_path: probability of dropping a residual branch of the last block.
-        position_size: (height, width) in pixels of the pretraining images, to which
-            the position table belongs, see `position_table`; None for the plain table.
-        kernel_init: initializer of the linear layers in the blocks.
-        norm_epsilon, pixel_mean, pixel_std: as in VideoMAE.
+    Attributes are as in VideoMAE and VideoClassifier. With `final_norm=False` the final
+    LayerNorm is left out: a classifier that averages the tokens has one after the
+    average instead (official code). `kernel_init` is for the blocks.
     """
 
     width: int
@@ -378,6 +327,13 @@ class Encoder(nn.Module):
     pixel_mean: tuple[float, float, float] = IMAGENET_MEAN
     pixel_std: tuple[float, float, float] = IMAGENET_STD
 
+    @classmethod
+    def of(cls, model: Any, **fields: Any) -> "Encoder":
+        """Returns the encoder of a model: fields of the same name have its values."""
+        shared = {field.name for field in dataclasses.fields(cls)} & vars(model).keys()
+        values = {name: getattr(model, name) for name in shared - {"parent", "name"}}
+        return cls(**(values | fields))
+
     @nn.compact
     def __call__(
         self,
@@ -393,30 +349,26 @@ class Encoder(nn.Module):
             video: uint8 (raw pixels) or floating point (normalized).
             visible: ids of the tokens to embed; None embeds all.
             keys: a random key of each clip for drop-path; None drops nothing.
-            attention_maps: return the attention weights instead of the tokens.
-
-        Returns:
-            The embedded tokens [batch, visible, dim]; or the attention weights, float32
-            [depth, batch, visible, visible], averaged over the heads.
+            attention_maps: return the attention weights instead of the tokens: float32
+                [depth, batch, visible, visible], averaged over the heads.
         """
         patches = patchify(video, self.patch_size, self.tubelet_size)
         grid = token_grid(video.shape, self.patch_size, self.tubelet_size)
         trained_grid = None
         if self.position_size:
-            trained_shape = (self.tubelet_size, *self.position_size, 3)
-            trained_grid = token_grid(
-                trained_shape, self.patch_size, self.tubelet_size
-            )[1:]
+            trained = (self.tubelet_size, *self.position_size, 3)
+            trained_grid = token_grid(trained, self.patch_size, self.tubelet_size)[1:]
         positions = jnp.asarray(position_table(grid, self.width, trained_grid))
         positions = positions.astype(self.dtype)
         if visible is not None:
             # Before the embedding, so that masked patches cost nothing.
             patches = take_tokens(patches, visible)
             positions = positions[visible]
+        bound = 1 / np.sqrt(patches.shape[-1])  # of the bias, as of the kernel
         x = Dense(
             self.width,
             kernel_init=fan_in_uniform,
-            bias_init=_uniform_bias(patches.shape[-1]),
+            bias_init=partial(jax.random.uniform, minval=-bound, maxval=bound),
             dtype=self.dtype,
             name="embedding",
         )(normalize(patches, self.dtype, self.pixel_mean, self.pixel_std))
