@@ -25,7 +25,7 @@ def is_url(path: str | os.PathLike) -> bool:
 
 
 def absolute(path: str) -> str:
-    """The path from the root on, with ~ replaced; a URL is left as it is."""
+    """Returns a path from the root on, with ~ expanded; URLs are left as they are."""
     return path if is_url(path) else os.path.abspath(os.path.expanduser(path))
 
 

@@ -59,7 +59,7 @@ class ProbeResult:
 
     @property
     def frame_count_mismatch(self) -> bool:
-        """Whether the decoder returned another number of frames than announced."""
+        """True if the decoder returned another number of frames than announced."""
         return self.decoded_frames not in (None, self.num_frames)
 
 

@@ -60,7 +60,7 @@ class Predictions:
 
     @property
     def is_multi_label(self) -> bool:
-        """Whether a video may have several labels."""
+        """True if a video may have several labels."""
         return self.labels.dtype == bool
 
     def _check_ids(self) -> None:

@@ -64,7 +64,7 @@ class Compilation:
 
     @property
     def fits(self) -> bool:
-        """Whether the step fits into memory."""
+        """True if the step fits into memory."""
         return self.traffic is not None
 
 

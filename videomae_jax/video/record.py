@@ -67,7 +67,7 @@ class Record:
 
     @property
     def is_images(self) -> bool:
-        """Whether the frames are stored as images, each encoded separately."""
+        """True if the frames are stored as images, each encoded separately."""
         return bool(self.frame_name or self.feature)
 
     @property
