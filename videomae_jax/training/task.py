@@ -31,7 +31,6 @@ class Task(Protocol):
     training_clips: ReadClips
     label_kind: LabelKind
     eval_every: int
-    label_kind: LabelKind
 
     @property
     def model(self) -> nn.Module:
