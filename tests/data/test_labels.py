@@ -29,9 +29,7 @@ def test_lists_with_several_labels(tmp_path):
 
 def test_folders_name_classes_if_each_class_has_its_own():
     def names(*rows):
-        records = [
-            Record(path, path, labels=own) for path, own in rows
-        ]
+        records = [Record(path, path, labels=own) for path, own in rows]
         return labels.class_names(records, "list.txt", num_classes=4)
 
     run, sit = ("/k/run/a.mp4", (2,)), ("/k/sit/b.mp4", (0,))
