@@ -3,6 +3,7 @@
 import os
 import sys
 import tempfile
+from importlib import metadata
 
 import pytest
 
@@ -18,6 +19,10 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
             os.environ.get("XLA_FLAGS", ""),
             "--xla_backend_optimization_level=0",
             "--xla_llvm_disable_expensive_passes=true",
+            # Newer releases do not have the option, and compile as fast without it.
+            "--xla_cpu_use_fusion_emitters=false"
+            if metadata.version("jaxlib").startswith("0.10.")
+            else "",
         ]
     )
     # Shared by all workers and by the processes that tests start: many run the same

@@ -72,6 +72,7 @@ loop.evaluate(config, workdir)
 """
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_same_file(folder, trained):
     workdir, expected = trained
     with socket.socket() as probe:

@@ -84,6 +84,7 @@ def test_replicas_only_sum_gradients():
     assert result["device_kind"] == "TPU v5 lite"
 
 
+@pytest.mark.slow
 @needs_libtpu
 def test_fsdp_gathers_parameters_but_no_activations():
     result = compiled('{"mesh": {"fsdp": 4}}')

@@ -147,6 +147,7 @@ def test_resumes_on_other_devices(folder, undisturbed, tmp_path, monkeypatch):
         np.testing.assert_allclose(one["loss"], other["loss"], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_eight_devices_train_alike(folder, undisturbed, tmp_path, monkeypatch):
     monkeypatch.undo()
     config = tiny(folder, **{"micro_batch_per_device": 1})
@@ -405,6 +406,7 @@ def test_missing_list_is_explained(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_pretraining_goes_on_from_other_weights(folder, tmp_path):
     """Decoder included; the first loss is that of the weights it starts with."""
     golden = official.GOLDEN / "checkpoints" / "hf_pretrain"

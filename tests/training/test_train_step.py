@@ -79,7 +79,9 @@ def test_learning_rate_scales_with_the_batch_but_for_nothing_else():
     assert one(0) == 0 and np.isclose(one(2), 2e-3) and np.isclose(one(3), 2e-3)
 
 
-@pytest.mark.parametrize("mesh_shape", [(1, 1), (2, 2)])
+@pytest.mark.parametrize(
+    "mesh_shape", [pytest.param((1, 1), marks=pytest.mark.slow), (2, 2)]
+)
 def test_trajectory_matches_reference(pretraining, trajectory, mesh_shape):
     golden = np.load(official.GOLDEN / "pretrain_step.npz")
     tx = optimizer.adamw(
@@ -114,7 +116,9 @@ def test_trajectory_matches_reference(pretraining, trajectory, mesh_shape):
         )
 
 
-@pytest.mark.parametrize("mesh_shape", [(1, 1), (2, 2)])
+@pytest.mark.parametrize(
+    "mesh_shape", [pytest.param((1, 1), marks=pytest.mark.slow), (2, 2)]
+)
 def test_layer_decay_trajectory_matches_reference(finetuning, mesh_shape):
     golden = np.load(official.GOLDEN / "finetune_step.npz")
     trajectory = np.load(official.GOLDEN / "finetune_trajectory.npz")
@@ -207,9 +211,11 @@ def run(task, params, video, steps=3, tx=None, **kwargs):
 layouts = pytest.mark.parametrize(
     "kwargs",
     [
-        {"mesh_shape": (8, 1)},
+        pytest.param({"mesh_shape": (8, 1)}, marks=pytest.mark.slow),
         {"mesh_shape": (2, 4)},
-        {"mesh_shape": (1, 1), "grad_accum_steps": 4},
+        pytest.param(
+            {"mesh_shape": (1, 1), "grad_accum_steps": 4}, marks=pytest.mark.slow
+        ),
         {"mesh_shape": (4, 2), "grad_accum_steps": 2},
     ],
 )
