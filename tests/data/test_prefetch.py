@@ -189,7 +189,9 @@ def test_nothing_is_left_behind(tmp_path, how, send, status):
             children = children_of(process.pid)
             if send:
                 assert len(children) >= 3  # two workers, and Python's resource tracker
-                wait_until(lambda: list(SHARED.glob(f"{prefix}*")))
+                # Until the workers wait. A kill between the two lines of Python that
+                # create and register shared memory leaves it behind.
+                wait_until(lambda: stays_the_same(prefix))
                 process.send_signal(send)
             assert process.wait(timeout=60) == status
         finally:
@@ -201,6 +203,12 @@ def test_nothing_is_left_behind(tmp_path, how, send, status):
         )
         if how == "ends":
             assert process.stderr.read() == ""
+
+
+def stays_the_same(prefix):
+    before = set(SHARED.glob(f"{prefix}*"))
+    time.sleep(0.5)
+    return before and before == set(SHARED.glob(f"{prefix}*"))
 
 
 def wait_until(condition):
