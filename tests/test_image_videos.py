@@ -139,9 +139,8 @@ def test_pretraining(folder, tmp_path):
     assert "is missing: the list asks for 99 images" in json.loads(line)["reason"]
 
 
-@pytest.mark.parametrize(
-    "kind", ["frame folders", pytest.param("tfds", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["frame folders", "tfds"])
 def test_finetuning(folder, tmp_path, kind):
     source = f"tfds:{folder}/clips/train"
     names = folder / "clips" / "2.0.0" / "kind.labels.txt"

@@ -214,6 +214,7 @@ def test_every_kind_of_problem(folder, check):
         assert line in output
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("in_process")
 def test_options(folder, check, tmp_path):
     arguments = (folder / "train.txt", f"--out={tmp_path}")

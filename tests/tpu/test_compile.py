@@ -71,6 +71,7 @@ def moved(fields: str) -> dict[str, int]:
     return {kind: t["bytes"] for kind, t in compiled(fields)["traffic"].items()}
 
 
+@pytest.mark.slow
 @needs_libtpu
 def test_replicas_only_sum_gradients():
     result = compiled("{}")

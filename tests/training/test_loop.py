@@ -250,6 +250,7 @@ def test_a_bucket_is_no_work_directory(folder):
         loop.run(tiny(folder), "gs://bucket/run")
 
 
+@pytest.mark.slow
 # Of jaxlib, when the statistics of an event are read.
 @pytest.mark.filterwarnings("ignore:builtin type event_stats:DeprecationWarning")
 def test_steps_are_traced(folder, tmp_path):

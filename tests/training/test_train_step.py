@@ -212,7 +212,7 @@ layouts = pytest.mark.parametrize(
     "kwargs",
     [
         pytest.param({"mesh_shape": (8, 1)}, marks=pytest.mark.slow),
-        {"mesh_shape": (2, 4)},
+        pytest.param({"mesh_shape": (2, 4)}, marks=pytest.mark.slow),
         pytest.param(
             {"mesh_shape": (1, 1), "grad_accum_steps": 4}, marks=pytest.mark.slow
         ),
@@ -353,6 +353,7 @@ def test_frozen_parameters_stay_and_have_no_moments(probe, video):
     assert moments == 2 * trained + 1
 
 
+@pytest.mark.slow
 def test_batch_norm_follows_the_batches(probe, video):
     task, params, batch_stats = probe
     kwargs = {"tx": optax.identity(), "batch_stats": batch_stats}
