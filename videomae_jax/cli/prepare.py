@@ -238,17 +238,13 @@ def _run_beam(todo: Sequence[Shard], options: str) -> None:
     Videos are decoded in Beam's own workers, which Beam starts and restarts.
     """
     try:
-        import apache_beam as beam  # pyright: ignore[reportMissingImports]
-        from apache_beam.options import (  # pyright: ignore[reportMissingImports]
-            pipeline_options,
-        )
+        import apache_beam as beam
+        from apache_beam.options.pipeline_options import PipelineOptions
     except ImportError as error:
         raise RecordError(
             "--beam-options needs the package apache-beam: pip install apache-beam"
         ) from error
-    with beam.Pipeline(
-        options=pipeline_options.PipelineOptions(shlex.split(options))
-    ) as pipeline:
+    with beam.Pipeline(options=PipelineOptions(shlex.split(options))) as pipeline:
         _ = (
             pipeline
             | "Shards" >> beam.Create(list(todo))
