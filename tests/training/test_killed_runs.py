@@ -108,7 +108,7 @@ def test_a_pretraining_that_is_killed_again_and_again(folder, tmp_path):
     never = "--config.checkpoint.every=1000"
     with running(recipe, workdir, never) as (process, read_log):
         # Metrics of the processes before are there already.
-        wait_until(lambda: "| loss" in read_log(), process, read_log)
+        wait_until(lambda: " loss=" in read_log(), process, read_log)
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=120) == 143, read_log()
         log = read_log()
