@@ -161,9 +161,14 @@ class JsonLines:
         if self.path.exists():
             rows = self.read(last_step)
             with atomic_write(self.path) as file:
-                file.writelines(json.dumps(row) + "\n" for row in rows)
+                file.writelines(map(self._line, rows))
 
     def append(self, rows: Iterable[dict]) -> None:
         """Appends rows, creating the file if needed."""
         with self.path.open("a") as file:
-            file.write("".join(json.dumps(row) + "\n" for row in rows))
+            file.write("".join(map(self._line, rows)))
+
+    @staticmethod
+    def _line(row: dict) -> str:
+        # Unlike `json_line`: the metrics of a step that was not finite are NaN.
+        return json.dumps(row) + "\n"

@@ -93,8 +93,8 @@ def initialize() -> None:
 def detect(environment: Mapping[str, str]) -> dict[str, Any] | None:
     """Returns the arguments of `jax.distributed.initialize`; None for a single process.
 
-    {} is for a TPU host, which is the only one unless JAX finds others. In all other
-    cases the environment says that there are others.
+    For a TPU host the result is {}: JAX looks for other hosts, and the host is alone if
+    it finds none. Otherwise the environment names the other processes.
 
     JAX's own detection is not enough: it also takes single processes for a cluster (a
     notebook in a Slurm allocation or a Kubernetes pod, a TPU host of Colab or Kaggle).

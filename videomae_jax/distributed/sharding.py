@@ -43,7 +43,7 @@ STATE_SHARE = 0.25
 
 @dataclasses.dataclass(frozen=True)
 class ShardingPlan:
-    """What is split over the devices besides the batch.
+    """The split of parameters and optimizer state over the devices.
 
     Attributes:
         fsdp: number of devices over which parameters and optimizer state are split.

@@ -1,1 +1,1 @@
-"""What a trained model is used for."""
+"""Prediction, features, reconstruction and attribution with trained models."""

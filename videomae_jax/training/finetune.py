@@ -1,6 +1,5 @@
 """Fine-tuning as a task of the training loop: labels, mixing, loss and evaluation."""
 
-import json
 import logging
 import math
 import pathlib
@@ -23,6 +22,7 @@ from videomae_jax.distributed import hosts
 from videomae_jax.errors import ConfigError, RecordError
 from videomae_jax.evaluation import metrics, results
 from videomae_jax.evaluation.evaluator import Evaluator
+from videomae_jax.files import read_json
 from videomae_jax.models import build, flops, vit
 from videomae_jax.models.arrays import Array
 from videomae_jax.models.classifier import HEAD_NORMS, POOLINGS
@@ -72,7 +72,11 @@ class Finetuning:
         self._read_lists(class_names)
         self.model = build.classifier(config.model, len(self.class_names))
         self._clip_shape = (data.num_frames, data.image_size, data.image_size, 3)
-        vit.token_grid(self._clip_shape, self.model.patch_size, self.model.tubelet_size)
+        self._num_tokens = math.prod(
+            vit.token_grid(
+                self._clip_shape, self.model.patch_size, self.model.tubelet_size
+            )
+        )
         if config.model.head_norm == "batch":
             self._check_probe()
         self.training_clips, self._held_out_clips = _make_clips(config)
@@ -118,10 +122,7 @@ class Finetuning:
     @property
     def flops_per_clip(self) -> int:
         """Floating-point operations of a training step per clip."""
-        grid = vit.token_grid(
-            self._clip_shape, self.model.patch_size, self.model.tubelet_size
-        )
-        return flops.training(flops.classification(self.model, math.prod(grid)))
+        return flops.training(flops.classification(self.model, self._num_tokens))
 
     def _check_probe(self) -> None:
         """Checks that the encoder is frozen under a head with batch norm.
@@ -244,8 +245,8 @@ class Finetuning:
 
     def is_tested(self, workdir: pathlib.Path, step: int) -> bool:
         """Returns whether the results of the test at this step are on disk."""
-        path = workdir / "test" / "metrics.json"
-        if not path.exists() or json.loads(path.read_text())["step"] != step:
+        saved = read_json(workdir / "test" / "metrics.json")
+        if saved is None or saved["step"] != step:
             return False
         return self._dump is None or self._dump.exists()
 

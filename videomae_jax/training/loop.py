@@ -90,7 +90,7 @@ def train_and_evaluate(config: Config, workdir: str) -> TrainState:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What stays the same from the first step of a run to the last."""
+    """The settings and objects of a run; they do not change while it trains."""
 
     config: Config
     workdir: pathlib.Path
