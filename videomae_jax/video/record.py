@@ -15,12 +15,16 @@ class LabelKind(enum.Enum):
         OPTIONAL: at most one.
         ONE: exactly one (fine-tuning).
         MANY: any number, none included (multi-label fine-tuning).
+        HEADS: one for each head of the model, in order (verb and noun).
+        VALUES: no classes but one or more numbers, in `Record.values` (regression).
     """
 
     UNUSED = "unused"
     OPTIONAL = "optional"
     ONE = "one"
     MANY = "many"
+    HEADS = "heads"
+    VALUES = "values"
 
     def check(self, labels: tuple[int, ...], video: str) -> None:
         """Checks the number of labels of a video.
@@ -47,6 +51,7 @@ class Record:
             the list, or relative to the source folder. Unique: repeats become `name#2`,
             `name#3`.
         labels: the classes of the video; empty if it is unlabelled.
+        values: the targets of a regression; empty for classes.
         position: index of the video in `path`, if that is an ArrayRecord shard; None
             if the file is the video.
         frame_name: template of the image names, if `path` is a frame folder.
@@ -60,6 +65,7 @@ class Record:
     id: str
     _: dataclasses.KW_ONLY
     labels: tuple[int, ...] = ()
+    values: tuple[float, ...] = ()
     position: int | None = None
     frame_name: str = ""
     frame_range: tuple[int, int] | None = None
