@@ -1,19 +1,24 @@
 """Opens videos of every kind that a record may name; nothing else decides how."""
 
+import numpy as np
+
 from videomae_jax import files
 from videomae_jax.errors import VideoError
+from videomae_jax.video.arrays import ArrayVideo
 from videomae_jax.video.container import VideoFile, default_name
 from videomae_jax.video.decoder import Video
 from videomae_jax.video.frame_folder import FrameFolder
 from videomae_jax.video.record import Record
 from videomae_jax.video.source import FrameSource, VideoSegment, read_file
 
-# A record, or a path of a file, or the content of a file.
-Source = Record | VideoFile
+# A record, the path of a file, its content, or its frames, uint8 [T, H, W, C].
+Source = Record | VideoFile | np.ndarray
 
 
 def open_video(source: Source) -> FrameSource:
-    """Opens the video of a record, of a file, or of the content of a file."""
+    """Opens the video of a record, of a file, of its content, or of its frames."""
+    if isinstance(source, np.ndarray):
+        return ArrayVideo(source)
     if not isinstance(source, Record):
         return Video(source)
     if source.frame_name:
@@ -60,4 +65,6 @@ def file_size(record: Record) -> int | None:
 
 def video_name(source: Source) -> str:
     """Returns the name of a video in messages."""
+    if isinstance(source, np.ndarray):
+        return "<array>"
     return source.id if isinstance(source, Record) else default_name(source)
