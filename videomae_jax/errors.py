@@ -29,6 +29,10 @@ class TooManyBadVideosError(UserError, RuntimeError):
     """More videos than allowed could not be read; the message lists them."""
 
 
+class InputError(UserError, ValueError):
+    """An array of another shape, dtype or range than a model takes."""
+
+
 class PretrainedError(UserError, ValueError):
     """A model that cannot be read, edited or written; the message says why."""
 

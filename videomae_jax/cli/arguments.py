@@ -2,16 +2,15 @@
 
 import argparse
 import dataclasses
-import glob
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from videomae_jax.data import labels, sources
-from videomae_jax.errors import PretrainedError, RecordError, VideoError
-from videomae_jax.files import absolute
+from videomae_jax.errors import PretrainedError, VideoError
+from videomae_jax.inference import inputs
 from videomae_jax.interop.loading import load_pretrained
 from videomae_jax.interop.pretrained import Pretrained
 from videomae_jax.processes import available_resources
@@ -202,27 +201,7 @@ def find_videos(args: argparse.Namespace) -> list[Record]:
     Raises:
         RecordError: a list, folder or pattern names no video.
     """
-    return list(_find(args.videos, args.frame_name))
-
-
-def _find(names: Iterable[str], frame_name: str) -> Iterator[Record]:
-    for name in names:
-        if os.path.isdir(name):
-            for record in sources.load(name, frame_name=frame_name):
-                is_name = record.path == absolute(name)
-                id = name if is_name else os.path.join(name, record.id)
-                yield dataclasses.replace(record, id=id)
-        elif name.startswith(("tfds:", "digits:")) or name.endswith((".txt", ".csv")):
-            yield from sources.load(
-                name, label_kind=LabelKind.UNUSED, frame_name=frame_name
-            )
-        elif glob.has_magic(name) and not os.path.exists(name):
-            matches = sorted(glob.glob(name, recursive=True))
-            if not matches:
-                raise RecordError(f"no video matches {name!r}")
-            yield from _find(matches, frame_name)
-        else:
-            yield Record(absolute(name), name)
+    return inputs.find_videos(args.videos, frame_name=args.frame_name)
 
 
 def stem(record: Record) -> str:

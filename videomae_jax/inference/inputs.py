@@ -1,0 +1,198 @@
+"""Resolves what the public functions take as videos; one rule for all of them.
+
+What names one video gives one result:
+
+    "clip.mp4", its content, a record of a list
+    "frames/a1"                   a folder of images, one for each frame
+    uint8 [T, H, W, C], or a sequence of frames [H, W, C]
+
+What names several gives a list of results in order, however many there are:
+
+    a sequence of any of these
+    uint8 [B, T, H, W, C]         a batch of videos
+    "videos/", "videos/*.mp4"     a folder, or a pattern, sorted
+    "test.txt", "tfds:FOLDER/SPLIT", "digits:test"   a list or a data set
+
+Frames in an array are a video: they are sampled, resized and cropped like those of a
+file. Functions of clips, such as `classify`, take arrays as the model does.
+"""
+
+import dataclasses
+import glob
+import os
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+
+from videomae_jax.data import sources
+from videomae_jax.errors import InputError, RecordError
+from videomae_jax.files import absolute, is_url
+from videomae_jax.interop.pretrained import Pretrained
+from videomae_jax.video.frame_folder import DEFAULT_FRAME_NAME
+from videomae_jax.video.open import Source
+from videomae_jax.video.record import LabelKind, Record
+
+# Anything above; arrays of JAX and PyTorch and images of Pillow too.
+Videos = Source | Sequence[Any]
+
+_LISTS = (".txt", ".csv", ".tsv", ".json", ".jsonl", ".tar")
+_DATA_SETS = ("tfds:", "digits:")
+_Result = TypeVar("_Result")
+
+
+def find_videos(
+    names: str | os.PathLike | Iterable[str | os.PathLike],
+    *,
+    frame_name: str = DEFAULT_FRAME_NAME,
+) -> list[Record]:
+    """Returns the videos that names stand for, without opening them.
+
+    Args:
+        names: files, folders, patterns, lists or data sets, as in the module.
+        frame_name: template of the image names in frame folders.
+
+    Returns:
+        Records, which all functions take as videos; `id` is the name of each. A missing
+        file is included, and fails when it is opened.
+
+    Raises:
+        RecordError: a list, folder or pattern names no video.
+
+    Example:
+        >>> import tempfile
+        >>> from videomae_jax.data import digits
+        >>> folder = digits.make(tempfile.mkdtemp() + "/digits", {"test": 2})
+        >>> [os.path.basename(video.id) for video in find_videos(folder / "test")]
+        ['00000.mp4', '00001.mp4']
+    """
+    if isinstance(names, str | os.PathLike):
+        names = [names]
+    return [record for name in names for record in _named(name, frame_name)[0]]
+
+
+def for_each(
+    pretrained: Pretrained,
+    videos: Videos,
+    process: Callable[[Source], _Result],
+    *,
+    span: int = 0,
+) -> _Result | list[_Result]:
+    """Processes one or several videos; see the module.
+
+    Args:
+        span: frames that a clip reaches over; a warning is given for shorter arrays,
+            which are often clips whose frames have been sampled already.
+
+    Returns:
+        The result, or a list of results if `videos` names several.
+
+    Raises:
+        RecordError: a list, folder or pattern names no video.
+        InputError: `videos` is of another type, or an array does not fit the model.
+    """
+    found, several = resolve(pretrained, videos, span=span)
+    results = [process(video) for video in found]
+    return results if several else results[0]
+
+
+def resolve(
+    pretrained: Pretrained, videos: Videos, *, span: int = 0
+) -> tuple[list[Source], bool]:
+    """Returns the videos of `for_each`, and whether `videos` names several."""
+    if isinstance(videos, Record | bytes):
+        return [videos], False
+    if isinstance(videos, str | os.PathLike):
+        named, several = _named(videos, DEFAULT_FRAME_NAME)
+        return list(named), several
+    if _is_array(videos):
+        return _frames(pretrained, np.asarray(videos), span)
+    if not isinstance(videos, Iterable):
+        raise InputError(
+            f"a {type(videos).__name__} is not a video; expected a path, a folder, a "
+            "pattern, the content of a file, frames uint8 [T, H, W, C], or a list of "
+            "these"
+        )
+    items = list(videos)
+    if not items:
+        raise InputError("the list of videos is empty")
+    if all(_is_array(item) and np.ndim(item) <= 3 for item in items):
+        return _frames(pretrained, _stack(items), span)
+    found = [resolve(pretrained, item, span=span)[0] for item in items]
+    return [video for group in found for video in group], True
+
+
+def _named(name: str | os.PathLike, frame_name: str) -> tuple[list[Record], bool]:
+    """Returns the videos of a name, and whether the name may stand for several."""
+    name = os.fsdecode(name)
+    if os.path.isdir(name):
+        records = sources.load(name, frame_name=frame_name)
+        if [record.path for record in records] == [absolute(name)]:
+            return [dataclasses.replace(records[0], id=name)], False
+        return [
+            dataclasses.replace(record, id=os.path.join(name, record.id))
+            for record in records
+        ], True
+    if name.startswith(_DATA_SETS) or name.endswith(_LISTS):
+        kind = LabelKind.UNUSED
+        return sources.load(name, label_kind=kind, frame_name=frame_name), True
+    if glob.has_magic(name) and not is_url(name) and not os.path.exists(name):
+        matches = sorted(glob.glob(name, recursive=True))
+        if not matches:
+            raise RecordError(f"no video matches {name!r}")
+        return find_videos(matches, frame_name=frame_name), True
+    return [Record(absolute(name), name)], False
+
+
+def _is_array(value: Any) -> bool:
+    return hasattr(value, "__array__") or hasattr(value, "__array_interface__")
+
+
+def _stack(frames: Sequence[Any]) -> np.ndarray:
+    """Returns frames [H, W, C] of one size as an array."""
+    arrays = [np.asarray(frame) for frame in frames]
+    shapes = sorted({array.shape for array in arrays})
+    if len(shapes) > 1:
+        raise InputError(
+            f"the frames of a video have different shapes, {_shape(shapes[0])} and "
+            f"{_shape(shapes[1])}; expected the same [H, W, C] for all"
+        )
+    return np.stack(arrays)
+
+
+def _frames(
+    pretrained: Pretrained, frames: np.ndarray, span: int
+) -> tuple[list[Source], bool]:
+    """Checks frames [T, H, W, C] or [B, T, H, W, C]."""
+    channels = len(pretrained.model.pixel_mean)
+    expected = f"expected uint8 [T, H, W, {channels}], or a batch of these"
+    got = f"got {frames.dtype} {_shape(frames.shape)}"
+    if frames.ndim not in (4, 5) or frames.shape[-1] != channels or not frames.size:
+        hint = ""
+        if frames.ndim in (4, 5) and frames.shape[-3] == channels:
+            hint = "; the channels must be last: np.moveaxis(frames, -3, -1)"
+        elif frames.ndim == 3 and frames.shape[-1] == channels:
+            hint = "; for a video of one frame: frame[None]"
+        raise InputError(f"frames of a video: {expected}, {got}{hint}")
+    if frames.dtype != np.uint8:
+        low, high = frames.min(), frames.max()
+        raise InputError(
+            f"frames of a video: {expected}, with values 0 to 255; {got}, with values "
+            f"{low:g} to {high:g}. Clips that are normalized already are for "
+            "videomae_jax.classify or model.apply"
+        )
+    if frames.shape[-4] < span:
+        warnings.warn(
+            f"an array of {frames.shape[-4]} frames is shorter than a clip, whose "
+            f"frames span {span}: its last frame is repeated. If these frames were "
+            "sampled already, pass stride=1",
+            stacklevel=5,
+        )
+    if frames.ndim == 5:
+        return list(frames), True
+    return [frames], False
+
+
+def _shape(shape: Sequence[int]) -> str:
+    return f"[{', '.join(map(str, shape))}]"
