@@ -147,7 +147,7 @@ def test_labels_and_preprocessing(tmp_path):
     loaded = vmae.load_pretrained(tmp_path)
     assert loaded.labels == tuple(names.values())
     assert loaded.preprocessing.num_frames == 4
-    assert loaded.preprocessing.image_size == 32
+    assert loaded.preprocessing.image_size == (32, 32)
     # Raw pixels are normalized with the source's mean and deviation, not ImageNet's.
     rng = np.random.default_rng(1)
     video = rng.integers(0, 256, (1, 4, 32, 32, 3), np.uint8)

@@ -3,6 +3,7 @@
 Boxes are (top, left, height, width) in pixels, within the frame. They are drawn by
 functions that see only the height and width of the frame, and cut out by others.
 `area` is a range (smallest, largest) of shares of the frame, `aspect` one of shapes.
+The `size` of an output is (height, width) in pixels, or one number for a square.
 
 All functions raise ValueError for a clip that is empty or not uint8 [T, H, W, 3], and
 for boxes, ranges, counts and probabilities that are empty or impossible.
@@ -15,7 +16,10 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from videomae_jax.models.sizes import height_and_width
 from videomae_jax.video.source import Box
+
+Size = int | tuple[int, int]  # height and width, or both
 
 # For RGB in [0, 1]. The models have them too, but importing those would bring JAX into
 # the workers.
@@ -39,31 +43,54 @@ def multi_scale_box(
     height: int,
     width: int,
     *,
-    size: int,
+    size: Size,
     scales: tuple[float, ...] = (1, 0.875, 0.75, 0.66),
 ) -> Box:
     """Draws a crop box of one of several sizes at one of thirteen positions.
 
-    Height and width are drawn together, uniformly from all pairs of scales of the
-    shorter side that are at most one apart in the list; the position, uniformly from
-    ANCHORS (official code).
+    The largest box of the output's shape is scaled. The scales of height and width are
+    drawn together, uniformly from all pairs that are at most one apart in the list; the
+    position, uniformly from ANCHORS (official code, where outputs are square).
 
     Args:
-        size: height and width of the output in pixels, which crop sizes snap to.
-        scales: crop sizes relative to the shorter side, in (0, 1] and in order.
+        size: of the output, which crop sizes snap to.
+        scales: crop sizes relative to the largest box, in (0, 1] and in order. For a
+            square output, that is relative to the shorter side.
     """
     if not scales or not all(0 < scale <= 1 for scale in scales):
         raise ValueError(f"crop scales must be above 0 and at most 1, got {scales}")
-    short = min(height, width)
-    sizes = [max(int(short * scale), 1) for scale in scales]
-    # Not beyond the frame, whose shorter side may itself be near the output size.
-    sizes = [size if abs(x - size) < SNAP and size <= short else x for x in sizes]
-    pairs = [(h, w) for i, h in enumerate(sizes) for w in sizes[max(i - 1, 0) : i + 2]]
+    largest = _largest_of_shape(height, width, height_and_width(size))
+    heights, widths = (
+        _crop_sides(most, output, scales)
+        for most, output in zip(largest, height_and_width(size), strict=True)
+    )
+    pairs = [
+        (h, w) for i, h in enumerate(heights) for w in widths[max(i - 1, 0) : i + 2]
+    ]
     crop_height, crop_width = pairs[rng.integers(len(pairs))]
     row, column = ANCHORS[rng.integers(len(ANCHORS))]
     top = row * ((height - crop_height) // 4)
     left = column * ((width - crop_width) // 4)
     return top, left, crop_height, crop_width
+
+
+def _largest_of_shape(
+    height: int, width: int, size: tuple[int, int]
+) -> tuple[int, int]:
+    """Returns the sides of the largest box of a frame that is shaped as `size`."""
+    if height * size[1] <= width * size[0]:
+        return height, max(height * size[1] // size[0], 1)
+    return max(width * size[0] // size[1], 1), width
+
+
+def _crop_sides(largest: int, output: int, scales: Sequence[float]) -> list[int]:
+    """Returns the lengths of a side at the scales, some snapped to the output's."""
+    sides = [max(int(largest * scale), 1) for scale in scales]
+    # Not beyond the frame, whose side may itself be near the output's.
+    return [
+        output if abs(side - output) < SNAP and output <= largest else side
+        for side in sides
+    ]
 
 
 def crop_and_resize(
@@ -148,38 +175,57 @@ def random_resized_box(
 def random_resized_crop(
     rng: np.random.Generator,
     clip: np.ndarray,
-    size: int,
+    size: Size,
     *,
     area: tuple[float, float] = (0.08, 1.0),
     aspect: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> np.ndarray:
-    """Cuts the same `random_resized_box` out of every frame, and resizes to squares."""
+    """Cuts the same `random_resized_box` out of every frame, and resizes it.
+
+    Aspects are relative to that of the output: 1 keeps the shapes of things.
+    """
     check_clip(clip)
+    _check_ranges("crops", area, aspect)
+    height, width = height_and_width(size)
+    smallest, largest = aspect
+    aspect = (smallest * (width / height), largest * (width / height))
     box = random_resized_box(rng, *clip.shape[1:3], area=area, aspect=aspect)
-    return crop_and_resize(clip, box, size, size)
+    return crop_and_resize(clip, box, height, width)
 
 
-def spatial_crops(clip: np.ndarray, size: int, count: int) -> np.ndarray:
-    """Scales the shorter side to `size`, and cuts crops along the longer one.
+def spatial_crops(clip: np.ndarray, size: Size, count: int) -> np.ndarray:
+    """Scales frames to cover the size as tightly as possible, and cuts crops of it.
 
-    A single crop is in the middle; several go from end to end in equal steps, rounded
-    down (official code: three crops in tests). Returns uint8 [count, T, size, size, 3].
+    The shape of the frames is kept: for squares, the shorter side becomes `size`. Crops
+    lie along the side that is left over. A single one is in the middle; several go from
+    end to end in equal steps, rounded down (official code: three square crops in
+    tests).
+
+    Returns:
+        uint8 [count, T, height, width, 3].
     """
     check_clip(clip)
     if count < 1:
         raise ValueError(f"count={count} of crops must be at least 1")
+    size = height_and_width(size)
     height, width = clip.shape[1:3]
-    short = min(height, width)
-    scaled = (height * size // short, width * size // short)
+    is_taller = height * size[1] > width * size[0]
+    if is_taller:
+        scaled = height * size[1] // width, size[1]
+    else:
+        scaled = size[0], width * size[0] // height
     clip = crop_and_resize(clip, (0, 0, height, width), *scaled)
-    room = max(scaled) - size
+    axis = 0 if is_taller else 1
+    room = scaled[axis] - size[axis]
     if count == 1:
         starts = [round(room / 2)]
     else:
         starts = [int(i * room / (count - 1)) for i in range(count)]
-    axis = 1 if height > width else 2
     return np.stack(
-        [np.take(clip, range(start, start + size), axis=axis) for start in starts]
+        [
+            np.take(clip, range(start, start + size[axis]), axis=1 + axis)
+            for start in starts
+        ]
     )
 
 

@@ -3,7 +3,8 @@
 Each class here is called with an opened video and randomness, and returns uint8
 [clips, T, H, W, 3] from a single decode. Its objects are sent to the workers.
 Clips have `num_frames` frames, `stride` frames of the video apart, and crops of
-`size` x `size` pixels. `frame_sampling` is a key of SAMPLERS.
+`size`: (height, width) in pixels, or one number for both. `frame_sampling` is a key of
+SAMPLERS.
 """
 
 import dataclasses
@@ -15,6 +16,7 @@ import numpy as np
 from videomae_jax.data import augmentation, sampling
 from videomae_jax.data.randaugment import RandAugment
 from videomae_jax.errors import ConfigError
+from videomae_jax.models.sizes import height_and_width
 from videomae_jax.video.source import FrameSource
 
 
@@ -24,7 +26,7 @@ class PretrainingClips:
 
     num_frames: int
     stride: int
-    size: int
+    size: augmentation.Size
     scales: tuple[float, ...]  # crop sizes relative to the shorter side, in (0, 1]
     flip: float  # probability of a horizontal flip
     num_samples: int  # clips cut out of the same frames
@@ -37,7 +39,7 @@ class PretrainingClips:
             )
 
     def __call__(self, video: FrameSource, rng: np.random.Generator) -> np.ndarray:
-        """Returns uint8 [num_samples, T, size, size, 3]."""
+        """Returns uint8 [num_samples, T, height, width, 3]."""
         indices = sampling.sample_pretrain(
             rng, video.num_frames, self.num_frames, self.stride
         )
@@ -51,11 +53,12 @@ class PretrainingClips:
         # Only this part of the frames is converted to RGB.
         hull = augmentation.hull(boxes)
         images = frames.rgb(hull)
-        shape = (self.num_samples, self.num_frames, self.size, self.size, 3)
+        size = height_and_width(self.size)
+        shape = (self.num_samples, self.num_frames, *size, 3)
         clips = np.empty(shape, np.uint8)
         for clip, (top, left, height, width) in zip(clips, boxes, strict=True):
             box = (top - hull[0], left - hull[1], height, width)
-            augmentation.crop_and_resize(images, box, self.size, self.size, out=clip)
+            augmentation.crop_and_resize(images, box, *size, out=clip)
             if self.flip:
                 clip[:] = augmentation.horizontal_flip(rng, clip, self.flip)
         return clips
@@ -108,7 +111,7 @@ class FinetuningClips:
     frame_sampling: str
     num_frames: int
     stride: int
-    size: int
+    size: augmentation.Size
     rand_augment: RandAugment | None  # of whole frames, before the crop
     crop_area: tuple[float, float]  # smallest and largest share of the frame
     crop_aspect: tuple[float, float]  # smallest and largest width over height
@@ -130,12 +133,13 @@ class FinetuningClips:
             raise ConfigError(f"config.data.erase={self.erase} must be in [0, 1]")
 
     def __call__(self, video: FrameSource, rng: np.random.Generator) -> np.ndarray:
-        """Returns uint8 [num_samples, T, size, size, 3]."""
+        """Returns uint8 [num_samples, T, height, width, 3]."""
         indices = SAMPLERS[self.frame_sampling].train(
             rng, video.num_frames, self.num_frames, self.stride
         )
         frames = video.read(indices)
-        shape = (self.num_samples, self.num_frames, self.size, self.size, 3)
+        size = height_and_width(self.size)
+        shape = (self.num_samples, self.num_frames, *size, 3)
         clips = np.empty(shape, np.uint8)
         for clip in clips:
             augmented = self.rand_augment(rng, frames) if self.rand_augment else frames
@@ -155,11 +159,11 @@ class CenterClips:
 
     num_frames: int
     stride: int
-    size: int
+    size: augmentation.Size
     frame_sampling: str = "exact"
 
     def __call__(self, video: FrameSource, rng: np.random.Generator) -> np.ndarray:
-        """Returns uint8 [1, T, size, size, 3]."""
+        """Returns uint8 [1, T, height, width, 3]."""
         indices = SAMPLERS[self.frame_sampling].validation(
             video.num_frames, self.num_frames, self.stride
         )
@@ -172,13 +176,13 @@ class MultiViewClips:
 
     num_frames: int
     stride: int
-    size: int
+    size: augmentation.Size
     frame_sampling: str
     segments: int  # clips in time
     crops: int  # of each clip, along the longer side; 1 is the centre
 
     def __call__(self, video: FrameSource, rng: np.random.Generator) -> np.ndarray:
-        """Returns uint8 [segments * crops, T, size, size, 3], crops adjacent."""
+        """Returns uint8 [segments * crops, T, height, width, 3], crops adjacent."""
         indices = SAMPLERS[self.frame_sampling].test(
             video.num_frames, self.num_frames, self.stride, self.segments
         )

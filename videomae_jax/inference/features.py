@@ -23,6 +23,7 @@ from videomae_jax.inference import batching
 from videomae_jax.interop.pretrained import Pretrained
 from videomae_jax.models import vit
 from videomae_jax.models.mae import VideoMAE
+from videomae_jax.models.sizes import height_and_width
 from videomae_jax.video.open import Source, open_video
 from videomae_jax.video.source import FrameSource
 from videomae_jax.video.windows import read_windows
@@ -49,10 +50,10 @@ class Windows:
     Attributes:
         frame_stride: frames of the video from one frame of a window to the next.
         hop: frames of the video from the start of a window to that of the next.
-        size: height and width of the model's input in pixels.
-        squash: scale the whole frame to a square (as the script of V2, which does not
-            average over pixels where it shrinks). Otherwise scale the shorter side to
-            `size` and crop the centre, as in testing.
+        size: (height, width) of the model's input in pixels, or one number for both.
+        squash: scale the whole frame to the size (as the script of V2, which does not
+            average over pixels where it shrinks). Otherwise scale frames to cover the
+            size and crop the centre, as in testing.
 
     Raises:
         ValueError: if a number is below 1.
@@ -61,14 +62,16 @@ class Windows:
     num_frames: int = 16
     frame_stride: int = 4
     hop: int = 64
-    size: int = 224
+    # Given as one number, it becomes a pair.
+    size: tuple[int, int] = (224, 224)
     squash: bool = False
 
     def __post_init__(self):
         """Checks the numbers."""
-        for name in ("num_frames", "frame_stride", "hop", "size"):
+        for name in ("num_frames", "frame_stride", "hop"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        object.__setattr__(self, "size", height_and_width(self.size, "size"))
 
     @classmethod
     def of(
@@ -106,15 +109,15 @@ class Windows:
         return np.minimum(frames, num_video_frames - 1)
 
     def read(self, video: FrameSource) -> Iterator[np.ndarray]:
-        """Yields the windows in order, uint8 [num_frames, size, size, 3]."""
+        """Yields the windows in order, uint8 [num_frames, height, width, 3]."""
         indices = self.indices(video.num_frames)
         yield from read_windows(video, indices, size=self.size, crop=self._crop)
 
     def _crop(self, frames: np.ndarray) -> np.ndarray:
-        """Resizes and crops frames, uint8 [n, H, W, 3] -> [n, size, size, 3]."""
+        """Resizes and crops frames, uint8 [n, H, W, 3] -> [n, height, width, 3]."""
         if self.squash:
             whole = (0, 0, *frames.shape[1:3])
-            return augmentation.crop_and_resize(frames, whole, self.size, self.size)
+            return augmentation.crop_and_resize(frames, whole, *self.size)
         return augmentation.spatial_crops(frames, self.size, 1)[0]
 
 
@@ -218,7 +221,7 @@ class Extractor:
             PretrainedError: if the windows do not divide into the model's patches.
         """
         model = pretrained.model
-        shape = (windows.num_frames, windows.size, windows.size, 3)
+        shape = (windows.num_frames, *windows.size, 3)
         try:
             grid = vit.token_grid(shape, model.patch_size, model.tubelet_size)
         except ValueError as error:

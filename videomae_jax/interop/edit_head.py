@@ -107,7 +107,7 @@ def resize_clips(
     pretrained: Pretrained,
     *,
     num_frames: int | None = None,
-    image_size: int | None = None,
+    image_size: int | tuple[int, int] | None = None,
     stride: int | None = None,
 ) -> Pretrained:
     """Adapts a classifier to other clips, without changing its weights.
@@ -129,7 +129,7 @@ def resize_clips(
     )
     check_clips(new, model, _name(pretrained))
     if new.image_size != old.image_size and model.position_size is None:
-        model = model.clone(position_size=(old.image_size, old.image_size))
+        model = model.clone(position_size=old.image_size)
     return dataclasses.replace(pretrained, model=model, preprocessing=new)
 
 

@@ -13,6 +13,7 @@ from videomae_jax.errors import PretrainedError
 from videomae_jax.interop import official
 from videomae_jax.interop.pretrained import Pretrained
 from videomae_jax.models.mae import VideoMAE
+from videomae_jax.models.sizes import height_and_width
 
 _T = TypeVar("_T")
 
@@ -120,11 +121,11 @@ def read_config(file: pathlib.Path) -> dict[str, Any]:
         sizes = {ours: config[x] for x, ours in _SIZES.items() if x in config}
         return {
             "fields": fields,
-            "sizes": sizes | {"patch_size": _side(config.get("patch_size", 16))},
+            "sizes": sizes | {"patch_size": _patch_size(config.get("patch_size", 16))},
             "labels": _labels(config),
             "preprocessing": {
                 "num_frames": int(config.get("num_frames", 16)),
-                "image_size": _side(config.get("image_size", 224)),
+                "image_size": _sides(config.get("image_size", 224)),
             },
             "normalized_targets": bool(config.get("norm_pix_loss", True)),
             "multi_label": config.get("problem_type") == _MULTI_LABEL,
@@ -170,16 +171,25 @@ def read_v2_config(file: pathlib.Path) -> dict[str, Any]:
         sizes = {ours: config[x] for x, ours in _V2_SIZES.items() if x in config}
         preprocessing = {
             "num_frames": int(config.get("num_frames", 16)),
-            "image_size": _side(config.get("img_size", 224)),
+            "image_size": _sides(config.get("img_size", 224)),
         }
         return {"fields": fields, "sizes": sizes, "preprocessing": preprocessing}
 
 
-def _side(size) -> int:
-    side = size if isinstance(size, int) else size[0]
-    if not isinstance(side, int):
-        raise ValueError(f"expected a size, got {size!r}")
-    return side
+def _sides(size) -> tuple[int, int]:
+    """Returns (height, width) of a size as transformers' configs spell it."""
+    if isinstance(size, list) and len(size) == 1:
+        size = size[0]
+    return height_and_width(size)
+
+
+def _patch_size(size) -> int:
+    height, width = _sides(size)
+    if height != width:
+        raise PretrainedError(
+            f"patch_size={size} is not supported: patches must be square"
+        )
+    return height
 
 
 def _labels(config: Mapping[str, Any]) -> tuple[str, ...] | None:
@@ -212,7 +222,8 @@ def _pixel_stats(processor: Mapping[str, Any]) -> dict[str, tuple[float, ...]]:
 
 def configs(pretrained: Pretrained) -> dict[str, dict[str, Any]]:
     """Returns the JSON files that go with a model's weights, by file name."""
-    model, size = pretrained.model, pretrained.preprocessing.image_size
+    model, (height, width) = pretrained.model, pretrained.preprocessing.image_size
+    size = height if height == width else (height, width)
     kind = "PreTraining" if isinstance(model, VideoMAE) else "VideoClassification"
     config = {
         "architectures": [f"VideoMAEFor{kind}"],
@@ -253,10 +264,10 @@ def configs(pretrained: Pretrained) -> dict[str, dict[str, Any]]:
     processor = {
         "image_processor_type": "VideoMAEImageProcessor",
         "do_resize": True,
-        "size": {"shortest_edge": size},
+        "size": {"shortest_edge": height},
         "resample": 2,
         "do_center_crop": True,
-        "crop_size": {"height": size, "width": size},
+        "crop_size": {"height": height, "width": width},
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,

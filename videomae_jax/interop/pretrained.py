@@ -7,6 +7,7 @@ from typing import Any
 from videomae_jax.errors import PretrainedError
 from videomae_jax.models.classifier import VideoClassifier
 from videomae_jax.models.mae import VideoMAE
+from videomae_jax.models.sizes import height_and_width
 
 
 def model_fields(model: VideoMAE | VideoClassifier) -> dict[str, Any]:
@@ -28,23 +29,29 @@ class Preprocessing:
     Attributes:
         num_frames: frames of a clip.
         stride: distance between two frames of a clip, in frames of the video.
-        image_size: height and width of the crops in pixels; the shorter side of a
-            video is resized to it.
+        image_size: (height, width) of the crops in pixels, or one number for both;
+            frames are resized to cover it as tightly as possible.
         frame_sampling: how the frames are chosen, a key of `data.clips.SAMPLERS`.
     """
 
     num_frames: int = 16
     stride: int = 4
-    image_size: int = 224
+    # Given as one number, it becomes a pair.
+    image_size: tuple[int, int] = (224, 224)
     frame_sampling: str = "dense"
+
+    def __post_init__(self):
+        """Raises ConfigError unless image_size is one or two numbers above 0."""
+        object.__setattr__(self, "image_size", height_and_width(self.image_size))
 
 
 def check_clips(clips: Preprocessing, model: Any, name: str) -> None:
     """Raises PretrainedError if a model's patches do not divide the clips."""
     frames, size = clips.num_frames, clips.image_size
-    if frames % model.tubelet_size or size % model.patch_size:
+    if frames % model.tubelet_size or any(side % model.patch_size for side in size):
+        shown = " x ".join(map(str, size))
         raise PretrainedError(
-            f"{name}: clips of {frames} frames of {size} pixels do not divide into "
+            f"{name}: clips of {frames} frames of {shown} pixels do not divide into "
             f"patches of {model.tubelet_size} frames and {model.patch_size} pixels"
         )
 

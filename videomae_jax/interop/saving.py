@@ -114,7 +114,7 @@ def _refuse_unrepresentable(pretrained: Pretrained, library: str) -> None:
             reason = "a final LayerNorm before mean pooling"
         elif model.head_norm != "layer" and model.num_classes:
             reason = f"head_norm={model.head_norm!r}"
-        elif model.position_size not in (None, (size, size)):
+        elif model.position_size not in (None, size):
             reason = "an interpolated position table"
     if reason:
         raise PretrainedError(
@@ -161,6 +161,12 @@ def _write_pth(folder: pathlib.Path, pretrained: Pretrained) -> None:
             "format='official' needs PyTorch to write a .pth (pip install torch)"
         ) from error
     preprocessing = pretrained.preprocessing
+    height, width = preprocessing.image_size
+    if height != width:
+        raise PretrainedError(
+            f"the official code does not support image_size={(height, width)}, only "
+            "squares; save the model with format='jax'"
+        )
     content = {
         "model": collections.OrderedDict(
             (name, torch.from_numpy(np.array(x, order="C")))
@@ -170,7 +176,7 @@ def _write_pth(folder: pathlib.Path, pretrained: Pretrained) -> None:
         # Named as the options of the official scripts, which `load_pretrained` reads.
         "args": {
             "num_frames": preprocessing.num_frames,
-            "input_size": preprocessing.image_size,
+            "input_size": height,
             "sampling_rate": preprocessing.stride,
             "normlize_target": pretrained.normalized_targets,
         },

@@ -196,7 +196,7 @@ def _from_pretrained(source: str) -> _Source:
     return _Source(
         f"{source} ({loaded.format})",
         sizes,
-        position_size[0] if position_size else loaded.preprocessing.image_size,
+        (position_size or loaded.preprocessing.image_size)[0],
         {name: x.shape for name, x in arrays.items()},
         lambda abstract: {
             path: _to_devices(arrays[path], x.sharding) for path, x in abstract.items()

@@ -1,9 +1,11 @@
 """Clips that slide over a video of any length, decoding each frame once."""
 
+import math
 from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from videomae_jax.models.sizes import height_and_width
 from videomae_jax.video.source import FrameSource
 
 # Bytes of decoded frames to hold at once. A run that begins between two keyframes
@@ -15,7 +17,7 @@ def read_windows(
     video: FrameSource,
     indices: np.ndarray,
     *,
-    size: int,
+    size: int | tuple[int, int],
     crop: Callable[[np.ndarray], np.ndarray],
 ) -> Iterator[np.ndarray]:
     """Yields the windows of a video in order.
@@ -25,14 +27,15 @@ def read_windows(
 
     Args:
         indices: frames of each window, int64 [W, T], increasing along both axes.
-        size: height and width of a cropped frame in pixels.
-        crop: scales and crops frames, uint8 [n, H, W, 3] -> [n, size, size, 3].
+        size: (height, width) of a cropped frame in pixels, or one number for both.
+        crop: scales and crops frames, uint8 [n, H, W, 3] -> [n, height, width, 3].
 
     Yields:
-        uint8 [T, size, size, 3].
+        uint8 [T, height, width, 3].
     """
     # Scaling makes a copy of a frame, which is then cropped.
-    frame_bytes = 3 * (video.height * video.width + 4 * size**2)
+    pixels = math.prod(height_and_width(size))
+    frame_bytes = 3 * (video.height * video.width + 4 * pixels)
     needed = np.unique(indices)
     run_length = max(RUN_BYTES // frame_bytes, 1)
     runs = iter(np.split(needed, range(run_length, len(needed), run_length)))
