@@ -22,8 +22,9 @@ import glob
 import os
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from videomae_jax.data import sources
@@ -39,7 +40,6 @@ Videos = Source | Sequence[Any]
 
 _LISTS = (".txt", ".csv", ".tsv", ".json", ".jsonl", ".tar")
 _DATA_SETS = ("tfds:", "digits:")
-_Result = TypeVar("_Result")
 
 
 def find_videos(
@@ -73,33 +73,20 @@ def find_videos(
 
 
 def for_each(
-    pretrained: Pretrained,
-    videos: Videos,
-    process: Callable[[Source], _Result],
-    *,
-    span: int = 0,
-) -> _Result | list[_Result]:
-    """Processes one or several videos; see the module.
-
-    Args:
-        span: frames that a clip reaches over; a warning is given for shorter arrays,
-            which are often clips whose frames have been sampled already.
-
-    Returns:
-        The result, or a list of results if `videos` names several.
+    pretrained: Pretrained, videos: Videos, process: Callable[[Source], Any]
+) -> Any:
+    """Returns the result of one video, or a list of results if `videos` names several.
 
     Raises:
         RecordError: a list, folder or pattern names no video.
         InputError: `videos` is of another type, or an array does not fit the model.
     """
-    found, several = resolve(pretrained, videos, span=span)
+    found, several = resolve(pretrained, videos)
     results = [process(video) for video in found]
     return results if several else results[0]
 
 
-def resolve(
-    pretrained: Pretrained, videos: Videos, *, span: int = 0
-) -> tuple[list[Source], bool]:
+def resolve(pretrained: Pretrained, videos: Videos) -> tuple[list[Source], bool]:
     """Returns the videos of `for_each`, and whether `videos` names several."""
     if isinstance(videos, Record | bytes):
         return [videos], False
@@ -107,7 +94,7 @@ def resolve(
         named, several = _named(videos, DEFAULT_FRAME_NAME)
         return list(named), several
     if _is_array(videos):
-        return _frames(pretrained, np.asarray(videos), span)
+        return _frames(pretrained, np.asarray(videos))
     if not isinstance(videos, Iterable):
         raise InputError(
             f"a {type(videos).__name__} is not a video; expected a path, a folder, a "
@@ -118,9 +105,52 @@ def resolve(
     if not items:
         raise InputError("the list of videos is empty")
     if all(_is_array(item) and np.ndim(item) <= 3 for item in items):
-        return _frames(pretrained, _stack(items), span)
-    found = [resolve(pretrained, item, span=span)[0] for item in items]
+        return _frames(pretrained, _stack(items))
+    found = [resolve(pretrained, item)[0] for item in items]
     return [video for group in found for video in group], True
+
+
+def check_clips(pretrained: Pretrained, clips: Any) -> None:
+    """Raises InputError unless clips are what the model takes.
+
+    That is [B, T, H, W, C], uint8 or floating point (normalized), of sizes that divide
+    into patches. Warns of floating-point clips in the range 0 to 1, which are probably
+    not normalized.
+    """
+    model = pretrained.model
+    mean, std = (np.asarray(x) for x in (model.pixel_mean, model.pixel_std))
+    shape = np.shape(clips)
+    expected = (
+        f"expected [B, T, H, W, {len(mean)}], T a multiple of {model.tubelet_size}, H "
+        f"and W of {model.patch_size}"
+    )
+    sizes = (1, model.tubelet_size, model.patch_size, model.patch_size, len(mean))
+    fits = len(shape) == 5 and shape[-1] == len(mean)
+    if not fits or any(n % size or not n for n, size in zip(shape, sizes, strict=True)):
+        hint = "; for one clip: clip[None]" if len(shape) == 4 else ""
+        raise InputError(f"clips: {expected}, got {_shape(shape)}{hint}")
+    if clips.dtype == np.uint8:
+        return
+    if not jnp.issubdtype(clips.dtype, jnp.floating):
+        raise InputError(
+            f"clips: expected uint8 (0 to 255) or floating point (normalized), got "
+            f"{clips.dtype}"
+        )
+    low, high = (-mean / std).min(), ((1 - mean) / std).max()
+    least, most = float(clips.min()), float(clips.max())
+    rule = f"(pixels / 255 - mean) / std, here {low:.1f} to {high:.1f}"
+    # Some room, for noise and for resizing after the normalization.
+    if not (2 * low - high <= least and most <= 2 * high - low):
+        raise InputError(
+            f"clips: expected uint8, or floating point normalized as {rule}; got "
+            f"{clips.dtype} with values {least:g} to {most:g}"
+        )
+    if low < 0 <= least < most <= 1:
+        warnings.warn(
+            f"floating-point clips with values {least:g} to {most:g} are probably not "
+            f"normalized; expected {rule}, or uint8",
+            stacklevel=3,
+        )
 
 
 def _named(name: str | os.PathLike, frame_name: str) -> tuple[list[Record], bool]:
@@ -161,10 +191,11 @@ def _stack(frames: Sequence[Any]) -> np.ndarray:
     return np.stack(arrays)
 
 
-def _frames(
-    pretrained: Pretrained, frames: np.ndarray, span: int
-) -> tuple[list[Source], bool]:
-    """Checks frames [T, H, W, C] or [B, T, H, W, C]."""
+def _frames(pretrained: Pretrained, frames: np.ndarray) -> tuple[list[Source], bool]:
+    """Checks frames [T, H, W, C] or [B, T, H, W, C].
+
+    Warns if they are fewer than a clip spans: often, they have been sampled already.
+    """
     channels = len(pretrained.model.pixel_mean)
     expected = f"expected uint8 [T, H, W, {channels}], or a batch of these"
     got = f"got {frames.dtype} {_shape(frames.shape)}"
@@ -182,11 +213,12 @@ def _frames(
             f"{low:g} to {high:g}. Clips that are normalized already are for "
             "videomae_jax.classify or model.apply"
         )
-    if frames.shape[-4] < span:
+    clip = pretrained.preprocessing
+    span = (clip.num_frames - 1) * clip.stride + 1
+    if frames.shape[-4] < span and clip.stride > 1 and clip.frame_sampling != "uniform":
         warnings.warn(
-            f"an array of {frames.shape[-4]} frames is shorter than a clip, whose "
-            f"frames span {span}: its last frame is repeated. If these frames were "
-            "sampled already, pass stride=1",
+            f"{frames.shape[-4]} frames are fewer than a clip spans ({span}), so the "
+            "last one is repeated; if they were sampled already, pass stride=1",
             stacklevel=5,
         )
     if frames.ndim == 5:

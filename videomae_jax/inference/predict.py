@@ -1,4 +1,4 @@
-"""Predicts the actions of a single video.
+"""Predicts the actions of videos.
 
 Batches of clips have one shape, so that each model compiles once. The next clips are
 decoded while the model computes.
@@ -8,13 +8,14 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import jax
 import numpy as np
 
 from videomae_jax.data import clips
 from videomae_jax.errors import PretrainedError
-from videomae_jax.inference import batching
+from videomae_jax.inference import batching, inputs
 from videomae_jax.interop.pretrained import Pretrained
 from videomae_jax.models.classifier import VideoClassifier
 from videomae_jax.video.open import Source, open_video
@@ -26,12 +27,13 @@ _ACCELERATOR_BATCH = 4
 
 def predict(
     pretrained: Pretrained,
-    video: Source,
+    video: inputs.Videos,
     *,
     segments: int = 5,
     crops: int = 3,
     top_k: int = 5,
-) -> list[tuple[str, float]]:
+    stride: int | None = None,
+) -> Any:
     """Returns the most probable classes of a video, averaged over views as in tests.
 
     All views are cut from one decode. Their class probabilities are averaged after the
@@ -39,20 +41,27 @@ def predict(
 
     Args:
         pretrained: a classifier with its weights.
-        video: path of a video file, its content, or a record of a list.
+        video: a file, a folder of images, or frames uint8 [T, H, W, C]; or several
+            videos: a list or batch of these, a folder, pattern or list file; see
+            `inference.inputs`.
         segments: clips in time.
         crops: crops of each clip, along the longer side. With segments=1 and crops=1,
             the only view is the central crop of the clip in the middle.
         top_k: number of classes; all, if there are fewer.
+        stride: frames of the video from one frame of a clip to the next; by default
+            that of `pretrained.preprocessing`. 1 for frames that were sampled already.
 
     Returns:
-        (label, probability), the most probable first. Labels are "class 0", "class 1"
-        ... if the source of the weights does not name the classes.
+        list[tuple[str, float]]: (label, probability), the most probable first. Labels
+        are "class 0", "class 1" ... if the source of the weights does not name the
+        classes. For several videos, a list of such lists.
 
     Raises:
         PretrainedError: if the model is not a classifier.
         VideoError: if the video cannot be read.
-        ValueError: if segments, crops or top_k are below 1.
+        RecordError: if a folder, pattern or list names no video.
+        InputError: if frames are not uint8 [T, H, W, C].
+        ValueError: if segments, crops, top_k or stride are below 1.
 
     Example:
         >>> import jax, tempfile
@@ -71,14 +80,51 @@ def predict(
         ['left', 'right', 'up']
     """
     classifier(pretrained)  # before anything is read
+    pretrained = with_stride(pretrained, stride)
     read_clips = center_clips(pretrained)
     if (segments, crops) != (1, 1):
         fields = dataclasses.asdict(read_clips)
         read_clips = clips.MultiViewClips(**fields, segments=segments, crops=crops)
-    with open_video(video) as opened:
-        views = read_clips(opened, np.random.default_rng())  # draws nothing
-    probabilities = classify(pretrained, views)
-    return top_classes(probabilities.mean(axis=0), labels(pretrained), top_k)
+
+    def one(video: Source) -> list[tuple[str, float]]:
+        with open_video(video) as opened:
+            views = read_clips(opened, np.random.default_rng())  # draws nothing
+        probabilities = classify(pretrained, views)
+        return top_classes(probabilities.mean(axis=0), labels(pretrained), top_k)
+
+    return inputs.for_each(pretrained, video, one)
+
+
+def center_clip(
+    pretrained: Pretrained, video: inputs.Videos, *, stride: int | None = None
+) -> Any:
+    """Returns the clip in the middle of a video, as the model takes it.
+
+    Args:
+        pretrained: a model of any kind.
+        video, stride: as in `predict`.
+
+    Returns:
+        np.ndarray: uint8 [T, height, width, C]; for several videos, a list.
+    """
+    pretrained = with_stride(pretrained, stride)
+    read_clip = center_clips(pretrained)
+
+    def one(video: Source) -> np.ndarray:
+        with open_video(video) as opened:
+            return read_clip(opened, np.random.default_rng())[0]  # draws nothing
+
+    return inputs.for_each(pretrained, video, one)
+
+
+def with_stride(pretrained: Pretrained, stride: int | None) -> Pretrained:
+    """Returns the model with clips of another stride, unless it is None."""
+    if stride is None:
+        return pretrained
+    if stride < 1:
+        raise ValueError(f"stride={stride} must be at least 1")
+    preprocessing = dataclasses.replace(pretrained.preprocessing, stride=stride)
+    return dataclasses.replace(pretrained, preprocessing=preprocessing)
 
 
 def center_clips(pretrained: Pretrained) -> clips.CenterClips:
@@ -137,16 +183,33 @@ def _probabilities(model, multi_label: bool, variables, batch: jax.Array) -> jax
     return jax.nn.sigmoid(logits) if multi_label else jax.nn.softmax(logits)
 
 
-def classify(pretrained: Pretrained, windows: Iterable[np.ndarray]) -> np.ndarray:
-    """Returns the class probabilities, float32 [n, C], of clips uint8 [T, H, W, 3]."""
+def classify(
+    pretrained: Pretrained, windows: np.ndarray | Iterable[np.ndarray]
+) -> np.ndarray:
+    """Returns the class probabilities of clips, float32 [B, C].
+
+    Args:
+        pretrained: a classifier with its weights.
+        windows: clips as the model takes them, [B, T, H, W, C], or an iterable of
+            [T, H, W, C]: uint8, or floating point (normalized).
+
+    Raises:
+        PretrainedError: if the model is not a classifier.
+        InputError: if shape, dtype or range do not fit the model.
+    """
     model = classifier(pretrained)
+    is_array = hasattr(windows, "ndim")
+    if is_array:
+        inputs.check_clips(pretrained, windows)
     size = 1 if jax.default_backend() == "cpu" else _ACCELERATOR_BATCH
     variables = jax.device_put(pretrained.variables)  # once, if they are on the host
-    windows = iter(windows)
+    rows = iter(windows)
 
     def compute() -> Iterator[tuple[int, jax.Array]]:
-        while batch := list(itertools.islice(windows, size)):
+        while batch := list(itertools.islice(rows, size)):
             padded = np.stack(batching.pad(batch, size))
+            if not is_array:
+                inputs.check_clips(pretrained, padded)
             results = _probabilities(model, pretrained.multi_label, variables, padded)
             yield len(batch), results
 
