@@ -5,20 +5,65 @@ A checkpoint has separate items: `params` (all that fine-tuning reads), `opt_sta
 model has it), and `meta`, a JSON object.
 """
 
+import contextlib
 import copy
+import dataclasses
+import gc
+import json
 import pathlib
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+import tensorstore
 from orbax.checkpoint import checkpoint_managers
 
-from videomae_jax.errors import CheckpointError
+from videomae_jax.errors import CheckpointError, UserError
 
 ITEMS = ("params", "opt_state", "ema", "batch_stats")
 # Items of older checkpoints, by today's names.
 _OLD_NAMES = {"batch_stats": "statistics"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Best:
+    """The best validation of a run; checkpoints keep it in `meta`.
+
+    Attributes:
+        metric: its name, such as "top1"; "-name" if lower is better.
+        value: of the metric.
+        step: steps done at the validation.
+        since: later validations, none of which was better.
+    """
+
+    metric: str
+    value: float
+    step: int
+    since: int = 0
+
+    def after(self, value: float, step: int) -> "Best":
+        """Returns the best after one more validation; of equal ones, the first."""
+        sign = -1 if self.metric.startswith("-") else 1
+        # Any number is better than NaN; NaN is never better.
+        if sign * value > sign * self.value or self.value != self.value:
+            return dataclasses.replace(self, value=value, step=step, since=0)
+        return dataclasses.replace(self, since=self.since + 1)
+
+    def __str__(self) -> str:
+        """Returns the metric and the step, for log lines."""
+        return f"{self.metric.removeprefix('-')}={self.value:.6g} at step={self.step}"
+
+
+class _KeepBest:
+    """A preservation policy of Orbax: keeps the step of the best validation."""
+
+    step: int | None = None
+
+    def should_preserve(self, checkpoints, *, context) -> Sequence[bool]:
+        del context
+        return [checkpoint.step == self.step for checkpoint in checkpoints]
 
 
 class Checkpoints:
@@ -34,6 +79,7 @@ class Checkpoints:
         *,
         keep_last: int = 1,
         keep_period: int = 0,
+        keep_best: bool = False,
         read_only: bool = False,
     ):
         """Opens the folder, creating it if needed.
@@ -43,11 +89,16 @@ class Checkpoints:
             keep_last: number of the newest checkpoints to keep.
             keep_period: checkpoints at multiples of this many steps are never deleted;
                 0 for none.
+            keep_best: also keep the checkpoint that the "best" of the newest `meta`
+                names, see Best.
             read_only: create, save and delete nothing.
         """
         policies: list[Any] = [checkpoint_managers.LatestN(keep_last)]
         if keep_period:
             policies.append(checkpoint_managers.EveryNSteps(keep_period))
+        self._keep_best = _KeepBest()
+        if keep_best:
+            policies.append(self._keep_best)
         self.folder = _folder(workdir)
         self._manager = ocp.CheckpointManager(
             self.folder,
@@ -70,6 +121,40 @@ class Checkpoints:
         """Returns the step of the newest complete checkpoint, or None."""
         return self._manager.latest_step()
 
+    def find_step(self, choice: int | str) -> int:
+        """Returns the step of a checkpoint.
+
+        Args:
+            choice: a step, "last", or "best": the one with the best validation.
+
+        Raises:
+            CheckpointError: it is not found; the message lists those that are.
+        """
+        steps = sorted(self._manager.all_steps())
+        if not steps:
+            raise CheckpointError(f"{self.folder.parent}: no complete checkpoint found")
+        listed = f"{self.folder} holds {', '.join(map(str, steps))}"
+        if choice == "last":
+            return steps[-1]
+        if choice == "best":
+            best = self.meta(steps[-1]).get("best")
+            if best is None:
+                raise CheckpointError(
+                    "step=best needs validations, and the run has none "
+                    f"(config.data.validation, config.evaluation.every); {listed}"
+                )
+            if best["step"] not in steps:
+                raise CheckpointError(
+                    f"step=best is {best['step']}, which was not kept "
+                    f"(config.checkpoint.keep_best); {listed}"
+                )
+            return best["step"]
+        if not str(choice).isdecimal():
+            raise CheckpointError(f"step={choice} must be last, best or a number")
+        if int(choice) not in steps:
+            raise CheckpointError(f"step={choice} not found: {listed}")
+        return int(choice)
+
     def save(self, step: int, items: Mapping[str, Any], meta: dict) -> None:
         """Starts saving; returns once the arrays are copied off the devices.
 
@@ -85,6 +170,7 @@ class Checkpoints:
         args: dict[str, Any] = {
             name: ocp.args.StandardSave(tree) for name, tree in items.items()
         }
+        self._keep_best.step = (meta.get("best") or {}).get("step")
         # Orbax serialises it in the background, while training appends to its lists.
         args["meta"] = ocp.args.JsonSave(copy.deepcopy(meta))
         self._manager.save(step, args=ocp.args.Composite(**args), force=True)
@@ -92,14 +178,16 @@ class Checkpoints:
     def meta(self, step: int) -> dict:
         """Returns the JSON object saved with a step."""
         args = ocp.args.Composite(meta=ocp.args.JsonRestore())
-        return self._manager.restore(step, args=args)["meta"]
+        with _damage_explained(self.folder, step):
+            return self._manager.restore(step, args=args)["meta"]
 
     def shapes(self, step: int, item: str) -> dict[str, tuple[int, ...]]:
         """Returns the shape of each array of an item by its path a/b/c.
 
         The result is empty if the checkpoint does not have the item.
         """
-        metadata = self._manager.item_metadata(step)
+        with _damage_explained(self.folder, step):
+            metadata = self._manager.item_metadata(step)
         saved = metadata.get(_name_on_disk(self.folder, step, item))
         return {} if saved is None else _shapes(saved)
 
@@ -120,7 +208,8 @@ class Checkpoints:
             on_disk[name]: ocp.args.StandardRestore(tree)
             for name, tree in items.items()
         }
-        restored = self._manager.restore(step, args=ocp.args.Composite(**args))
+        with _damage_explained(self.folder, step):
+            restored = self._manager.restore(step, args=ocp.args.Composite(**args))
         return {name: restored[on_disk[name]] for name in items}
 
     def _check(self, step: int, item: str, tree: Any) -> None:
@@ -165,9 +254,12 @@ def restore_part(
         restore_args=ocp.checkpoint_utils.construct_restore_args(part),
         partial_restore=True,
     )
-    with ocp.CheckpointManager(
-        folder, options=ocp.CheckpointManagerOptions(read_only=True)
-    ) as manager:
+    with (
+        _damage_explained(folder, step),
+        ocp.CheckpointManager(
+            folder, options=ocp.CheckpointManagerOptions(read_only=True)
+        ) as manager,
+    ):
         return manager.restore(step, args=ocp.args.Composite(**{item: args}))[item]
 
 
@@ -186,3 +278,96 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
         jax.tree_util.keystr(path, simple=True, separator="/"): tuple(x.shape)
         for path, x in leaves
     }
+
+
+@contextlib.contextmanager
+def _damage_explained(folder: pathlib.Path, step: int) -> Iterator[None]:
+    """Reads of a damaged checkpoint fail with one line that says what to do.
+
+    Raises:
+        CheckpointError: files of the checkpoint are missing, cut off or not readable.
+    """
+    _refuse_damage(folder, step, find_damage(folder / str(step)))
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # Orbax raises all kinds, the bare Exception among them
+        damage = find_damage(folder / str(step), read_arrays=True)
+        if damage is None:
+            raise
+        # Orbax leaves coroutines of the other arrays, which print their tracebacks.
+        hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+        error.__traceback__ = None
+        gc.collect()
+        sys.unraisablehook = hook
+        _refuse_damage(folder, step, damage)
+
+
+def _refuse_damage(folder: pathlib.Path, step: int, damage: str | None) -> None:
+    if damage is None:
+        return
+    others = (int(x.name) for x in folder.iterdir() if x.name.isdecimal())
+    whole = next(
+        (
+            other
+            for other in sorted(others, reverse=True)
+            if other != step
+            if find_damage(folder / str(other), read_arrays=True) is None
+        ),
+        None,
+    )
+    remedy = "no other checkpoint is whole: restore these files, or train again"
+    if whole is not None:
+        remedy = (
+            f"{whole} is whole: read it with --step={whole} (--config.evaluation.step="
+            f"{whole} in a test), or delete {folder / str(step)} to resume from it"
+        )
+    raise CheckpointError(f"checkpoint {step} cannot be read ({damage}); {remedy}")
+
+
+def find_damage(checkpoint: pathlib.Path, *, read_arrays: bool = False) -> str | None:
+    """Returns the first file of a checkpoint that cannot be read, and why.
+
+    Args:
+        checkpoint: the folder of a step.
+        read_arrays: read all arrays, too, instead of only their tables.
+
+    Returns:
+        A file or array relative to the folder, and the reason; None for a whole one.
+    """
+    try:
+        file = checkpoint / "_CHECKPOINT_METADATA"
+        # Names all items: one that was deleted with its folder would not be missed.
+        items = json.loads(file.read_text())["item_handlers"]
+        for item in items:
+            file = checkpoint / item / "metadata"
+            if item == "meta":
+                json.loads(file.read_text())
+                continue
+            file = checkpoint / item / "_METADATA"
+            json.loads(file.read_text())
+            file = checkpoint / item / "manifest.ocdbt"
+            file.stat()
+            store = {"driver": "ocdbt", "base": f"file://{checkpoint / item}/"}
+            tables = tensorstore.KvStore.open(store).result().list().result()
+            for table in sorted(tables) if read_arrays else ():
+                if not table.endswith(b"/.zarray"):
+                    continue
+                name = table.decode().removesuffix("/.zarray")
+                file = checkpoint / item / name
+                spec = {"driver": "zarr", "kvstore": store | {"path": f"{name}/"}}
+                tensorstore.open(spec).result().read().result()
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"{file.relative_to(checkpoint)}: {_reason(error)}"
+    return None
+
+
+def _reason(error: Exception) -> str:
+    """Returns the reason of an error of reading, without paths."""
+    if isinstance(error, OSError):
+        return (error.strerror or str(error)).lower()
+    if isinstance(error, json.JSONDecodeError):
+        return "empty" if not error.doc else f"cut off or no JSON, {error}"
+    # TensorStore's messages go from the outermost to the innermost reason.
+    return str(error).partition(" [source locations")[0].rpartition(": ")[2]
