@@ -264,6 +264,8 @@ def test_edit_lists(first):
     with Video(bytes(edited)) as video:
         assert video._decoder is not None
         assert video.num_frames == 30 - first
+        # Second 0 is the first frame that is shown.
+        np.testing.assert_allclose(video.frame_times, np.arange(31 - first) / 25)
         for indices in ([0], [5, 1], range(len(full))):
             np.testing.assert_array_equal(video.read(indices), full[list(indices)])
 

@@ -15,6 +15,7 @@ allow such a table is decoded from its beginning instead, which is slow but exac
 import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator
+from fractions import Fraction
 
 import av
 import numpy as np
@@ -29,7 +30,12 @@ from videomae_jax.video.container import (
     open_container,
     read_packets,
 )
-from videomae_jax.video.packets import PacketIndex, PacketTable, packet_table
+from videomae_jax.video.packets import (
+    PacketIndex,
+    PacketTable,
+    order_times,
+    packet_table,
+)
 from videomae_jax.video.rgb import RotationError, VideoFrames, upright_size
 from videomae_jax.video.source import FrameSource, Indices
 
@@ -64,6 +70,9 @@ class Video(FrameSource):
         self._container: InputContainer | None = None
         # None if only decoding from the beginning tells the frames apart.
         self._decoder: PacketDecoder | None = None
+        # When the frames are shown, in units of `_time_base`, or None if unknown.
+        self._get_ticks: Callable[[], list[int]] | None = None
+        self._time_base: Fraction | None = None
         try:
             self._open()
         except BaseException as error:
@@ -73,18 +82,23 @@ class Video(FrameSource):
             raise
 
     def _open(self) -> None:
-        """Sets `_decoder`, `num_frames` and `fps`."""
+        """Sets `_decoder`, `num_frames`, `fps`, `_get_ticks` and `_time_base`."""
         self._container = open_container(self._file, self.name)
         stream = self._container.streams.video[0]
         packets = read_packets(self._container, self.name)
         table = packet_table(stream, packets)
+        self._time_base = stream.time_base
         if table is None:
-            self.num_frames = self._count_frames()
+            ticks = self._decode_ticks()
+            self.num_frames = len(ticks)
+            if ordered := order_times(ticks):
+                self._get_ticks = lambda: ordered
         else:
+            self._get_ticks = table.frame_times
             codec = stream.codec_context
             self._decoder = PacketDecoder(codec, packets.__getitem__, table, self.name)
             self.num_frames = len(table.positions)
-        self.fps = _average_fps(stream, table)
+        self.fps = _average_fps(stream, self.frame_ticks())
 
     def close(self) -> None:
         """Releases the file and the packets."""
@@ -93,6 +107,25 @@ class Video(FrameSource):
         if self._container is not None:
             self._container.close()
             self._container = None
+
+    @property
+    def frame_times(self) -> np.ndarray | None:
+        """When each frame is shown, see `FrameSource.frame_times`."""
+        stamps = self.frame_ticks()
+        if not self.fps or stamps is None or self.num_frames < 2:
+            return super().frame_times
+        ticks, unit = stamps
+        times = np.array([*ticks, 2 * ticks[-1] - ticks[-2]]) - ticks[0]
+        return times * unit.numerator / unit.denominator
+
+    def frame_ticks(self) -> tuple[list[int], Fraction] | None:
+        """Returns when each frame is shown, increasing, and the seconds of a unit.
+
+        None if the file has no such times: `fps` is then all that is known.
+        """
+        if self._get_ticks is None or not self._time_base:
+            return None
+        return self._get_ticks(), self._time_base
 
     def packet_index(self) -> PacketIndex:
         """Returns the index for opening the same content as an `IndexedVideo`.
@@ -126,7 +159,7 @@ class Video(FrameSource):
             except _TableError:
                 # Either the timestamps are wrong, and only a full decode is exact from
                 # here on, or the decoder drops frames, and no index is certain.
-                count = self._count_frames()
+                count = len(self._decode_ticks())
                 if count != self.num_frames:
                     raise self.error(
                         f"frames {indices[0]} to {indices[-1]} cannot be read exactly: "
@@ -143,16 +176,19 @@ class Video(FrameSource):
             )
         return decoded
 
-    def _count_frames(self) -> int:
-        """Counts by decoding. Damage is refused: it could shift the index of frames."""
-        count = 0
+    def _decode_ticks(self) -> list[int | None]:
+        """Decodes all frames; returns when each is shown, as far as the file says.
+
+        Damage is refused, because it could shift the index of frames.
+        """
+        ticks = []
         for frame in self._decode_all():
             if frame.is_corrupt:
-                raise self.error(f"frame {count} cannot be decoded: damaged data")
-            count += 1
-        if not count:
+                raise self.error(f"frame {len(ticks)} cannot be decoded: damaged data")
+            ticks.append(frame.pts)
+        if not ticks:
             raise self.error("no frame can be decoded")
-        return count
+        return ticks
 
     def _decode_all(self) -> Iterator[av.VideoFrame]:
         # A new decoder: parameters from late in a file may outlive a flush.
@@ -170,12 +206,15 @@ class IndexedVideo(Video):
         fps: float | None,
         size: tuple[int, int],
         name: str,
+        time_base: Fraction | None = None,
     ):
         """Opens the content of a file with frames of `size`, (height, width), upright.
 
-        An index of another video is noticed when frames are decoded.
+        An index of another video is noticed when frames are decoded. `time_base` is the
+        unit of the index's times in seconds; None if they are only an order.
         """
         self._index, self._size, self.fps = index, size, fps
+        self._stored_time_base = time_base
         super().__init__(content, name)
 
     def _open(self) -> None:
@@ -184,6 +223,7 @@ class IndexedVideo(Video):
         get_packet = functools.partial(self._index.packet, self._file)
         self._decoder = PacketDecoder(codec, get_packet, table, self.name)
         self.num_frames = len(table.positions)
+        self._get_ticks, self._time_base = table.frame_times, self._stored_time_base
 
 
 class _TableError(Exception):
@@ -302,11 +342,12 @@ class PacketDecoder:
                 )
 
 
-def _average_fps(stream: av.VideoStream, table: PacketTable | None) -> float | None:
-    if table is not None and len(table.positions) > 1 and stream.time_base:
-        first, last = (table.times[table.positions[i]] for i in (0, -1))
-        seconds = float((last - first) * stream.time_base)
-        return (len(table.positions) - 1) / seconds
+def _average_fps(
+    stream: av.VideoStream, times: tuple[list[int], Fraction] | None
+) -> float | None:
+    if times is not None and len(times[0]) > 1:
+        ticks, unit = times
+        return (len(ticks) - 1) / float((ticks[-1] - ticks[0]) * unit)
     return float(stream.average_rate) if stream.average_rate else None
 
 

@@ -40,7 +40,7 @@ class FrameFolder(ImageVideo):
         """
         self.name = self._path = path
         self._frame_name = frame_name
-        self._start, self.num_frames = frame_range or self._find_images()
+        self.first_frame, self.num_frames = frame_range or self._find_images()
 
     def content(self, index: int) -> bytes:
         """Returns the encoded image of a frame."""
@@ -68,7 +68,7 @@ class FrameFolder(ImageVideo):
 
     def image_name(self, index: int) -> str:
         """Returns the file name of a frame's image."""
-        return self._frame_name.format(self._start + index)
+        return self._frame_name.format(self.first_frame + index)
 
     def _find_images(self) -> tuple[int, int]:
         """Returns the number of the first image, and how many there are."""

@@ -62,6 +62,10 @@ class PacketTable:
         positions = itertools.compress(itertools.count(), self.shown)
         return sorted(positions, key=self.times.__getitem__)
 
+    def frame_times(self) -> list[int]:
+        """Returns the presentation time of each frame, increasing."""
+        return [self.times[position] for position in self.positions]
+
 
 def packet_table(
     stream: av.VideoStream, packets: Sequence[av.Packet]
@@ -124,6 +128,21 @@ def packet_table(
             return None  # time runs backwards, or frames precede the first keyframe
         latest = max(latest, time)
     return PacketTable(times, shown, starts, skippable, lookahead)
+
+
+def order_times(times: Sequence[int | None]) -> list[int] | None:
+    """Returns the times of frames in the order in which they are shown.
+
+    AVI files have those of decoding, in which a few neighbours are exchanged. Returns
+    None if times are unknown, equal, or run backwards otherwise.
+    """
+    known = [time for time in times if time is not None]
+    if len(set(known)) < len(times):
+        return None
+    order = sorted(range(len(known)), key=known.__getitem__)
+    if any(abs(index - rank) > _MAX_REORDER for rank, index in enumerate(order)):
+        return None
+    return [known[index] for index in order]
 
 
 class _H264Picture(NamedTuple):

@@ -60,11 +60,13 @@ class FrameSource(abc.ABC):
         name: name of the video in messages.
         num_frames: number of frames.
         fps: average frames per second; None if the source does not say.
+        first_frame: number of frame 0 in the file or folder, if this is a part of it.
     """
 
     name: str
     num_frames: int
     fps: float | None = None
+    first_frame: int = 0
     _size: tuple[int, int] | None = None  # height and width, once known
     _closed = False
 
@@ -113,6 +115,39 @@ class FrameSource(abc.ABC):
             return np.empty((0, self.height, self.width, 3), np.uint8)
         return self.decode(indices).rgb()
 
+    @property
+    def frame_times(self) -> np.ndarray | None:
+        """When each frame is shown: float64 [num_frames + 1]; None if unknown.
+
+        Seconds after the first frame that is shown, then the end of the video. Files do
+        not agree on how to say how long the last frame lasts: here, as long as the one
+        before it. Without times of their own, frames are 1 / fps seconds apart.
+        """
+        return np.arange(self.num_frames + 1) / self.fps if self.fps else None
+
+    def frames_between(self, start: float, end: float | None = None) -> range:
+        """Returns the frames with start <= time < end, at least one.
+
+        Args:
+            start, end: seconds after the first frame; without an end, all that follow.
+
+        Raises:
+            VideoError: the times are unknown, or no frame is within the two.
+        """
+        times = self.frame_times
+        if times is None:
+            raise self.error("frame rate unknown, so seconds cannot be found in it")
+        first, stop = np.searchsorted(
+            times[:-1], [start, np.inf if end is None else end]
+        )
+        if first >= stop:
+            until = "the end" if end is None else end
+            raise self.error(
+                f"none of its {self.num_frames} frames is within {start} to {until} s; "
+                f"the last is at {times[-2]:.6g} s"
+            )
+        return range(int(first), int(stop))
+
     def error(self, reason: str) -> VideoError:
         """Returns an error whose message names the video."""
         return VideoError(f"{self.name}: {reason}")
@@ -157,7 +192,7 @@ class VideoSegment(FrameSource):
 
     def __init__(self, video: FrameSource, start: int, num_frames: int):
         """Takes over an open video, which is closed if it is too short."""
-        self._video, self._start = video, start
+        self._video, self.first_frame = video, start
         self.name, self.num_frames, self.fps = video.name, num_frames, video.fps
         if start + num_frames > video.num_frames:
             video.close()
@@ -173,7 +208,19 @@ class VideoSegment(FrameSource):
 
     def decode(self, indices: Indices) -> DecodedFrames:
         """Decodes frames of the segment."""
-        return self._video.decode([self._start + i for i in self._checked(indices)])
+        return self._video.decode(
+            [self.first_frame + i for i in self._checked(indices)]
+        )
+
+    @property
+    def frame_times(self) -> np.ndarray | None:
+        """Seconds after the first frame of the segment, float64 [num_frames + 1]."""
+        times = self._video.frame_times
+        if times is None:
+            return None
+        times = times[self.first_frame : self.first_frame + self.num_frames + 1]
+        # To the nanosecond: 0.72 - 0.32 is a little less than 0.4.
+        return (times - times[0]).round(9)
 
     def _frame_size(self) -> tuple[int, int]:
         return self._video.height, self._video.width
