@@ -50,13 +50,18 @@ class Record:
         id: the name of the video in messages and predictions: the path as written in
             the list, or relative to the source folder. Unique: repeats become `name#2`,
             `name#3`.
-        labels: the classes of the video; empty if it is unlabelled.
+        labels: the classes of the video; empty if it is unlabelled. Increasing, but in
+            the order of the heads for LabelKind.HEADS.
+        label_names: the names of these classes, if the list gives names, not numbers.
         values: the targets of a regression; empty for classes.
         position: index of the video in `path`, if that is an ArrayRecord shard; None
             if the file is the video.
         frame_name: template of the image names, if `path` is a frame folder.
         frame_range: first frame and number of frames, if the record is a part of the
             video: image numbers of a folder, or frames of a file, counted from 0.
+        time_range: start and end in seconds after the first frame, if the record is the
+            part of the video whose frames have start <= time < end.
+        byte_range: offset and size of the video in `path`, if that is a tar archive.
         feature: name of the feature that holds the frames, in an example of a TFDS data
             set that `prepare` has not written.
     """
@@ -65,10 +70,13 @@ class Record:
     id: str
     _: dataclasses.KW_ONLY
     labels: tuple[int, ...] = ()
+    label_names: tuple[str, ...] = ()
     values: tuple[float, ...] = ()
     position: int | None = None
     frame_name: str = ""
     frame_range: tuple[int, int] | None = None
+    time_range: tuple[float, float] | None = None
+    byte_range: tuple[int, int] | None = None
     feature: str = ""
 
     @property
@@ -79,7 +87,17 @@ class Record:
     @property
     def location(self) -> str:
         """The path, and the id of a video in a shard; begins messages about it."""
-        return self.path if self.position is None else f"{self.path}: {self.id}"
+        return f"{self.path}: {self.id}" if self.is_stored else self.path
+
+    @property
+    def is_stored(self) -> bool:
+        """True if `path` holds other videos too: a shard or a tar archive."""
+        return self.position is not None or self.byte_range is not None
+
+    @property
+    def is_part(self) -> bool:
+        """True if the record is a part of the video."""
+        return self.frame_range is not None or self.time_range is not None
 
 
 def labels_to_json(
