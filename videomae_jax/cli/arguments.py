@@ -82,6 +82,8 @@ def add_model(parser: argparse.ArgumentParser, name: str = "--model") -> None:
     action.required = True
     group = parser.add_argument_group("loading")
     add_option(group, "--revision", "branch, tag or commit of a model on the Hub")
+    text = "checkpoint of a work directory: last, best (by validation), or a number"
+    add_option(group, "--step", text, default="last")
     add_option(
         group,
         "--labels FILE",
@@ -102,7 +104,9 @@ def load_model(
     """
     heads = {"heads": args.heads, "decoder_heads": args.decoder_heads}
     fields |= {name: value for name, value in heads.items() if value is not None}
-    loaded = load_pretrained(source, revision=args.revision, strict=strict, **fields)
+    loaded = load_pretrained(
+        source, revision=args.revision, step=args.step, strict=strict, **fields
+    )
     if args.labels:
         names = tuple(labels.read(args.labels))
         classes = getattr(loaded.model, "num_classes", 0)

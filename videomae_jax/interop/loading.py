@@ -34,6 +34,7 @@ def load_pretrained(
     source: str | os.PathLike,
     *,
     revision: str | None = None,
+    step: int | str = "last",
     strict: bool = True,
     **fields: Any,
 ) -> Pretrained:
@@ -45,6 +46,8 @@ def load_pretrained(
             VideoMAE V2, or DeepSpeed folder; a .pth of MMAction2; an .h5 or SavedModel
             of the Keras implementation; a work directory or an export of this library.
         revision: of a model on the hub: a commit, tag or branch.
+        step: of a work directory: a checkpoint's number, "last", or "best", the one
+            with the best validation.
         strict: refuse missing and unused tensors. With False they are listed in the
             result, and missing ones are initialized randomly.
         **fields: of the model, such as dtype="bfloat16", or heads=3 and
@@ -69,7 +72,7 @@ def load_pretrained(
         >>> loaded.labels, loaded.model.apply(loaded.variables, video).shape
         (('run', 'jump', 'fall'), (1, 3))
     """
-    loaded = read(source, revision=revision, strict=strict, **fields)
+    loaded = read(source, revision=revision, step=step, strict=strict, **fields)
     return dataclasses.replace(loaded, params=jax.tree.map(jnp.asarray, loaded.params))
 
 
@@ -77,6 +80,7 @@ def read(
     source: str | os.PathLike,
     *,
     revision: str | None = None,
+    step: int | str = "last",
     strict: bool = True,
     **fields: Any,
 ) -> Pretrained:
@@ -92,24 +96,34 @@ def read(
             f"{name!r} is a local path, which has no revision {revision!r}; for a "
             "model of that name on the hub, run in another folder"
         )
-    loaded = _load(path, strict, fields)
+    if step != "last" and not _is_workdir(path):
+        raise PretrainedError(
+            f"step={step} needs a work directory of main.py; {name} is another kind"
+        )
+    loaded = _load(path, step, strict, fields)
     return dataclasses.replace(loaded, source=name)
 
 
-def _load(path: pathlib.Path, strict: bool, fields: Mapping[str, Any]) -> Pretrained:
+def _load(
+    path: pathlib.Path, step: int | str, strict: bool, fields: Mapping[str, Any]
+) -> Pretrained:
     if path.name == export.WEIGHTS and export.is_export(path.parent):
         path = path.parent
     if not path.is_dir():
         return assemble(_open_file(path), strict=strict, fields=fields)
     if export.is_export(path):
         return export.read(path, fields)
-    weights = [*path.glob("*.safetensors"), *path.glob("*.bin")]
-    if (path / "checkpoints").is_dir() and not weights:
+    if _is_workdir(path):
         # Imported here because it imports Orbax.
         from videomae_jax.interop import workdir
 
-        return workdir.read(path, fields)
+        return workdir.read(path, step, fields)
     return assemble(_open_folder(path), strict=strict, fields=fields)
+
+
+def _is_workdir(path: pathlib.Path) -> bool:
+    weights = [*path.glob("*.safetensors"), *path.glob("*.bin")]
+    return (path / "checkpoints").is_dir() and not weights
 
 
 def _open_folder(folder: pathlib.Path) -> Source:

@@ -1,4 +1,4 @@
-"""Reads the newest checkpoint of a work directory."""
+"""Reads a checkpoint of a work directory."""
 
 import pathlib
 from collections.abc import Mapping
@@ -11,21 +11,30 @@ from ml_collections import ConfigDict
 
 from videomae_jax import checkpointing
 from videomae_jax.config import upgrade
-from videomae_jax.errors import PretrainedError
+from videomae_jax.errors import CheckpointError, PretrainedError
 from videomae_jax.interop.pretrained import Preprocessing, Pretrained
 from videomae_jax.models import build
 
 
-def read(folder: pathlib.Path, fields: Mapping[str, Any]) -> Pretrained:
-    """Reads the averaged parameters, or the last if the run does not average them.
+def read(
+    folder: pathlib.Path, choice: int | str, fields: Mapping[str, Any]
+) -> Pretrained:
+    """Reads the averaged parameters, or the plain ones if the run has no average.
+
+    Args:
+        folder: the work directory.
+        choice: a step, "last" or "best"; see `Checkpoints.find_step`.
+        fields: of the model, in place of the saved ones.
 
     Raises:
-        PretrainedError: if it has no complete checkpoint.
+        PretrainedError: the checkpoint is not found.
+        CheckpointError: it is damaged.
     """
     checkpoints = checkpointing.Checkpoints(str(folder), read_only=True)
-    step = checkpoints.latest_step()
-    if step is None:
-        raise PretrainedError(f"{folder}: no complete checkpoint found")
+    try:
+        step = checkpoints.find_step(choice)
+    except CheckpointError as error:
+        raise PretrainedError(str(error)) from error
     meta = checkpoints.meta(step)
     config: Any = ConfigDict(upgrade(meta["config"]))
     item = checkpoints.evaluated_item(step)
@@ -50,7 +59,10 @@ def read(folder: pathlib.Path, fields: Mapping[str, Any]) -> Pretrained:
         params=_restore(folder, step, item, shapes[item]),
         labels=labels,
         preprocessing=Preprocessing(**preprocessing),
-        batch_stats=_restore(folder, step, "batch_stats", shapes["batch_stats"]),
+        # The state of training nests the collection in a dict of collections.
+        batch_stats=_restore(folder, step, "batch_stats", shapes["batch_stats"]).get(
+            "batch_stats", {}
+        ),
         normalized_targets=config.get("normalize_targets", True),
         multi_label=config.task == "finetune" and config.loss.kind == "sigmoid",
         source=str(folder),
