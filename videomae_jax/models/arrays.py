@@ -2,8 +2,9 @@
 
 Names of axes: `batch` clips; `time`, `height` and `width` of a video, in frames and
 pixels; `tokens` of a whole clip, of which `visible` reach the encoder and `masked` are
-predicted; `dim`, the model's width; `values` of a patch, tubelet_size * patch_size**2 *
-3; `classes`. `patch_size` is the side of a patch in pixels, `tubelet_size` its frames.
+predicted; `dim`, the model's width; `channels`, 3 for RGB; `values` of a patch,
+tubelet_size * patch_size**2 * channels; `classes`. `patch_size` is the side of a patch
+in pixels, `tubelet_size` its frames.
 
 Patches are ordered (time, row, column). The values inside a patch are ordered (frame,
 row, column, channel), channel fastest.
@@ -16,8 +17,8 @@ from jaxtyping import Float, Int, Key, Num
 Array = jax.Array | np.ndarray
 Grid = tuple[int, int, int]  # tokens along time, height and width
 
-# uint8 for raw pixels, or floating point for normalized ones.
-Video = Num[Array, "batch time height width 3"]
+# uint8 or uint16 for raw pixels, or floating point for normalized ones.
+Video = Num[Array, "batch time height width channels"]
 Tokens = Float[Array, "batch tokens dim"]
 VisibleIds = Int[Array, "batch visible"]
 MaskedIds = Int[Array, "batch masked"]

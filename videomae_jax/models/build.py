@@ -2,33 +2,49 @@
 
 from typing import Any
 
+import numpy as np
+
+from videomae_jax.models import vit
 from videomae_jax.models.classifier import VideoClassifier
 from videomae_jax.models.mae import VideoMAE
+from videomae_jax.models.sizes import height_and_width
 
 
 def autoencoder(config) -> VideoMAE:
     """Returns the masked autoencoder of a config's `model` section.
 
     A field that is None keeps the variant's value; see configs/common.py.
+
+    Raises:
+        ConfigError: the fields do not fit each other.
     """
-    return VideoMAE.from_variant(config.variant, **_overrides(config))
+    model = VideoMAE.from_variant(config.variant, **_overrides(config))
+    vit.check_channels(model, "config.model.")
+    return model
 
 
 def classifier(config, num_classes: int) -> VideoClassifier:
     """Returns the classifier of a config's `model` section, see `autoencoder`."""
     overrides = _overrides(config)
-    size = overrides.pop("position_size", 0)
-    return VideoClassifier.from_variant(
+    # 0 is the plain table.
+    size = overrides.pop("position_size", 0) or None
+    model = VideoClassifier.from_variant(
         config.variant,
         num_classes,
-        position_size=(size, size) if size else None,
+        position_size=size and height_and_width(size, "config.model.position_size"),
         **overrides,
     )
+    vit.check_channels(model, "config.model.")
+    return model
 
 
 def _overrides(config) -> dict[str, Any]:
-    return {
+    overrides = {
         name: value
         for name, value in config.items()
         if name != "variant" and value is not None
     }
+    # One number, or a list that was saved as JSON.
+    for name in {"pixel_mean", "pixel_std"} & overrides.keys():
+        overrides[name] = tuple(map(float, np.atleast_1d(overrides[name])))
+    return overrides

@@ -67,7 +67,7 @@ class VideoClassifier(nn.Module):
 
     Attributes:
         width, depth, heads, patch_size, tubelet_size, mlp_ratio, remat, attention,
-            pixel_mean, pixel_std: as in VideoMAE.
+            channels, pixel_mean, pixel_std: as in VideoMAE.
         num_classes: length of the logits; 0 for an encoder without a head, which
             returns the features.
         pooling: "mean" of all tokens; "first_token", after the encoder's final
@@ -112,8 +112,9 @@ class VideoClassifier(nn.Module):
     final_norm: bool = False
     norm_epsilon: float = 1e-6
     head_norm_epsilon: float = 1e-6
-    pixel_mean: tuple[float, float, float] = vit.IMAGENET_MEAN
-    pixel_std: tuple[float, float, float] = vit.IMAGENET_STD
+    channels: int = 3
+    pixel_mean: tuple[float, ...] = vit.IMAGENET_MEAN
+    pixel_std: tuple[float, ...] = vit.IMAGENET_STD
 
     @classmethod
     def from_variant(
@@ -214,7 +215,7 @@ class VideoClassifier(nn.Module):
         """Classifies clips.
 
         Args:
-            video: uint8 (raw pixels) or floating point (normalized).
+            video: uint8 or uint16 (raw pixels) or floating point (normalized).
             keys: in training, a random key of each clip for drop-path and dropout, so
                 that a clip's draws do not depend on how the batch is spread over
                 devices. Without keys nothing is dropped, and head_norm="batch"

@@ -50,4 +50,4 @@ def _encoder(model: VideoMAE | VideoClassifier, tokens: int) -> int:
 
 
 def _patch_values(model: VideoMAE | VideoClassifier) -> int:
-    return 3 * model.tubelet_size * model.patch_size**2
+    return model.channels * model.tubelet_size * model.patch_size**2

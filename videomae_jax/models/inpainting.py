@@ -1,7 +1,8 @@
 """Puts predictions of hidden patches back into the pixels of a clip."""
 
 import jax.numpy as jnp
-from jaxtyping import Float, Float32, UInt8
+import numpy as np
+from jaxtyping import Float, Float32, UInt
 
 from videomae_jax.errors import ConfigError
 from videomae_jax.models import vit
@@ -11,7 +12,8 @@ from videomae_jax.models.mae import patch_stats
 # Where the mean and contrast of predicted patches come from, see `fill_in`.
 UNPATCH_STATS = ("visible", "hidden")
 
-RawVideo = UInt8[Array, "batch time height width 3"]
+# uint8 or uint16.
+RawVideo = UInt[Array, "batch time height width channels"]
 
 
 def fill_in(
@@ -39,19 +41,19 @@ def fill_in(
         raise ConfigError(
             f"unpatch_stats={unpatch_stats!r} must be 'visible' or 'hidden'"
         )
-    pixels = prediction
+    pixels, most = prediction, np.iinfo(video.dtype).max
     if normalized_targets:
         patches = vit.patchify(video, patch_size, tubelet_size)
         source = visible if unpatch_stats == "visible" else masked
-        known = vit.take_tokens(patches, source).astype(jnp.float32) / 255
-        mean, std = patch_stats(known)
+        known = vit.take_tokens(patches, source).astype(jnp.float32) / most
+        mean, std = patch_stats(known, video.shape[-1])
         if unpatch_stats == "visible":
             grid = vit.token_grid(video.shape, patch_size, tubelet_size)
             weights = _distance_weights(masked, visible, grid)
             mean = jnp.einsum("bmv,bvp->bmp", weights, mean)
             std = jnp.einsum("bmv,bvp->bmp", weights, std)
         pixels = pixels * (std + 1e-6) + mean
-    pixels = jnp.round(pixels.clip(0, 1) * 255).astype(jnp.uint8)
+    pixels = jnp.round(pixels.clip(0, 1) * most).astype(video.dtype)
     return _replace(video, masked, pixels, patch_size, tubelet_size)
 
 
@@ -60,14 +62,15 @@ def hide(
 ) -> RawVideo:
     """Returns the clip with its hidden patches painted gray."""
     values = tubelet_size * patch_size**2 * video.shape[-1]
-    gray = jnp.full((*masked.shape, values), 128, jnp.uint8)
+    middle = np.iinfo(video.dtype).max // 2 + 1
+    gray = jnp.full((*masked.shape, values), middle, video.dtype)
     return _replace(video, masked, gray, patch_size, tubelet_size)
 
 
 def _replace(
     video: RawVideo,
     ids: MaskedIds,
-    pixels: UInt8[Array, "batch masked values"],
+    pixels: UInt[Array, "batch masked values"],
     patch_size: int,
     tubelet_size: int,
 ) -> RawVideo:

@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -82,8 +83,9 @@ class VideoMAE(nn.Module):
         norm_epsilon: of all LayerNorms but the last. Weights of other libraries come
             with other values.
         head_norm_epsilon: of the last LayerNorm, before the decoder's head.
-        pixel_mean, pixel_std: mean and standard deviation that normalize raw pixels, of
-            RGB in [0, 1].
+        channels: of the videos, 3 for RGB.
+        pixel_mean, pixel_std: mean and standard deviation of each channel that
+            normalize raw pixels, of values scaled to [0, 1].
     """
 
     width: int
@@ -103,8 +105,9 @@ class VideoMAE(nn.Module):
     decoder_mlp_ratio: float | None = None
     norm_epsilon: float = 1e-6
     head_norm_epsilon: float = 1e-6
-    pixel_mean: tuple[float, float, float] = vit.IMAGENET_MEAN
-    pixel_std: tuple[float, float, float] = vit.IMAGENET_STD
+    channels: int = 3
+    pixel_mean: tuple[float, ...] = vit.IMAGENET_MEAN
+    pixel_std: tuple[float, ...] = vit.IMAGENET_STD
 
     @classmethod
     def from_variant(cls, name: str, **overrides: Any) -> "VideoMAE":
@@ -132,7 +135,7 @@ class VideoMAE(nn.Module):
             self.decoder_width,
             self.decoder_depth,
             self.decoder_heads,
-            3 * self.tubelet_size * self.patch_size**2,
+            self.channels * self.tubelet_size * self.patch_size**2,
             self.decoder_mlp_ratio or self.mlp_ratio,
             self.dtype,
             self.decoder_remat or self.remat,
@@ -157,7 +160,7 @@ class VideoMAE(nn.Module):
         """Predicts the targets of the masked patches, in the order of `masked`.
 
         Args:
-            video: uint8 (raw pixels) or floating point (normalized).
+            video: uint8 or uint16 (raw pixels) or floating point (normalized).
             visible: ascending token ids, int32.
             masked: ascending token ids, int32: all those that are not visible.
 
@@ -188,44 +191,47 @@ def pixel_targets(
     patch_size: int,
     tubelet_size: int,
     normalize: bool = True,
+    mean: Sequence[float] = vit.IMAGENET_MEAN,
+    std: Sequence[float] = vit.IMAGENET_STD,
 ) -> Float32[Array, "batch masked values"]:
     """Returns the targets of the decoder: the pixels of the masked patches.
 
     Args:
-        video: uint8 (raw pixels) or floating point (normalized with ImageNet's mean and
-            standard deviation).
+        video: uint8 or uint16 (raw pixels) or floating point (normalized).
         masked: token ids, int32.
         patch_size: side of a patch in pixels.
         tubelet_size: frames of a patch.
         normalize: normalize each channel of each patch by its own mean and standard
             deviation (VideoMAE, section 4); otherwise the targets are in [0, 1].
+        mean, std: of each channel, that a floating point video was normalized with.
     """
     pixels = vit.take_tokens(vit.patchify(video, patch_size, tubelet_size), masked)
     pixels = pixels.astype(jnp.float32)
-    if video.dtype == jnp.uint8:
-        pixels = pixels / 255
+    channels = video.shape[-1]
+    if video.dtype in vit.RAW_DTYPES:
+        pixels = pixels / np.iinfo(video.dtype).max
     else:
-        stats = np.array([vit.IMAGENET_STD, vit.IMAGENET_MEAN], np.float32)
-        std, mean = np.tile(stats, pixels.shape[-1] // 3)
-        pixels = pixels * std + mean
+        stats = np.array([std, mean], np.float32)
+        scale, shift = np.tile(stats, pixels.shape[-1] // channels)
+        pixels = pixels * scale + shift
     if normalize:
-        mean, std = patch_stats(pixels)
-        pixels = (pixels - mean) / (std + 1e-6)
+        patch_mean, patch_std = patch_stats(pixels, channels)
+        pixels = (pixels - patch_mean) / (patch_std + 1e-6)
     return pixels
 
 
 def patch_stats(
-    pixels: Float32[Array, "*patches values"],
+    pixels: Float32[Array, "*patches values"], channels: int = 3
 ) -> tuple[Float32[Array, "*patches values"], Float32[Array, "*patches values"]]:
     """Returns mean and standard deviation of each patch and channel, for each value.
 
     The variance divides by n - 1. Callers add 1e-6 to the standard deviation, not to
     the variance (official code; image MAE differs in both).
     """
-    count = pixels.shape[-1] // 3
+    count = pixels.shape[-1] // channels
     # Sums over every third value as matrix products: an array with a last axis of 3
     # takes 128 / 3 times its size on a TPU, and a CPU cannot vectorize over it.
-    channel = np.tile(np.eye(3, dtype=np.float32), (count, 1))
+    channel = np.tile(np.eye(channels, dtype=np.float32), (count, 1))
     dot = functools.partial(jnp.dot, precision=jax.lax.Precision.HIGHEST)
     mean = dot(dot(pixels, channel) / count, channel.T)
     # Corrects the rounding error, which would dominate in a patch of one color.

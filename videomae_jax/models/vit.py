@@ -21,6 +21,8 @@ from videomae_jax.models.positions import position_table
 # expect.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+# Of raw pixels, whose largest values stand for 1.
+RAW_DTYPES = (np.uint8, np.uint16)
 
 # What the backward pass keeps of each block: everything, nothing, or matrix products.
 REMAT_POLICIES = {
@@ -63,7 +65,7 @@ def unpatchify(
     grid: Grid,
     patch_size: int,
     tubelet_size: int,
-) -> Shaped[Array, "batch time height width 3"]:
+) -> Shaped[Array, "batch time height width channels"]:
     """Puts the patches of a token grid back into a video: inverts `patchify`."""
     t, h, w = grid
     x = patches.reshape(
@@ -91,24 +93,24 @@ def normalize(
     """Normalizes raw pixels, or casts pixels that are already normalized.
 
     Args:
-        x: pixels [..., 3] or patches [..., values]: uint8 RGB, which is normalized, or
-            floating point, which is taken as normalized.
+        x: pixels [..., channels] or patches [..., values]: uint8 or uint16, which is
+            normalized, or floating point, which is taken as normalized.
         dtype: of the result.
-        mean, std: of RGB in [0, 1].
+        mean, std: of each channel, of values scaled to [0, 1].
 
     Raises:
         ValueError: for any other dtype, such as int32, whose range is unknown.
     """
     if jnp.issubdtype(x.dtype, jnp.floating):
         return x.astype(dtype)
-    if x.dtype != jnp.uint8:
+    if x.dtype not in RAW_DTYPES:
         raise ValueError(
-            f"video has dtype {x.dtype}; expected uint8 for raw pixels (0-255), or "
-            "floating point for normalized ones"
+            f"video has dtype {x.dtype}; expected uint8 for raw pixels (0-255), uint16 "
+            "(0-65535), or floating point for normalized ones"
         )
-    repeats = x.shape[-1] // 3
+    repeats = x.shape[-1] // len(mean)
     std_array = np.asarray(std, np.float32)
-    scale = jnp.asarray(np.tile(1 / (255 * std_array), repeats))
+    scale = jnp.asarray(np.tile(1 / (np.iinfo(x.dtype).max * std_array), repeats))
     shift = jnp.asarray(np.tile(np.asarray(mean, np.float32) / std_array, repeats))
     return (x.astype(jnp.float32) * scale - shift).astype(dtype)
 
@@ -302,6 +304,21 @@ def run_blocks(
     return blocks(name="blocks", **fields)(x, branch_scales)
 
 
+def check_channels(model: Any, section: str = "") -> None:
+    """Checks that a model has a mean and a deviation for each channel.
+
+    Raises:
+        ConfigError: it does not; the message names the field, after its section.
+    """
+    for name in ("pixel_mean", "pixel_std"):
+        values = getattr(model, name)
+        if len(values) != model.channels:
+            raise ConfigError(
+                f"{section}{name}={tuple(values)} must have a number for each of "
+                f"{section}channels={model.channels}, of values scaled to [0, 1]"
+            )
+
+
 class Encoder(nn.Module):
     """Embeds the patches, runs the blocks and the final LayerNorm.
 
@@ -324,8 +341,9 @@ class Encoder(nn.Module):
     position_size: tuple[int, int] | None = None
     kernel_init: nn.initializers.Initializer = xavier_uniform
     norm_epsilon: float = 1e-6
-    pixel_mean: tuple[float, float, float] = IMAGENET_MEAN
-    pixel_std: tuple[float, float, float] = IMAGENET_STD
+    channels: int = 3
+    pixel_mean: tuple[float, ...] = IMAGENET_MEAN
+    pixel_std: tuple[float, ...] = IMAGENET_STD
 
     @classmethod
     def of(cls, model: Any, **fields: Any) -> "Encoder":
@@ -346,17 +364,27 @@ class Encoder(nn.Module):
         """Encodes a video.
 
         Args:
-            video: uint8 (raw pixels) or floating point (normalized).
+            video: uint8 or uint16 (raw pixels) or floating point (normalized).
             visible: ids of the tokens to embed; None embeds all.
             keys: a random key of each clip for drop-path; None drops nothing.
             attention_maps: return the attention weights instead of the tokens: float32
                 [depth, batch, visible, visible], averaged over the heads.
+
+        Raises:
+            ConfigError: the video does not have five axes, or not `channels` channels,
+                or does not divide into patches.
         """
+        check_channels(self)
+        if len(video.shape) != 5 or video.shape[-1] != self.channels:
+            raise ConfigError(
+                f"video has the shape {tuple(video.shape)}; expected [batch, time, "
+                f"height, width, {self.channels}]"
+            )
         patches = patchify(video, self.patch_size, self.tubelet_size)
         grid = token_grid(video.shape, self.patch_size, self.tubelet_size)
         trained_grid = None
         if self.position_size:
-            trained = (self.tubelet_size, *self.position_size, 3)
+            trained = (self.tubelet_size, *self.position_size, self.channels)
             trained_grid = token_grid(trained, self.patch_size, self.tubelet_size)[1:]
         positions = jnp.asarray(position_table(grid, self.width, trained_grid))
         positions = positions.astype(self.dtype)
