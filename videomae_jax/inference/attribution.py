@@ -1,19 +1,24 @@
 """Attributes predictions to tokens: attention rollout, class activation, overlays.
 
 Maps are float32 [B, T', H', W'], a value for each token of a clip: T' tubelets of H'
-rows and W' columns of patches.
+rows and W' columns of patches. Clips are [B, T, H, W, C] as the model takes them:
+uint8 (raw pixels) or floating point (normalized). From anything else that names a video
+(see `inference.inputs`) the clip in its middle is taken, as `predict.center_clip` cuts
+it, and its map has no axis B.
 """
 
 import functools
 import os
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from videomae_jax.errors import PretrainedError
+from videomae_jax.inference import arrays
 from videomae_jax.interop.pretrained import Pretrained
 from videomae_jax.models import vit
 from videomae_jax.models.classifier import VideoClassifier
@@ -23,7 +28,7 @@ from videomae_jax.models.mae import VideoMAE
 _einsum = functools.partial(jnp.einsum, precision="highest")
 
 
-def attention_rollout(pretrained: Pretrained, video: np.ndarray) -> np.ndarray:
+def attention_rollout(pretrained: Pretrained, video: Any) -> np.ndarray:
     """Computes how much of each token attention carries into the output of a model.
 
     Abnar & Zuidema 2020 ("Quantifying Attention Flow in Transformers"): each block
@@ -38,14 +43,15 @@ def attention_rollout(pretrained: Pretrained, video: np.ndarray) -> np.ndarray:
 
     Args:
         pretrained: a model of either kind with its weights.
-        video: [B, T, H, W, 3], uint8 (raw pixels) or floating point (normalised).
+        video: clips [B, T, H, W, C], or one or several videos; see the module.
 
     Returns:
-        float32 [B, T', H', W'], not negative. The values of a clip sum to 1.
+        float32 [B, T', H', W'], or [T', H', W'] for one video; not negative. The values
+        of a clip sum to 1.
 
     Raises:
-        ValueError: if the shape of the video does not divide into patches, or its dtype
-            is neither uint8 nor floating point.
+        InputError: if shape, dtype or range of the clips do not fit the model.
+        VideoError: if a video cannot be read.
 
     Example:
         >>> model = VideoClassifier(width=24, depth=2, heads=2, num_classes=3)
@@ -54,7 +60,21 @@ def attention_rollout(pretrained: Pretrained, video: np.ndarray) -> np.ndarray:
         >>> attention_rollout(Pretrained(model, params), video).shape
         (1, 2, 2, 3)
     """
-    return np.asarray(_rollout(pretrained.model, pretrained.variables, video))
+    clips, single = _clips(pretrained, video)
+    maps = np.asarray(_rollout(pretrained.model, pretrained.variables, clips))
+    return maps[0] if single else maps
+
+
+def _clips(pretrained: Pretrained, video: Any) -> tuple[np.ndarray | jax.Array, bool]:
+    """Returns clips [B, T, H, W, C], and whether they are the clip of one video."""
+    if getattr(video, "ndim", 0) == 5:
+        return arrays.checked_clips(pretrained, video), False
+    # Imported here, because maps of clips do without PyAV, OpenCV and Pillow.
+    from videomae_jax.inference import predict
+
+    clips = predict.center_clip(pretrained, video)
+    single = not isinstance(clips, list)
+    return np.stack([clips] if single else clips), single
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -102,7 +122,7 @@ def _pooling_attention(model, variables, video):
 
 
 def class_activation(
-    pretrained: Pretrained, video: np.ndarray, *, class_index: int | Sequence[int]
+    pretrained: Pretrained, video: Any, *, class_index: int | Sequence[int]
 ) -> np.ndarray:
     """Computes which tokens are evidence for a class, by gradient times activation.
 
@@ -127,13 +147,16 @@ def class_activation(
         class_index: the class, one for all clips or one for each.
 
     Returns:
-        float32 [B, T', H', W'], not negative, in units of the logit.
+        float32 [B, T', H', W'], or [T', H', W'] for one video; not negative, in units
+        of the logit.
 
     Raises:
         PretrainedError: if the model has no classes, or pools its first token only, so
             that the gradient of all others is zero. `attention_rollout` works for both.
-        ValueError: if a class index is not in 0 to num_classes - 1, their number is
-            neither 1 nor B, or the shape or dtype of the video does not fit.
+        InputError: if shape, dtype or range of the clips do not fit the model.
+        VideoError: if a video cannot be read.
+        ValueError: if a class index is not in 0 to num_classes - 1, or their number is
+            neither 1 nor B.
     """
     model = pretrained.model
     source = pretrained.source or "the model"
@@ -146,12 +169,14 @@ def class_activation(
             f"{source} pools only its first token, so all others have no gradient: use "
             "attention_rollout"
         )
-    classes = np.broadcast_to(class_index, len(video)).astype(np.int32)
+    clips, single = _clips(pretrained, video)
+    classes = np.broadcast_to(class_index, len(clips)).astype(np.int32)
     if not ((classes >= 0) & (classes < model.num_classes)).all():
         raise ValueError(
             f"class_index={class_index} must be in 0 to {model.num_classes - 1}"
         )
-    return np.asarray(_activation(model, pretrained.variables, video, classes))
+    maps = np.asarray(_activation(model, pretrained.variables, clips, classes))
+    return maps[0] if single else maps
 
 
 @functools.partial(jax.jit, static_argnums=0)

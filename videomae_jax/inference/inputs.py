@@ -20,16 +20,15 @@ file. Functions of clips, such as `classify`, take arrays as the model does.
 import dataclasses
 import glob
 import os
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from videomae_jax.data import sources
 from videomae_jax.errors import InputError, RecordError
 from videomae_jax.files import absolute, is_url
+from videomae_jax.inference import arrays
 from videomae_jax.interop.pretrained import Pretrained
 from videomae_jax.video.frame_folder import DEFAULT_FRAME_NAME
 from videomae_jax.video.open import Source
@@ -94,7 +93,7 @@ def resolve(pretrained: Pretrained, videos: Videos) -> tuple[list[Source], bool]
         named, several = _named(videos, DEFAULT_FRAME_NAME)
         return list(named), several
     if _is_array(videos):
-        return _frames(pretrained, np.asarray(videos))
+        return _split(arrays.checked_frames(pretrained, videos))
     if not isinstance(videos, Iterable):
         raise InputError(
             f"a {type(videos).__name__} is not a video; expected a path, a folder, a "
@@ -105,52 +104,9 @@ def resolve(pretrained: Pretrained, videos: Videos) -> tuple[list[Source], bool]
     if not items:
         raise InputError("the list of videos is empty")
     if all(_is_array(item) and np.ndim(item) <= 3 for item in items):
-        return _frames(pretrained, _stack(items))
+        return _split(arrays.checked_frames(pretrained, arrays.stack(items)))
     found = [resolve(pretrained, item)[0] for item in items]
     return [video for group in found for video in group], True
-
-
-def check_clips(pretrained: Pretrained, clips: Any) -> None:
-    """Raises InputError unless clips are what the model takes.
-
-    That is [B, T, H, W, C], uint8 or floating point (normalized), of sizes that divide
-    into patches. Warns of floating-point clips in the range 0 to 1, which are probably
-    not normalized.
-    """
-    model = pretrained.model
-    mean, std = (np.asarray(x) for x in (model.pixel_mean, model.pixel_std))
-    shape = np.shape(clips)
-    expected = (
-        f"expected [B, T, H, W, {len(mean)}], T a multiple of {model.tubelet_size}, H "
-        f"and W of {model.patch_size}"
-    )
-    sizes = (1, model.tubelet_size, model.patch_size, model.patch_size, len(mean))
-    fits = len(shape) == 5 and shape[-1] == len(mean)
-    if not fits or any(n % size or not n for n, size in zip(shape, sizes, strict=True)):
-        hint = "; for one clip: clip[None]" if len(shape) == 4 else ""
-        raise InputError(f"clips: {expected}, got {_shape(shape)}{hint}")
-    if clips.dtype == np.uint8:
-        return
-    if not jnp.issubdtype(clips.dtype, jnp.floating):
-        raise InputError(
-            f"clips: expected uint8 (0 to 255) or floating point (normalized), got "
-            f"{clips.dtype}"
-        )
-    low, high = (-mean / std).min(), ((1 - mean) / std).max()
-    least, most = float(clips.min()), float(clips.max())
-    rule = f"(pixels / 255 - mean) / std, here {low:.1f} to {high:.1f}"
-    # Some room, for noise and for resizing after the normalization.
-    if not (2 * low - high <= least and most <= 2 * high - low):
-        raise InputError(
-            f"clips: expected uint8, or floating point normalized as {rule}; got "
-            f"{clips.dtype} with values {least:g} to {most:g}"
-        )
-    if low < 0 <= least < most <= 1:
-        warnings.warn(
-            f"floating-point clips with values {least:g} to {most:g} are probably not "
-            f"normalized; expected {rule}, or uint8",
-            stacklevel=3,
-        )
 
 
 def _named(name: str | os.PathLike, frame_name: str) -> tuple[list[Record], bool]:
@@ -179,52 +135,6 @@ def _is_array(value: Any) -> bool:
     return hasattr(value, "__array__") or hasattr(value, "__array_interface__")
 
 
-def _stack(frames: Sequence[Any]) -> np.ndarray:
-    """Returns frames [H, W, C] of one size as an array."""
-    arrays = [np.asarray(frame) for frame in frames]
-    shapes = sorted({array.shape for array in arrays})
-    if len(shapes) > 1:
-        raise InputError(
-            f"the frames of a video have different shapes, {_shape(shapes[0])} and "
-            f"{_shape(shapes[1])}; expected the same [H, W, C] for all"
-        )
-    return np.stack(arrays)
-
-
-def _frames(pretrained: Pretrained, frames: np.ndarray) -> tuple[list[Source], bool]:
-    """Checks frames [T, H, W, C] or [B, T, H, W, C].
-
-    Warns if they are fewer than a clip spans: often, they have been sampled already.
-    """
-    channels = len(pretrained.model.pixel_mean)
-    expected = f"expected uint8 [T, H, W, {channels}], or a batch of these"
-    got = f"got {frames.dtype} {_shape(frames.shape)}"
-    if frames.ndim not in (4, 5) or frames.shape[-1] != channels or not frames.size:
-        hint = ""
-        if frames.ndim in (4, 5) and frames.shape[-3] == channels:
-            hint = "; the channels must be last: np.moveaxis(frames, -3, -1)"
-        elif frames.ndim == 3 and frames.shape[-1] == channels:
-            hint = "; for a video of one frame: frame[None]"
-        raise InputError(f"frames of a video: {expected}, {got}{hint}")
-    if frames.dtype != np.uint8:
-        low, high = frames.min(), frames.max()
-        raise InputError(
-            f"frames of a video: {expected}, with values 0 to 255; {got}, with values "
-            f"{low:g} to {high:g}. Clips that are normalized already are for "
-            "videomae_jax.classify or model.apply"
-        )
-    clip = pretrained.preprocessing
-    span = (clip.num_frames - 1) * clip.stride + 1
-    if frames.shape[-4] < span and clip.stride > 1 and clip.frame_sampling != "uniform":
-        warnings.warn(
-            f"{frames.shape[-4]} frames are fewer than a clip spans ({span}), so the "
-            "last one is repeated; if they were sampled already, pass stride=1",
-            stacklevel=5,
-        )
-    if frames.ndim == 5:
-        return list(frames), True
-    return [frames], False
-
-
-def _shape(shape: Sequence[int]) -> str:
-    return f"[{', '.join(map(str, shape))}]"
+def _split(frames: np.ndarray) -> tuple[list[Source], bool]:
+    """Returns a video, or the videos of a batch, and whether it is a batch."""
+    return (list(frames), True) if frames.ndim == 5 else ([frames], False)

@@ -15,7 +15,7 @@ import numpy as np
 
 from videomae_jax.data import clips
 from videomae_jax.errors import PretrainedError
-from videomae_jax.inference import batching, inputs
+from videomae_jax.inference import arrays, batching, inputs
 from videomae_jax.interop.pretrained import Pretrained
 from videomae_jax.models.classifier import VideoClassifier
 from videomae_jax.video.open import Source, open_video
@@ -200,7 +200,7 @@ def classify(
     model = classifier(pretrained)
     is_array = hasattr(windows, "ndim")
     if is_array:
-        inputs.check_clips(pretrained, windows)
+        windows = arrays.checked_clips(pretrained, windows)
     size = 1 if jax.default_backend() == "cpu" else _ACCELERATOR_BATCH
     variables = jax.device_put(pretrained.variables)  # once, if they are on the host
     rows = iter(windows)
@@ -209,7 +209,7 @@ def classify(
         while batch := list(itertools.islice(rows, size)):
             padded = np.stack(batching.pad(batch, size))
             if not is_array:
-                inputs.check_clips(pretrained, padded)
+                arrays.checked_clips(pretrained, padded)
             results = _probabilities(model, pretrained.multi_label, variables, padded)
             yield len(batch), results
 
