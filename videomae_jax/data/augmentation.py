@@ -16,7 +16,8 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from videomae_jax.models.sizes import height_and_width
+from videomae_jax.errors import VideoError
+from videomae_jax.models.sizes import OFFICIAL, Framing, height_and_width
 from videomae_jax.video.source import Box
 
 Size = int | tuple[int, int]  # height and width, or both
@@ -193,40 +194,75 @@ def random_resized_crop(
     return crop_and_resize(clip, box, height, width)
 
 
-def spatial_crops(clip: np.ndarray, size: Size, count: int) -> np.ndarray:
-    """Scales frames to cover the size as tightly as possible, and cuts crops of it.
+def spatial_crops(
+    clip: np.ndarray, size: Size, count: int, framing: Framing = OFFICIAL
+) -> np.ndarray:
+    """Resizes frames and cuts crops, by default as the official code does in tests.
 
-    The shape of the frames is kept: for squares, the shorter side becomes `size`. Crops
-    lie along the side that is left over. A single one is in the middle; several go from
-    end to end in equal steps, rounded down (official code: three square crops in
-    tests).
+    That keeps the shape of the frames, and covers the size as tightly as possible: for
+    squares, the shorter side becomes `size`. A single crop is in the middle. Several go
+    from end to end in equal steps, rounded down, along the side with more room.
 
     Returns:
         uint8 [count, T, height, width, 3].
+
+    Raises:
+        VideoError: the framing does not crop, and its frames have another size.
     """
     check_clip(clip)
     if count < 1:
         raise ValueError(f"count={count} of crops must be at least 1")
     size = height_and_width(size)
-    height, width = clip.shape[1:3]
-    is_taller = height * size[1] > width * size[0]
-    if is_taller:
-        scaled = height * size[1] // width, size[1]
-    else:
-        scaled = size[0], width * size[0] // height
-    clip = crop_and_resize(clip, (0, 0, height, width), *scaled)
-    axis = 0 if is_taller else 1
-    room = scaled[axis] - size[axis]
-    if count == 1:
-        starts = [round(room / 2)]
-    else:
-        starts = [int(i * room / (count - 1)) for i in range(count)]
-    return np.stack(
-        [
-            np.take(clip, range(start, start + size[axis]), axis=1 + axis)
-            for start in starts
-        ]
-    )
+    scaled = framing.output_size((clip.shape[1], clip.shape[2]), size)
+    if not framing.crop and scaled != size:
+        raise VideoError(
+            f"frames of {scaled[0]} x {scaled[1]} pixels must have {size[0]} x "
+            f"{size[1]} pixels, because the model's preprocessing (resize="
+            f"{framing.resize}, crop=False) does not cut them; set another `framing` "
+            "of its preprocessing"
+        )
+    clip = resize(clip, scaled, framing.interpolation)
+    if framing.crop:
+        clip = _extend(clip, size)
+    room = clip.shape[1] - size[0], clip.shape[2] - size[1]
+    # The official code rounds the middle, transformers rounds it down.
+    middle = [round(x / 2) if framing.resize == "cover" else x // 2 for x in room]
+    along = 0 if room[0] > room[1] else 1
+    crops = []
+    for i in range(count):
+        start = middle.copy()
+        if count > 1:
+            start[along] = int(i * room[along] / (count - 1))
+        (top, left), (height, width) = start, size
+        crops.append(clip[:, top : top + height, left : left + width])
+    return np.stack(crops)
+
+
+def resize(clip: np.ndarray, size: Size, interpolation: str) -> np.ndarray:
+    """Resizes frames by a `Framing.interpolation`; returns [T, height, width, C]."""
+    size = height, width = height_and_width(size)
+    if clip.shape[1:3] == size:
+        return clip
+    if interpolation == "opencv":
+        whole = (0, 0, clip.shape[1], clip.shape[2])
+        return crop_and_resize(clip, whole, height, width)
+    result = np.empty((len(clip), *size, clip.shape[-1]), clip.dtype)
+    for frame, out in zip(clip, result, strict=True):
+        # Channel by channel, because Pillow knows RGB, but not any number of channels.
+        for channel in range(clip.shape[-1]):
+            image = Image.fromarray(np.ascontiguousarray(frame[..., channel]))
+            filter = Image.Resampling[interpolation.upper()]
+            out[..., channel] = image.resize((width, height), filter)
+    return result
+
+
+def _extend(clip: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Puts frames that are smaller than the size into the middle of black ones."""
+    missing = [max(x - y, 0) for x, y in zip(size, clip.shape[1:3], strict=True)]
+    if not any(missing):
+        return clip
+    margins = [(x // 2, x - x // 2) for x in missing]
+    return np.pad(clip, [(0, 0), *margins, (0, 0)])
 
 
 def random_erasing(

@@ -4,7 +4,7 @@ Each class here is called with an opened video and randomness, and returns uint8
 [clips, T, H, W, 3] from a single decode. Its objects are sent to the workers.
 Clips have `num_frames` frames, `stride` frames of the video apart, and crops of
 `size`: (height, width) in pixels, or one number for both. `frame_sampling` is a key of
-SAMPLERS.
+SAMPLERS; `framing` is how frames are resized and cropped.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ import numpy as np
 from videomae_jax.data import augmentation, sampling
 from videomae_jax.data.randaugment import RandAugment
 from videomae_jax.errors import ConfigError
-from videomae_jax.models.sizes import height_and_width
+from videomae_jax.models.sizes import OFFICIAL, Framing, height_and_width
 from videomae_jax.video.source import FrameSource
 
 
@@ -52,7 +52,7 @@ class PretrainingClips:
         ]
         # Only this part of the frames is converted to RGB.
         hull = augmentation.hull(boxes)
-        images = frames.rgb(hull)
+        images = frames.pixels(hull)
         size = height_and_width(self.size)
         shape = (self.num_samples, self.num_frames, *size, 3)
         clips = np.empty(shape, np.uint8)
@@ -161,13 +161,15 @@ class CenterClips:
     stride: int
     size: augmentation.Size
     frame_sampling: str = "exact"
+    framing: Framing = OFFICIAL
 
     def __call__(self, video: FrameSource, rng: np.random.Generator) -> np.ndarray:
         """Returns uint8 [1, T, height, width, 3]."""
         indices = SAMPLERS[self.frame_sampling].validation(
             video.num_frames, self.num_frames, self.stride
         )
-        return augmentation.spatial_crops(video.read(indices), self.size, 1)
+        frames = video.read(indices)
+        return augmentation.spatial_crops(frames, self.size, 1, self.framing)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,6 +182,7 @@ class MultiViewClips:
     frame_sampling: str
     segments: int  # clips in time
     crops: int  # of each clip, along the longer side; 1 is the centre
+    framing: Framing = OFFICIAL
 
     def __call__(self, video: FrameSource, rng: np.random.Generator) -> np.ndarray:
         """Returns uint8 [segments * crops, T, height, width, 3], crops adjacent."""
@@ -188,7 +191,8 @@ class MultiViewClips:
         )
         distinct, inverse = np.unique(indices, return_inverse=True)
         # Overlapping clips share frames: each is decoded and resized once.
-        crops = augmentation.spatial_crops(video.read(distinct), self.size, self.crops)
+        frames = video.read(distinct)
+        crops = augmentation.spatial_crops(frames, self.size, self.crops, self.framing)
         views = crops[:, inverse.reshape(indices.shape)].swapaxes(0, 1)
         return views.reshape(self.views, *views.shape[2:])
 

@@ -7,7 +7,7 @@ from typing import Any
 from videomae_jax.errors import PretrainedError
 from videomae_jax.models.classifier import VideoClassifier
 from videomae_jax.models.mae import VideoMAE
-from videomae_jax.models.sizes import height_and_width
+from videomae_jax.models.sizes import OFFICIAL, Framing, height_and_width
 
 
 def model_fields(model: VideoMAE | VideoClassifier) -> dict[str, Any]:
@@ -29,9 +29,9 @@ class Preprocessing:
     Attributes:
         num_frames: frames of a clip.
         stride: distance between two frames of a clip, in frames of the video.
-        image_size: (height, width) of the crops in pixels, or one number for both;
-            frames are resized to cover it as tightly as possible.
+        image_size: (height, width) of the images in pixels, or one number for both.
         frame_sampling: how the frames are chosen, a key of `data.clips.SAMPLERS`.
+        framing: how frames are resized and cropped.
     """
 
     num_frames: int = 16
@@ -39,6 +39,7 @@ class Preprocessing:
     # Given as one number, it becomes a pair.
     image_size: tuple[int, int] = (224, 224)
     frame_sampling: str = "dense"
+    framing: Framing = OFFICIAL
 
     def __post_init__(self):
         """Raises ConfigError unless image_size is one or two numbers above 0."""
