@@ -165,8 +165,11 @@ class VideoMAE(nn.Module):
             masked: ascending token ids, int32: all those that are not visible.
 
         Raises:
-            ValueError: if the visible and masked tokens are not all tokens.
+            ValueError: if the visible and masked tokens are not all tokens, or those of
+                another batch.
         """
+        tokens = self.encode(video, visible)
+        vit.check_ids("masked", masked, video)
         grid = vit.token_grid(video.shape, self.patch_size, self.tubelet_size)
         num_tokens = math.prod(grid)
         if visible.shape[1] + masked.shape[1] != num_tokens:
@@ -174,7 +177,7 @@ class VideoMAE(nn.Module):
                 f"{visible.shape[1]} visible and {masked.shape[1]} masked tokens must "
                 f"add up to the {num_tokens} tokens of the grid {grid}"
             )
-        x = self.encoder_to_decoder(self.encode(video, visible))
+        x = self.encoder_to_decoder(tokens)
         table = sincos_positions(num_tokens, self.decoder_width)
         positions = jnp.asarray(table).astype(x.dtype)
         mask_tokens = self.mask_token.astype(x.dtype) + positions[masked]

@@ -319,6 +319,15 @@ def check_channels(model: Any, section: str = "") -> None:
             )
 
 
+def check_ids(name: str, ids: Any, video: Any) -> None:
+    """Raises ConfigError unless there is a row of token ids for each clip."""
+    if len(ids.shape) != 2 or len(ids) != len(video):
+        raise ConfigError(
+            f"{name} has the shape {tuple(ids.shape)}; expected token ids [batch, "
+            f"number], for the {len(video)} clips of the video"
+        )
+
+
 class Encoder(nn.Module):
     """Embeds the patches, runs the blocks and the final LayerNorm.
 
@@ -372,7 +381,7 @@ class Encoder(nn.Module):
 
         Raises:
             ConfigError: the video does not have five axes, or not `channels` channels,
-                or does not divide into patches.
+                or does not divide into patches, or `visible` is of another batch.
         """
         check_channels(self)
         if len(video.shape) != 5 or video.shape[-1] != self.channels:
@@ -389,6 +398,7 @@ class Encoder(nn.Module):
         positions = jnp.asarray(position_table(grid, self.width, trained_grid))
         positions = positions.astype(self.dtype)
         if visible is not None:
+            check_ids("visible", visible, video)
             # Before the embedding, so that masked patches cost nothing.
             patches = take_tokens(patches, visible)
             positions = positions[visible]
