@@ -132,7 +132,7 @@ def _training() -> ConfigDict:
     config.checkpoint = ConfigDict()
     # Steps between checkpoints.
     config.checkpoint.every = 1000
-    # How many of the newest checkpoints to keep.
+    # How many of the newest checkpoints to keep, besides keep_period's and keep_best's.
     config.checkpoint.keep_last = 2
     # Checkpoints at multiples of this number of steps are never deleted. 0: none.
     config.checkpoint.keep_period = 0
@@ -221,9 +221,14 @@ def finetune() -> ConfigDict:
     # The list of the final test, and of config.mode=eval.
     config.data.test = ""
     # File of class names, one per line, or digits:labels. Empty: the folders of the
-    # videos, if each class has its own.
+    # videos, if each class has its own. With `heads`, a file for each, separated by
+    # commas. With loss.kind=mse, names of the values.
     config.data.labels = ""
-    # None: the number of names in `labels`, or of classes in the training list.
+    # Names of the label columns, such as verb,noun, if a video has a class in each of
+    # several: the model gets a head for each. Empty: one label column, one head.
+    config.data.heads = ""
+    # None: the number of names in `labels`, or of classes in the training list. With
+    # loss.kind=mse, the number of values.
     config.data.num_classes = placeholder(int)
     # Which frames make a clip. dense: as in the official code, whose frames are 64 / 15
     # apart at stride 4. exact: `stride` apart. uniform: one from each of num_frames
@@ -252,8 +257,10 @@ def finetune() -> ConfigDict:
     config.mix.mode = "batch"
 
     config.loss = ConfigDict()
-    # softmax: one class per video. sigmoid: multi-label, scored by mean average
-    # precision; a line of the list may have several labels.
+    # softmax: one class per video, or one per head. sigmoid: multi-label, scored by
+    # mean average precision; a line of the list may have several labels, of one
+    # vocabulary. mse: regression; the list has one or more numbers per video instead of
+    # labels, and smoothing and class_balance must be 0.
     config.loss.kind = "softmax"
     # Label smoothing.
     config.loss.smoothing = 0.1
@@ -267,9 +274,19 @@ def finetune() -> ConfigDict:
     config.optimizer.b2 = 0.999
     config.optimizer.layer_decay = 0.75
 
+    # Save and keep the checkpoint with the best validation.
+    config.checkpoint.keep_best = True
+
     config.evaluation = ConfigDict()
     # Steps between evaluations on the centre clips of the validation videos. 0: none.
     config.evaluation.every = 1000
+    # End training after so many validations in a row that are not better than the best
+    # (top-1, mean average precision or mean absolute error). 0: take all steps.
+    config.evaluation.patience = 0
+    # The checkpoint that the final test takes: last, as in the papers, or best, by
+    # validation. With config.mode=eval, also the number of a step. Where the validation
+    # videos are the test's, the accuracy of the best is too optimistic.
+    config.evaluation.step = "last"
     # Views of a test video: segments in time, and spatial crops of each.
     config.evaluation.segments = 5
     config.evaluation.crops = 3

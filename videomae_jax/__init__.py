@@ -14,12 +14,14 @@ if TYPE_CHECKING:
     from videomae_jax.models import masking
     from videomae_jax.models.classifier import VideoClassifier
     from videomae_jax.models.mae import VideoMAE, pixel_targets, reconstruction_loss
+    from videomae_jax.models.problem import Problem
     from videomae_jax.video.decoder import read_clip
 
 __all__ = [
     "Preprocessing",
     "Pretrained",
     "PretrainedError",
+    "Problem",
     "VideoClassifier",
     "VideoMAE",
     "attention_rollout",
@@ -41,6 +43,7 @@ _MODULES = {
     "Preprocessing": "videomae_jax.interop.pretrained",
     "Pretrained": "videomae_jax.interop.pretrained",
     "PretrainedError": "videomae_jax.errors",
+    "Problem": "videomae_jax.models.problem",
     "VideoClassifier": "videomae_jax.models.classifier",
     "VideoMAE": "videomae_jax.models.mae",
     "attention_rollout": "videomae_jax.inference.attribution",

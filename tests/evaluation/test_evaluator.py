@@ -121,6 +121,7 @@ def test_probabilities_are_the_mean_over_views(folder, monkeypatch):
         jax.nn.softmax,
         records=videos,
         class_names=task.class_names,
+        problem=task.objective.problem,
         read_clips=reader,
         image_shape=shape,
         mesh=mesh,

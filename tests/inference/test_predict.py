@@ -17,6 +17,7 @@ from videomae_jax.inference import predict as prediction
 from videomae_jax.inference.predict import predict
 from videomae_jax.inference.timeline import plot_timeline, timeline
 from videomae_jax.interop.pretrained import Preprocessing, Pretrained
+from videomae_jax.models.problem import MULTI_LABEL, Problem
 from videomae_jax.video.decoder import Video
 
 LABELS = ("running", "jumping", "flying", "swimming", "sleeping")
@@ -233,7 +234,7 @@ def test_labels_from_a_file_must_fit_the_head(command, capsys, tmp_path):
 
 
 def test_a_multi_label_model_gives_each_class_its_own_probability(pretrained, video):
-    several = dataclasses.replace(pretrained, multi_label=True)
+    several = dataclasses.replace(pretrained, problem=Problem(MULTI_LABEL))
     views = clips.CenterClips(FRAMES, STRIDE, SIZE, "dense")
     with Video(video) as opened:
         [view] = views(opened, np.random.default_rng())

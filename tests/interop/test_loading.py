@@ -389,9 +389,9 @@ def test_pixel_stats_of_the_processor(tmp_path):
 def test_multi_label_survives_a_round_trip(tmp_path):
     folder = official.rewritten(tmp_path, problem_type="multi_label_classification")
     loaded = vmae.load_pretrained(folder)
-    assert loaded.multi_label
+    assert loaded.problem == vmae.Problem("multi_label_classification")
     vmae.save_pretrained(tmp_path / "again", loaded)
-    assert vmae.load_pretrained(tmp_path / "again").multi_label
+    assert vmae.load_pretrained(tmp_path / "again").problem == loaded.problem
 
 
 def test_local_path_has_no_revision(tmp_path):

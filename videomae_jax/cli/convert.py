@@ -118,7 +118,7 @@ def _compare_properties(original: Pretrained, written: Pretrained, format: str) 
     """Compares the properties that outputs do not depend on."""
     names = ["normalized_targets"]
     if format != "official":  # the file does not contain these
-        names += ["labels", "multi_label"]
+        names += ["labels", "problem"]
     differing = [n for n in names if getattr(original, n) != getattr(written, n)]
     before, after = original.preprocessing, written.preprocessing
     names = ("num_frames", "image_size")

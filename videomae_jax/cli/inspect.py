@@ -46,7 +46,7 @@ def describe(pretrained: Pretrained) -> dict[str, Any]:
         "fields": model_fields(model),
         "preprocessing": dataclasses.asdict(pretrained.preprocessing),
         "normalized_targets": pretrained.normalized_targets,
-        "multi_label": pretrained.multi_label,
+        "problem": pretrained.problem.to_json(),
         "unused": list(pretrained.unused),
         "missing": list(pretrained.missing),
         "labels": list(pretrained.labels or ()),
@@ -62,6 +62,10 @@ def _as_text(description: Mapping[str, Any], *, tensors: bool) -> str:
         and (value or not isinstance(value, list))
     }
     rows |= description["fields"] | description["preprocessing"]
+    heads = description["problem"]["heads"].items()
+    rows["problem"] = ", ".join(
+        [description["problem"]["type"], *(f"{name} ({size})" for name, size in heads)]
+    )
     rows["num_parameters"] = f"{rows['num_parameters']:,}"
     for name in ("unused", "missing"):
         if name in rows:

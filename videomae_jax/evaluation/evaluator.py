@@ -2,8 +2,9 @@
 
 A video is decoded once and all its views are cut from that; the class probabilities of
 the views are averaged (softmax first, then the mean: official code since 2022-08, and
-MMAction2's "prob"). The result of a video depends neither on the others of its batch
-nor on the number of devices or hosts that share the work.
+MMAction2's "prob"), as are the values of a regression. The result of a video depends
+neither on the others of its batch nor on the number of devices or hosts that share the
+work.
 """
 
 import functools
@@ -21,9 +22,11 @@ from videomae_jax.data.workers import DEFAULT_WORKERS, WorkerConfig
 from videomae_jax.distributed import hosts, sharding
 from videomae_jax.errors import NoReadableVideoError
 from videomae_jax.evaluation.metrics import Predictions
+from videomae_jax.evaluation.regression import PredictedValues
 from videomae_jax.inference import batching
 from videomae_jax.models.classifier import VideoClassifier
-from videomae_jax.video.record import LabelKind, Record
+from videomae_jax.models.problem import MULTI_LABEL, Problem
+from videomae_jax.video.record import Record
 
 
 class Evaluator:
@@ -32,31 +35,31 @@ class Evaluator:
     def __init__(
         self,
         model: VideoClassifier,
-        probabilities: Callable[[jax.Array], jax.Array],
+        outputs: Callable[[jax.Array], jax.Array],
         *,
         records: Sequence[Record],
         class_names: Sequence[str],
+        problem: Problem,
         read_clips: CenterClips | MultiViewClips,
         image_shape: tuple[int, ...],
         mesh: Mesh,
         videos_per_device: int,
         workers: WorkerConfig = DEFAULT_WORKERS,
-        label_kind: LabelKind = LabelKind.ONE,
     ):
         """Opens the data and builds the jitted prediction.
 
         Args:
-            probabilities: maps logits to probabilities, such as `jax.nn.softmax`.
+            outputs: maps logits to probabilities, such as `jax.nn.softmax`, or values.
             records: the videos, with labels.
-            class_names: name of each logit.
+            class_names: name of each logit, of a class or a value.
+            problem: what the logits mean.
             read_clips: cuts the views out of a video.
             image_shape: shape of one clip, [T, H, W, 3].
             videos_per_device: videos of a batch on each device, whose views are taken
                 one after the other; so memory holds this many clips' activations.
             workers: processes and threads that read.
-            label_kind: ONE or MANY.
         """
-        self._label_kind = label_kind
+        self._problem = problem
         self._records, self._class_names = records, list(class_names)
         self._mesh = mesh
         self._open = functools.partial(
@@ -71,10 +74,10 @@ class Evaluator:
         # Every process gets every result: each can then count the whole set.
         replicated = NamedSharding(mesh, PartitionSpec())
         self._predict = jax.jit(
-            functools.partial(_predict, model, probabilities), out_shardings=replicated
+            functools.partial(_predict, model, outputs), out_shardings=replicated
         )
 
-    def __call__(self, variables: Mapping[str, Any]) -> Predictions:
+    def __call__(self, variables: Mapping[str, Any]) -> Predictions | PredictedValues:
         """Predicts all videos with {"params": ...}, and "batch_stats" if it has any.
 
         Returns:
@@ -84,7 +87,7 @@ class Evaluator:
             NoReadableVideoError: if no video could be read.
         """
         shape = len(self._records), len(self._class_names)
-        probabilities = np.zeros(shape, np.float32)
+        outputs = np.zeros(shape, np.float32)
         readable = np.zeros(len(self._records), bool)
         reasons: dict[int, str] = {}
 
@@ -100,7 +103,7 @@ class Evaluator:
         with self._open() as batches, jax.set_mesh(self._mesh):
             for index, is_readable, values in batching.fetch(map(compute, batches)):
                 is_record = index >= 0  # and not padding
-                probabilities[index[is_record]] = values[is_record]
+                outputs[index[is_record]] = values[is_record]
                 readable[index[is_record]] = is_readable[is_record]
         # As pairs: JSON would make strings of the numbers.
         for pairs in hosts.gather(list(reasons.items())):
@@ -110,27 +113,36 @@ class Evaluator:
                 f"none of {len(readable)} videos to evaluate could be read:\n"
                 + "\n".join(f"  {reason}" for reason in list(reasons.values())[:10])
             )
+        return self._predictions(outputs, readable, reasons)
+
+    def _predictions(
+        self, outputs: np.ndarray, readable: np.ndarray, reasons: Mapping[int, str]
+    ) -> Predictions | PredictedValues:
+        """Puts the outputs of the readable videos beside their labels."""
         records = [r for r, ok in zip(self._records, readable, strict=True) if ok]
-        if self._label_kind is LabelKind.MANY:
+        ids, outputs = [record.id for record in records], outputs[readable]
+        bad = [(self._records[i], reasons[i]) for i in np.flatnonzero(~readable)]
+        if self._problem.is_regression:
+            targets = np.array([record.values for record in records], np.float64)
+            unreadable = {r.id: (r.values, reason) for r, reason in bad}
+            names = self._class_names
+            return PredictedValues(ids, targets, outputs, names, unreadable)
+        if self._problem.type == MULTI_LABEL:
             true_labels = labels.multi_hot(records, len(self._class_names))
+        elif self._problem.heads:
+            true_labels = np.array([record.labels for record in records], np.int64)
         else:
-            true_labels = np.array([r.labels[0] for r in records], np.int64)
+            true_labels = np.array([record.labels[0] for record in records], np.int64)
+        unreadable = {r.id: (r.labels, reason) for r, reason in bad}
+        heads = self._problem.heads
         return Predictions(
-            ids=[record.id for record in records],
-            labels=true_labels,
-            probabilities=probabilities[readable],
-            class_names=self._class_names,
-            unreadable={
-                record.id: (record.labels, reasons[i])
-                for i, record in enumerate(self._records)
-                if not readable[i]
-            },
+            ids, true_labels, outputs, self._class_names, unreadable, heads
         )
 
 
-def _predict(model: VideoClassifier, probabilities, variables, batch: dict):
+def _predict(model: VideoClassifier, outputs, variables, batch: dict):
     def of_view(clips):
-        return probabilities(model.apply(variables, clips))
+        return outputs(model.apply(variables, clips))
 
     # View by view, so that memory does not grow with their number.
     views = jax.lax.map(of_view, batch["video"].swapaxes(0, 1))

@@ -2,8 +2,11 @@
 
 import collections
 import dataclasses
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+
+from videomae_jax.models.problem import Problem
 
 
 @dataclasses.dataclass(frozen=True)
@@ -12,12 +15,13 @@ class Predictions:
 
     Attributes:
         ids: unique names of the n readable videos, in data-set order.
-        labels: int64 [n], the class of each video; or bool [n, C], if a video may have
-            several.
-        probabilities: float32 [n, C]. Those of a video sum to one unless it may have
-            several labels.
+        labels: int64 [n], the class of each video; bool [n, C], if a video may have
+            several; or int64 [n, H], the class of each of H heads.
+        probabilities: float32 [n, C]. Those of a video, or of each head, sum to one
+            unless it may have several labels.
         class_names: of the C classes.
         unreadable: labels and reason of each video that could not be read, by id.
+        heads: as in `Problem`.
 
     Raises:
         ValueError: if no video is readable, an id occurs twice, a probability is not
@@ -30,46 +34,53 @@ class Predictions:
     probabilities: np.ndarray
     class_names: list[str]
     unreadable: dict[str, tuple[tuple[int, ...], str]]
+    heads: tuple[tuple[str, int], ...] = ()
 
     def __post_init__(self):
         """Checks that the fields fit together."""
-        if not self.ids:
-            reason = "the list holds no videos"
-            if self.unreadable:
-                name, (_, reason) = next(iter(self.unreadable.items()))
-                reason = (
-                    f"none of {len(self.unreadable)} videos could be read; the first, "
-                    f"{name}: {reason}"
-                )
-            raise ValueError(f"nothing was evaluated: {reason}")
+        check_ids(self.ids, self.unreadable)
         shape = (len(self.ids), len(self.class_names))
         labels_shape = shape if self.is_multi_label else shape[:1]
+        if self.heads:
+            labels_shape += (len(self.heads),)
         if self.labels.shape != labels_shape or self.probabilities.shape != shape:
             raise ValueError(
                 f"{shape[0]} videos and {shape[1]} classes do not fit labels of shape "
                 f"{self.labels.shape} and probabilities of {self.probabilities.shape}"
             )
-        self._check_ids()
-        finite = np.all(np.isfinite(self.probabilities), axis=1)
-        if not finite.all():
-            raise ValueError(
-                f"{np.sum(~finite)} of {len(finite)} videos have probabilities that "
-                f"are not finite; the first is {self.ids[np.argmin(finite)]}"
-            )
-        self._check_labels()
+        check_finite(self.ids, self.probabilities, "probabilities")
+        if self.heads:
+            self.by_head()  # checks the labels
+        else:
+            self._check_labels()
 
     @property
     def is_multi_label(self) -> bool:
         """True if a video may have several labels."""
         return self.labels.dtype == bool
 
-    def _check_ids(self) -> None:
-        name, count = collections.Counter(self.ids).most_common(1)[0]
-        if count > 1:
-            raise ValueError(f"ids must be unique, but {name!r} occurs {count} times")
-        for name in self.ids:
-            if name in self.unreadable:
-                raise ValueError(f"{name!r} is both a readable and an unreadable video")
+    @property
+    def metrics(self) -> dict[str, int | float]:
+        """The metrics of the set, see `compute`."""
+        return compute(self)
+
+    def by_head(self) -> "dict[str, Predictions]":
+        """Returns the predictions of each head, by name: one class per video."""
+        split = Problem(heads=self.heads).split
+        probabilities, names = split(self.probabilities), split(self.class_names)
+        return {
+            head: Predictions(
+                self.ids,
+                self.labels[:, i],
+                probabilities[head],
+                names[head],
+                {
+                    id: (labels[i : i + 1], reason)
+                    for id, (labels, reason) in self.unreadable.items()
+                },
+            )
+            for i, (head, _) in enumerate(self.heads)
+        }
 
     def _check_labels(self) -> None:
         if self.is_multi_label:
@@ -84,6 +95,35 @@ class Predictions:
                     f"{name} has label {label}, but labels must be in 0 to "
                     f"{len(self.class_names) - 1}"
                 )
+
+
+def check_ids(ids: Sequence[str], unreadable: Mapping[str, tuple[tuple, str]]) -> None:
+    """Raises ValueError if no video is readable, or an id occurs twice."""
+    if not ids:
+        reason = "the list holds no videos"
+        if unreadable:
+            name, (_, reason) = next(iter(unreadable.items()))
+            reason = (
+                f"none of {len(unreadable)} videos could be read; the first, {name}: "
+                f"{reason}"
+            )
+        raise ValueError(f"nothing was evaluated: {reason}")
+    name, count = collections.Counter(ids).most_common(1)[0]
+    if count > 1:
+        raise ValueError(f"ids must be unique, but {name!r} occurs {count} times")
+    for name in ids:
+        if name in unreadable:
+            raise ValueError(f"{name!r} is both a readable and an unreadable video")
+
+
+def check_finite(ids: Sequence[str], outputs: np.ndarray, name: str) -> None:
+    """Raises ValueError, with the name of outputs [n, C], unless all are finite."""
+    finite = np.all(np.isfinite(outputs), axis=1)
+    if not finite.all():
+        raise ValueError(
+            f"{np.sum(~finite)} of {len(finite)} videos have {name} that are not "
+            f"finite; the first is {ids[np.argmin(finite)]}"
+        )
 
 
 def compute(predictions: Predictions) -> dict[str, int | float]:
@@ -104,6 +144,11 @@ def compute(predictions: Predictions) -> dict[str, int | float]:
             readable videos (MMAction2's mean1).
         top1_counting_unreadable_wrong, top5_counting_unreadable_wrong, likewise: as
             top1 and top5, as a share of all videos.
+
+    Of several heads, those of one label for each head, such as verb_top1; and all_top1,
+    all_top5 and their shares of all videos, where a class is a combination of classes,
+    one of each head, whose probability is the product of theirs (EPIC-Kitchens'
+    accuracy of actions).
     """
     readable, unreadable = len(predictions.ids), len(predictions.unreadable)
     metrics: dict[str, int | float] = {"videos": readable, "unreadable": unreadable}
@@ -111,25 +156,48 @@ def compute(predictions: Predictions) -> dict[str, int | float]:
         precisions = average_precisions(predictions)
         precisions = precisions[~np.isnan(precisions)]
         return metrics | {"mean_average_precision": 100 * float(precisions.mean())}
+    for head, part in predictions.by_head().items():
+        values = compute(part)
+        metrics |= {f"{head}_{x}": values[x] for x in values if x not in metrics}
     correct = {f"top{k}": is_correct(predictions, k) for k in (1, 5)}
-    occurs = np.bincount(predictions.labels)
-    recall = np.bincount(predictions.labels, correct["top1"])[occurs > 0]
-    recall /= occurs[occurs > 0]
+    prefix = "all_" if predictions.heads else ""
     for name, hits in correct.items():
-        metrics[name] = 100 * float(hits.sum()) / readable
-    metrics["mean_class"] = 100 * float(recall.mean())
+        metrics[prefix + name] = 100 * float(hits.sum()) / readable
+    if not predictions.heads:
+        occurs = np.bincount(predictions.labels)
+        recall = np.bincount(predictions.labels, correct["top1"])[occurs > 0]
+        recall /= occurs[occurs > 0]
+        metrics["mean_class"] = 100 * float(recall.mean())
     for name, hits in correct.items():
         share = 100 * float(hits.sum()) / (readable + unreadable)
-        metrics[f"{name}_counting_unreadable_wrong"] = share
+        metrics[f"{prefix}{name}_counting_unreadable_wrong"] = share
     return metrics
 
 
 def is_correct(predictions: Predictions, k: int) -> np.ndarray:
     """Returns which videos are correct in the top k, bool [n]; see `compute`."""
+    if predictions.heads:
+        return _is_combination_correct(predictions, k)
     values = predictions.probabilities
     own = np.take_along_axis(values, predictions.labels[:, None], axis=1)
     others_ahead = np.sum(values >= own, axis=1) - 1
     return others_ahead < min(k, values.shape[1])
+
+
+def _is_combination_correct(predictions: Predictions, k: int) -> np.ndarray:
+    """Returns which videos have their combination of classes in the top k, bool [n].
+
+    Of all combinations, only the k + 1 most probable count. They consist of the k + 1
+    most probable classes of each head, so heads are combined one after another.
+    """
+    best = own = np.ones((len(predictions.ids), 1))
+    for part in predictions.by_head().values():
+        values = part.probabilities.astype(np.float64)
+        own = own * np.take_along_axis(values, part.labels[:, None], axis=1)
+        top = -np.sort(-values, axis=1)[:, : k + 1]
+        products = (best[:, :, None] * top[:, None, :]).reshape(len(own), -1)
+        best = -np.sort(-products, axis=1)[:, : k + 1]
+    return np.sum(best >= own, axis=1) - 1 < k
 
 
 def confusion_matrix(predictions: Predictions) -> np.ndarray:

@@ -8,13 +8,14 @@ import pathlib
 import pickle
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from videomae_jax.errors import ConfigError
 from videomae_jax.evaluation import metrics
 from videomae_jax.evaluation.metrics import Predictions
+from videomae_jax.evaluation.regression import PredictedValues
 from videomae_jax.files import atomic_path, atomic_write, json_line
 from videomae_jax.video.record import LabelKind, labels_to_json
 
@@ -27,7 +28,7 @@ _NAME_LENGTH = 30  # characters; longer class names are shortened
 
 
 def write(
-    predictions: Predictions,
+    predictions: Predictions | PredictedValues,
     folder: str | os.PathLike,
     *,
     step: int,
@@ -37,15 +38,19 @@ def write(
 
     - predictions.jsonl: a row for each readable video, in data-set order: id, label,
       label_name, top_k [[class name, probability], ...] and the probabilities of all
-      classes, to 6 decimals. Where a video may have several labels: id, labels and
-      probabilities.
-    - unreadable.jsonl: id, label (or labels) and reason of each of the others.
+      classes, to 6 decimals. With several heads, each of these is an object with the
+      names of the heads. Where a video may have several labels: id, labels and
+      probabilities. Of a regression: id, targets and values, objects with the names of
+      the values.
+    - unreadable.jsonl: id, label (labels, targets) and reason of each of the others.
     - per_class.csv: for each class its name, label and readable videos, and in percent,
       empty without videos: top1, top5 and the class that its videos were most often
-      wrongly predicted as, or average_precision.
-    - confusion.png: `plot_confusion`; not for several labels.
-    - metrics.json: the step of training and `metrics.compute`. It is written last: if
-      it exists, the other files are complete.
+      wrongly predicted as, or average_precision. With several heads, the first column
+      is the head. Not for a regression.
+    - confusion.png: `plot_confusion`, of each head confusion_<head>.png; not for
+      several labels or a regression.
+    - metrics.json: the step of training and the metrics. It is written last: if it
+      exists, the other files are complete.
 
     Each file is replaced atomically. The folder is created if needed.
     """
@@ -53,40 +58,91 @@ def write(
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_write(folder / "predictions.jsonl") as file:
         file.writelines(map(json_line, _rows(predictions, top_k)))
-    several = predictions.is_multi_label
     with atomic_write(folder / "unreadable.jsonl") as file:
         for name, (labels, reason) in predictions.unreadable.items():
-            label = {"labels" if several else "label": labels_to_json(labels, several)}
-            file.write(json_line({"id": name, **label, "reason": reason}))
+            row = {"id": name, **_label_field(predictions, labels), "reason": reason}
+            file.write(json_line(row))
+    if isinstance(predictions, Predictions):
+        _write_classes(predictions, folder)
+    with atomic_write(folder / "metrics.json") as file:
+        values = {"step": step} | predictions.metrics
+        file.write(json.dumps(values, indent=2) + "\n")
+
+
+def _label_field(
+    predictions: Predictions | PredictedValues, labels: Sequence
+) -> dict[str, Any]:
+    """Returns the field of a row that holds the labels of a video."""
+    if isinstance(predictions, PredictedValues):
+        return {"targets": dict(zip(predictions.names, labels, strict=True))}
+    if predictions.heads:
+        heads = [name for name, _ in predictions.heads]
+        return {"label": dict(zip(heads, labels, strict=True))}
+    if predictions.is_multi_label:
+        return {"labels": labels_to_json(tuple(labels), multi_label=True)}
+    return {"label": labels_to_json(tuple(labels), multi_label=False)}
+
+
+def _rows(
+    predictions: Predictions | PredictedValues, top_k: int
+) -> Iterator[dict[str, Any]]:
+    """Yields the rows of predictions.jsonl."""
+    if isinstance(predictions, PredictedValues):
+        names = predictions.names
+        for name, targets, values in zip(
+            predictions.ids,
+            predictions.targets.tolist(),
+            predictions.values.tolist(),
+            strict=True,
+        ):
+            # float32 has no more digits.
+            rounded = [float(f"{value:.7g}") for value in values]
+            row = {"id": name, **_label_field(predictions, targets)}
+            yield row | {"values": dict(zip(names, rounded, strict=True))}
+    elif predictions.heads:
+        parts = predictions.by_head()
+        rows_of_heads = [_rows(part, top_k) for part in parts.values()]
+        for rows in zip(*rows_of_heads, strict=True):
+            row = {"id": rows[0].pop("id")}
+            for field in rows[0]:
+                row[field] = {
+                    head: row_of_head[field]
+                    for head, row_of_head in zip(parts, rows, strict=True)
+                }
+            yield row
+    else:
+        yield from _class_rows(predictions, top_k)
+
+
+def _write_classes(predictions: Predictions, folder: pathlib.Path) -> None:
+    """Writes per_class.csv and confusion.png."""
     with (
         atomic_path(folder / "per_class.csv") as path,
         # Class names may be names of folders, which need not be valid text.
         path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,
     ):
         csv.writer(file, lineterminator="\n").writerows(_class_table(predictions))
-    if not several:
-        matrix = metrics.confusion_matrix(predictions)
-        figure = plot_confusion(matrix, predictions.class_names)
-        with (
-            atomic_write(folder / "confusion.png", "wb") as file,
-            warnings.catch_warnings(),
-        ):
+    if predictions.is_multi_label:
+        return
+    parts = predictions.by_head() if predictions.heads else {"": predictions}
+    for head, part in parts.items():
+        figure = plot_confusion(metrics.confusion_matrix(part), part.class_names)
+        name = f"confusion_{head}.png" if head else "confusion.png"
+        with atomic_write(folder / name, "wb") as file, warnings.catch_warnings():
             # Letters that the font lacks are drawn as boxes.
             warnings.filterwarnings("ignore", "Glyph")
             figure.savefig(file, format="png")
-    with atomic_write(folder / "metrics.json") as file:
-        values = {"step": step} | metrics.compute(predictions)
-        file.write(json.dumps(values, indent=2) + "\n")
 
 
-def _rows(predictions: Predictions, top_k: int) -> Iterator[dict]:
+def _class_rows(predictions: Predictions, top_k: int) -> Iterator[dict[str, Any]]:
     names = predictions.class_names
     for name, label, values in zip(
         predictions.ids, predictions.labels, predictions.probabilities, strict=True
     ):
         rounded = [round(float(value), 6) for value in values]
         if predictions.is_multi_label:
-            row = {"id": name, "labels": np.flatnonzero(label).tolist()}
+            labels = np.flatnonzero(label).tolist()
+            row = {"id": name, **_label_field(predictions, labels)}
         else:
             best = np.argsort(-values, kind="stable")[:top_k]
             row = {"id": name, "label": int(label), "label_name": names[label]}
@@ -96,6 +152,13 @@ def _rows(predictions: Predictions, top_k: int) -> Iterator[dict]:
 
 def _class_table(predictions: Predictions) -> Iterator[list]:
     """Yields the header and the rows of per_class.csv."""
+    for head, part in predictions.by_head().items():
+        header, *rows = _class_table(part)
+        if head == predictions.heads[0][0]:
+            yield ["head", *header]
+        yield from ([head, *row] for row in rows)
+    if predictions.heads:
+        return
     names, labels = predictions.class_names, predictions.labels
     if predictions.is_multi_label:
         videos = labels.sum(axis=0)
@@ -188,14 +251,19 @@ def check_dump(path: str, label_kind: LabelKind) -> None:
     The path is config.evaluation.dump: empty for none.
 
     Raises:
-        ConfigError: if videos may have several labels, or PyTorch is not installed.
+        ConfigError: if videos have anything but one label, or PyTorch is not installed.
     """
     if not path:
         return
-    if label_kind is LabelKind.MANY:
+    if label_kind is not LabelKind.ONE:
+        means = {
+            LabelKind.MANY: "config.loss.kind=sigmoid means several",
+            LabelKind.HEADS: "config.data.heads means several",
+            LabelKind.VALUES: "config.loss.kind=mse means values",
+        }
         raise ConfigError(
             f"config.evaluation.dump={path!r} needs one label a video, but "
-            "config.loss.kind=sigmoid means several. Leave it empty"
+            f"{means[label_kind]}. Leave it empty"
         )
     if importlib.util.find_spec("torch") is None:
         raise ConfigError(

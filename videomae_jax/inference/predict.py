@@ -18,6 +18,7 @@ from videomae_jax.errors import PretrainedError
 from videomae_jax.inference import arrays, batching, inputs
 from videomae_jax.interop.pretrained import Pretrained
 from videomae_jax.models.classifier import VideoClassifier
+from videomae_jax.models.problem import Problem
 from videomae_jax.video.open import Source, open_video
 
 # Clips of a batch on an accelerator. A CPU is not faster with more than one, and each
@@ -54,7 +55,9 @@ def predict(
     Returns:
         list[tuple[str, float]]: (label, probability), the most probable first. Labels
         are "class 0", "class 1" ... if the source of the weights does not name the
-        classes. For several videos, a list of such lists.
+        classes. Of several heads, such a list for each, by name, as {"verb": [...],
+        "noun": [...]}. Of a regression, (name, value) of all values in their order. For
+        several videos, a list of such results.
 
     Raises:
         PretrainedError: if the model is not a classifier.
@@ -86,11 +89,11 @@ def predict(
         fields = dataclasses.asdict(read_clips)
         read_clips = clips.MultiViewClips(**fields, segments=segments, crops=crops)
 
-    def one(video: Source) -> list[tuple[str, float]]:
+    def one(video: Source) -> Any:
         with open_video(video) as opened:
             views = read_clips(opened, np.random.default_rng())  # draws nothing
-        probabilities = classify(pretrained, views)
-        return top_classes(probabilities.mean(axis=0), labels(pretrained), top_k)
+        outputs = classify(pretrained, views)
+        return interpret(pretrained, outputs.mean(axis=0), top_k)
 
     return inputs.for_each(pretrained, video, one)
 
@@ -170,23 +173,40 @@ def classifier(pretrained: Pretrained) -> VideoClassifier:
 
 
 def labels(pretrained: Pretrained) -> tuple[str, ...]:
-    """Returns a name for each class."""
+    """Returns a name for each class or value."""
     if pretrained.labels is not None:
         return tuple(pretrained.labels)
-    return tuple(f"class {i}" for i in range(classifier(pretrained).num_classes))
+    count = classifier(pretrained).num_classes
+    if not pretrained.problem.is_regression:
+        return tuple(f"class {i}" for i in range(count))
+    return ("value",) if count == 1 else tuple(f"value {i}" for i in range(count))
+
+
+def interpret(
+    pretrained: Pretrained, outputs: np.ndarray, top_k: int
+) -> list[tuple[str, float]] | dict[str, list[tuple[str, float]]]:
+    """Returns what `predict` does for outputs [C] of a video or clip."""
+    problem, names = pretrained.problem, labels(pretrained)
+    if problem.is_regression:
+        return list(zip(names, outputs.tolist(), strict=True))
+    if not problem.heads:
+        return top_classes(outputs, names, top_k)
+    names, parts = problem.split(names), problem.split(outputs)
+    return {head: top_classes(parts[head], names[head], top_k) for head in parts}
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _probabilities(model, multi_label: bool, variables, batch: jax.Array) -> jax.Array:
-    """Returns class probabilities, float32 [B, C], of clips uint8 [B, T, H, W, 3]."""
-    logits = model.apply(variables, batch)
-    return jax.nn.sigmoid(logits) if multi_label else jax.nn.softmax(logits)
+def _outputs(model, problem: Problem, variables, batch: jax.Array) -> jax.Array:
+    """Returns probabilities or values, float32 [B, C], of clips [B, T, H, W, C]."""
+    return problem.outputs(model.apply(variables, batch))
 
 
 def classify(
     pretrained: Pretrained, windows: np.ndarray | Iterable[np.ndarray]
 ) -> np.ndarray:
-    """Returns the class probabilities of clips, float32 [B, C].
+    """Returns the class probabilities of clips, or values; float32 [B, C].
+
+    The classes of several heads follow each other, see `Problem.split`.
 
     Args:
         pretrained: a classifier with its weights.
@@ -210,7 +230,7 @@ def classify(
             padded = np.stack(batching.pad(batch, size))
             if not is_array:
                 arrays.checked_clips(pretrained, padded)
-            results = _probabilities(model, pretrained.multi_label, variables, padded)
+            results = _outputs(model, pretrained.problem, variables, padded)
             yield len(batch), results
 
     # Reading is only one batch ahead of the device, to save memory.

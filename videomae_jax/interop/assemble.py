@@ -20,6 +20,7 @@ from videomae_jax.interop.torch_pickle import Tensor
 from videomae_jax.models.classifier import VideoClassifier
 from videomae_jax.models.mae import VideoMAE
 from videomae_jax.models.positions import sincos_positions
+from videomae_jax.models.problem import Problem
 from videomae_jax.models.variants import VARIANTS
 
 # Per format: the names of the tensors that make up an official tensor, concatenated
@@ -70,7 +71,7 @@ class Source:
     labels: tuple[str, ...] | None = None
     preprocessing: dict[str, Any] = dataclasses.field(default_factory=dict)
     normalized_targets: bool = True
-    multi_label: bool = False
+    problem: Problem = Problem()
     biases: bool = True
     sizes: dict[str, Any] = dataclasses.field(default_factory=dict)
     kind: str | None = None
@@ -120,7 +121,7 @@ def assemble(source: Source, *, strict: bool, fields: Mapping[str, Any]) -> Pret
         labels=labels,
         preprocessing=preprocessing,
         normalized_targets=source.normalized_targets,
-        multi_label=source.multi_label and bool(classes),
+        problem=source.problem if classes else Problem(),
         source=source.path,
         format=source.format,
         unused=unused,

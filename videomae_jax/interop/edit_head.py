@@ -34,7 +34,7 @@ def select_classes(
             differ, as some of Kinetics-710 do from those of 400, 600 and 700.
 
     Raises:
-        PretrainedError: if it lacks a class, or has no class names.
+        PretrainedError: if it lacks a class, has no class names, or several heads.
 
     Example:
         >>> import jax, videomae_jax as vmae
@@ -49,6 +49,11 @@ def select_classes(
     """
     if not _check_classifier(pretrained).num_classes:
         raise PretrainedError(f"{_name(pretrained)} is an encoder without a head")
+    if pretrained.problem.heads:
+        raise PretrainedError(
+            f"{_name(pretrained)} has several heads, of which no classes can be "
+            "selected"
+        )
     labels = pretrained.labels
     if labels is None:
         raise PretrainedError(
@@ -99,6 +104,7 @@ def new_head(
         pretrained,
         model=model,
         params={**pretrained.params, "head": jax.device_get(head)},
+        problem=dataclasses.replace(pretrained.problem, heads=()),
         labels=None if isinstance(classes, int) else tuple(classes),
     )
 

@@ -15,6 +15,7 @@ from videomae_jax.interop.pretrained import Preprocessing, Pretrained, model_fie
 from videomae_jax.interop.tensor_files import read_safetensors
 from videomae_jax.models.classifier import VideoClassifier
 from videomae_jax.models.mae import VideoMAE
+from videomae_jax.models.problem import MULTI_LABEL, SINGLE_LABEL, Problem
 
 _FORMAT = "videomae_jax"
 _VERSION = 1
@@ -41,7 +42,7 @@ def content(pretrained: Pretrained) -> tuple[dict[str, Any], dict[str, np.ndarra
         "labels": pretrained.labels,
         "preprocessing": dataclasses.asdict(pretrained.preprocessing),
         "normalized_targets": pretrained.normalized_targets,
-        "multi_label": pretrained.multi_label,
+        "problem": pretrained.problem.to_json(),
     }
     arrays = flatten_dict(pretrained.variables, sep="/")
     return config, {name: np.asarray(x) for name, x in arrays.items()}
@@ -90,6 +91,10 @@ def read(folder: pathlib.Path, fields: Mapping[str, Any]) -> Pretrained:
         preprocessing = dict(config["preprocessing"])
         if "frames" in preprocessing:  # the name in earlier releases
             preprocessing["frame_sampling"] = preprocessing.pop("frames")
+        if "problem" in config:
+            problem = Problem.from_json(config["problem"])
+        else:  # an export of an earlier release
+            problem = Problem(MULTI_LABEL if config["multi_label"] else SINGLE_LABEL)
         variables: dict[str, Any] = unflatten_dict(arrays, sep="/")
         return Pretrained(
             model=model,
@@ -98,7 +103,7 @@ def read(folder: pathlib.Path, fields: Mapping[str, Any]) -> Pretrained:
             preprocessing=Preprocessing(**preprocessing),
             batch_stats=variables.get("batch_stats", {}),
             normalized_targets=config["normalized_targets"],
-            multi_label=config["multi_label"],
+            problem=problem,
             source=str(folder),
             format="jax",
         )

@@ -13,6 +13,7 @@ from videomae_jax.errors import PretrainedError
 from videomae_jax.interop import official
 from videomae_jax.interop.pretrained import Pretrained
 from videomae_jax.models.mae import VideoMAE
+from videomae_jax.models.problem import REGRESSION, SINGLE_LABEL, TYPES, Problem
 from videomae_jax.models.sizes import height_and_width
 
 _T = TypeVar("_T")
@@ -28,7 +29,6 @@ _SIZES = {
     "decoder_num_hidden_layers": "decoder_depth",
 }
 _V2_SIZES = {"embed_dim": "width", "depth": "depth"}
-_MULTI_LABEL = "multi_label_classification"
 _BLOCK = {
     "norm1": ("layernorm_before",),
     "norm2": ("layernorm_after",),
@@ -128,7 +128,7 @@ def read_config(file: pathlib.Path) -> dict[str, Any]:
                 "image_size": _sides(config.get("image_size", 224)),
             },
             "normalized_targets": bool(config.get("norm_pix_loss", True)),
-            "multi_label": config.get("problem_type") == _MULTI_LABEL,
+            "problem": _problem(file, config),
             "biases": bool(config.get("qkv_bias", config.get("qv_bias", True))),
             "kind": kinds[0] if kinds else None,
             "mean_pooling": config.get("use_mean_pooling"),
@@ -190,6 +190,20 @@ def _patch_size(size) -> int:
             f"patch_size={size} is not supported: patches must be square"
         )
     return height
+
+
+def _problem(file: pathlib.Path, config: Mapping[str, Any]) -> Problem:
+    """Returns what the logits mean; transformers trains one without a type on values.
+
+    (`ForSequenceClassificationLoss` in loss/loss_utils.py.)
+    """
+    default = REGRESSION if len(config.get("id2label") or ()) == 1 else SINGLE_LABEL
+    problem_type = config.get("problem_type") or default
+    if problem_type not in TYPES:
+        raise PretrainedError(
+            f"{file}: problem_type={problem_type!r} must be one of: {', '.join(TYPES)}"
+        )
+    return Problem(problem_type)
 
 
 def _labels(config: Mapping[str, Any]) -> tuple[str, ...] | None:
@@ -259,8 +273,8 @@ def configs(pretrained: Pretrained) -> dict[str, dict[str, Any]]:
         names = pretrained.labels or _placeholders(model.num_classes)
         config["id2label"] = {str(index): name for index, name in enumerate(names)}
         config["label2id"] = {name: index for index, name in enumerate(names)}
-        if pretrained.multi_label:
-            config["problem_type"] = _MULTI_LABEL
+        if pretrained.problem.type != SINGLE_LABEL:
+            config["problem_type"] = pretrained.problem.type
     processor = {
         "image_processor_type": "VideoMAEImageProcessor",
         "do_resize": True,

@@ -7,6 +7,7 @@ from typing import Any
 from videomae_jax.errors import PretrainedError
 from videomae_jax.models.classifier import VideoClassifier
 from videomae_jax.models.mae import VideoMAE
+from videomae_jax.models.problem import Problem
 from videomae_jax.models.sizes import OFFICIAL, Framing, height_and_width
 
 
@@ -70,8 +71,8 @@ class Pretrained:
         preprocessing: how to cut clips out of videos.
         batch_stats: the model's collection "batch_stats"; empty without batch norm.
         normalized_targets: a VideoMAE predicts normalized patches.
-        multi_label: the classes of a VideoClassifier are independent: probabilities are
-            the sigmoid of the logits.
+        problem: what the logits of a VideoClassifier mean: one class per video, several
+            independent ones, one of each head, or values.
         source: path or name, for messages.
         format: huggingface, official, mmaction, keras, jax or workdir.
         unused: with strict=False, tensors of the source that the model does not use.
@@ -85,11 +86,20 @@ class Pretrained:
     preprocessing: Preprocessing = Preprocessing()
     batch_stats: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     normalized_targets: bool = True
-    multi_label: bool = False
+    problem: Problem = Problem()
     source: str = ""
     format: str = ""
     unused: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        """Raises PretrainedError if the heads have not as many classes as the model."""
+        sizes = [size for _, size in self.problem.heads]
+        classes = getattr(self.model, "num_classes", 0)
+        if sizes and sum(sizes) != classes:
+            raise PretrainedError(
+                f"heads of {sizes} classes do not fit a model of {classes}"
+            )
 
     @property
     def variables(self) -> dict[str, Any]:

@@ -110,6 +110,10 @@ def _refuse_unrepresentable(pretrained: Pretrained, library: str) -> None:
         size = pretrained.preprocessing.image_size
         if not model.num_classes and library == "transformers":
             reason = "an encoder without a head"
+        elif pretrained.problem.heads:
+            reason = "several heads"
+        elif pretrained.problem.is_regression and library != "transformers":
+            reason = "regression"
         elif model.final_norm and model.pooling == "mean" and model.num_classes:
             reason = "a final LayerNorm before mean pooling"
         elif model.head_norm != "layer" and model.num_classes:

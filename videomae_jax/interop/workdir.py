@@ -1,7 +1,7 @@
 """Reads a checkpoint of a work directory."""
 
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,6 +14,7 @@ from videomae_jax.config import upgrade
 from videomae_jax.errors import CheckpointError, PretrainedError
 from videomae_jax.interop.pretrained import Preprocessing, Pretrained
 from videomae_jax.models import build
+from videomae_jax.models.problem import MULTI_LABEL, Problem
 
 
 def read(
@@ -40,7 +41,8 @@ def read(
     item = checkpoints.evaluated_item(step)
     shapes = {name: checkpoints.shapes(step, name) for name in (item, "batch_stats")}
     checkpoints.close()
-    labels = None
+    params = _restore(folder, step, item, shapes[item])
+    labels, problem = None, Problem()
     preprocessing = {
         name: config.data[name] for name in ("num_frames", "stride", "image_size")
     }
@@ -53,10 +55,16 @@ def read(
     else:
         labels = tuple(meta["class_names"])
         model = build.classifier(config.model, len(labels))
+        if "problem" in meta:
+            problem = Problem.from_json(meta["problem"])
+        elif config.loss.kind == "sigmoid":  # a run of an earlier release
+            problem = Problem(MULTI_LABEL)
+        if problem.is_regression:
+            params = _in_units(params, meta["target_mean"], meta["target_std"])
         preprocessing["frame_sampling"] = config.data.frame_sampling
     return Pretrained(
         model=model.clone(**(defaults | dict(fields))),
-        params=_restore(folder, step, item, shapes[item]),
+        params=params,
         labels=labels,
         preprocessing=Preprocessing(**preprocessing),
         # The state of training nests the collection in a dict of collections.
@@ -64,10 +72,22 @@ def read(
             "batch_stats", {}
         ),
         normalized_targets=config.get("normalize_targets", True),
-        multi_label=config.task == "finetune" and config.loss.kind == "sigmoid",
+        problem=problem,
         source=str(folder),
         format="workdir",
     )
+
+
+def _in_units(
+    params: Mapping[str, Any], mean: Sequence[float], std: Sequence[float]
+) -> dict[str, Any]:
+    """Returns params whose head predicts values, not standardized ones as trained."""
+    scale, head = np.float32(std), params["head"]
+    head = {
+        "kernel": head["kernel"] * scale,
+        "bias": head["bias"] * scale + np.float32(mean),
+    }
+    return {**params, "head": head}
 
 
 def _restore(

@@ -5,6 +5,7 @@ known without running the step.
 """
 
 import dataclasses
+import itertools
 import re
 import time
 from collections.abc import Iterator, Sequence
@@ -12,12 +13,13 @@ from collections.abc import Iterator, Sequence
 import jax
 import jax.numpy as jnp
 
-from videomae_jax.config import Config
+from videomae_jax.config import Config, check_choices
 from videomae_jax.data import labels
 from videomae_jax.distributed import sharding
 from videomae_jax.errors import CompilerError, ConfigError, RecordError
+from videomae_jax.models.problem import Problem
 from videomae_jax.tpu import collectives
-from videomae_jax.training import train_step
+from videomae_jax.training import losses, train_step
 from videomae_jax.training.finetune import Finetuning
 from videomae_jax.training.pretrain import Pretraining
 
@@ -86,7 +88,7 @@ def compile_step(config: Config, devices: Sequence[jax.Device]) -> Compilation:
         config, task, total_steps=1000, warmup_steps=100, devices=devices
     )
     clips = config.batch_size * config.data.num_samples
-    batch = _abstract_batch(config, step.mesh)
+    batch = _abstract_batch(config, task, step.mesh)
     key = jax.eval_shape(lambda: jax.random.key(0))
     start = time.monotonic()
     common = {
@@ -236,28 +238,43 @@ def make_task(config: Config) -> Pretraining | Finetuning:
         return Pretraining(config)
     config = config.copy_and_resolve_references()
     config.data.test = ""
-    if config.data.num_classes is not None:
-        return Finetuning(config, [str(i) for i in range(config.data.num_classes)])
+    check_choices(config, {"loss.kind": losses.KINDS})
+    heads, count = losses.head_labels(config), config.data.num_classes
+    if count is None and config.loss.kind == "mse" and not config.data.labels:
+        count = 1
     try:
-        names = labels.read(config.data.labels)
+        names = [
+            [str(i) for i in range(count)] if count is not None else labels.read(file)
+            for file in heads.values()
+        ]
     except RecordError as error:
         raise RecordError(
             "the number of classes is unknown: set, for example, "
             "--config.data.num_classes=400, or --config.data.labels=FILE with a class "
             "name per line"
         ) from error
-    return Finetuning(config, names)
+    sizes = tuple(zip(heads, map(len, names), strict=True)) if len(heads) > 1 else ()
+    kind = losses.KINDS[config.loss.kind]
+    objective = losses.Objective(
+        Problem(kind.problem_type, sizes),
+        tuple(itertools.chain(*names)),
+        kind,
+        mean=(0.0,) * len(names[0]),
+        std=(1.0,) * len(names[0]),
+    )
+    return Finetuning(config, objective.meta)
 
 
 def _abstract_batch(
-    config: Config, mesh: jax.sharding.Mesh
+    config: Config, task: Pretraining | Finetuning, mesh: jax.sharding.Mesh
 ) -> dict[str, jax.ShapeDtypeStruct]:
     size, num_frames = config.data.image_size, config.data.num_frames
     num_clips = config.batch_size * config.data.num_samples
     by_row = sharding.batch_sharding(mesh)
     shape = (num_clips, num_frames, size, size, 3)
     batch = {"video": jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=by_row)}
-    if config.task == "finetune":
-        shape = (num_clips, 1) if config.loss.kind == "sigmoid" else (num_clips,)
-        batch["label"] = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=by_row)
+    if isinstance(task, Finetuning):
+        label = task.objective.example_label
+        shape = (num_clips, *label.shape)
+        batch["label"] = jax.ShapeDtypeStruct(shape, label.dtype, sharding=by_row)
     return batch

@@ -3,13 +3,14 @@
 import logging
 import math
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
 from videomae_jax.config import Config, check_choices
-from videomae_jax.data import labels, sources
+from videomae_jax.data import sources
 from videomae_jax.data.clips import (
     SAMPLERS,
     CenterClips,
@@ -20,7 +21,7 @@ from videomae_jax.data.randaugment import RandAugment
 from videomae_jax.data.workers import choose_workers
 from videomae_jax.distributed import hosts
 from videomae_jax.errors import ConfigError, RecordError
-from videomae_jax.evaluation import metrics, results
+from videomae_jax.evaluation import results
 from videomae_jax.evaluation.evaluator import Evaluator
 from videomae_jax.files import read_json
 from videomae_jax.models import build, flops, vit
@@ -29,7 +30,7 @@ from videomae_jax.models.classifier import HEAD_NORMS, POOLINGS
 from videomae_jax.training import initialization, losses, mixup, optimizer
 from videomae_jax.training.reporting import Reporter
 from videomae_jax.training.train_step import TrainState
-from videomae_jax.video.record import LabelKind, Record
+from videomae_jax.video.record import Record
 
 log = logging.getLogger(__name__)
 
@@ -41,21 +42,25 @@ _CHOICES = {
     "loss.kind": losses.KINDS,
 }
 
+# The metric that chooses checkpoints is the first of these that a validation has; of
+# "-name", lower is better.
+_SCORES = ("all_top1", "top1", "mean_average_precision", "-mean_absolute_error")
+
 
 class Finetuning:
     """Training of a classifier; implements `task.Task`.
 
     Attributes:
-        class_names: a name for each logit.
+        objective: what logits mean and what is minimized.
     """
 
-    def __init__(self, config: Config, class_names: Sequence[str] | None = None):
+    def __init__(self, config: Config, saved: Mapping[str, Any] | None = None):
         """Reads the lists and builds the model.
 
         Args:
             config: see configs/common.py.
-            class_names: of a trained classifier that is only tested; then only the test
-                list is read.
+            saved: `meta` of a trained classifier that is only tested; then only the
+                test list is read.
 
         Raises:
             ConfigError: model, clip, mixing and loss of the config do not fit together.
@@ -63,13 +68,11 @@ class Finetuning:
         """
         check_choices(config, _CHOICES)
         self._config, data = config, config.data
-        self._loss, self._probabilities = losses.KINDS[config.loss.kind]
-        many = config.loss.kind == "sigmoid"
-        self.label_kind = LabelKind.MANY if many else LabelKind.ONE
+        self.label_kind = losses.label_kind(config)
         results.check_dump(config.evaluation.dump, self.label_kind)
         dump = config.evaluation.dump
         self._dump = pathlib.Path(dump) if dump else None
-        self._read_lists(class_names)
+        self._read_lists(saved)
         self.model = build.classifier(config.model, len(self.class_names))
         self._clip_shape = (data.num_frames, data.image_size, data.image_size, 3)
         self._num_tokens = math.prod(
@@ -83,25 +86,27 @@ class Finetuning:
         self.eval_every = config.evaluation.every if data.validation else 0
         self._evaluators: dict[str, Evaluator] = {}
 
-    def _read_lists(self, class_names: Sequence[str] | None) -> None:
-        data, balance = self._config.data, self._config.loss.class_balance
-        self.training_videos, self._class_weights = [], None
+    def _read_lists(self, saved: Mapping[str, Any] | None) -> None:
+        data = self._config.data
+        self.training_videos = []
         splits = ["test"]
-        if class_names is None:
+        if saved is None:
             splits.append("validation")
             self.training_videos = self._load(data.train)
-            class_names = labels.class_names(
-                self.training_videos, data.train, data.labels, data.num_classes
-            )
-            if balance:
-                counts = labels.counts(self.training_videos, len(class_names))
-                self._class_weights = losses.class_weights(counts, balance)
-        self.class_names = list(class_names)
+            objective = losses.make_objective(self._config, self.training_videos)
+        else:
+            objective = losses.saved_objective(self._config, saved)
+        self.objective = objective
         self._held_out = {
             split: self._load(data[split]) if data[split] else [] for split in splits
         }
         for split, videos in self._held_out.items():
-            labels.check(videos, data[split], len(self.class_names))
+            objective.check(videos, data[split])
+
+    @property
+    def class_names(self) -> list[str]:
+        """The name of each logit: of a class, or of a value."""
+        return list(self.objective.names)
 
     def _load(self, source: str) -> list[Record]:
         records = sources.load(
@@ -110,7 +115,7 @@ class Finetuning:
             label_kind=self.label_kind,
             frame_name=self._config.data.frame_name,
         )
-        if not any(record.labels for record in records):
+        if not any(record.labels or record.values for record in records):
             raise RecordError(f"{source}: no video has a label, as fine-tuning needs")
         return records
 
@@ -140,8 +145,8 @@ class Finetuning:
 
     @property
     def meta(self) -> dict:
-        """The class names, which a checkpoint keeps beside the parameters."""
-        return {"class_names": self.class_names}
+        """The classes or values, which a checkpoint keeps beside the parameters."""
+        return self.objective.meta
 
     def init(self, key: jax.Array, video: jax.Array) -> tuple[dict, dict]:
         """Returns random parameters and statistics for clips like video."""
@@ -192,12 +197,12 @@ class Finetuning:
         params = jax.tree.map(
             lambda x, freeze: jax.lax.stop_gradient(x) if freeze else x, params, frozen
         )
-        video, targets = batch["video"], self._targets(batch["label"])
+        video, targets = batch["video"], self.objective.targets(batch["label"])
         if "mix" in batch:
             video = mixup.mix_videos(
                 video, batch["mixup_pair_video"], batch["mix"], self.model.dtype
             )
-            pair = self._targets(batch["mixup_pair_label"])
+            pair = self.objective.targets(batch["mixup_pair_label"])
             targets = mixup.mix_targets(targets, pair, batch["mix"])
         logits, updated = self.model.apply(
             {"params": params, **batch_stats},
@@ -205,21 +210,19 @@ class Finetuning:
             batch["keys"],
             mutable=list(batch_stats),
         )
-        return self._loss(logits, targets, self._class_weights), dict(updated)
-
-    def _targets(self, label: jax.Array) -> Array:
-        smoothing = self._config.loss.smoothing
-        return losses.soft_targets(label, len(self.class_names), smoothing)
+        return self.objective.loss(logits, targets), dict(updated)
 
     def validate(
         self, step: int, state: TrainState, mesh: Mesh, reporter: Reporter
-    ) -> None:
-        """Classifies the centre clips of the validation videos."""
+    ) -> tuple[str, float]:
+        """Classifies the centre clips of the validation videos; returns the score."""
         with reporter.pause():
             predictions = self._evaluate("validation", state, mesh)
-        values = metrics.compute(predictions)
+        values = predictions.metrics
         reporter.values(step, {f"validation/{name}": x for name, x in values.items()})
         log.info("step=%d validation: %s", step, _shown(values))
+        name = next(x for x in _SCORES if x.removeprefix("-") in values)
+        return name, values[name.removeprefix("-")]
 
     def test(self, state: TrainState, mesh: Mesh, workdir: pathlib.Path) -> None:
         """Classifies all views of the test videos; writes to `<workdir>/test`."""
@@ -239,7 +242,7 @@ class Finetuning:
             "test views=%dx%d: %s; details in %s",
             evaluation.segments,
             evaluation.crops,
-            _shown(metrics.compute(predictions)),
+            _shown(predictions.metrics),
             workdir / "test",
         )
 
@@ -270,15 +273,15 @@ class Finetuning:
         )
         return Evaluator(
             self.model,
-            self._probabilities,
+            self.objective.outputs,
             records=videos,
             class_names=self.class_names,
+            problem=self.objective.problem,
             read_clips=read_clips,
             image_shape=self._clip_shape,
             mesh=mesh,
             videos_per_device=videos_per_device,
             workers=plan.workers,
-            label_kind=self.label_kind,
         )
 
 

@@ -1,12 +1,25 @@
 """Losses of a classifier, between logits [B, C] and targets [B, C]."""
 
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Float32, Int
 
+from videomae_jax.config import Config
+from videomae_jax.data import labels
 from videomae_jax.errors import ConfigError
 from videomae_jax.models.arrays import Array
+from videomae_jax.models.problem import (
+    MULTI_LABEL,
+    REGRESSION,
+    SINGLE_LABEL,
+    Problem,
+)
+from videomae_jax.video.record import LabelKind, Record
 
 
 def soft_targets(
@@ -79,8 +92,241 @@ def binary_cross_entropy(
     return jnp.mean(losses if weights is None else losses * weights)
 
 
-# `config.loss.kind`: the loss, and the function from logits to probabilities.
+def mean_squared_error(
+    values: Float[Array, "batch classes"], targets: Float[Array, "batch classes"]
+) -> Float32[Array, ""]:
+    """Returns the mean over clips and values."""
+    return jnp.mean(jnp.square(values.astype(jnp.float32) - targets))
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """A kind of target that a classifier is trained on.
+
+    Attributes:
+        problem_type: what the logits mean; see `Problem`.
+        label_kind: what the list has for each video.
+        loss: of logits, targets and, for classes, their weights.
+    """
+
+    problem_type: str
+    label_kind: LabelKind
+    loss: Callable[..., Array]
+
+
+# By `config.loss.kind`. With config.data.heads, softmax has LabelKind.HEADS.
 KINDS = {
-    "softmax": (cross_entropy, jax.nn.softmax),
-    "sigmoid": (binary_cross_entropy, jax.nn.sigmoid),
+    "softmax": Kind(SINGLE_LABEL, LabelKind.ONE, cross_entropy),
+    "sigmoid": Kind(MULTI_LABEL, LabelKind.MANY, binary_cross_entropy),
+    "mse": Kind(REGRESSION, LabelKind.VALUES, mean_squared_error),
 }
+
+
+def label_kind(config: Config) -> LabelKind:
+    """Returns what the lists of a run have for each video."""
+    if config.data.heads:
+        return LabelKind.HEADS
+    return KINDS[config.loss.kind].label_kind
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """Connects logits with labels: what is minimized, and what is predicted.
+
+    Several heads have a cross-entropy each, of which the loss is the mean. Values of a
+    regression are standardized: the model learns (value - mean) / std, with mean and
+    deviation of the training videos, so that learning rates do not depend on units.
+
+    Attributes:
+        problem: what the logits mean.
+        names: of the classes or values, by logit.
+        kind: of the targets.
+        smoothing: label smoothing, see `soft_targets`.
+        weights: float32 [C], of the classes; None for equal ones.
+        mean, std: of each value of a regression, over the training videos.
+    """
+
+    problem: Problem
+    names: tuple[str, ...]
+    kind: Kind
+    smoothing: float = 0.0
+    weights: np.ndarray | None = None
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+
+    @property
+    def example_label(self) -> np.ndarray:
+        """The label of a clip in a batch: zeros of the right shape and dtype."""
+        if self.problem.is_regression:
+            return np.zeros(len(self.names), np.float32)
+        if self.problem.heads:
+            return np.zeros(len(self.problem.heads), np.int32)
+        return np.zeros(1 if self.problem.type == MULTI_LABEL else (), np.int32)
+
+    def targets(self, label: jax.Array) -> Float32[Array, "batch classes"]:
+        """Returns the targets of labels, which are as from `labels.to_array`."""
+        if self.problem.is_regression:
+            return (label - jnp.array(self.mean)) / jnp.array(self.std)
+        if not self.problem.heads:
+            return soft_targets(label, len(self.names), self.smoothing)
+        parts = [
+            soft_targets(label[:, head], size, self.smoothing)
+            for head, (_, size) in enumerate(self.problem.heads)
+        ]
+        return jnp.concatenate(parts, axis=-1)
+
+    def loss(
+        self,
+        logits: Float[Array, "batch classes"],
+        targets: Float[Array, "batch classes"],
+    ) -> Float32[Array, ""]:
+        """Returns the mean loss over the clips."""
+        if self.problem.is_regression:
+            return self.kind.loss(logits, targets)
+        split = self.problem.split
+        weights = {} if self.weights is None else split(self.weights)
+        parts = split(targets)
+        losses = [
+            self.kind.loss(x, parts[head], weights.get(head))
+            for head, x in split(logits).items()
+        ]
+        return sum(losses[1:], start=losses[0]) / len(losses)
+
+    def outputs(self, logits: Array) -> jax.Array:
+        """Returns probabilities, or values in the units of the list."""
+        outputs = self.problem.outputs(logits)
+        if self.problem.is_regression:
+            outputs = outputs * jnp.array(self.std) + jnp.array(self.mean)
+        return outputs
+
+    def check(self, records: Sequence[Record], source: str) -> None:
+        """Raises RecordError unless the labels of held-out videos fit the training's.
+
+        The message names the source and the first other video.
+        """
+        if self.problem.is_regression:
+            labels.check_values(records, source, len(self.names))
+        elif not self.problem.heads:
+            labels.check(records, source, len(self.names))
+        else:
+            labels.check_heads(records, source, len(self.problem.heads))
+            for head, (_, size) in enumerate(self.problem.heads):
+                labels.check(labels.of_head(records, head), source, size)
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        """What a checkpoint keeps, a JSON object; `saved_objective` reads it."""
+        meta = {"class_names": list(self.names), "problem": self.problem.to_json()}
+        if self.problem.is_regression:
+            meta |= {"target_mean": list(self.mean), "target_std": list(self.std)}
+        return meta
+
+
+def make_objective(config: Config, records: Sequence[Record]) -> Objective:
+    """Returns the objective of a run by its config and training videos.
+
+    Raises:
+        ConfigError: fields of the config do not fit each other.
+        RecordError: the videos, config.data.labels and num_classes do not agree.
+    """
+    data, kind = config.data, KINDS[config.loss.kind]
+    heads = head_labels(config)
+    if kind.problem_type == REGRESSION:
+        names = labels.value_names(records, data.train, data.labels, data.num_classes)
+        values = np.array([record.values for record in records], np.float64)
+        std = values.std(axis=0)
+        return Objective(
+            Problem(REGRESSION),
+            tuple(names),
+            kind,
+            mean=tuple(values.mean(axis=0).tolist()),
+            # A value that is the same for all videos is only shifted.
+            std=tuple(np.where(std > 0, std, 1.0).tolist()),
+        )
+    names, weights, sizes = [], [], []
+    if data.heads:
+        labels.check_heads(records, data.train, len(heads))
+    for head, file in enumerate(heads.values()):
+        videos = labels.of_head(records, head) if len(heads) > 1 else records
+        classes = labels.class_names(videos, data.train, file, data.num_classes)
+        names += classes
+        sizes.append(len(classes))
+        if config.loss.class_balance:
+            counts = labels.counts(videos, len(classes))
+            weights.append(class_weights(counts, config.loss.class_balance))
+    several = zip(heads, sizes, strict=True) if len(heads) > 1 else ()
+    return Objective(
+        Problem(kind.problem_type, tuple(several)),
+        tuple(names),
+        kind,
+        config.loss.smoothing,
+        np.concatenate(weights) if weights else None,
+    )
+
+
+def saved_objective(config: Config, meta: Mapping[str, Any]) -> Objective:
+    """Returns the objective of a trained classifier, to test it.
+
+    Args:
+        config: of the test.
+        meta: `Objective.meta` of the training; of earlier releases, only class_names.
+
+    Raises:
+        ConfigError: the heads of the config are not those of the training.
+    """
+    kind = KINDS[config.loss.kind]
+    problem = Problem(kind.problem_type)
+    if "problem" in meta:
+        problem = Problem.from_json(meta["problem"])
+    trained = ",".join(name for name, _ in problem.heads)
+    if trained != ",".join(name for name in head_labels(config) if name):
+        raise ConfigError(
+            f"config.data.heads={config.data.heads!r} must be {trained!r}, as in the "
+            "training"
+        )
+    return Objective(
+        problem,
+        tuple(meta["class_names"]),
+        kind,
+        mean=tuple(meta.get("target_mean", ())),
+        std=tuple(meta.get("target_std", ())),
+    )
+
+
+def head_labels(config: Config) -> dict[str, str]:
+    """Returns the file of class names of each head, "" for none, by the head's name.
+
+    Without config.data.heads, there is one head with the name "".
+
+    Raises:
+        ConfigError: fields of the config do not fit each other.
+    """
+    data, loss = config.data, config.loss
+    if loss.kind == "mse":
+        for field in ("smoothing", "class_balance"):
+            if loss[field]:
+                raise ConfigError(
+                    f"config.loss.{field}={loss[field]} must be 0 with "
+                    "config.loss.kind=mse, which has values instead of classes"
+                )
+    if not data.heads:
+        return {"": data.labels}
+    if loss.kind != "softmax":
+        raise ConfigError(
+            f"config.data.heads={data.heads} needs config.loss.kind=softmax, one class "
+            f"per head, got {loss.kind}"
+        )
+    if data.num_classes is not None:
+        raise ConfigError(
+            f"config.data.num_classes={data.num_classes} must be unset with "
+            "config.data.heads: name the classes of each head in config.data.labels"
+        )
+    names = [name.strip() for name in data.heads.split(",")]
+    Problem(heads=tuple((name, 1) for name in names))  # checks the names
+    files = [file.strip() for file in data.labels.split(",")] if data.labels else []
+    if files and len(files) != len(names):
+        raise ConfigError(
+            f"config.data.labels={data.labels} must name a file for each of "
+            f"config.data.heads={data.heads}, separated by commas, or be empty"
+        )
+    return dict(zip(names, files or [""] * len(names), strict=True))

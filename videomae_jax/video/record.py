@@ -5,6 +5,14 @@ import enum
 
 from videomae_jax.errors import RecordError
 
+# What to do about several labels, which lists of two kinds have.
+SEVERAL_LABELS = (
+    "if a video may have several classes of one vocabulary (multi-label), set "
+    "config.loss.kind=sigmoid, or give --multi-label; if each column has its own "
+    "classes, such as verb and noun, name them with config.data.heads=verb,noun, and "
+    "the model gets a head for each"
+)
+
 
 class LabelKind(enum.Enum):
     """The labels that a task expects of each video.
@@ -27,18 +35,21 @@ class LabelKind(enum.Enum):
     VALUES = "values"
 
     def check(self, labels: tuple[int, ...], video: str) -> None:
-        """Checks the number of labels of a video.
+        """Checks the labels of a video in a shard or a data set of TFDS.
 
         Raises:
-            RecordError: the number does not fit; the message begins with `video`.
+            RecordError: they do not fit; the message begins with `video`.
         """
+        if self in (LabelKind.HEADS, LabelKind.VALUES):
+            raise RecordError(
+                f"{video} is of a prepared data set, which has neither a class for "
+                "each of config.data.heads nor the numbers of config.loss.kind=mse: "
+                "read the list of the videos instead"
+            )
         if self is LabelKind.ONE and not labels:
             raise RecordError(f"{video} has no label")
         if self in (LabelKind.ONE, LabelKind.OPTIONAL) and len(labels) > 1:
-            raise RecordError(
-                f"{video} has several labels: set config.loss.kind=sigmoid, or give "
-                "--multi-label"
-            )
+            raise RecordError(f"{video} has several labels: {SEVERAL_LABELS}")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
