@@ -54,14 +54,14 @@ def read(record, rng, spent):
         frames = video.decode(indices)
     box = augmentation.multi_scale_box(rng, frames.height, frames.width, size=SIZE)
     with timed(spent["convert the crop to RGB"]):
-        crop = frames.rgb(box)
+        crop = frames.pixels(box)
     with timed(spent["resize the crop"]):
         whole = (0, 0, *crop.shape[1:3])
         clip = augmentation.crop_and_resize(crop, whole, SIZE, SIZE)
     with timed(spent["into the batch"]):
         np.copyto(np.empty_like(clip), clip)
     with timed(spent["fine-tuning: convert whole frames"]):
-        images = frames.rgb()
+        images = frames.pixels()
     with timed(spent["fine-tuning: RandAugment"]):
         images = AUGMENT(rng, images)
     with timed(spent["fine-tuning: resized crop"]):

@@ -140,7 +140,7 @@ def test_reads_the_frames_of_a_full_decode(kind):
         width = data.draw(st.integers(1, video.width - left))
         box = (top, left, height, width)
         expected = full[[index, 0]][:, top : top + height, left : left + width]
-        np.testing.assert_array_equal(video.decode([index, 0]).rgb(box), expected)
+        np.testing.assert_array_equal(video.decode([index, 0]).pixels(box), expected)
 
     check()
     check_box()

@@ -64,6 +64,6 @@ def test_a_box_is_cut_from_each_frame():
     images = moving_noise(3, 48, 64)
     frames = ImageFrames(images, [2, 0, 2])
     assert (len(frames), frames.height, frames.width) == (3, 48, 64)
-    np.testing.assert_array_equal(frames.rgb(), images[[2, 0, 2]])
+    np.testing.assert_array_equal(frames.pixels(), images[[2, 0, 2]])
     expected = images[[2, 0, 2], 5:15, 7:37]
-    np.testing.assert_array_equal(frames.rgb((5, 7, 10, 30)), expected)
+    np.testing.assert_array_equal(frames.pixels((5, 7, 10, 30)), expected)

@@ -53,7 +53,7 @@ def test_segments(path, decoded):
         np.testing.assert_array_equal(video.read(range(4)), decoded[2:6])
         frames = video.decode([3, 1])
         expected = decoded[[5, 3], 8:18, 4:24]
-        np.testing.assert_array_equal(frames.rgb((8, 4, 10, 20)), expected)
+        np.testing.assert_array_equal(frames.pixels((8, 4, 10, 20)), expected)
         assert video.read([]).shape == (0, 48, 64, 3)
         for index in (-1, 4):
             with pytest.raises(IndexError, match="4 frames, 0 to 3"):

@@ -149,7 +149,8 @@ class Video(FrameSource):
             except RotationError as error:
                 raise self.error(f"frame {index} {error}") from error
             self._check_size(f"frame {index}", size)
-        return VideoFrames([frame for _, frame in frames], order, self.name)
+        decoded = [frame for _, frame in frames]
+        return VideoFrames(decoded, order, self.name, self.format)
 
     def _decode(self, indices: list[int]) -> list[_Frame]:
         """Decodes frames whose indices increase."""

@@ -1,26 +1,67 @@
 """Opens videos of every kind that a record may name; nothing else decides how."""
 
+import os
+
 import numpy as np
 
 from videomae_jax import files
 from videomae_jax.errors import VideoError
-from videomae_jax.video.arrays import ArrayVideo
+from videomae_jax.video import tar_shards
+from videomae_jax.video.arrays import ArrayVideo, is_array_file, open_array
 from videomae_jax.video.container import VideoFile, default_name
 from videomae_jax.video.decoder import Video
 from videomae_jax.video.frame_folder import FrameFolder
 from videomae_jax.video.record import Record
-from videomae_jax.video.source import FrameSource, VideoSegment, read_file
+from videomae_jax.video.source import (
+    RGB,
+    FrameSource,
+    PixelFormat,
+    VideoSegment,
+    read_file,
+)
 
-# A record, the path of a file, its content, or its frames, uint8 [T, H, W, C].
+# A record, the path of a file, its content, or its frames, [T, H, W, C].
 Source = Record | VideoFile | np.ndarray
 
 
-def open_video(source: Source) -> FrameSource:
-    """Opens the video of a record, of a file, of its content, or of its frames."""
+def open_video(source: Source, format: PixelFormat = RGB) -> FrameSource:
+    """Opens the video of a record, of a file, of its content, or of its frames.
+
+    Args:
+        source: the video.
+        format: the pixels that its frames are converted to.
+
+    Raises:
+        VideoError: the video cannot be read. Whether its pixels fit the format shows
+            only when frames are read.
+    """
+    video = _open(source)
+    video.format = format
+    if not isinstance(source, Record) or source.frame_name or not source.is_part:
+        return video
+    return VideoSegment(video, *_frames_of(source, video))
+
+
+def _frames_of(record: Record, video: FrameSource) -> tuple[int, int]:
+    """Returns the first frame and the number of frames of a part of a video."""
+    if record.time_range is None:
+        return record.frame_range or (0, video.num_frames)
+    try:
+        frames = video.frames_between(*record.time_range)
+    except BaseException:
+        video.close()
+        raise
+    return frames.start, len(frames)
+
+
+def _open(source: Source) -> FrameSource:
+    """Opens the whole video of a source, or the images of a part."""
     if isinstance(source, np.ndarray):
         return ArrayVideo(source)
     if not isinstance(source, Record):
-        return Video(source)
+        if isinstance(source, bytes) or not is_array_file(source):
+            return Video(source)
+        return open_array(os.fsdecode(source))
     if source.frame_name:
         return FrameFolder(source.path, source.frame_name, source.frame_range)
     # Imported here: shards need packages that files do without.
@@ -33,8 +74,11 @@ def open_video(source: Source) -> FrameSource:
 
         return shards.open_stored(source)
     path = source.path
-    video = Video(read_file(path, path) if files.is_url(path) else path, path)
-    return VideoSegment(video, *source.frame_range) if source.frame_range else video
+    if source.byte_range:
+        return Video(tar_shards.read_content(source), source.location)
+    if is_array_file(path):
+        return open_array(path)
+    return Video(read_file(path, path) if files.is_url(path) else path, path)
 
 
 def read_bytes(record: Record) -> bytes:
@@ -43,8 +87,10 @@ def read_bytes(record: Record) -> bytes:
     Raises:
         VideoError: the record is images or a segment, or the file cannot be read.
     """
-    if record.is_images or record.frame_range:
+    if record.is_images or record.is_part:
         raise VideoError(f"{record.path}: is not a whole video file")
+    if record.byte_range:
+        return tar_shards.read_content(record)
     if record.position is not None:
         from videomae_jax.video import shards
 
@@ -57,8 +103,8 @@ def file_size(record: Record) -> int | None:
 
     None if the file holds other videos too, is remote, missing, or a folder of images.
     """
-    shared = record.position is not None or record.frame_range
-    if shared or record.frame_name or files.is_url(record.path):
+    is_own = not (record.is_stored or record.is_part or record.frame_name)
+    if not is_own or files.is_url(record.path):
         return None
     return files.file_size(record.path)
 

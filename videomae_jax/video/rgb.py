@@ -1,4 +1,4 @@
-"""Conversion of decoded frames to RGB: upright, and only the requested box."""
+"""Conversion of decoded frames to RGB or gray: upright, only the requested box."""
 
 import itertools
 from collections.abc import Sequence
@@ -10,7 +10,8 @@ from av.sidedata.sidedata import SideData
 from av.video.reformatter import VideoReformatter
 
 from videomae_jax.errors import VideoError
-from videomae_jax.video.source import Box, DecodedFrames
+from videomae_jax.video.images import to_channels
+from videomae_jax.video.source import RGB, Box, DecodedFrames, PixelFormat
 
 # In these formats each block of 2x2 pixels is converted independently.
 _BLOCKWISE = ("yuv420p", "yuvj420p")
@@ -26,18 +27,23 @@ class VideoFrames(DecodedFrames):
     """Frames of a video file as the decoder returns them, not yet RGB."""
 
     def __init__(
-        self, frames: Sequence[av.VideoFrame], order: Sequence[int], name: str
+        self,
+        frames: Sequence[av.VideoFrame],
+        order: Sequence[int],
+        name: str,
+        format: PixelFormat = RGB,
     ):
         """Holds frames of one size, at least one; `order` has the indices to return."""
         super().__init__(*upright_size(frames[0]), order)
-        self._frames, self._name = frames, name
+        self._frames, self._name, self._format = frames, name, format
         # Keeps its scaler between frames.
         self._reformatter = VideoReformatter()
 
-    def rgb(self, box: Box | None = None) -> np.ndarray:
+    def pixels(self, box: Box | None = None) -> np.ndarray:
         """Converts the frames, or the same box of each."""
         top, left, height, width = box or (0, 0, self.height, self.width)
-        images = np.empty((len(self._frames), height, width, 3), np.uint8)
+        shape = (len(self._frames), height, width, self._format.channels)
+        images = np.empty(shape, self._format.dtype)
         done = 0
         batch_size = max(_PIXELS_AT_ONCE // (height * width), 1)
         for layout, run in itertools.groupby(self._frames, _layout):
@@ -55,15 +61,21 @@ class VideoFrames(DecodedFrames):
         return images[self._order]
 
     def _convert(self, frame: av.VideoFrame) -> np.ndarray:
-        """Returns all of a frame, uint8 [height, width, 3], in the frame's memory."""
+        """Returns all of a frame, [height, width, channels]."""
+        name, channels, dtype = _packed_format(frame.format, self._format)
         try:
             # One thread: more would contend with those that read other videos.
-            rgb = self._reformatter.reformat(frame, format="rgb24", threads=1)
+            packed = self._reformatter.reformat(frame, format=name, threads=1)
         except FFmpegError as error:
             raise VideoError(
-                f"{self._name}: cannot be converted to RGB: {error.strerror}"
+                f"{self._name}: cannot be converted to {name}: {error.strerror}"
             ) from error
-        return _plane(rgb, 0)[:, : 3 * rgb.width].reshape(rgb.height, rgb.width, 3)
+        pixels = _plane(packed, 0).view(dtype)[:, : channels * packed.width]
+        pixels = pixels.reshape(packed.height, packed.width, channels)
+        try:
+            return self._format.scale(to_channels(pixels, self._format.channels))
+        except ValueError as error:
+            raise VideoError(f"{self._name}: {error}") from error
 
     def _convert_box(
         self, frames: Sequence[av.VideoFrame], box: Box, out: np.ndarray
@@ -92,9 +104,38 @@ class VideoFrames(DecodedFrames):
         stacked.colorspace = frames[0].colorspace
         stacked.color_range = frames[0].color_range
         images = self._convert(stacked)[: 2 * len(frames) * high]
-        images = images.reshape(len(frames), 2 * high, 2 * wide, 3)
+        images = images.reshape(len(frames), 2 * high, 2 * wide, -1)
         top, left = top % 2, left % 2
         out[:] = images[:, top : top + height, left : left + width]
+
+
+def _packed_format(
+    source: av.VideoFormat, format: PixelFormat
+) -> tuple[str, int, np.dtype]:
+    """Returns the pixel format of one plane to convert frames to.
+
+    Also returns its channels and dtype. Gray is never stretched, so that its values are
+    the file's; colour of more than 8 bits becomes 16 bits if a range of values is
+    known, otherwise 8.
+    """
+    has_alpha = any(component.is_alpha for component in source.components)
+    has_alpha = has_alpha or source.has_palette  # whose colours have alpha
+    bits = max(component.bits for component in source.components)
+    is_gray = source.name.startswith(("gray", "ya", "mono"))
+    has_range = format.value_range is not None
+    if is_gray and bits > 8 and (has_range or format.channels < 3):
+        order = ">" if source.name.endswith("be") else "<"
+        kind = "f4" if source.name.startswith("grayf32") else "u2"
+        return source.name, 1 + has_alpha, np.dtype(order + kind)
+    if has_range and bits > 8:
+        name = "rgba64le" if has_alpha else "rgb48le"
+        return name, 3 + has_alpha, np.dtype("<u2")
+    name, channels = "rgb24", 3
+    if has_alpha:
+        name, channels = ("ya8", 2) if is_gray else ("rgba", 4)
+    elif format.channels == 1 or format.channels < 3 and is_gray:
+        name, channels = "gray", 1
+    return name, channels, np.dtype(np.uint8)
 
 
 def _layout(frame: av.VideoFrame) -> tuple | None:

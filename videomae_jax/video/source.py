@@ -1,17 +1,83 @@
 """The interface of everything that frames are read from: files, images, shards."""
 
 import abc
+import dataclasses
 import operator
 from collections.abc import Sequence
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 
-from videomae_jax.errors import VideoError
+from videomae_jax.errors import ConfigError, VideoError
 from videomae_jax.files import open_binary
 
 Box = tuple[int, int, int, int]  # top, left, height, width in pixels
 Indices = Sequence[int] | np.ndarray  # of frames; an array has one axis
+
+
+@dataclasses.dataclass(frozen=True)
+class PixelFormat:
+    """The pixels that a model takes.
+
+    Attributes:
+        channels: 3 for RGB, 1 for gray, 4 and 2 for these with alpha; arrays may have
+            any number.
+        value_range: the lowest and the highest value of the source, which become 0 and
+            65,535 of uint16; values beyond them are clipped. None: values must have 8
+            bits, and stay as they are.
+    """
+
+    channels: int = 3
+    value_range: tuple[float, float] | None = None
+
+    def __post_init__(self):
+        """Raises ConfigError unless the range is two increasing numbers."""
+        bounds: Any = self.value_range
+        if bounds is None:
+            return
+        try:
+            low, high = map(float, bounds)
+        except (TypeError, ValueError):
+            low, high = 0.0, 0.0
+        if not (low < high and np.isfinite([low, high]).all()):
+            raise ConfigError(
+                f"config.data.value_range={bounds!r} must be the lowest and the "
+                "highest value of the pixels, such as (0, 65535)"
+            )
+        # A list that was saved as JSON.
+        object.__setattr__(self, "value_range", (low, high))
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The dtype of frames: uint8, or uint16 with a `value_range`."""
+        return np.dtype(np.uint8 if self.value_range is None else np.uint16)
+
+    def scale(self, values: np.ndarray) -> np.ndarray:
+        """Returns values of a source as `dtype`.
+
+        Raises:
+            ValueError: values have not 8 bits, and no range is known; or some are NaN.
+        """
+        if self.value_range is None:
+            if values.dtype != np.uint8:
+                raise ValueError(
+                    f"has values of {values.dtype}, of unknown range: set "
+                    "config.data.value_range to their lowest and highest, such as "
+                    "(0, 65535)"
+                )
+            return values
+        low, high = self.value_range
+        if values.dtype == np.uint16 and (low, high) == (0, 65535):
+            return values
+        if values.dtype.kind == "f" and np.isnan(values).any():
+            raise ValueError("holds values that are not a number (NaN)")
+        # float32 holds 16 bits exactly, but not 32.
+        wide = np.float32 if values.dtype.itemsize <= 2 else np.float64
+        scaled = (values.astype(wide) - wide(low)) * wide(65535 / (high - low))
+        return np.rint(scaled).clip(0, 65535).astype(np.uint16)
+
+
+RGB = PixelFormat()  # of 8 bits
 
 
 def read_file(path: str, name: str) -> bytes:
@@ -25,14 +91,13 @@ def read_file(path: str, name: str) -> bytes:
             return file.read()
     except FileNotFoundError:
         raise VideoError(f"{name}: no such file") from None
-    # ImportError and KeyError: a kind of URL that is not supported, or unknown.
-    except (OSError, ImportError, KeyError) as error:
+    except OSError as error:
         reason = getattr(error, "strerror", None) or error
         raise VideoError(f"{name}: cannot be read: {reason}") from error
 
 
 class DecodedFrames(abc.ABC):
-    """Decoded frames of one size, which are converted to RGB on request."""
+    """Decoded frames of one size, which are converted on request."""
 
     def __init__(self, height: int, width: int, order: Sequence[int]):
         """Sets the upright size, and which of the distinct frames to return."""
@@ -44,12 +109,12 @@ class DecodedFrames(abc.ABC):
         return len(self._order)
 
     @abc.abstractmethod
-    def rgb(self, box: Box | None = None) -> np.ndarray:
+    def pixels(self, box: Box | None = None) -> np.ndarray:
         """Converts the frames, or the same box, which lies within each of them.
 
         Returns:
-            uint8 [len(self), height, width, 3], RGB: exactly the pixels that the box
-            has in the whole frames.
+            [len(self), height, width, channels], exactly the pixels that the box has in
+            the whole frames; dtype and channels are those of the source's `format`.
         """
 
 
@@ -61,12 +126,14 @@ class FrameSource(abc.ABC):
         num_frames: number of frames.
         fps: average frames per second; None if the source does not say.
         first_frame: number of frame 0 in the file or folder, if this is a part of it.
+        format: the pixels that frames are converted to.
     """
 
     name: str
     num_frames: int
     fps: float | None = None
     first_frame: int = 0
+    format: PixelFormat = RGB
     _size: tuple[int, int] | None = None  # height and width, once known
     _closed = False
 
@@ -103,7 +170,8 @@ class FrameSource(abc.ABC):
             indices: frames in any order; an index may repeat.
 
         Returns:
-            uint8 [len(indices), height, width, 3], RGB, in the order of `indices`.
+            [len(indices), height, width, channels], in the order of `indices`: by
+            default uint8 RGB, otherwise dtype and channels of `format`.
 
         Raises:
             IndexError: an index is negative or not below `num_frames`.
@@ -112,8 +180,9 @@ class FrameSource(abc.ABC):
         """
         if not len(indices):
             self._checked(indices)
-            return np.empty((0, self.height, self.width, 3), np.uint8)
-        return self.decode(indices).rgb()
+            shape = (0, self.height, self.width, self.format.channels)
+            return np.empty(shape, self.format.dtype)
+        return self.decode(indices).pixels()
 
     @property
     def frame_times(self) -> np.ndarray | None:
@@ -192,7 +261,7 @@ class VideoSegment(FrameSource):
 
     def __init__(self, video: FrameSource, start: int, num_frames: int):
         """Takes over an open video, which is closed if it is too short."""
-        self._video, self.first_frame = video, start
+        self._video, self.first_frame, self.format = video, start, video.format
         self.name, self.num_frames, self.fps = video.name, num_frames, video.fps
         if start + num_frames > video.num_frames:
             video.close()
