@@ -1,18 +1,19 @@
-"""Reconstructs hidden patches of a video with a masked autoencoder."""
+"""Reconstructs hidden patches of videos with a masked autoencoder."""
 
 import dataclasses
 import functools
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 
 from videomae_jax.errors import PretrainedError
-from videomae_jax.interop.pretrained import Preprocessing, Pretrained
+from videomae_jax.interop.pretrained import Pretrained
 from videomae_jax.models import inpainting, masking, vit
 from videomae_jax.models.mae import VideoMAE, pixel_targets, reconstruction_loss
 
 if TYPE_CHECKING:
+    from videomae_jax.inference.inputs import Videos
     from videomae_jax.video.open import Source
 
 
@@ -21,67 +22,75 @@ class Reconstruction:
     """A clip, its visible part, and the prediction of the hidden part.
 
     Attributes:
-        original: the clip, uint8 [T, H, W, 3].
+        original: the clip, uint8 [T, H, W, C].
         masked: the same, with the hidden patches grey.
         reconstruction: the same, with the hidden patches as predicted.
         loss: of pretraining: mean squared error over the hidden patches, of the targets
             that the model was trained on.
-        fps: frames per second at the speed of the video; None if that is unknown, or a
-            clip was given.
+        mask, mask_ratio: how patches were hidden, see `reconstruct`.
+        fps: frames per second at the speed of the video; None if that is unknown.
     """
 
     original: np.ndarray
     masked: np.ndarray
     reconstruction: np.ndarray
     loss: float
+    mask: str
+    mask_ratio: float
     fps: float | None
 
 
 def reconstruct(
     pretrained: Pretrained,
-    video: "Source | np.ndarray",
+    video: "Videos",
     *,
-    mask_ratio: float = 0.9,
-    mask: str = "tube",
+    mask_ratio: float | None = None,
+    mask: str | None = None,
     seed: int = 0,
     start: int | None = None,
     stride: int | None = None,
     unpatch_stats: str = "visible",
-) -> Reconstruction:
+) -> Any:
     """Hides most of a clip and lets the model predict it.
 
-    Frames are `stride` apart, as in pretraining. Their shorter side is resized to the
-    image size of the model, and the centre is cropped. A model compiles once for all
-    videos.
+    Frames are `stride` apart and resized and cropped as in pretraining. A model
+    compiles once for all videos.
 
     Args:
         pretrained: a VideoMAE with its weights.
-        video: path of a video file, its content, a record of a list, or a clip, uint8
-            [T, H, W, 3], all of whose frames are used.
-        mask_ratio: share of the patches to hide.
-        mask: a key of `masking.KINDS`: "tube" or "random"; drawn from `seed`.
+        video: one or several videos, as in `predict`.
+        mask_ratio: share of the patches to hide; by default that of pretraining, which
+            is 0.9 if the source of the weights does not say.
+        mask: a key of `masking.KINDS`: "tube" or "random", drawn from `seed`; by
+            default that of pretraining.
         start: first frame of the clip; by default, the clip is in the middle.
         stride: frames of the video from one frame of the clip to the next; by default
-            that of `pretrained.preprocessing`.
+            that of `pretrained.preprocessing`. 1 for frames that were sampled already.
         unpatch_stats: source of the mean and contrast of hidden patches, for a model
             trained on normalised targets, see `inpainting.fill_in`. "visible" uses
             nothing hidden; "hidden" does what the official visualisation does.
 
+    Returns:
+        Reconstruction: for several videos, a list.
+
     Raises:
         PretrainedError: if the model has no decoder.
         VideoError: if the video cannot be read.
+        RecordError: if a folder, pattern or list names no video.
+        InputError: if frames are not uint8 [T, H, W, C].
         ValueError: if the ratio hides all or nothing, mask or unpatch_stats is unknown,
-            start or stride does not fit the video, or a clip is not uint8 [T, H, W, 3]
-            or does not divide into tubelets.
+            or start or stride does not fit the video.
 
     Example:
+        >>> from videomae_jax.interop.pretrained import Preprocessing
         >>> decoder = {"decoder_width": 24, "decoder_depth": 1, "decoder_heads": 2}
         >>> model = VideoMAE(width=24, depth=1, heads=2, **decoder)
-        >>> key, clip = jax.random.key(0), np.zeros((4, 40, 60, 3), np.uint8)
+        >>> key, video = jax.random.key(0), np.zeros((30, 40, 60, 3), np.uint8)
         >>> masks = masking.tube(key, batch=1, grid=(2, 2, 2), ratio=0.5)
-        >>> params = model.init(key, clip[None, :, :32, :32], *masks)["params"]
-        >>> pretrained = Pretrained(model, params, None, Preprocessing(image_size=32))
-        >>> reconstruct(pretrained, clip, mask_ratio=0.5).reconstruction.shape
+        >>> params = model.init(key, video[None, :4, :32, :32], *masks)["params"]
+        >>> preprocessing = Preprocessing(num_frames=4, image_size=32)
+        >>> pretrained = Pretrained(model, params, preprocessing=preprocessing)
+        >>> reconstruct(pretrained, video, mask_ratio=0.5).reconstruction.shape
         (4, 32, 32, 3)
     """
     model = pretrained.model
@@ -92,48 +101,47 @@ def reconstruct(
             "the work directory of a pretraining run; fine-tuned and distilled models "
             "have no decoder"
         )
+    mask = pretrained.mask if mask is None else mask
+    mask_ratio = pretrained.mask_ratio if mask_ratio is None else mask_ratio
     if mask not in masking.KINDS:
         raise ValueError(
             f"mask={mask!r} must be one of: {', '.join(sorted(masking.KINDS))}"
         )
-    clip, fps = _read(video, pretrained.preprocessing, start, stride)
+    # Imported here, because `import videomae_jax` works without PyAV and OpenCV.
+    from videomae_jax.inference import inputs, predict
+
+    pretrained = predict.with_stride(pretrained, stride)
     options = mask, mask_ratio, pretrained.normalized_targets, unpatch_stats
-    hidden, filled, loss = _mask_and_fill(
-        model, *options, pretrained.variables, clip[None], jax.random.key(seed)
-    )
-    return Reconstruction(
-        clip, np.asarray(hidden[0]), np.asarray(filled[0]), float(loss), fps
-    )
+
+    def one(source: "Source") -> Reconstruction:
+        clip, fps = _read(source, pretrained, start)
+        hidden, filled, loss = _mask_and_fill(
+            model, *options, pretrained.variables, clip[None], jax.random.key(seed)
+        )
+        hidden, filled = np.asarray(hidden[0]), np.asarray(filled[0])
+        return Reconstruction(clip, hidden, filled, float(loss), mask, mask_ratio, fps)
+
+    return inputs.for_each(pretrained, video, one)
 
 
 def _read(
-    video: "Source | np.ndarray",
-    preprocessing: Preprocessing,
-    start: int | None,
-    stride: int | None,
+    video: "Source", pretrained: Pretrained, start: int | None
 ) -> tuple[np.ndarray, float | None]:
-    """Returns uint8 [T, image size, image size, 3], and its frames per second."""
-    # Imported here, because `import videomae_jax` works without PyAV and OpenCV.
+    """Returns a clip, uint8 [T, height, width, C], and its frames per second."""
     from videomae_jax.data import augmentation, sampling
     from videomae_jax.video.open import open_video
 
-    if isinstance(video, np.ndarray):
-        if start is not None or stride is not None:
-            raise ValueError(
-                f"start={start}, stride={stride}: they choose frames of a video, but a "
-                "clip was given, whose frames are all used. Leave them out"
-            )
-        return augmentation.spatial_crops(video, preprocessing.image_size, 1)[0], None
-    stride = preprocessing.stride if stride is None else stride
+    clip = pretrained.preprocessing
     with open_video(video) as opened:
-        lengths = opened.num_frames, preprocessing.num_frames, stride
+        lengths = opened.num_frames, clip.num_frames, clip.stride
         if start is None:
             indices = sampling.exact_center_indices(*lengths)
         else:
             indices = sampling.pretrain_indices(*lengths, start)
         frames = opened.read(indices.tolist())
-        fps = opened.fps / stride if opened.fps else None
-    return augmentation.spatial_crops(frames, preprocessing.image_size, 1)[0], fps
+        fps = opened.fps / clip.stride if opened.fps else None
+    crops = augmentation.spatial_crops(frames, clip.image_size, 1, clip.framing)
+    return crops[0], fps
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
