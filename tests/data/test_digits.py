@@ -1,9 +1,11 @@
 """The digits data set: its motion, its files, and crashes and races of its making."""
 
 import json
-import shutil
+import re
+import signal
 import subprocess
 import sys
+import time
 
 import av
 import numpy as np
@@ -152,10 +154,12 @@ def test_ensure_makes_once_and_announces_it(quick, tmp_path, monkeypatch, capsys
     monkeypatch.setenv("VIDEOMAE_JAX_DATA", str(tmp_path))
     target = digits.ensure()
     assert target == tmp_path / "digits" / f"v{digits.VERSION}"
-    assert str(target) in capsys.readouterr().out
+    output = capsys.readouterr()
+    # stdout is for results, such as those of `predict digits:test --json`.
+    assert str(target) in output.err and not output.out
     stamp = (target / "train/00000.mp4").stat().st_mtime_ns
     assert digits.ensure() == target
-    assert capsys.readouterr().out == ""
+    assert capsys.readouterr().err == ""
     assert (target / "train/00000.mp4").stat().st_mtime_ns == stamp
     assert len(sources.load("digits:train_small", label_kind=LabelKind.ONE)) == 8
     with pytest.raises(RecordError, match="digits:train, digits:val"):
@@ -182,27 +186,76 @@ def test_does_not_touch_a_folder_of_something_else(quick, tmp_path):
     assert contents(tmp_path) == {f"v{digits.VERSION}/mine.txt": b"precious"}
 
 
-@pytest.mark.parametrize("cleanup", [True, False], ids=["interrupted", "killed"])
-def test_a_crash_leaves_no_complete_folder(quick, tmp_path, monkeypatch, cleanup):
+def test_a_crash_leaves_no_complete_folder_and_loses_no_video(
+    quick, tmp_path, monkeypatch
+):
     encode = digits._encode
     written = []
 
     def crashing(path, frames):
-        if len(written) == 5:
+        if len(written) >= 5:
+            path.write_bytes(b"half a video")
             raise KeyboardInterrupt
         written.append(path)
         encode(path, frames)
 
     with monkeypatch.context() as patch:
         patch.setattr(digits, "_encode", crashing)
-        if not cleanup:  # as after a power cut
-            patch.setattr(shutil, "rmtree", lambda *args, **kwargs: None)
         with pytest.raises(KeyboardInterrupt):
             digits.ensure(tmp_path)
-    left = [p.name for p in tmp_path.iterdir()]
-    assert len(left) == (not cleanup) and all(name.startswith(".") for name in left)
+    (unfinished,) = tmp_path.iterdir()
+    assert unfinished.name.startswith(".")
+    kept = {p.name: p.stat().st_mtime_ns for p in unfinished.glob("train/0*.mp4")}
+    assert 5 <= len(kept) < 8
+    empty = unfinished / "train" / max(kept)  # as a power cut leaves files
+    empty.write_bytes(b"")
+    del kept[empty.name]
+
     target = digits.ensure(tmp_path)
-    assert len(list(target.rglob("*.mp4"))) == 24
+    assert [p.name for p in tmp_path.iterdir()] == [target.name]
+    times = {name: (target / "train" / name).stat().st_mtime_ns for name in kept}
+    assert times == kept
+    other = digits.make(tmp_path / "other", digits.SIZES)
+    assert contents(target) == contents(other)
+
+
+def test_ctrl_c_in_the_midst_of_the_videos(tmp_path):
+    script = (
+        "import sys; from videomae_jax.data import digits; "
+        "digits.make(sys.argv[1], {'train': 2000})"
+    )
+    unfinished = tmp_path / ".set.unfinished"
+    with subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path / "set")], stderr=subprocess.PIPE
+    ) as process:
+        deadline = time.monotonic() + 60
+        while not list(unfinished.glob("train/0*.mp4")):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=10) == -signal.SIGINT
+    count = len(list(unfinished.glob("train/0*.mp4")))
+    assert 0 < count < 2000 and not list(unfinished.glob("*/.*"))
+
+
+def test_progress_is_told_in_a_log_file(quick, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(digits, "_SECONDS_PER_LINE", 0)
+    digits.ensure(tmp_path)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 + 24 and "\r" not in "".join(lines)
+    assert re.fullmatch(r"24 of 24 videos, \d+/s, 0 s left", lines[-1])
+
+
+def test_pixels_are_means_of_moved_glyph_samples():
+    """Of a glyph moved by whole samples, in rows and in columns."""
+    glyph = np.random.default_rng(0).random((128, 128))
+    rows, columns = np.array([0.0, 1.3, -40.7]), np.array([0.25, -2.6, 31.9])
+    coverage = digits._coverage(glyph, rows, columns)
+    fine = np.kron(glyph, np.ones((5, 5)))  # 20 samples per pixel
+    for frame, row, column in zip(coverage, rows, columns, strict=True):
+        moved = np.roll(fine, (round(row * 20), round(column * 20)), (0, 1))
+        expected = moved.reshape(32, 20, 32, 20).mean(axis=(1, 3))
+        np.testing.assert_allclose(frame, expected, atol=1e-12)
 
 
 def test_the_loser_of_a_race_uses_the_winners_folder(tmp_path, monkeypatch):

@@ -13,14 +13,18 @@ import json
 import os
 import pathlib
 import shutil
-import uuid
-from collections.abc import Mapping
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from concurrent import futures
 
 import av
 import numpy as np
+import tqdm
 from PIL import Image, ImageDraw, ImageFont
 
-from videomae_jax.files import read_json
+from videomae_jax.files import PARTIAL_SUFFIX, atomic_write, partial_path, read_json
+from videomae_jax.processes import available_resources
 
 # To be increased whenever a pixel, label or list changes, so that no run mixes two data
 # sets of the same name.
@@ -42,6 +46,8 @@ _FONT_SIZES = (82, 100)  # in glyph samples: digits 14.5 to 18 pixels high
 _SPEEDS = (2.0, 3.0)  # pixels per frame
 _INKS = (200, 255)  # grey values
 _PAPERS = (10, 45)
+
+_SECONDS_PER_LINE = 10  # of progress, where no bar can be drawn
 
 
 def ensure(folder: str | os.PathLike | None = None) -> pathlib.Path:
@@ -65,7 +71,8 @@ def ensure(folder: str | os.PathLike | None = None) -> pathlib.Path:
     if not _exists(target, SIZES):
         print(
             f"Making the digits data set in {target}: {sum(SIZES.values())} small "
-            "videos, once, in about half a minute.",
+            "videos, once.",
+            file=sys.stderr,
             flush=True,
         )
         make(target, SIZES)
@@ -75,8 +82,9 @@ def ensure(folder: str | os.PathLike | None = None) -> pathlib.Path:
 def make(folder: str | os.PathLike, sizes: Mapping[str, int] = SIZES) -> pathlib.Path:
     """Makes and returns a folder, which appears only when the data set is complete.
 
-    If two processes make the same folder, the first to finish wins and the other one
-    uses its result.
+    Until then its videos are in a hidden folder beside it, where a call continues that
+    was interrupted. If two processes make the same folder, the first to finish wins and
+    the other one uses its result.
 
     Args:
         folder: the folder to make.
@@ -89,30 +97,75 @@ def make(folder: str | os.PathLike, sizes: Mapping[str, int] = SIZES) -> pathlib
     if _exists(folder, sizes):
         return folder
     # A sibling, so that the rename stays within one file system.
-    unfinished = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}")
+    unfinished = folder.with_name(f".{folder.name}.unfinished")
     try:
-        for split, size in sizes.items():
-            (unfinished / split).mkdir(parents=True)
-            lines = []
-            for index in range(size):
-                frames, label = render(split, index)
-                name = f"{split}/{index:05d}.mp4"
-                _encode(unfinished / name, frames)
-                lines.append(f"{name} {label}\n")
-            (unfinished / f"{split}.txt").write_text("".join(lines))
-            if split == "train":
-                (unfinished / "train_small.txt").write_text("".join(lines[:SMALL]))
-        (unfinished / "labels.txt").write_text("".join(f"{d}\n" for d in DIRECTIONS))
-        settings = json.dumps(_settings(sizes), indent=2)
-        (unfinished / "data_set.json").write_text(settings + "\n")
-        try:
-            unfinished.rename(folder)
-        except OSError:
-            if not _exists(folder, sizes):
-                raise
-    finally:
+        _make_videos(unfinished, sizes)
+        _write_lists(unfinished, sizes)
+        unfinished.rename(folder)
+    except OSError:
+        if not _exists(folder, sizes):
+            raise
         shutil.rmtree(unfinished, ignore_errors=True)
+    for file in folder.glob(f"*/.*{PARTIAL_SUFFIX}"):  # of processes that were killed
+        file.unlink(missing_ok=True)
     return folder
+
+
+def _make_videos(folder: pathlib.Path, sizes: Mapping[str, int]) -> None:
+    """Makes those videos that the folder does not have yet, and reports progress."""
+    paths = []
+    for split, size in sizes.items():
+        (folder / split).mkdir(parents=True, exist_ok=True)
+        paths += [folder / split / f"{index:05d}.mp4" for index in range(size)]
+    # A file is empty if the machine lost power before its content was on the disk.
+    todo = [x for x in paths if not (x.exists() and x.stat().st_size)]
+    # Nearly all of the time is the encoder's, which leaves Python to other threads.
+    threads = futures.ThreadPoolExecutor(available_resources().cores)
+    try:
+        done = threads.map(_make_video, todo)
+        _report(done, total=len(paths), made=len(paths) - len(todo))
+    finally:
+        threads.shutdown(cancel_futures=True)
+
+
+def _make_video(path: pathlib.Path) -> None:
+    """Makes the video of a path, SPLIT/INDEX.mp4, which appears when it is whole."""
+    frames, _ = render(path.parent.name, int(path.stem))
+    temporary = partial_path(path)
+    _encode(temporary, frames)
+    temporary.replace(path)
+
+
+def _report(done: Iterable[None], total: int, made: int) -> None:
+    """Shows how many of the videos are made: a bar, or lines if stderr is a file."""
+    start = line_time = time.monotonic()
+    with tqdm.tqdm(total=total, initial=made, unit="video", disable=None) as bar:
+        for count, _ in enumerate(done, start=1):
+            bar.update()
+            now = time.monotonic()
+            if bar.disable and now - line_time > _SECONDS_PER_LINE:
+                line_time, rate = now, count / (now - start)
+                left = total - made - count
+                print(
+                    f"{made + count} of {total} videos, {rate:.0f}/s, "
+                    f"{left / rate:.0f} s left",
+                    file=sys.stderr,
+                    flush=True,
+                )
+
+
+def _write_lists(folder: pathlib.Path, sizes: Mapping[str, int]) -> None:
+    """Writes everything but the videos."""
+    texts = {"labels.txt": "".join(f"{name}\n" for name in DIRECTIONS)}
+    for split, size in sizes.items():
+        lines = [f"{split}/{i:05d}.mp4 {_label(split, i)}\n" for i in range(size)]
+        texts[f"{split}.txt"] = "".join(lines)
+        if split == "train":
+            texts["train_small.txt"] = "".join(lines[:SMALL])
+    texts["data_set.json"] = json.dumps(_settings(sizes), indent=2) + "\n"
+    for name, text in texts.items():
+        with atomic_write(folder / name) as file:
+            file.write(text)
 
 
 def render(split: str, index: int) -> tuple[np.ndarray, int]:
@@ -121,11 +174,7 @@ def render(split: str, index: int) -> tuple[np.ndarray, int]:
     Returns:
         The grey frames, uint8 [16, 32, 32], and the label, 0 to 7.
     """
-    # The eight labels are shuffled for every eight videos: they are exactly balanced,
-    # yet every eighth video, as read by one host of eight, still has all labels.
-    block, position = divmod(index, len(DIRECTIONS))
-    label = int(_random("labels", split, block).permutation(len(DIRECTIONS))[position])
-
+    label = _label(split, index)
     random = _random("video", split, index)
     glyph = _glyph(int(random.integers(10)), int(random.integers(*_FONT_SIZES)))
     start = random.uniform(0, SIDE, size=2)
@@ -134,11 +183,18 @@ def render(split: str, index: int) -> tuple[np.ndarray, int]:
 
     angle = 2 * np.pi * label / len(DIRECTIONS)
     steps = speed * np.arange(FRAMES)
-    rows = _sample(start[0] + steps * np.sin(angle))
-    columns = _sample(start[1] + steps * np.cos(angle))
-    coverage = rows @ glyph @ columns.swapaxes(1, 2)
+    rows = start[0] + steps * np.sin(angle)
+    columns = start[1] + steps * np.cos(angle)
+    coverage = _coverage(glyph, rows, columns)
     frames = paper + (ink - paper) * coverage
     return np.rint(frames).astype(np.uint8), label
+
+
+def _label(split: str, index: int) -> int:
+    # The eight labels are shuffled for every eight videos: they are exactly balanced,
+    # yet every eighth video, as read by one host of eight, still has all labels.
+    block, position = divmod(index, len(DIRECTIONS))
+    return int(_random("labels", split, block).permutation(len(DIRECTIONS))[position])
 
 
 def _random(purpose: str, split: str, index: int) -> np.random.Generator:
@@ -165,20 +221,43 @@ def _glyph(digit: int, font_size: int) -> np.ndarray:
     return np.asarray(canvas, np.float64) / 255
 
 
-def _sample(offsets: np.ndarray) -> np.ndarray:
-    """Returns matrices [T, pixels, samples] that move by T offsets and average.
+def _coverage(glyph: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """Returns the mean of the glyph in each pixel, [T, SIDE, SIDE].
 
-    Offsets are in pixels. Each entry is the fraction of a pixel that a glyph sample
-    covers, on a circle: motion is smooth at any speed, and what leaves on one side
-    enters on the other.
+    The glyph is moved by T offsets in pixels, on a circle: motion is smooth at any
+    speed, and what leaves on one side enters on the other.
     """
-    width = 1 / _OVERSAMPLING
-    left = np.arange(0, SIDE, width) + offsets[:, None, None]
-    distance = (left - np.arange(SIDE)[:, None]) % SIDE
-    # A sample starts inside the pixel, or just before it: nearly a full turn after.
-    inside = np.clip(1 - distance, 0, width)
-    before = np.clip(distance + width - SIDE, 0, width)
-    return inside + before
+    # The sum in a box follows from sums at its corners. Matrix products would be
+    # shorter, but for matrices of this size, threads of a BLAS cost many times more
+    # than they save.
+    sums = np.zeros((2 * len(glyph) + 1,) * 2)
+    np.cumsum(np.tile(glyph, (2, 2)), axis=1, out=sums[1:, 1:])
+    np.cumsum(sums, axis=0, out=sums)
+    row, part = (x[:, :, None] for x in _pixel_edges(rows))
+    column, other_part = (x[:, None, :] for x in _pixel_edges(columns))
+    corners = (1 - part) * (
+        (1 - other_part) * sums[row, column] + other_part * sums[row, column + 1]
+    ) + part * (
+        (1 - other_part) * sums[row + 1, column]
+        + other_part * sums[row + 1, column + 1]
+    )
+    return np.diff(np.diff(corners, axis=1), axis=2) / _OVERSAMPLING**2
+
+
+def _pixel_edges(offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns where the edges of pixels are in a moved glyph, tiled twice.
+
+    Args:
+        offsets: [T], in pixels.
+
+    Returns:
+        The glyph samples before the edges, [T, SIDE + 1], and the fraction of a sample
+        from there to the edges, [T, 1].
+    """
+    edge = -offsets[:, None] * _OVERSAMPLING
+    before = np.floor(edge)
+    first = before.astype(int) % (SIDE * _OVERSAMPLING)
+    return first + _OVERSAMPLING * np.arange(SIDE + 1), edge - before
 
 
 def _encode(path: pathlib.Path, frames: np.ndarray) -> None:
@@ -187,7 +266,7 @@ def _encode(path: pathlib.Path, frames: np.ndarray) -> None:
     # Video levels run from 16 to 235; chroma planes of half the size, at 128, are grey.
     luma = np.rint(16 + frames * (219 / 255)).astype(np.uint8)
     chroma = np.full((height // 2, width), 128, np.uint8)
-    with av.open(str(path), "w") as container:
+    with av.open(str(path), "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=RATE)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         # One thread: as fast at this size, and the bytes are the same on any machine
