@@ -13,6 +13,7 @@ import functools
 import importlib.util
 import os
 import pathlib
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -49,8 +50,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         views,
         "--overlays FOLDER",
         "also write NAME_activation.gif and .png to FOLDER: the evidence for the most "
-        "likely class in each patch of the middle clip (NAME_attention, the attention, "
-        "for a model that classifies from its first token)",
+        "likely class (of each head), or for each value of a regression, in each patch "
+        "of the middle clip (NAME_attention, the attention, for a model that "
+        "classifies from its first token)",
         pathlib.Path,
     )
 
@@ -105,28 +107,61 @@ def _classify(
         pretrained, video, segments=segments, crops=crops, top_k=args.top_k
     )
     if args.overlays:
-        _save_overlay(args.overlays, pretrained, video, top[0][0])
-    text = "\n".join([video.id, *(f"  {p:6.1%}  {label}" for label, p in top)])
-    return {"video": video.id, "predictions": _as_json(top)}, text
+        _save_overlays(args.overlays, pretrained, video, top)
+    if pretrained.problem.is_regression:
+        lines = [f"  {value:10.5g}  {name}" for name, value in top]
+        return {"video": video.id, "values": dict(top)}, "\n".join([video.id, *lines])
+    lines, predictions = [], {}
+    for head, top_of_head in _by_head(pretrained, top).items():
+        lines += [f"  {head}"] if head else []
+        lines += [f"  {p:6.1%}  {label}" for label, p in top_of_head]
+        predictions[head] = _as_json(top_of_head)
+    if not pretrained.problem.heads:
+        predictions = predictions[""]
+    text = "\n".join([video.id, *lines])
+    return {"video": video.id, "predictions": predictions}, text
 
 
-def _save_overlay(
-    folder: pathlib.Path, pretrained: Pretrained, video: Record, label: str
+def _by_head(pretrained: Pretrained, result: Any) -> dict[str, Any]:
+    """Returns the result of each head; that of an only one has the name ""."""
+    return result if pretrained.problem.heads else {"": result}
+
+
+def _save_overlays(
+    folder: pathlib.Path, pretrained: Pretrained, video: Record, result: Any
 ) -> None:
-    """Visualizes where the evidence for a class is in the middle clip."""
+    """Visualizes where the evidence is for the top class of each head, or a value."""
     read_clip = predict.center_clips(pretrained)
     with open_video(video) as opened:
         clip = read_clip(opened, np.random.default_rng())  # not random
         fps = (opened.fps or _UNKNOWN_FPS) / read_clip.stride
+    maps = {}
     if pretrained.model.pooling == "first_token":
-        kind, maps = "attention", attribution.attention_rollout(pretrained, clip)
+        maps["attention"] = attribution.attention_rollout(pretrained, clip)
     else:
-        index = predict.labels(pretrained).index(label)
-        kind = "activation"
-        maps = attribution.class_activation(pretrained, clip, class_index=index)
+        for name, index in _explained(pretrained, result).items():
+            kind = f"{name}_activation" if name else "activation"
+            maps[kind] = attribution.class_activation(
+                pretrained, clip, class_index=index
+            )
     folder.mkdir(parents=True, exist_ok=True)
-    stem = folder / f"{arguments.stem(video)}_{kind}"
-    attribution.save_overlays(stem, clip, maps, fps=fps)
+    for kind, values in maps.items():
+        stem = folder / f"{arguments.stem(video)}_{kind}"
+        attribution.save_overlays(stem, clip, values, fps=fps)
+
+
+def _explained(pretrained: Pretrained, result: Any) -> dict[str, int]:
+    """Returns the logits to explain, by what to call them in names of files."""
+    names = predict.labels(pretrained)
+    if pretrained.problem.is_regression:
+        several = len(names) > 1
+        return {re.sub(r"\W+", "_", x) * several: i for i, x in enumerate(names)}
+    split = pretrained.problem.split
+    names, indices = split(names), split(range(len(names)))
+    return {
+        head: indices[head][names[head].index(top[0][0])]
+        for head, top in _by_head(pretrained, result).items()
+    }
 
 
 def _timeline(
@@ -135,12 +170,21 @@ def _timeline(
     result = timeline.timeline(
         pretrained, video, hop=args.hop or 1.0, window=args.window
     )
-    if args.plot:
-        timeline.plot_timeline(args.plot, result, top_k=args.top_k)
-    return _timeline_as_json(video.id, result, args.top_k), _table(video.id, result)
+    values, lines = {}, [video.id]
+    for head, of_head in _by_head(pretrained, result).items():
+        if args.plot:
+            stem, extension = os.path.splitext(args.plot)
+            file = f"{stem}_{head}{extension}" if head else args.plot
+            timeline.plot_timeline(file, of_head, top_k=args.top_k)
+        lines += [f"  {head}"] if head else []
+        lines += _table(of_head)
+        values[head] = _timeline_as_json(of_head, args.top_k)
+    if not pretrained.problem.heads:
+        values = values[""]
+    return {"video": video.id, **values}, "\n".join(lines)
 
 
-def _timeline_as_json(name: str, result: Timeline, top_k: int) -> dict[str, Any]:
+def _timeline_as_json(result: Timeline, top_k: int) -> dict[str, Any]:
     times, windows = result.times.tolist(), []
     for (start, end), row in zip(times, result.probabilities, strict=True):
         top = _as_json(predict.top_classes(row, result.labels, top_k))
@@ -155,18 +199,18 @@ def _timeline_as_json(name: str, result: Timeline, top_k: int) -> dict[str, Any]
         }
         for segment in result.segments()
     ]
-    return {"video": name, "windows": windows, "segments": segments}
+    return {"windows": windows, "segments": segments}
 
 
-def _table(name: str, result: Timeline) -> str:
+def _table(result: Timeline) -> list[str]:
     segments = result.segments()
     width = max(len(timeline.format_time(segment.end, 1)) for segment in segments)
-    lines = [name]
+    lines = []
     for segment in segments:
         times = (segment.start, segment.end)
         start, end = (f"{timeline.format_time(t, 1):>{width}}" for t in times)
         lines.append(f"  {start} - {end}  {segment.probability:>6.1%}  {segment.label}")
-    return "\n".join(lines)
+    return lines
 
 
 def _as_json(top: Iterable[tuple[str, float]]) -> list[dict[str, Any]]:

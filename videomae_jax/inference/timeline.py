@@ -4,11 +4,12 @@ import dataclasses
 import itertools
 import os
 import textwrap
+from typing import Any
 
 import numpy as np
 
 from videomae_jax.data import augmentation
-from videomae_jax.errors import VideoError
+from videomae_jax.errors import PretrainedError, VideoError
 from videomae_jax.inference import predict
 from videomae_jax.interop.pretrained import Pretrained
 from videomae_jax.video.open import Source, open_video, video_name
@@ -85,7 +86,7 @@ def timeline(
     *,
     hop: float = 1.0,
     window: float | None = None,
-) -> Timeline:
+) -> Any:
     """Classifies windows that slide over a video of any length.
 
     A window is a central crop of as many frames as the model takes. They are a stride
@@ -103,10 +104,12 @@ def timeline(
             whole videos (frame_sampling="uniform"), to about the length of those.
 
     Returns:
-        One window or more. Times are frame numbers divided by the average frame rate.
+        Timeline: one window or more. Times are frame numbers divided by the average
+        frame rate. Of several heads, a dict of such, by the head's name.
 
     Raises:
-        PretrainedError: if the model is not a classifier.
+        PretrainedError: if the model is not a classifier, but, for example, predicts
+            values.
         VideoError: if the video cannot be read, or has no frame rate.
         ValueError: if hop or window is not above 0.
 
@@ -115,6 +118,11 @@ def timeline(
         [Segment(start=0.0, end=2.5, label='left', probability=0.6), ...]
     """
     predict.classifier(pretrained)  # before anything is read
+    if pretrained.problem.is_regression:
+        raise PretrainedError(
+            f"{pretrained.source or 'the model'} predicts values, but a timeline needs "
+            "classes. For values over time, call predict for parts of the video"
+        )
     if not hop > 0 or not (window is None or window > 0):
         raise ValueError(f"hop={hop}, window={window}: both must be above 0 seconds")
     preprocessing = pretrained.preprocessing
@@ -134,13 +142,18 @@ def timeline(
             opened,
             indices,
             size=size,
-            crop=lambda frames: augmentation.spatial_crops(frames, size, 1)[0],
+            crop=lambda frames: augmentation.spatial_crops(
+                frames, size, 1, preprocessing.framing
+            )[0],
         )
         probabilities = predict.classify(pretrained, windows)
         starts = indices[:, 0]
         ends = np.minimum(starts + num_frames * stride, opened.num_frames)
     times = np.stack([starts, ends], axis=1) / fps
-    return Timeline(times, probabilities, predict.labels(pretrained))
+    split, names = pretrained.problem.split, predict.labels(pretrained)
+    names, parts = split(names), split(probabilities)
+    timelines = {head: Timeline(times, parts[head], names[head]) for head in parts}
+    return timelines if pretrained.problem.heads else timelines[""]
 
 
 def plot_timeline(

@@ -48,7 +48,9 @@ def read(
     }
     # Without the settings of training; float32 unless `fields` override it.
     defaults = {"dtype": "float32", "remat": "none", "attention": None}
+    mask = {}
     if config.task == "pretrain":
+        mask = {"mask": config.mask.kind, "mask_ratio": config.mask.ratio}
         defaults |= {"decoder_remat": None, "decoder_attention": None}
         model = build.autoencoder(config.model)
         preprocessing["frame_sampling"] = "exact"
@@ -72,6 +74,7 @@ def read(
             "batch_stats", {}
         ),
         normalized_targets=config.get("normalize_targets", True),
+        **mask,
         problem=problem,
         source=str(folder),
         format="workdir",
@@ -82,11 +85,9 @@ def _in_units(
     params: Mapping[str, Any], mean: Sequence[float], std: Sequence[float]
 ) -> dict[str, Any]:
     """Returns params whose head predicts values, not standardized ones as trained."""
-    scale, head = np.float32(std), params["head"]
-    head = {
-        "kernel": head["kernel"] * scale,
-        "bias": head["bias"] * scale + np.float32(mean),
-    }
+    scale, shift = np.asarray(std, np.float32), np.asarray(mean, np.float32)
+    head = params["head"]
+    head = {"kernel": head["kernel"] * scale, "bias": head["bias"] * scale + shift}
     return {**params, "head": head}
 
 

@@ -65,7 +65,7 @@ class Problem:
     def outputs(self, logits: Array) -> jax.Array:
         """Returns probabilities of the classes, or the values; float32 [..., C]."""
         if self.type == REGRESSION:
-            return logits.astype(jnp.float32)
+            return jnp.asarray(logits, jnp.float32)
         if self.type == MULTI_LABEL:
             return jax.nn.sigmoid(logits)
         parts = [jax.nn.softmax(part) for part in self.split(logits).values()]
@@ -74,7 +74,7 @@ class Problem:
     def split(self, values: Any) -> dict[str, Any]:
         """Returns the part of each head along the last axis, by the head's name.
 
-        Without heads, all is one part with the name "". Takes arrays, lists and tuples.
+        Without heads, all is one part with the name "". Takes arrays and sequences.
 
         Example:
             >>> Problem(heads=(("verb", 2), ("noun", 1))).split(["cut", "mix", "egg"])
@@ -85,7 +85,7 @@ class Problem:
         parts, start = {}, 0
         for name, size in self.heads:
             span = slice(start, start + size)
-            is_sequence = isinstance(values, (list, tuple))
+            is_sequence = isinstance(values, (list, tuple, range))
             parts[name] = values[span] if is_sequence else values[..., span]
             start += size
         return parts
