@@ -55,7 +55,7 @@ def main(argv):
                 return preemption.EXIT_CODE
     except UserError as error:
         log.error("%s", error)
-        return 1
+        return error.exit_code
     return 0
 
 

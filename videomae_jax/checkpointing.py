@@ -7,7 +7,6 @@ model has it), and `meta`, a JSON object.
 
 import contextlib
 import copy
-import dataclasses
 import gc
 import json
 import pathlib
@@ -25,35 +24,6 @@ from videomae_jax.errors import CheckpointError, UserError
 ITEMS = ("params", "opt_state", "ema", "batch_stats")
 # Items of older checkpoints, by today's names.
 _OLD_NAMES = {"batch_stats": "statistics"}
-
-
-@dataclasses.dataclass(frozen=True)
-class Best:
-    """The best validation of a run; checkpoints keep it in `meta`.
-
-    Attributes:
-        metric: its name, such as "top1"; "-name" if lower is better.
-        value: of the metric.
-        step: steps done at the validation.
-        since: later validations, none of which was better.
-    """
-
-    metric: str
-    value: float
-    step: int
-    since: int = 0
-
-    def after(self, value: float, step: int) -> "Best":
-        """Returns the best after one more validation; of equal ones, the first."""
-        sign = -1 if self.metric.startswith("-") else 1
-        # Any number is better than NaN; NaN is never better.
-        if sign * value > sign * self.value or self.value != self.value:
-            return dataclasses.replace(self, value=value, step=step, since=0)
-        return dataclasses.replace(self, since=self.since + 1)
-
-    def __str__(self) -> str:
-        """Returns the metric and the step, for log lines."""
-        return f"{self.metric.removeprefix('-')}={self.value:.6g} at step={self.step}"
 
 
 class _KeepBest:
@@ -90,7 +60,7 @@ class Checkpoints:
             keep_period: checkpoints at multiples of this many steps are never deleted;
                 0 for none.
             keep_best: also keep the checkpoint that the "best" of the newest `meta`
-                names, see Best.
+                names, see training/progress.py.
             read_only: create, save and delete nothing.
         """
         policies: list[Any] = [checkpoint_managers.LatestN(keep_last)]

@@ -11,7 +11,7 @@ import flax
 from absl import flags
 from ml_collections import config_flags
 
-from videomae_jax.errors import CheckpointError, ConfigError
+from videomae_jax.errors import CheckpointError, CompleteRunError, ConfigError
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +41,28 @@ _TRAINING_ONLY = (
     "model.drop_path",
     "model.dropout",
     "model.head_init_scale",
+)
+
+# Fields that change how a run is computed and reported, not what it computes.
+_RESULT_FREE = (
+    "checkpoint.",
+    "data.max_bad_fraction",
+    "data.memory_gb",
+    "data.num_threads",
+    "data.num_workers",
+    "evaluation.dump",
+    "evaluation.videos_per_device",
+    "log_every",
+    "max_nonfinite_steps",
+    "mesh.",
+    "micro_batch_per_device",
+    "model.attention",
+    "model.decoder_attention",
+    "model.decoder_remat",
+    "model.remat",
+    "picture.",
+    "profile.",
+    "wandb.",
 )
 
 
@@ -154,6 +176,62 @@ def check_same_model(workdir: str, saved: dict, config: Config) -> None:
         )
 
 
+def check_same_run(workdir: str, saved: dict, config: Config) -> None:
+    """Checks that a complete run was made with this config.
+
+    Args:
+        workdir: of the run, for the message.
+        saved: the config of the run.
+        config: of the call that found it complete.
+
+    Raises:
+        CompleteRunError: a field that may change results differs.
+    """
+    differing = [
+        f"config.{name}={after!r}, was {before!r}"
+        for name, before, after in changes(saved, config)
+        if not name.startswith(_RESULT_FREE)
+    ]
+    if differing:
+        raise CompleteRunError(
+            f"nothing was trained: the run in {workdir} is complete with other "
+            f"settings ({'; '.join(differing)}); give a new --workdir, or test the run "
+            "with --config.mode=eval"
+        )
+
+
+def check_evaluation(config: Config) -> None:
+    """Checks the fields that need validations.
+
+    Raises:
+        ConfigError: a field of a run that trains does not fit the others.
+    """
+    if "evaluation" not in config:
+        return
+    evaluation = config.evaluation
+    if evaluation.step not in ("last", "best"):
+        raise ConfigError(
+            f"config.evaluation.step={evaluation.step} must be last or best; a number "
+            "needs config.mode=eval"
+        )
+    field = "patience" if evaluation.patience else "step"
+    if evaluation.patience < 0:
+        raise ConfigError(
+            f"config.evaluation.patience={evaluation.patience} must be at least 0"
+        )
+    if not (config.data.validation and evaluation.every) and (
+        evaluation.patience or evaluation.step == "best"
+    ):
+        raise ConfigError(
+            f"config.evaluation.{field}={evaluation[field]} needs validations: set "
+            "config.data.validation and config.evaluation.every"
+        )
+    if evaluation.step == "best" and not config.checkpoint.keep_best:
+        raise ConfigError(
+            "config.evaluation.step=best needs config.checkpoint.keep_best=True"
+        )
+
+
 def log_changes(saved: dict, config: Config, only: Collection[str] = ()) -> None:
     """Warns about fields, all or `only` some, that differ from a saved config."""
     for name, before, after in changes(saved, config):
@@ -162,10 +240,14 @@ def log_changes(saved: dict, config: Config, only: Collection[str] = ()) -> None
 
 
 def changes(saved: dict, config: Config) -> list[tuple[str, Any, Any]]:
-    """Returns (name, saved value, current value) of the fields that differ."""
+    """Returns (name, saved value, current value) of the fields that differ.
+
+    Fields that the saving release did not have are left out: their defaults are what it
+    did.
+    """
     before, after = flatten(upgrade(saved)), flatten(json.loads(config.to_json()))
     return [
-        (name, before.get(name), after.get(name))
-        for name in sorted(before.keys() | after.keys())
-        if before.get(name) != after.get(name)
+        (name, before[name], after[name])
+        for name in sorted(before.keys() & after.keys())
+        if before[name] != after[name]
     ]

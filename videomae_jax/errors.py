@@ -6,7 +6,13 @@ this library and keeps its traceback.
 
 
 class UserError(Exception):
-    """An error the user can fix; the message says what is wrong and what to do."""
+    """An error the user can fix; the message says what is wrong and what to do.
+
+    Attributes:
+        exit_code: of the program that it ends.
+    """
+
+    exit_code = 1
 
 
 class ConfigError(UserError, ValueError):
@@ -15,6 +21,10 @@ class ConfigError(UserError, ValueError):
 
 class RecordError(UserError, ValueError):
     """A list or data set that cannot be read; the message names the line."""
+
+
+class LineError(RecordError):
+    """A line that cannot be parsed or written; the message says what is expected."""
 
 
 class VideoError(UserError, ValueError):
@@ -39,6 +49,12 @@ class PretrainedError(UserError, ValueError):
 
 class CheckpointError(UserError, ValueError):
     """A checkpoint that is missing or does not fit the model it is restored into."""
+
+
+class CompleteRunError(UserError, ValueError):
+    """A complete run was started with other settings, which have no effect."""
+
+    exit_code = 2
 
 
 class ClusterError(UserError, RuntimeError):

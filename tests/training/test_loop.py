@@ -24,7 +24,7 @@ from videomae_jax.errors import (
 )
 from videomae_jax.interop.loading import load_pretrained
 from videomae_jax.interop.pretrained import Preprocessing
-from videomae_jax.training import loop, pretrain
+from videomae_jax.training import loop, pretrain, reporting
 from videomae_jax.training.train_step import TrainState
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -226,7 +226,7 @@ def test_mistakes_of_the_code_keep_their_trace(folder, tmp_path, monkeypatch):
     def add(*_):
         raise ValueError("out of luck")
 
-    monkeypatch.setattr(loop.MetricBuffer, "add", add)
+    monkeypatch.setattr(reporting.MetricBuffer, "add", add)
     with pytest.raises(ValueError, match="out of luck") as error:
         loop.run(tiny(folder), str(tmp_path))
     assert not isinstance(error.value, UserError)
@@ -279,7 +279,7 @@ def test_nothing_is_read_from_the_devices_between_logs(folder, tmp_path, monkeyp
     monkeypatch.setattr(
         array, "_value", property(lambda self: reads.append(1) or value.fget(self))
     )
-    fetch = loop.MetricBuffer.fetch
+    fetch = reporting.MetricBuffer.fetch
 
     def allowed(*args):
         assert not reads
@@ -288,7 +288,7 @@ def test_nothing_is_read_from_the_devices_between_logs(folder, tmp_path, monkeyp
         fetched.append(bool(reads))
         del reads[:]
 
-    monkeypatch.setattr(loop.MetricBuffer, "fetch", allowed)
+    monkeypatch.setattr(reporting.MetricBuffer, "fetch", allowed)
     steps = loop.profiling.traced
 
     def guarded(*args, **kwargs):

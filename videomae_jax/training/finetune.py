@@ -21,7 +21,7 @@ from videomae_jax.data.randaugment import RandAugment
 from videomae_jax.data.workers import choose_workers
 from videomae_jax.distributed import hosts
 from videomae_jax.errors import ConfigError, RecordError
-from videomae_jax.evaluation import results
+from videomae_jax.evaluation import class_report, results
 from videomae_jax.evaluation.evaluator import Evaluator
 from videomae_jax.files import read_json
 from videomae_jax.models import build, flops, vit
@@ -152,6 +152,17 @@ class Finetuning:
         """Returns random parameters and statistics for clips like video."""
         batch_stats = dict(self.model.init(key, video))
         return batch_stats.pop("params"), batch_stats
+
+    def log_lists(self) -> None:
+        """Logs sizes and classes of the lists, and warns of what is probably wrong."""
+        lists = {"training": self.training_videos} | self._held_out
+        if self._config.data.validation == self._config.data.test:
+            del lists["validation"]  # as in the papers; each problem is told once
+        arguments = lists, self.class_names, self.objective.problem
+        log.info("%s", "\n  ".join(class_report.describe(*arguments)))
+        problems = class_report.find_problems(*arguments)
+        if problems:
+            log.warning("%s", "\n  ".join(["check the lists:", *problems]))
 
     def load_source(self, params: dict) -> dict:
         """Returns params with the weights of `config.init.source`, if it is set."""

@@ -30,7 +30,8 @@ from videomae_jax.training import preemption, profiling, reporting, train_step
 from videomae_jax.training.finetune import Finetuning
 from videomae_jax.training.input_report import InputReport
 from videomae_jax.training.pretrain import Pretraining
-from videomae_jax.training.reporting import MetricBuffer, Reporter
+from videomae_jax.training.progress import Progress
+from videomae_jax.training.reporting import Reporter
 from videomae_jax.training.task import Task
 from videomae_jax.training.train_step import TrainState, TrainStep
 
@@ -72,14 +73,17 @@ def train_and_evaluate(config: Config, workdir: str) -> TrainState:
     Arguments, result and errors are those of `run`.
     """
     run = set_up(config, pathlib.Path(workdir))
-    state, start, metrics = restore_or_init(run)
-    if start < run.total_steps:
-        state = train(run, state, start, metrics)
-        test(run, state)
-    else:
+    state, progress = restore_or_init(run)
+    if progress.is_complete:
         run.checkpoints.close()
-        if not hosts.gather(run.task.is_tested(run.workdir, start))[0]:
-            test(run, state)
+        tested = run.task.is_tested(run.workdir, progress.tested_step(config))
+        if not hosts.gather(tested)[0]:
+            test(run, state, progress)
+    else:
+        state = train(run, state, progress)
+        test(run, state, progress)
+    if progress.best is not None:
+        log.info("best validation %s", progress.best)
     # Scripts wait for this line (docs/tpu_pods.md).
     log.info("%s is complete: %d of %d steps", workdir, state.step, run.total_steps)
     return state
@@ -114,9 +118,12 @@ def set_up(config: Config, workdir: pathlib.Path) -> Run:
     """
     if config.batch_size < 1:
         raise ConfigError(f"config.batch_size={config.batch_size} must be at least 1")
+    config_lib.check_evaluation(config)
     # Read the lists first: a wrong path, the most common mistake, should fail within a
     # second.
     task = TASKS[config.task](config)
+    if jax.process_index() == 0:
+        task.log_lists()
     steps_per_epoch = max(len(task.training_videos) // config.batch_size, 1)
     total_steps = config.steps or int(config.epochs * steps_per_epoch)
     check_hosts(config, task)
@@ -132,6 +139,7 @@ def set_up(config: Config, workdir: pathlib.Path) -> Run:
         str(workdir),
         keep_last=config.checkpoint.keep_last,
         keep_period=config.checkpoint.keep_period,
+        keep_best=config.checkpoint.get("keep_best", False),
     )
     return Run(config, workdir, task, step, checkpoints, total_steps)
 
@@ -145,7 +153,8 @@ def check_hosts(config: Config, task: Task) -> None:
     hosts.check_alike(
         flags=config.to_json(),
         videos=[
-            [(x.id, x.labels, x.frame_range) for x in videos] for videos in task.lists
+            [(x.id, x.labels, x.values, x.frame_range) for x in videos]
+            for videos in task.lists
         ],
         packages=(__version__, jax.__version__, flax.__version__),
     )
@@ -181,8 +190,8 @@ def log_overview(run: Run, state: TrainState) -> None:
 # Restore or initialize ----------------------------------------------------------------
 
 
-def restore_or_init(run: Run) -> tuple[TrainState, int, MetricBuffer]:
-    """Returns the state, the number of steps it has done, and metrics to be reported.
+def restore_or_init(run: Run) -> tuple[TrainState, Progress]:
+    """Returns the state and the progress of the run.
 
     In this order:
 
@@ -193,7 +202,8 @@ def restore_or_init(run: Run) -> tuple[TrainState, int, MetricBuffer]:
     4. The optimizer and the averaged parameters start from the result.
 
     Raises:
-        CheckpointError: the checkpoint or the source is of another model.
+        CheckpointError: the checkpoint or the source is of another model, or damaged.
+        CompleteRunError: the run is complete with other settings.
         ClusterError: the hosts see different checkpoints.
     """
     config, checkpoints = run.config, run.checkpoints
@@ -201,35 +211,36 @@ def restore_or_init(run: Run) -> tuple[TrainState, int, MetricBuffer]:
     hosts.check_alike(checkpoints=start)
     if start is not None:  # 1
         meta = checkpoints.meta(start)
+        progress = Progress.resume(config, run.total_steps, start, meta)
+        if progress.is_complete:
+            config_lib.check_same_run(str(run.workdir), meta["config"], config)
         config_lib.log_changes(meta["config"], config)
         abstract = run.train_step.abstract_state
         state = abstract.replace(
             step=jax.device_put(jnp.int32(start), abstract.step.sharding),
             **checkpoints.restore(start, abstract.items()),
         )
-        metrics = MetricBuffer(
-            meta["rows"], meta["nonfinite"], config.max_nonfinite_steps
-        )
         log.info("resuming %s at step=%d", run.workdir, start)
     else:
-        start = 0
         state = run.train_step.init(run.keys[0])  # 2
         params = run.task.load_source(state.params)  # 3
         if params is not state.params:
             state = run.train_step.start(params, state.batch_stats)  # 4
-        metrics = MetricBuffer([], 0, config.max_nonfinite_steps)
+        progress = Progress.start(config, run.total_steps)
     if jax.process_index() == 0:
         with atomic_write(run.workdir / "config.json") as file:
             file.write(config.to_json(indent=2) + "\n")
         log_overview(run, state)
-    return state, start, metrics
+    return state, progress
 
 
 # Train --------------------------------------------------------------------------------
 
 
-def train(run: Run, state: TrainState, start: int, metrics: MetricBuffer) -> TrainState:
-    """Takes the steps from `start` to the last one, and saves checkpoints on the way.
+def train(run: Run, state: TrainState, progress: Progress) -> TrainState:
+    """Takes the steps that are left, and saves checkpoints on the way.
+
+    The progress is updated in place.
 
     The host never waits for the devices between two lines of the log, except for a few
     steps to be done before it queues more (`MetricBuffer`).
@@ -240,7 +251,7 @@ def train(run: Run, state: TrainState, start: int, metrics: MetricBuffer) -> Tra
         TooManyBadVideosError, NoReadableVideoError: the videos cannot be read.
     """
     config, task, mesh = run.config, run.task, run.train_step.mesh
-    step_key = run.keys[1]
+    step_key, start, metrics = run.keys[1], progress.step, progress.metrics
     with contextlib.ExitStack() as stack:
         # SIGTERM is heard until the last checkpoint is on disk: a second one must not
         # interrupt the save.
@@ -267,30 +278,33 @@ def train(run: Run, state: TrainState, start: int, metrics: MetricBuffer) -> Tra
             state, values = run.train_step.apply(state, arrays, step_key)
             input_report.after_step(state)
             metrics.add(step, values, batch.ids)
+            progress.step = step
 
             last = step == run.total_steps
             if last or step % config.log_every == 0:
                 metrics.fetch(run.checkpoints.latest_step())
                 bad_videos.report(step * config.batch_size)
                 input_report.advise(*reporter.metrics(step, metrics.mean()))
+            improved = False
             if task.eval_every and (last or step % task.eval_every == 0):
-                task.validate(step, state, mesh, reporter)
-            if last or step % config.checkpoint.every == 0:
-                save(run, step, state, metrics, bad_videos)
+                score = task.validate(step, state, mesh, reporter)
+                improved = score is not None and progress.add_validation(*score)
+            due = step % config.checkpoint.every == 0 or progress.is_complete
+            if due or (improved and config.checkpoint.keep_best):
+                save(run, state, progress, bad_videos)
             if preempted.requested(step):
-                save(run, step, state, metrics, bad_videos)
+                save(run, state, progress, bad_videos)
                 raise preemption.Preempted(step)
-    if preempted.requested(run.total_steps + 1):  # SIGTERM came during the last save
-        raise preemption.Preempted(run.total_steps)
+            if progress.stopped_early:
+                log.info("stopped early: config.evaluation.patience is used up")
+                break
+    if preempted.requested(progress.step + 1):  # SIGTERM came during the last save
+        raise preemption.Preempted(progress.step)
     return state
 
 
 def save(
-    run: Run,
-    step: int,
-    state: TrainState,
-    metrics: MetricBuffer,
-    bad_videos: BadVideos,
+    run: Run, state: TrainState, progress: Progress, bad_videos: BadVideos
 ) -> None:
     """Saves a checkpoint from which the run resumes as if it had not been interrupted.
 
@@ -298,15 +312,12 @@ def save(
         NonFiniteLossError: a step was not finite; nothing is saved.
         TooManyBadVideosError: see BadVideos.
     """
-    metrics.fetch(run.checkpoints.latest_step())
+    progress.metrics.fetch(run.checkpoints.latest_step())
     # A resumed run will not see these videos again, so log them with the checkpoint.
-    bad_videos.report(step * run.config.batch_size)
-    meta = {
-        "config": json.loads(run.config.to_json()),
-        "rows": metrics.rows,
-        "nonfinite": metrics.nonfinite,
-    }
-    run.checkpoints.save(step, state.items(), meta | run.task.meta)
+    bad_videos.report(progress.step * run.config.batch_size)
+    meta = {"config": json.loads(run.config.to_json())}
+    meta |= progress.meta | run.task.meta
+    run.checkpoints.save(progress.step, state.items(), meta)
 
 
 def open_bad_videos(run: Run, start: int) -> BadVideos:
@@ -381,14 +392,21 @@ def traced_steps(run: Run, start: int) -> Generator[int, None, None]:
 # Test ---------------------------------------------------------------------------------
 
 
-def test(run: Run, state: TrainState) -> None:
-    """Runs the final test of the task."""
+def test(run: Run, state: TrainState, progress: Progress) -> None:
+    """Runs the final test of the task, with the last or the best parameters."""
     preemption.leave_sigterm()
-    run.task.test(state, run.train_step.mesh, run.workdir)
+    mesh, step = run.train_step.mesh, progress.tested_step(run.config)
+    if step != progress.step:
+        checkpoints = Checkpoints(str(run.workdir), read_only=True)
+        mesh, state = train_step.restore_for_test(
+            run.config, run.task, checkpoints, step
+        )
+        checkpoints.close()
+    run.task.test(state, mesh, run.workdir)
 
 
 def evaluate(config: Config, workdir: str) -> TrainState:
-    """Tests the newest checkpoint of a fine-tuning run; trains nothing.
+    """Tests a checkpoint of a fine-tuning run, `config.evaluation.step`.
 
     Classes are the checkpoint's; results are written to `<workdir>/test`. Arguments,
     result (without the optimizer's state) and errors are those of `run`.
@@ -396,12 +414,12 @@ def evaluate(config: Config, workdir: str) -> TrainState:
     if config.task != "finetune":
         raise ConfigError("config.mode=eval needs a classifier: config.task=finetune")
     checkpoints = Checkpoints(workdir, read_only=True)
-    step = checkpoints.latest_step()
-    if step is None:
+    if checkpoints.latest_step() is None:
         raise CheckpointError(
             f"--workdir={workdir}: no checkpoint found. Train first, or use the "
             "--workdir of a fine-tuning run."
         )
+    step = checkpoints.find_step(config.evaluation.step)
     meta = checkpoints.meta(step)
     if "class_names" not in meta:
         raise CheckpointError(f"--workdir={workdir} must be of a fine-tuning run")
@@ -410,32 +428,12 @@ def evaluate(config: Config, workdir: str) -> TrainState:
     config_lib.check_same_model(workdir, meta["config"], config)
     config_lib.log_changes(meta["config"], config, config_lib.PREPROCESSING_FIELDS)
     train_step.check_attention(config.model, jax.devices())
-    task = Finetuning(config, meta["class_names"])
+    task = Finetuning(config, meta)
     check_hosts(config, task)
     hosts.check_shared(pathlib.Path(workdir))
     hosts.check_alike(checkpoints=step)
     preemption.leave_sigterm()
-    mesh, state = restore_for_test(config, task, checkpoints, step)
+    mesh, state = train_step.restore_for_test(config, task, checkpoints, step)
     checkpoints.close()
     task.test(state, mesh, pathlib.Path(workdir))
     return state
-
-
-def restore_for_test(
-    config: Config, task: Task, checkpoints: Checkpoints, step: int
-) -> tuple[jax.sharding.Mesh, TrainState]:
-    """Restores the parameters that training evaluates, without the optimizer."""
-    video = train_step.dummy_clip(config)
-    shapes = jax.eval_shape(task.init, jax.random.key(0), video)
-    abstract = TrainState(jnp.int32(0), shapes[0], (), shapes[1])
-    plan = sharding.choose_plan(abstract, jax.devices(), fsdp=config.mesh.fsdp)
-    mesh = sharding.make_mesh(plan.fsdp)
-    params, batch_stats = sharding.with_shardings(
-        shapes, sharding.state_shardings(shapes, mesh)
-    )
-    item = checkpoints.evaluated_item(step)
-    items = {item: params} | ({"batch_stats": batch_stats} if batch_stats else {})
-    restored = checkpoints.restore(step, items)
-    log.info("evaluating %s step=%d params=%s", checkpoints.folder, step, item)
-    batch_stats = restored.get("batch_stats", {})
-    return mesh, TrainState(jnp.int32(step), restored[item], (), batch_stats)

@@ -111,6 +111,9 @@ class Pretraining:
         variables: Any = self.model.init(key, video, visible, masked)
         return variables["params"], {}
 
+    def log_lists(self) -> None:
+        """Does nothing: videos without labels cannot contradict each other."""
+
     def load_source(self, params: dict) -> dict:
         """Returns params with the weights of `config.init.source`, if it is set."""
         source = self._config.init.source
@@ -139,7 +142,7 @@ class Pretraining:
     def validate(
         self, step: int, state: TrainState, mesh: Mesh, reporter: Reporter
     ) -> None:
-        """Shows reconstructions of held-out videos."""
+        """Shows reconstructions of held-out videos; they have no score."""
         with reporter.pause():
             if len(self._held_out_clips):
                 rows = self.reconstruct(state.params, self._held_out_clips)

@@ -69,6 +69,10 @@ class Task(Protocol):
         """
         ...
 
+    def log_lists(self) -> None:
+        """Logs what the lists hold, and warns of what is probably wrong with them."""
+        ...
+
     def load_source(self, params: dict) -> dict:
         """Returns params with the weights of `config.init.source`, if it is set."""
         ...
@@ -87,8 +91,13 @@ class Task(Protocol):
 
     def validate(
         self, step: int, state: TrainState, mesh: Mesh, reporter: Reporter
-    ) -> None:
-        """Evaluates on held-out videos while training, and reports the results."""
+    ) -> tuple[str, float] | None:
+        """Evaluates on held-out videos while training, and reports the results.
+
+        Returns:
+            Name and value of the metric by which checkpoints are chosen; "-name" if
+            lower is better. The same on all processes; None without a metric.
+        """
         ...
 
     def test(self, state: TrainState, mesh: Mesh, workdir: pathlib.Path) -> None:

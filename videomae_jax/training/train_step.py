@@ -15,6 +15,7 @@ import optax
 from flax import struct
 from jax.sharding import Mesh
 
+from videomae_jax.checkpointing import Checkpoints
 from videomae_jax.config import Config
 from videomae_jax.distributed import sharding
 from videomae_jax.models import attention
@@ -239,6 +240,26 @@ def _choose_grad_accum_steps(config: Config, mesh: Mesh, shapes: TrainState) -> 
             num_clips,
         )
     return steps
+
+
+def restore_for_test(
+    config: Config, task: "Task", checkpoints: Checkpoints, step: int
+) -> tuple[Mesh, TrainState]:
+    """Restores the parameters that training evaluates, without the optimizer."""
+    video = dummy_clip(config)
+    shapes = jax.eval_shape(task.init, jax.random.key(0), video)
+    abstract = TrainState(jnp.int32(0), shapes[0], (), shapes[1])
+    plan = sharding.choose_plan(abstract, jax.devices(), fsdp=config.mesh.fsdp)
+    mesh = sharding.make_mesh(plan.fsdp)
+    params, batch_stats = sharding.with_shardings(
+        shapes, sharding.state_shardings(shapes, mesh)
+    )
+    item = checkpoints.evaluated_item(step)
+    items = {item: params} | ({"batch_stats": batch_stats} if batch_stats else {})
+    restored = checkpoints.restore(step, items)
+    log.info("evaluating %s step=%d params=%s", checkpoints.folder, step, item)
+    batch_stats = restored.get("batch_stats", {})
+    return mesh, TrainState(jnp.int32(step), restored[item], (), batch_stats)
 
 
 def check_attention(model: Config, devices: Sequence[jax.Device]) -> None:

@@ -1,0 +1,118 @@
+"""Where a run is, as its checkpoints keep it: steps, best validation, open metrics."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from videomae_jax.config import Config
+from videomae_jax.training.reporting import MetricBuffer
+
+
+@dataclasses.dataclass(frozen=True)
+class Best:
+    """The best validation of a run.
+
+    Attributes:
+        metric: its name, such as "top1"; "-name" if lower is better.
+        value: of the metric.
+        step: steps done at the validation.
+        since: later validations, none of which was better.
+    """
+
+    metric: str
+    value: float
+    step: int
+    since: int = 0
+
+    def after(self, value: float, step: int) -> "Best":
+        """Returns the best after one more validation; of equal ones, the first."""
+        sign = -1 if self.metric.startswith("-") else 1
+        # Any number is better than NaN; NaN is never better.
+        if sign * value > sign * self.value or (
+            self.value != self.value and value == value
+        ):
+            return dataclasses.replace(self, value=value, step=step, since=0)
+        return dataclasses.replace(self, since=self.since + 1)
+
+    def __str__(self) -> str:
+        """Returns the metric and the step, for log lines."""
+        return f"{self.metric.removeprefix('-')}={self.value:.6g} at step={self.step}"
+
+
+@dataclasses.dataclass
+class Progress:
+    """Where a run is.
+
+    Attributes:
+        step: steps done.
+        total_steps: of the whole run.
+        metrics: of the steps since the last line of the log.
+        patience: validations without improvement after which the run is complete; 0:
+            it takes all steps.
+        best: the best validation; None before the first.
+    """
+
+    step: int
+    total_steps: int
+    metrics: MetricBuffer
+    patience: int = 0
+    best: Best | None = None
+
+    @classmethod
+    def start(cls, config: Config, total_steps: int) -> "Progress":
+        """Returns the progress of a run that has done nothing."""
+        metrics = MetricBuffer([], 0, config.max_nonfinite_steps)
+        patience = config.get("evaluation", {}).get("patience", 0)
+        return cls(0, total_steps, metrics, patience)
+
+    @classmethod
+    def resume(
+        cls, config: Config, total_steps: int, step: int, meta: Mapping[str, Any]
+    ) -> "Progress":
+        """Returns the progress of a checkpoint, from the `meta` of its step."""
+        progress = cls.start(config, total_steps)
+        progress.metrics.rows = meta["rows"]
+        progress.metrics.nonfinite = meta["nonfinite"]
+        best = meta.get("best")
+        best = Best(**best) if best else None
+        return dataclasses.replace(progress, step=step, best=best)
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        """What a checkpoint keeps besides its step, a JSON object."""
+        return {
+            "rows": self.metrics.rows,
+            "nonfinite": self.metrics.nonfinite,
+            "best": self.best and dataclasses.asdict(self.best),
+            "total_steps": self.total_steps,
+            "complete": self.is_complete,
+        }
+
+    @property
+    def is_complete(self) -> bool:
+        """True after the last step, or when validations no longer improve."""
+        return self.step >= self.total_steps or self.stopped_early
+
+    @property
+    def stopped_early(self) -> bool:
+        """True if `patience` validations in a row were not better."""
+        return bool(self.patience and self.best and self.best.since >= self.patience)
+
+    def add_validation(self, metric: str, value: float) -> bool:
+        """Counts a validation after the current step; returns whether it is the best.
+
+        Args:
+            metric: its name, see Best.
+            value: of the metric.
+        """
+        if self.best is None:
+            self.best = Best(metric, value, self.step)
+        else:
+            self.best = self.best.after(value, self.step)
+        return self.best.step == self.step
+
+    def tested_step(self, config: Config) -> int:
+        """Returns the step whose parameters the final test takes."""
+        if self.best and config.get("evaluation", {}).get("step") == "best":
+            return self.best.step
+        return self.step
