@@ -216,3 +216,87 @@ def test_refuses_several_labels_of_another_shape_or_without_any():
         Predictions(fields[0], fields[1][:, :2], *fields[2:], {})
     with pytest.raises(ValueError, match="no readable video has a label"):
         Predictions(fields[0], np.zeros((3, 3), bool), *fields[2:], {})
+
+
+def heads_example(unreadable=None):
+    """Verbs take, put, cut and nouns egg, pan of four videos."""
+    return Predictions(
+        ids=["a", "b", "c", "d"],
+        labels=np.array([[0, 1], [1, 0], [2, 1], [0, 0]], np.int64),
+        probabilities=np.array(
+            [
+                [0.6, 0.3, 0.1, 0.2, 0.8],  # both correct
+                [0.3, 0.6, 0.1, 0.4, 0.6],  # the verb is correct
+                [0.5, 0.3, 0.2, 0.1, 0.9],  # the noun is correct
+                [0.1, 0.1, 0.8, 0.3, 0.7],  # none is correct
+            ],
+            np.float32,
+        ),
+        class_names=["take", "put", "cut", "egg", "pan"],
+        unreadable=unreadable or {},
+        heads=(("verb", 3), ("noun", 2)),
+    )
+
+
+def test_metrics_of_several_heads_by_hand():
+    values = metrics.compute(heads_example({"e": ((1, 1), "broken")}))
+    # Of a combination, five of six have a probability of at least
+    # 0.48, 0.24, 0.18 and 0.03.
+    expected = {
+        "videos": 4,
+        "unreadable": 1,
+        "verb_top1": 50,
+        "verb_top5": 100,
+        "verb_mean_class": 100 * (1 / 2 + 1 + 0) / 3,
+        "verb_top1_counting_unreadable_wrong": 40,
+        "verb_top5_counting_unreadable_wrong": 80,
+        "noun_top1": 50,
+        "noun_top5": 100,
+        "noun_mean_class": 50,
+        "noun_top1_counting_unreadable_wrong": 40,
+        "noun_top5_counting_unreadable_wrong": 80,
+        "all_top1": 25,
+        "all_top5": 75,
+        "all_top1_counting_unreadable_wrong": 20,
+        "all_top5_counting_unreadable_wrong": 60,
+    }
+    assert values == pytest.approx(expected)
+
+
+@given(
+    st.lists(st.integers(1, 9), min_size=2, max_size=3), st.integers(1, 6), st.data()
+)
+@settings(deadline=None, max_examples=60)
+def test_combinations_are_ranked_as_if_all_were_listed(sizes, k, data):
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
+    videos = 7
+    # Few different values, so that many products are equal.
+    parts = [rng.integers(1, 4, (videos, size)) / 4 for size in sizes]
+    labels = np.stack([rng.integers(size, size=videos) for size in sizes], axis=1)
+    predictions = Predictions(
+        [str(i) for i in range(videos)],
+        labels,
+        np.concatenate(parts, axis=1).astype(np.float32),
+        [str(i) for i in range(sum(sizes))],
+        {},
+        tuple((f"head{i}", size) for i, size in enumerate(sizes)),
+    )
+    listed = parts[0]
+    index = labels[:, 0]
+    for part, own in zip(parts[1:], labels.T[1:], strict=True):
+        index = index * part.shape[1] + own
+        listed = (listed[:, :, None] * part[:, None]).reshape(videos, -1)
+    names = [str(i) for i in range(listed.shape[1])]
+    expected = metrics.is_correct(single_label(index, listed, names), k)
+    np.testing.assert_array_equal(metrics.is_correct(predictions, k), expected)
+
+
+def test_refuses_labels_of_heads_out_of_range():
+    example = heads_example()
+    labels = example.labels.copy()
+    labels[2, 1] = 2
+    fields = example.probabilities, example.class_names, {}, example.heads
+    with pytest.raises(ValueError, match="c has label 2, but labels must be in 0 to 1"):
+        Predictions(example.ids, labels, *fields)
+    with pytest.raises(ValueError, match="4 videos and 5 classes do not fit"):
+        Predictions(example.ids, labels[:, 0], *fields)

@@ -12,6 +12,7 @@ from PIL import Image
 
 from tests.evaluation.test_metrics import (
     example,
+    heads_example,
     multi_label_example,
     single_label,
 )
@@ -90,6 +91,36 @@ def test_files(tmp_path, make_folder):
 
     with Image.open(folder / "confusion.png") as image:
         assert image.format == "PNG" and min(image.size) > 300
+
+
+def test_files_of_several_heads(tmp_path):
+    results.write(heads_example({"e": ((1, 1), "broken")}), tmp_path, step=7)
+    confusions = {"confusion_verb.png", "confusion_noun.png"}
+    written = {path.name for path in tmp_path.iterdir()}
+    assert written == FILES - {"confusion.png"} | confusions
+    rows = read_json_lines(tmp_path / "predictions.jsonl")
+    assert rows[2] == {
+        "id": "c",
+        "label": {"verb": 2, "noun": 1},
+        "label_name": {"verb": "cut", "noun": "pan"},
+        "top_k": {
+            "verb": [["take", 0.5], ["put", 0.3], ["cut", 0.2]],
+            "noun": [["pan", 0.9], ["egg", 0.1]],
+        },
+        "probabilities": {"verb": [0.5, 0.3, 0.2], "noun": [0.1, 0.9]},
+    }
+    [row] = read_json_lines(tmp_path / "unreadable.jsonl")
+    assert row == {"id": "e", "label": {"verb": 1, "noun": 1}, "reason": "broken"}
+    with (tmp_path / "per_class.csv").open(newline="") as file:
+        rows = list(csv.reader(file))
+    assert rows == [
+        ["head", "class", "label", "videos", "top1", "top5", "most_confused_with"],
+        ["verb", "take", "0", "2", "50.00", "100.00", "cut"],
+        ["verb", "put", "1", "1", "100.00", "100.00", ""],
+        ["verb", "cut", "2", "1", "0.00", "100.00", "take"],
+        ["noun", "egg", "0", "2", "0.00", "100.00", "pan"],
+        ["noun", "pan", "1", "2", "100.00", "100.00", ""],
+    ]
 
 
 def test_files_of_several_labels(tmp_path):
@@ -211,6 +242,10 @@ def test_a_dump_is_checked_with_the_config(monkeypatch):
     results.check_dump("a.pkl", LabelKind.ONE)
     with pytest.raises(ConfigError, match="dump='a.pkl' needs one label a video"):
         results.check_dump("a.pkl", LabelKind.MANY)
+    with pytest.raises(ConfigError, match="config.loss.kind=mse means values"):
+        results.check_dump("a.pkl", LabelKind.VALUES)
+    with pytest.raises(ConfigError, match="config.data.heads means several"):
+        results.check_dump("a.pkl", LabelKind.HEADS)
 
 
 def test_mmaction_dump(tmp_path):

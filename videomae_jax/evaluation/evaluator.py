@@ -27,6 +27,7 @@ from videomae_jax.inference import batching
 from videomae_jax.models.classifier import VideoClassifier
 from videomae_jax.models.problem import MULTI_LABEL, Problem
 from videomae_jax.video.record import Record
+from videomae_jax.video.source import RGB, PixelFormat
 
 
 class Evaluator:
@@ -42,6 +43,7 @@ class Evaluator:
         problem: Problem,
         read_clips: CenterClips | MultiViewClips,
         image_shape: tuple[int, ...],
+        pixels: PixelFormat = RGB,
         mesh: Mesh,
         videos_per_device: int,
         workers: WorkerConfig = DEFAULT_WORKERS,
@@ -54,7 +56,8 @@ class Evaluator:
             class_names: name of each logit, of a class or a value.
             problem: what the logits mean.
             read_clips: cuts the views out of a video.
-            image_shape: shape of one clip, [T, H, W, 3].
+            image_shape: shape of one clip, [T, H, W, C].
+            pixels: what the frames of the videos are converted to.
             videos_per_device: videos of a batch on each device, whose views are taken
                 one after the other; so memory holds this many clips' activations.
             workers: processes and threads that read.
@@ -67,6 +70,7 @@ class Evaluator:
             records,
             read_clips,
             clips_shape=(read_clips.views, *image_shape),
+            pixels=pixels,
             batch_size=videos_per_device * mesh.size,
             workers=workers,
             process=(jax.process_index(), jax.process_count()),
@@ -121,7 +125,11 @@ class Evaluator:
         """Puts the outputs of the readable videos beside their labels."""
         records = [r for r, ok in zip(self._records, readable, strict=True) if ok]
         ids, outputs = [record.id for record in records], outputs[readable]
-        bad = [(self._records[i], reasons[i]) for i in np.flatnonzero(~readable)]
+        bad = [
+            (record, reasons[i])
+            for i, record in enumerate(self._records)
+            if not readable[i]
+        ]
         if self._problem.is_regression:
             targets = np.array([record.values for record in records], np.float64)
             unreadable = {r.id: (r.values, reason) for r, reason in bad}

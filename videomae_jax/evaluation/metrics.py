@@ -122,7 +122,7 @@ def check_finite(ids: Sequence[str], outputs: np.ndarray, name: str) -> None:
     if not finite.all():
         raise ValueError(
             f"{np.sum(~finite)} of {len(finite)} videos have {name} that are not "
-            f"finite; the first is {ids[np.argmin(finite)]}"
+            f"finite; the first is {ids[int(np.argmin(finite))]}"
         )
 
 

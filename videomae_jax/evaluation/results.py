@@ -92,11 +92,11 @@ def _rows(
         for name, targets, values in zip(
             predictions.ids,
             predictions.targets.tolist(),
-            predictions.values.tolist(),
+            predictions.values,
             strict=True,
         ):
-            # float32 has no more digits.
-            rounded = [float(f"{value:.7g}") for value in values]
+            # The shortest digits that give the same float32.
+            rounded = [float(str(value)) for value in values]
             row = {"id": name, **_label_field(predictions, targets)}
             yield row | {"values": dict(zip(names, rounded, strict=True))}
     elif predictions.heads:

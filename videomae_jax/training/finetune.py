@@ -16,6 +16,9 @@ from videomae_jax.data.clips import (
     CenterClips,
     FinetuningClips,
     MultiViewClips,
+    clip_bytes,
+    clip_shape,
+    pixel_format,
 )
 from videomae_jax.data.randaugment import RandAugment
 from videomae_jax.data.workers import choose_workers
@@ -26,11 +29,12 @@ from videomae_jax.evaluation.evaluator import Evaluator
 from videomae_jax.files import read_json
 from videomae_jax.models import build, flops, vit
 from videomae_jax.models.arrays import Array
-from videomae_jax.models.classifier import HEAD_NORMS, POOLINGS
+from videomae_jax.models.classifier import HEAD_NORMS, POOLINGS, VideoClassifier
 from videomae_jax.training import initialization, losses, mixup, optimizer
 from videomae_jax.training.reporting import Reporter
 from videomae_jax.training.train_step import TrainState
 from videomae_jax.video.record import Record
+from videomae_jax.video.source import RGB
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +78,7 @@ class Finetuning:
         self._dump = pathlib.Path(dump) if dump else None
         self._read_lists(saved)
         self.model = build.classifier(config.model, len(self.class_names))
-        self._clip_shape = (data.num_frames, data.image_size, data.image_size, 3)
+        self._clip_shape = clip_shape(config)
         self._num_tokens = math.prod(
             vit.token_grid(
                 self._clip_shape, self.model.patch_size, self.model.tubelet_size
@@ -82,7 +86,7 @@ class Finetuning:
         )
         if config.model.head_norm == "batch":
             self._check_probe()
-        self.training_clips, self._held_out_clips = _make_clips(config)
+        self.training_clips, self._held_out_clips = _make_clips(config, self.model)
         self.eval_every = config.evaluation.every if data.validation else 0
         self._evaluators: dict[str, Evaluator] = {}
 
@@ -211,7 +215,12 @@ class Finetuning:
         video, targets = batch["video"], self.objective.targets(batch["label"])
         if "mix" in batch:
             video = mixup.mix_videos(
-                video, batch["mixup_pair_video"], batch["mix"], self.model.dtype
+                video,
+                batch["mixup_pair_video"],
+                batch["mix"],
+                self.model.dtype,
+                mean=self.model.pixel_mean,
+                std=self.model.pixel_std,
             )
             pair = self.objective.targets(batch["mixup_pair_label"])
             targets = mixup.mix_targets(targets, pair, batch["mix"])
@@ -275,6 +284,7 @@ class Finetuning:
         batch_size = videos_per_device * mesh.size
         plan = choose_workers(
             self._config.data,
+            clip_bytes=clip_bytes(self._config),
             clips_per_video=read_clips.views,
             batch_size=batch_size // jax.process_count(),
             num_batches=-(-len(videos) // batch_size),
@@ -290,20 +300,26 @@ class Finetuning:
             problem=self.objective.problem,
             read_clips=read_clips,
             image_shape=self._clip_shape,
+            pixels=pixel_format(self._config),
             mesh=mesh,
             videos_per_device=videos_per_device,
             workers=plan.workers,
         )
 
 
-def _make_clips(config: Config):
+def _make_clips(config: Config, model: VideoClassifier):
     """Returns what is cut out of videos: for training, and by split for evaluation."""
     data, evaluation = config.data, config.evaluation
+    if data.rand_augment and pixel_format(config) != RGB:
+        raise ConfigError(
+            f"config.data.rand_augment={data.rand_augment} is for RGB of 8 bits: set "
+            "it to '' with other config.model.channels or a config.data.value_range"
+        )
     clip = {
         "frame_sampling": data.frame_sampling,
         "num_frames": data.num_frames,
         "stride": data.stride,
-        "size": data.image_size,
+        "size": clip_shape(config)[1:3],
     }
     training = FinetuningClips(
         rand_augment=data.rand_augment and RandAugment.parse(data.rand_augment),
@@ -312,6 +328,8 @@ def _make_clips(config: Config):
         flip=data.flip,
         erase=data.erase,
         num_samples=data.num_samples,
+        pixel_mean=model.pixel_mean,
+        pixel_std=model.pixel_std,
         **clip,
     )
     held_out = {
