@@ -17,6 +17,7 @@ _Path = TypeVar("_Path", pathlib.Path, "epath.Path")
 
 # Ends the names of files that are not finished.
 PARTIAL_SUFFIX = ".part"
+_WEB = ("http://", "https://")
 
 
 def is_url(path: str | os.PathLike) -> bool:
@@ -29,13 +30,67 @@ def absolute(path: str) -> str:
     return path if is_url(path) else os.path.abspath(os.path.expanduser(path))
 
 
-def open_binary(path: str) -> IO[bytes]:
-    """Opens a file, or what a URL names, to be read."""
+@contextlib.contextmanager
+def open_binary(path: str) -> Iterator[IO[bytes]]:
+    """Opens a file, or what a URL names, to be read.
+
+    https:// is read by the standard library, gs://, s3:// and hf:// by the file systems
+    of fsspec, which may need a package each.
+
+    Raises:
+        FileNotFoundError: it does not exist.
+        OSError: it cannot be read. The reason is one line, whatever the store raises.
+    """
     if not is_url(path):
-        return open(path, "rb")
+        with open(path, "rb") as file:
+            yield file
+        return
+    with _one_line_errors(path), _open_url(path) as file:
+        yield file
+
+
+def list_folder(path: str) -> list[str]:
+    """Returns the names in a folder, or in what a URL names; see `open_binary`."""
+    if not is_url(path):
+        return os.listdir(path)
+    if path.startswith(_WEB):
+        raise OSError("a web server does not list its folders")
     from etils import epath
 
-    return epath.Path(path).open("rb")
+    with _one_line_errors(path):
+        return [entry.name for entry in epath.Path(path).iterdir()]
+
+
+def _open_url(url: str) -> Any:
+    if url.startswith(_WEB):
+        # Imported here: few runs need it.
+        import urllib.request
+
+        return urllib.request.urlopen(url, timeout=60)
+    from etils import epath
+
+    return epath.Path(url).open("rb")
+
+
+@contextlib.contextmanager
+def _one_line_errors(url: str) -> Iterator[None]:
+    """Makes an OSError of whatever the client of a store raises."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except KeyError as error:  # of epath
+        raise OSError(
+            f"{error} is not supported here: expected https://, gs://, s3:// or hf://"
+        ) from error
+    except Exception as error:
+        if getattr(error, "code", None) == 404:  # of urllib
+            raise FileNotFoundError(url) from error
+        reason = getattr(error, "reason", None) or error
+        message = str(reason).strip().partition("\n")[0] or type(error).__name__
+        if isinstance(error, ImportError):
+            message = f"a package is missing: {message} with pip"
+        raise OSError(message) from error
 
 
 def file_size(path: str) -> int | None:
@@ -45,7 +100,8 @@ def file_size(path: str) -> int | None:
             return os.path.getsize(path)
         from etils import epath
 
-        return epath.Path(path).stat().length
+        with _one_line_errors(path):
+            return epath.Path(path).stat().length
     except (OSError, ValueError):  # ValueError: a NUL in the path
         return None
 

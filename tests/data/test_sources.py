@@ -402,7 +402,9 @@ def test_any_text_loads_or_says_which_line(list_path, text, label_kind):
         assert record.frame_name or "." in os.path.basename(record.path)
         assert min(record.labels, default=0) >= 0
         assert label_kind is not LabelKind.ONE or len(record.labels) == 1
-        assert label_kind is LabelKind.MANY or len(record.labels) <= 1
+        several = label_kind in (LabelKind.MANY, LabelKind.HEADS)
+        assert several or len(record.labels) <= 1
+        assert bool(record.values) == (label_kind is LabelKind.VALUES)
 
 
 @settings(deadline=None, max_examples=100)

@@ -1,13 +1,193 @@
 """The classes of a labelled data set: their number, names and frequencies."""
 
+import dataclasses
+import difflib
+import math
 import os
 import pathlib
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from videomae_jax.errors import RecordError
+from videomae_jax.errors import LineError, RecordError
 from videomae_jax.video.record import LabelKind, Record
+
+# At most nine digits: no data set has more classes, and longer numbers are not labels.
+WHOLE_NUMBER = re.compile(r"[+-]?[0-9]{1,9}")
+DECIMAL = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?|nan|inf", re.I)
+# Kinds of which a video may have several labels or values.
+SEVERAL = (LabelKind.MANY, LabelKind.HEADS, LabelKind.VALUES)
+
+Labels = tuple[int | str, ...]  # numbers, or names of classes
+
+
+def parse(
+    texts: Sequence[str], label_kind: LabelKind
+) -> tuple[Labels, tuple[float, ...]]:
+    """Parses what a list gives as the labels of a video.
+
+    Args:
+        texts: the columns, as written.
+        label_kind: the labels that the video must have. UNUSED labels are left out if
+            they are neither a whole number nor a name.
+
+    Returns:
+        Labels as written, numbers or names; and the values of a regression.
+
+    Raises:
+        LineError: the columns do not fit `label_kind`.
+    """
+    if label_kind is LabelKind.VALUES:
+        return (), _parse_values(texts)
+    if label_kind is LabelKind.UNUSED:
+        try:
+            return parse(texts, LabelKind.OPTIONAL)
+        except LineError:
+            return (), ()
+    labels = tuple(map(_parse_label, texts))
+    if len(labels) > 1 and label_kind not in SEVERAL:
+        raise too_many_columns(texts)
+    if not labels and label_kind is LabelKind.ONE:
+        raise LineError("the label is missing: expected `path label`")
+    if not labels and label_kind is LabelKind.HEADS:
+        raise LineError("the labels are missing: expected `path label label`")
+    return labels, ()
+
+
+def _parse_values(texts: Sequence[str]) -> tuple[float, ...]:
+    for text in texts:
+        if not DECIMAL.fullmatch(text) or not math.isfinite(float(text)):
+            raise LineError(
+                f"{text[:40]!r} is not a number: expected `path value`, with as many "
+                "numbers as the model is to predict (config.loss.kind=mse)"
+            )
+    if not texts:
+        raise LineError("the value is missing: expected `path value`")
+    return tuple(map(float, texts))
+
+
+def _parse_label(text: str) -> int | str:
+    if WHOLE_NUMBER.fullmatch(text) and int(text) >= 0:
+        return int(text)
+    if not text or DECIMAL.fullmatch(text):
+        raise not_a_label(text)
+    return text
+
+
+def not_a_label(text: str, remedy: str = "") -> LineError:
+    """Returns an error about a column that is no label, and what else it may be."""
+    if DECIMAL.fullmatch(text) and "." in text:
+        remedy = "For numbers to predict (regression), set config.loss.kind=mse"
+    return LineError(
+        f"{text[:40]!r} is not a label: expected a whole number from 0 up, or the name "
+        f"of a class, after the path.{remedy and f' {remedy}.'} If it belongs to the "
+        "path, put the path in quotes"
+    )
+
+
+def too_many_columns(columns: Sequence[str], part: str = "") -> LineError:
+    """Returns an error about columns whose meaning is not known.
+
+    `part` is the header with which they are a part of a video.
+    """
+    headers = {3: "path,start,total,label or path,start_seconds,end_seconds,label"}
+    part = part or headers.get(len(columns), "")
+    advice = f"; if they are a part of a video, begin the list with a line {part}"
+    return LineError(
+        f"{1 + len(columns)} columns, expected `path label` or, for folders of images, "
+        "`folder start total` or `folder total label`. If the numbers are several "
+        "labels, set config.loss.kind=sigmoid; if they are a label for each head of "
+        "the model, name the heads, as in config.data.heads=verb,noun; if they belong "
+        f"to the path, put it in quotes{advice if part else ''}"
+    )
+
+
+def attach(
+    records: Sequence[Record],
+    found: Sequence[Labels],
+    label_kind: LabelKind,
+    *,
+    class_names: Sequence | None = None,
+    error: Callable[[int, str], RecordError],
+) -> list[Record]:
+    """Returns the records of a source with their labels, as numbers.
+
+    Args:
+        records: without labels.
+        found: the labels of each, as written. Names of UNUSED labels are left out.
+        label_kind: what the labels mean; those of HEADS have names for each head.
+        class_names: the names of all classes in order; for HEADS, those of each head.
+            By default the names that occur, sorted.
+        error: makes an error about a record, by its index.
+
+    Raises:
+        RecordError: a name is none of the classes, or both names and numbers occur.
+    """
+    heads = label_kind is LabelKind.HEADS
+    if label_kind is LabelKind.UNUSED:
+        found = [() if _has_names(own) else own for own in found]
+    if class_names is not None and not heads:
+        class_names = [class_names]
+    numbers: list[dict[str, int]] = []  # of each head, or of all labels
+    for head in range(max(map(len, found), default=0) if heads else 1):
+        column = [own[head : head + 1] if heads else own for own in found]
+        names = {x for own in column for x in own if isinstance(x, str)}
+        if names:
+            _check_mixture(column, error)
+        known = class_names[head] if class_names else sorted(names)
+        numbers.append({name: number for number, name in enumerate(known)})
+    labelled = []
+    for index, (record, own) in enumerate(zip(records, found, strict=True)):
+        try:
+            pairs = [
+                (_number(label, numbers[head if heads else 0]), label)
+                for head, label in enumerate(own)
+            ]
+        except LineError as reason:
+            raise error(index, str(reason)) from None
+        if not heads:
+            pairs = sorted(set(pairs))
+        labels = tuple(number for number, _ in pairs)
+        names = tuple(str(name) for _, name in pairs) if _has_names(own) else ()
+        labelled.append(dataclasses.replace(record, labels=labels, label_names=names))
+    return labelled
+
+
+def _has_names(own: Labels) -> bool:
+    return any(isinstance(label, str) for label in own)
+
+
+def _check_mixture(
+    column: Sequence[Labels], error: Callable[[int, str], RecordError]
+) -> None:
+    """Raises if numbers and names occur, at the first label that differs."""
+    first: int | str | None = None
+    for index, own in enumerate(column):
+        for label in own:
+            first = label if first is None else first
+            if isinstance(label, str) and isinstance(first, int):
+                raise error(index, str(not_a_label(label)))
+            if isinstance(label, int) and isinstance(first, str):
+                raise error(
+                    index,
+                    f"the label {label} is a number, but earlier ones, such as "
+                    f"{first!r}, are names of classes: use one of the two",
+                )
+
+
+def _number(label: int | str, numbers: Mapping[str, int]) -> int:
+    if isinstance(label, int):
+        return label
+    if label in numbers:
+        return numbers[label]
+    close = difflib.get_close_matches(label, numbers, 1)
+    nearest = f" (the nearest is {close[0]!r})" if close else ""
+    raise LineError(
+        f"{label[:40]!r} is none of the {len(numbers)} classes{nearest}: correct it, "
+        "or add it to the names in config.data.labels or --labels. Without these, the "
+        "training list names the classes"
+    )
 
 
 def class_names(
@@ -21,8 +201,9 @@ def class_names(
     Args:
         records: the training videos, with labels.
         source: the source of the videos, for messages.
-        label_file: see `read`. Without it, the folders of the videos give the names if
-            each class has its own folder; otherwise, each label is its own name.
+        label_file: see `read`. Without it, the names are those that the source gives,
+            or the folders of the videos if each class has its own folder; otherwise,
+            each label is its own name.
         num_classes: the number of classes; by default, the number of lines of the label
             file or, without it, the highest label plus one.
 
@@ -39,7 +220,14 @@ def class_names(
     else:
         if num_classes is None:
             num_classes = 1 + max(max(x.labels, default=0) for x in records)
-        names = _folder_names(records, num_classes)
+        given = {
+            label: name
+            for record in records
+            for label, name in zip(record.labels, record.label_names, strict=False)
+        }
+        names = [given.get(label, str(label)) for label in range(num_classes)]
+        if not given:
+            names = _folder_names(records, num_classes)
     check(records, source, len(names))
     return names
 
@@ -57,6 +245,78 @@ def check(records: Sequence[Record], source: str, num_classes: int) -> None:
             )
 
 
+def of_head(records: Sequence[Record], head: int) -> list[Record]:
+    """Returns records of LabelKind.HEADS with the class of one head only."""
+    return [
+        dataclasses.replace(
+            record,
+            labels=record.labels[head : head + 1],
+            label_names=record.label_names[head : head + 1],
+        )
+        for record in records
+    ]
+
+
+def check_heads(records: Sequence[Record], source: str, num_heads: int) -> None:
+    """Raises RecordError unless all videos have a class for each head."""
+    for record in records:
+        if len(record.labels) != num_heads:
+            raise RecordError(
+                f"{source}: {record.id} has {len(record.labels)} labels, but "
+                f"config.data.heads names {num_heads} heads, with a label column each"
+            )
+
+
+def value_names(
+    records: Sequence[Record],
+    source: str,
+    label_file: str = "",
+    num_values: int | None = None,
+) -> list[str]:
+    """Returns the name of each value of LabelKind.VALUES.
+
+    Args:
+        records: the training videos, with values.
+        source: the source of the videos, for messages.
+        label_file: see `read`. Without it, they are "value", or "value 0", "value 1".
+        num_values: their number, if it is set: config.data.num_classes.
+
+    Raises:
+        RecordError: label file, `num_values` and videos do not agree.
+    """
+    count = len(records[0].values)
+    check_values(records, source, count)
+    if num_values not in (None, count):
+        raise RecordError(
+            f"config.data.num_classes={num_values}, but the videos of {source} have "
+            f"{count} values each: unset config.data.num_classes, or correct it"
+        )
+    if not label_file:
+        return ["value"] if count == 1 else [f"value {i}" for i in range(count)]
+    names = read(label_file)
+    if len(names) != count:
+        raise RecordError(
+            f"{label_file} names {len(names)} values, but the videos of {source} have "
+            f"{count} each: correct config.data.labels, or leave it empty"
+        )
+    return names
+
+
+def check_values(records: Sequence[Record], source: str, num_values: int) -> None:
+    """Raises RecordError unless all videos have this number of finite values."""
+    for record in records:
+        if len(record.values) != num_values:
+            raise RecordError(
+                f"{source}: {record.id} has {len(record.values)} values, expected "
+                f"{num_values} columns of numbers after the path, as for other videos"
+            )
+        if not all(map(math.isfinite, record.values)):
+            raise RecordError(
+                f"{source}: {record.id} has the values {record.values}, but they must "
+                "be finite: remove the video, or correct the list"
+            )
+
+
 def counts(records: Sequence[Record], num_classes: int) -> np.ndarray:
     """Returns the number of videos of each class, int64 [num_classes]."""
     labels = [label for record in records for label in record.labels]
@@ -68,8 +328,13 @@ def to_array(records: Sequence[Record], label_kind: LabelKind) -> np.ndarray | N
 
     Returns:
         int32 [records] for LabelKind.ONE; int32 [records, K] for MANY, where K is the
-        most labels of a record, padded with -1; otherwise, None.
+        most labels of a record, padded with -1; int32 [records, heads] for HEADS;
+        float32 [records, values] for VALUES; otherwise, None.
     """
+    if label_kind is LabelKind.HEADS:
+        return np.array([record.labels for record in records], np.int32)
+    if label_kind is LabelKind.VALUES:
+        return np.array([record.values for record in records], np.float32)
     if label_kind is LabelKind.ONE:
         return np.array([record.labels[0] for record in records], np.int32)
     if label_kind is not LabelKind.MANY:

@@ -38,12 +38,17 @@ Frame folders and parts of videos:
   part of a video file: `total` frames from frame `start` on, counted from 0.
 """
 
+import contextlib
+import csv
 import dataclasses
+import functools
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
-from videomae_jax.errors import RecordError
+from videomae_jax.data import labels
+from videomae_jax.data.labels import DECIMAL, WHOLE_NUMBER, not_a_label
+from videomae_jax.errors import LineError, RecordError
 from videomae_jax.video.record import LabelKind
 
 EXTENSIONS = tuple(".mp4 .mkv .webm .avi .mov .m4v .mpg .mpeg .ts .wmv .flv".split())
@@ -56,9 +61,9 @@ _TAB = re.compile(r" *\t[ \t]*")
 # A path that needs no quotes: no character separates, quotes or comments, and none is
 # stripped when the line is parsed.
 _PLAIN = re.compile(r"[^\s,\"'#\ufeff]+")
-# At most nine digits: no data set has more classes, and longer numbers are not labels.
-_NUMBER = re.compile(r"[+-]?[0-9]{1,9}")
-_VIDEO_THEN_MORE = re.compile(rf"(?:{'|'.join(map(re.escape, EXTENSIONS))})[ ,]", re.I)
+_ENDING = "|".join(map(re.escape, EXTENSIONS))
+_VIDEO_THEN_MORE = re.compile(rf"({_ENDING})[ ,]", re.I)
+_VIDEO_SEMICOLON = re.compile(rf"(.+?(?:{_ENDING}));(.*)", re.I)
 _PATH_NAMES = (
     "path paths file files filename filepath file_path video video_path".split()
 )
@@ -74,10 +79,6 @@ _LAYOUTS = [
     ("total", "label"),
     ("start", "total", "label"),
 ]
-
-
-class LineError(RecordError):
-    """A line that cannot be parsed or written; the message says what is expected."""
 
 
 def is_video(path: str) -> bool:
@@ -106,12 +107,64 @@ def parse_header(line: str) -> tuple[str, ...] | None:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Row:
-    """The content of a line."""
+    """The content of a line.
 
-    name: str  # the path, without the slash at the end of a folder
-    is_folder: bool  # a frame folder
-    frame_range: tuple[int, int] | None  # first and number of frames; None for all
-    labels: tuple[int, ...]  # increasing
+    Attributes:
+        name: the path, without the slash at the end of a folder.
+        is_folder: True for a frame folder.
+        frame_range: first and number of frames; None for all.
+        time_range: start and end in seconds; None for all.
+        labels: whole numbers or class names, as written.
+        values: the targets of a regression.
+        is_cut: True if columns that are neither a label nor a range were left out.
+    """
+
+    name: str
+    is_folder: bool = False
+    frame_range: tuple[int, int] | None = None
+    time_range: tuple[float, float] | None = None
+    labels: tuple[int | str, ...] = ()
+    values: tuple[float, ...] = ()
+    is_cut: bool = False
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Entry:
+    """A row of a list, not parsed yet.
+
+    Attributes:
+        place: what follows the source in messages, such as ":3" for line 3.
+        text: the row as written.
+        parse: returns the row; raises LineError.
+    """
+
+    place: str
+    text: str
+    parse: Callable[[], Row]
+
+    def error(self, source: str, reason: str | Exception) -> RecordError:
+        """Returns an error about the row, which it shows."""
+        text = self.text
+        shown = text if len(text) <= 80 else f"{text[:60]}...{text[-17:]}"
+        return RecordError(f"{source}{self.place}: {reason}\n    {shown}")
+
+
+def entries(text: str, label_kind: LabelKind) -> Iterator[Entry]:
+    """Yields the lines of a list; the first may be a header that names the columns."""
+    layout, is_first = None, True
+    # Not splitlines(), which also breaks lines at characters that a path may contain.
+    for number, line in enumerate(text.split("\n"), start=1):
+        line = line.strip(BLANK)
+        if not line or line[0] == "#":
+            continue
+        header = parse_header(line) if is_first else None
+        is_first = False
+        if header is not None:
+            layout = header
+            continue
+        yield Entry(
+            f":{number}", line, functools.partial(parse, line, layout, label_kind)
+        )
 
 
 def parse(line: str, layout: tuple[str, ...] | None, label_kind: LabelKind) -> Row:
@@ -125,33 +178,66 @@ def parse(line: str, layout: tuple[str, ...] | None, label_kind: LabelKind) -> R
     Raises:
         LineError: the line does not fit the format or `label_kind`.
     """
-    many = label_kind is LabelKind.MANY
-    path, columns, is_certain = _split(line)
+    path, columns, is_certain = _split(line, layout)
+    several = label_kind in labels.SEVERAL
+    is_unused = label_kind is LabelKind.UNUSED
+    if layout and "total" in layout:
+        start, total, targets = _split_columns(columns, layout, several)
+        return make_row(path, targets, label_kind, start=start, total=total)
+    if label_kind is LabelKind.VALUES or len(columns) < 2:
+        return make_row(path, columns, label_kind)
+    if columns == ["0", "-1"] and not several:
+        return make_row(path, [], label_kind)
+    if _are_seconds(columns) and (several or len(columns) == 3):
+        with contextlib.suppress(*[LineError] if is_unused else []):
+            times = parse_times(*columns[:2])
+            return make_row(path, columns[2:], label_kind, times=times)
+    if several:
+        return make_row(path, columns, label_kind)
+    # Numbers after a video file may be labels: only a header makes them a part.
+    if len(columns) > 2 or is_video(path) or not (is_certain or path.endswith("/")):
+        if is_unused and is_video(path):
+            return dataclasses.replace(make_row(path, [], label_kind), is_cut=True)
+        is_one = label_kind is LabelKind.ONE
+        fits = len(columns) == 2 and not (is_one and is_video(path))
+        part = "path,total,label" if is_one else "path,start,total"
+        raise labels.too_many_columns(columns, part if fits else "")
+    if label_kind is LabelKind.ONE:
+        start, total, targets = _split_columns(columns, ("total", "label"), False)
+    else:
+        start, total, targets = _split_columns(columns, ("start", "total"), False)
+    return make_row(path, targets, label_kind, start=start, total=total)
+
+
+def make_row(
+    path: str,
+    targets: Sequence[str],
+    label_kind: LabelKind,
+    *,
+    start: int | None = None,
+    total: int | None = None,
+    times: tuple[float, float] | None = None,
+) -> Row:
+    """Returns the row of columns whose meaning is known.
+
+    Args:
+        path: as written, with the slash of a folder.
+        targets: what the task is to predict, as written.
+        label_kind: the labels that the row must have.
+        start: the first frame of a part of a video; by default the first image.
+        total: the number of frames; None for all.
+        times: start and end of a part of a video, in seconds.
+
+    Raises:
+        LineError: the columns do not fit each other or `label_kind`.
+    """
     name = path.rstrip("/")
     if not name:
         raise LineError(
             "the path is empty or `/`; a line names one video file or folder of images"
         )
     is_folder = path != name
-    if layout:
-        start, total, labels = _split_columns(columns, layout, many)
-    elif many or len(columns) < 2 or columns == ["0", "-1"]:
-        start = total = None
-        labels = [] if columns == ["0", "-1"] and not many else columns
-    else:
-        # Numbers after a video file may be labels: only a header makes them a part.
-        if len(columns) > 2 or is_video(path) or not (is_certain or is_folder):
-            raise LineError(
-                f"{1 + len(columns)} columns, expected `path label` or, for folders of "
-                "images, `folder start total` or `folder total label`. If the numbers "
-                "are several labels, set config.loss.kind=sigmoid; if they belong to "
-                "the path, put it in quotes; if they are a part of a video file, begin "
-                "the list with a line path,start,total"
-            )
-        is_labelled = label_kind is LabelKind.ONE
-        layout = ("total", "label") if is_labelled else ("start", "total")
-        start, total, labels = _split_columns(columns, layout, many)
-    frame_range = None
+    frames = None
     if total is not None:
         is_folder = is_folder or not is_video(path)
         if start is None and not is_folder:
@@ -159,11 +245,40 @@ def parse(line: str, layout: tuple[str, ...] | None, label_kind: LabelKind) -> R
                 "a part of a video file needs a start: begin the list with the header "
                 "path,start,total,label"
             )
-        frame_range = (1 if start is None else start, total)
-    labels = tuple(sorted(set(map(_parse_label, labels))))
-    if label_kind is LabelKind.ONE and not labels:
-        raise LineError("the label is missing: expected `path label`")
-    return Row(name, is_folder, frame_range, labels)
+        frames = (1 if start is None else start, total)
+    if times and is_folder:
+        raise LineError(
+            "images have no times: select them by start_frame,end_frame in the header"
+        )
+    if any(map(is_video, targets)):
+        raise not_a_label(next(filter(is_video, targets)))
+    classes, values = labels.parse(targets, label_kind)
+    return Row(name, is_folder, frames, times, classes, values)
+
+
+def parse_times(start: str, end: str) -> tuple[float, float]:
+    """Parses two times, in seconds or as hours:minutes:seconds.
+
+    Raises:
+        LineError: they are not such times, or the first is not below the second.
+    """
+    times = []
+    for text in (start, end):
+        *larger, seconds = text.split(":")
+        if not DECIMAL.fullmatch(seconds) or not all(map(str.isdecimal, larger)):
+            raise LineError(
+                f"{text[:40]!r} is not a time: expected seconds, such as 2.5, or "
+                "hours:minutes:seconds"
+            )
+        minutes = functools.reduce(lambda total, x: 60 * total + int(x), larger, 0)
+        times.append(60 * minutes + float(seconds))
+    if not 0 <= times[0] < times[1] < float("inf"):
+        raise LineError(
+            f"the part from {start} to {end} seconds is empty: the start must be from "
+            "0 up and below the end. If the numbers are values to predict "
+            "(config.loss.kind=mse), begin the list with a line path,value"
+        )
+    return times[0], times[1]
 
 
 def write(
@@ -201,7 +316,7 @@ def write(
     return " ".join([path, *map(str, [*numbers, *labels])])
 
 
-def _split(line: str) -> tuple[str, list[str], bool]:
+def _split(line: str, layout: tuple[str, ...] | None) -> tuple[str, list[str], bool]:
     """Returns path, columns, and whether the line can be split in only one way."""
     if line[0] in "\"'":
         return *_split_quoted(line), True
@@ -211,29 +326,69 @@ def _split(line: str) -> tuple[str, list[str], bool]:
         path, *columns = _TAB.split(line)
         return path, columns, True
     path, columns = _split_numbers(line)
+    more = _VIDEO_SEMICOLON.fullmatch(line)
+    if more and not columns and not is_video(line):
+        return more[1], [column.strip() for column in more[2].split(";")], True
     if " " not in path and "," not in path:
         return path, columns, True
     if more := _VIDEO_THEN_MORE.search(path):
-        raise _not_a_label(path[more.end() :].strip(" ,"))
+        return path[: more.end(1)], _split_names(line[more.end(1) :]), False
     if not columns and not is_video(path) and not path.endswith("/"):
-        raise _not_a_label(re.split("[ ,]", path)[-1])
+        # Below a header, a comma separates as in any CSV file.
+        cells = [cell.strip() for cell in line.split(",")]
+        if layout == ("label",) and len(cells) == 2:
+            return cells[0], cells[1:], True
+        raise not_a_label(re.split("[ ,]", path)[-1])
     return path, columns, False
 
 
+def split_cells(line: str, separator: str) -> list[str]:
+    """Splits a line of a CSV file; raises LineError if its quotes are not closed."""
+    try:
+        reader = csv.reader(
+            [line], delimiter=separator, skipinitialspace=True, strict=True
+        )
+        return [cell.strip() for cell in next(reader)] or [""]
+    except csv.Error as error:
+        raise LineError(f"not valid CSV: {error}") from None
+
+
+def _split_names(rest: str) -> list[str]:
+    """Splits what follows a path, from its separator on, where not all are numbers."""
+    text = rest.strip(BLANK)
+    if text[:1] == ",":
+        columns = split_cells(text[1:], ",")
+    elif "\t" in rest:
+        columns = [column.strip(" \"'") for column in _TAB.split(text)]
+    elif quoted := _QUOTED.fullmatch(text):
+        quote = text[0]
+        columns = [(quoted[1] or quoted[2] or "").replace(quote * 2, quote)]
+    else:
+        columns = _SEPARATOR.split(text)
+        for column in columns[:-1]:
+            if not DECIMAL.fullmatch(column):
+                raise not_a_label(
+                    column, "A class name with spaces needs quotes or a comma before it"
+                )
+    if not all(columns):
+        raise not_a_label("")
+    return columns
+
+
 def _split_columns(
-    columns: Sequence[str], layout: tuple[str, ...], many: bool
+    columns: Sequence[str], layout: tuple[str, ...], several: bool
 ) -> tuple[int | None, int | None, Sequence[str]]:
     """Returns start and total, both None for a whole video, and the label columns."""
     expected = f"`path {' '.join(layout)}`"
     count = len(layout) - ("label" in layout)
-    most = len(columns) if many else len(layout)
+    most = len(columns) if several else len(layout)
     if not count <= len(columns) <= most:
         raise LineError(
             f"{1 + len(columns)} columns, expected {expected}; a path that ends with "
             "numbers needs quotes"
         )
     for text in columns[:count]:
-        if not _NUMBER.fullmatch(text):
+        if not WHOLE_NUMBER.fullmatch(text):
             raise LineError(f"{text[:40]!r} is not a whole number: expected {expected}")
     *starts, total = map(int, columns[:count])
     start = starts[0] if starts else None
@@ -247,10 +402,14 @@ def _split_columns(
     return start, total, columns[count:]
 
 
-def _parse_label(text: str) -> int:
-    if not _NUMBER.fullmatch(text) or int(text) < 0:
-        raise _not_a_label(text)
-    return int(text)
+def _are_seconds(columns: Sequence[str]) -> bool:
+    """Returns whether columns begin with two times, at least one with a fraction."""
+    times = columns[:2]
+    return (
+        len(columns) > 2
+        and all(map(DECIMAL.fullmatch, times))
+        and any("." in text for text in times)
+    )
 
 
 def _split_quoted(line: str) -> tuple[str, list[str]]:
@@ -269,7 +428,10 @@ def _split_quoted(line: str) -> tuple[str, list[str]]:
             f"{quote} inside the path"
         )
     rest = _COMMENT.split(rest, maxsplit=1)[0].rstrip(BLANK)
-    return path, _SEPARATOR.split(rest)[1:]
+    columns = _SEPARATOR.split(rest)[1:]
+    if all(map(DECIMAL.fullmatch, columns)):
+        return path, columns
+    return path, _split_names(rest)
 
 
 def _split_numbers(line: str) -> tuple[str, list[str]]:
@@ -278,14 +440,7 @@ def _split_numbers(line: str) -> tuple[str, list[str]]:
     while True:
         rest = path.rstrip("+-0123456789")
         number = path[len(rest) :]
-        if rest[-1:] not in (" ", ",") or not _NUMBER.fullmatch(number):
+        if rest[-1:] not in (" ", ",") or not WHOLE_NUMBER.fullmatch(number):
             return path, columns
         columns.insert(0, number)
         path = rest.rstrip(" ").removesuffix(",").rstrip(" ")
-
-
-def _not_a_label(text: str) -> LineError:
-    return LineError(
-        f"{text[:40]!r} is not a label: expected a whole number from 0 up after the "
-        "path. If it belongs to the path, put the path in quotes"
-    )

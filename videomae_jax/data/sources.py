@@ -5,6 +5,8 @@ A source is one of
     data/train.txt              a list file; its format is documented in list_format.py
     /data/videos                a folder, for all videos and frame folders in and below
                                 it, without labels
+    data/train-{000..127}.tar   tar shards of WebDataset (video/tar_shards.py); also
+                                data/*.tar, wds:data, or a folder with .tar files only
     tfds:/data/tfds/k400/train  a data set that `python -m videomae_jax prepare` wrote
                                 (tfds:, its OUT folder, the split), or a data set of
                                 decoded frames that TFDS made (video/tfds.py)
@@ -12,14 +14,17 @@ A source is one of
 """
 
 import dataclasses
+import logging
 import os
 import pathlib
+import re
 from collections.abc import Iterable, Sequence
 
-from videomae_jax.data import list_format
-from videomae_jax.data.list_format import EXTENSIONS, LineError
-from videomae_jax.errors import RecordError
+from videomae_jax.data import labels, list_format, tables
+from videomae_jax.data.list_format import EXTENSIONS
+from videomae_jax.errors import LineError, RecordError
 from videomae_jax.files import absolute, is_url, open_binary
+from videomae_jax.video import tar_shards
 from videomae_jax.video.frame_folder import (
     DEFAULT_FRAME_NAME,
     check_frame_name,
@@ -27,6 +32,8 @@ from videomae_jax.video.frame_folder import (
     frame_number,
 )
 from videomae_jax.video.record import LabelKind, Record
+
+log = logging.getLogger(__name__)
 
 _IMAGES = (".jpg", ".jpeg", ".png", ".webp")
 
@@ -36,8 +43,88 @@ A list file has one video per line: its path and, for labelled videos, the label
     "juggling balls/b 2.mp4" 1
 To make one without labels: find /videos -name '*.mp4' > train.txt
 A folder with an image per frame is a video, too: `folder/ 0`, with the slash.
-Other sources: a folder of videos (without labels), tfds:FOLDER/SPLIT (made by the
-command prepare, or by TFDS), digits:train (made on first use)."""
+Other sources: a folder of videos (without labels), tar shards (train-*.tar),
+tfds:FOLDER/SPLIT (made by the command prepare, or by TFDS), digits:train (made on first
+use)."""
+
+# What is no list: endings of its name, its first bytes, and what to do about it.
+_PACK = "give a list of these, which `python -m videomae_jax prepare` packs again"
+_NOT_LISTS = (
+    (EXTENSIONS, (), "is a video: give its folder, or a list that names it"),
+    (
+        (".npy", ".npz"),
+        (b"\x93NUMPY",),
+        "is an array, which is one video: give its folder, or a list that names it",
+    ),
+    (
+        (".h5", ".hdf5", ".mdb", ".lmdb"),
+        (b"\x89HDF\r\n",),
+        "holds data under keys (HDF5, LMDB): write each of its videos to a file or a "
+        f"folder of images, and {_PACK}",
+    ),
+    (
+        (".parquet", ".arrow", ".feather", ".xlsx", ".xls"),
+        (b"PAR1", b"ARROW1"),
+        "is a table in another format: write it as CSV, with columns path and label "
+        "(pandas: DataFrame.to_csv)",
+    ),
+    (
+        (".tfrecord", ".tfrecords"),
+        (),
+        "has no random access: build its data set with `tfds build "
+        "--file_format=array_record`, and give tfds:FOLDER/SPLIT",
+    ),
+    (
+        (".pkl", ".pickle"),
+        (b"\x80\x03", b"\x80\x04", b"\x80\x05"),
+        "is a pickle, which may run any code: write its paths and labels as text",
+    ),
+    (
+        (".zip", ".rar", ".7z", ".gz", ".tgz", ".bz2", ".xz", ".zst"),
+        (b"PK\x03\x04", b"Rar!", b"7z\xbc\xaf", b"\x1f\x8b", b"BZh", b"\xfd7zXZ"),
+        f"is an archive: unpack it, and give its folder; for labels, {_PACK}",
+    ),
+)
+
+# Annotations of known data sets, by how they begin, and what to do with them.
+_MAKE_LISTS = "`python -m videomae_jax lists {}` makes lists of them"
+_ANNOTATIONS = (
+    (
+        "Kinetics'",
+        r"[^\n]*\byoutube_id\b[^\n]*\btime_start\b",
+        _MAKE_LISTS.format("kinetics400") + " (or kinetics600, kinetics700)",
+    ),
+    (
+        "Something-Something V2's",
+        r'\s*\[\s*\{[^}]*"(template|placeholders)"|\s*\{\s*"[^"]*something[^"]*"\s*:',
+        _MAKE_LISTS.format("ssv2"),
+    ),
+    (
+        "ActivityNet's",
+        r'\s*\{(?s:.)*"database"\s*:\s*\{',
+        _MAKE_LISTS.format("activitynet"),
+    ),
+    (
+        "EPIC-KITCHENS'",
+        r"[^\n]*\bparticipant_id\b[^\n]*\bnarration",
+        _MAKE_LISTS.format("epic-kitchens"),
+    ),
+    ("Charades'", r"id,subject,scene,", _MAKE_LISTS.format("charades")),
+    ("Diving48's", r'\s*\[\s*\{[^}]*"vid_name"', _MAKE_LISTS.format("diving48")),
+    (
+        "Jester's or Something-Something V1's",
+        r"[0-9]+;[A-Z]",
+        "their videos are folders of images. Begin the file with a line path;label, "
+        "write 34870/ for 34870, and set config.data.frame_name={:05}.jpg",
+    ),
+    (
+        "AVA's",
+        r"[\w-]{11},[0-9]{4}(\.[0-9]+)?,([01]?\.[0-9]+,){4}",
+        "they mark persons in frames (detection), which this library does not train",
+    ),
+)
+_UCF101 = re.compile(r"\w+/v_\w+_g[0-9]{2}_c[0-9]{2}\.avi( 1)?", re.A)
+_HMDB51 = re.compile(r".*_test_split[123]\.txt")
 
 
 def load(
@@ -46,6 +133,8 @@ def load(
     *,
     label_kind: LabelKind = LabelKind.OPTIONAL,
     frame_name: str = DEFAULT_FRAME_NAME,
+    class_names: Sequence | None = None,
+    label_columns: Sequence[str] = (),
 ) -> list[Record]:
     """Loads all records of a source in order, without checking that the videos exist.
 
@@ -56,8 +145,13 @@ def load(
             folder of the list file.
         label_kind: the labels that each video must have. UNUSED labels are left out
             if reading them would mean reading all videos, as with a data set of frames
-            that TFDS made.
+            that TFDS made, or if they are names.
         frame_name: template of the image names in frame folders.
+        class_names: the names of all classes, by label, for lists that give names; for
+            LabelKind.HEADS, a sequence of them for each head. By default the names that
+            occur in the source, sorted.
+        label_columns: for LabelKind.HEADS, the columns of a list with a header that
+            hold the labels; by default all that may be labels.
 
     Raises:
         RecordError: the source is missing, empty or not text, or a line cannot be
@@ -79,13 +173,23 @@ def load(
         check_frame_name(frame_name)
     except ValueError as error:
         raise RecordError(f"config.data.frame_name or --frame-name: {error}") from None
+    if tars := tar_shards.find(source):
+        return _load_tars(source, tars, label_kind, class_names)
     path = absolute(source)
     if os.path.isdir(path):
         return _load_folder(source, path, label_kind, frame_name)
     if not os.path.exists(path) and not is_url(path):
         raise RecordError(f"file or folder not found: {source!r}. {_HELP}")
     base = absolute(root) if root else os.path.dirname(path)
-    return _load_list(source, _read_text(source, path), base, label_kind, frame_name)
+    return _load_list(
+        source,
+        _read_text(source, path),
+        base,
+        label_kind=label_kind,
+        frame_name=frame_name,
+        class_names=class_names,
+        label_columns=label_columns,
+    )
 
 
 def write_list(
@@ -206,13 +310,22 @@ def _load_folder(
 
 
 def _read_text(source: str, path: str) -> str:
+    for endings, _, remedy in _NOT_LISTS:
+        if path.lower().endswith(endings):
+            raise RecordError(f"{source}: {remedy}")
     try:
         with open_binary(path) as file:
             data = file.read(4096)  # enough to recognize a video, which may be large
+            for _, magic, remedy in _NOT_LISTS:
+                if data.startswith(magic):
+                    raise RecordError(f"{source}: {remedy}")
             if b"\0" not in data:
                 data += file.read()
     except FileNotFoundError:
         raise RecordError(f"file not found: {source!r}. {_HELP}") from None
+    except OSError as error:
+        reason = error.strerror or error
+        raise RecordError(f"{source}: cannot be read: {reason}") from error
     position = data.find(b"\0")
     if position < 0:
         try:
@@ -226,41 +339,106 @@ def _read_text(source: str, path: str) -> str:
     )
 
 
+def _refuse_annotations(source: str, text: str, label_kind: LabelKind) -> None:
+    """Names the data set if a list is what its publisher distributes."""
+    for name, pattern, remedy in _ANNOTATIONS:
+        if re.match(pattern, text):
+            raise RecordError(f"{source}: these are {name} annotations: {remedy}")
+    if label_kind is LabelKind.UNUSED:
+        return  # these two name the files
+    if _HMDB51.fullmatch(source):
+        remedy = _MAKE_LISTS.format("hmdb51")
+        raise RecordError(f"{source}: these are HMDB51's annotations: {remedy}")
+    first = text.split("\n", 1)[0].strip()
+    if _UCF101.fullmatch(first):
+        remedy = _MAKE_LISTS.format("ucf101")
+        raise RecordError(
+            f"{source}: these are UCF101's annotations, with labels from 1 on: {remedy}"
+        )
+
+
 def _load_list(
-    source: str, text: str, base: str, label_kind: LabelKind, frame_name: str
+    source: str,
+    text: str,
+    base: str,
+    *,
+    label_kind: LabelKind,
+    frame_name: str,
+    class_names: Sequence | None,
+    label_columns: Sequence[str],
 ) -> list[Record]:
+    _refuse_annotations(source, text, label_kind)
+    table = tables.read(source, text, label_kind, label_columns)
+    entries, rows = [], []
+    for entry in table or list_format.entries(text, label_kind):
+        try:
+            rows.append(entry.parse())
+        except LineError as error:
+            raise entry.error(source, error) from None
+        entries.append(entry)
+    if not rows:
+        raise RecordError(f"the list {source!r} names no videos. {_HELP}")
+    is_cut = any(row.is_cut for row in rows)
+    if is_cut:
+        log.warning(
+            "%s: columns after the path are ignored; if they are parts of the videos, "
+            "begin the list with a line such as path,start_seconds,end_seconds",
+            source,
+        )
     records: list[Record] = []
     counts: dict[str, int] = {}
-    layout, is_first = None, True
-    # Not splitlines(), which also breaks lines at characters that a path may contain.
-    for number, line in enumerate(text.split("\n"), start=1):
-        line = line.strip(list_format.BLANK)
-        if not line or line[0] == "#":
-            continue
-        header = list_format.parse_header(line) if is_first else None
-        is_first = False
-        if header is not None:
-            layout = header if "total" in header else None
-            continue
-        try:
-            row = list_format.parse(line, layout, label_kind)
-        except LineError as error:
-            shown = line if len(line) <= 80 else f"{line[:60]}...{line[-17:]}"
-            raise RecordError(f"{source}:{number}: {error}\n    {shown}") from None
+    for row in rows:
         path = row.name if is_url(row.name) else os.path.join(base, row.name)
         if not row.is_folder and not list_format.has_extension(path):
             path += ".mp4"
         record = Record(
             path,
             _unique(row.name, counts),
-            labels=row.labels,
+            values=row.values,
             frame_name=frame_name if row.is_folder else "",
             frame_range=row.frame_range,
+            # If some lines have other numbers, these are not times either.
+            time_range=None if is_cut else row.time_range,
         )
         records.append(record)
+    return labels.attach(
+        records,
+        [row.labels for row in rows],
+        label_kind,
+        class_names=class_names,
+        error=lambda index, reason: entries[index].error(source, reason),
+    )
+
+
+def _load_tars(
+    source: str,
+    tars: Sequence[str],
+    label_kind: LabelKind,
+    class_names: Sequence | None,
+) -> list[Record]:
+    is_used = label_kind is not LabelKind.UNUSED
+    records, found = [], []
+    counts: dict[str, int] = {}
+    for tar in tars:
+        for member in tar_shards.members(tar, EXTENSIONS, with_labels=is_used):
+            try:
+                classes, values = labels.parse(member.labels, label_kind)
+            except LineError as error:
+                raise RecordError(f"{tar}: {member.name}: {error}") from None
+            record = dataclasses.replace(
+                member.record, id=_unique(member.name, counts), values=values
+            )
+            records.append(record)
+            found.append(classes)
     if not records:
-        raise RecordError(f"the list {source!r} names no videos. {_HELP}")
-    return records
+        raise RecordError(f"{source}: the tar holds no videos ({' '.join(EXTENSIONS)})")
+    return labels.attach(
+        records,
+        found,
+        label_kind,
+        class_names=class_names,
+        error=lambda i, reason: RecordError(f"{records[i].location}: {reason}"),
+    )
 
 
 def _unique(name: str, counts: dict[str, int]) -> str:

@@ -7,13 +7,12 @@ describes. Only the images of requested frames are opened.
 """
 
 import functools
-import os
 import re
 import string
 from collections.abc import Iterable
 
 from videomae_jax.errors import VideoError
-from videomae_jax.files import file_size, is_url
+from videomae_jax.files import file_size, list_folder
 from videomae_jax.video.images import ImageVideo
 from videomae_jax.video.source import read_file
 
@@ -85,12 +84,7 @@ class FrameFolder(ImageVideo):
     def _list_images(self, problem: str) -> list[int]:
         """Returns the numbers of all images; raises `problem` if there are none."""
         try:
-            if is_url(self._path):
-                from etils import epath
-
-                names = [entry.name for entry in epath.Path(self._path).iterdir()]
-            else:
-                names = os.listdir(self._path)
+            names = list_folder(self._path)
         except FileNotFoundError:
             raise self.error("no such folder") from None
         except NotADirectoryError:

@@ -1,0 +1,437 @@
+"""Lists with named columns: CSV files with a header, JSON, and JSON lines.
+
+`docs/data.md` has a table of the names that are known. Columns may be in any order. A
+table is a list of rows, each of which becomes a `list_format.Row`.
+"""
+
+import csv
+import json
+import logging
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from videomae_jax.data import labels, list_format
+from videomae_jax.data.list_format import Entry, Row
+from videomae_jax.errors import LineError, RecordError
+from videomae_jax.video.record import LabelKind
+
+log = logging.getLogger(__name__)
+
+# Names of columns, best first. They are compared in lower case, with _ for spaces.
+_PATH = (
+    "path paths file files filename file_name filepath file_path video_path video_file "
+    "video clip_path clip video_name clip_name video_id vid_name vid name"
+).split()
+_LABEL = (
+    "label labels class target label_id class_id target_id label_idx class_idx "
+    "label_index class_index category category_id action activity label_name "
+    "class_name category_name action_class"
+).split()
+_HEADS = "verb noun verb_class noun_class".split()
+_VALUE = "value values score scores rating ratings".split()
+_RANGE = {
+    "start": "start begin",
+    "end": "end stop",
+    "start_frame": "start_frame frame_start begin_frame start_idx start_index",
+    "end_frame": "end_frame stop_frame frame_end frame_stop end_idx end_index stop_idx",
+    "start_seconds": "start_seconds start_second start_sec start_s start_time "
+    "time_start t_start begin_time start_timestamp",
+    "end_seconds": "end_seconds end_second end_sec end_s end_time time_end t_end "
+    "stop_time stop_seconds stop_timestamp end_timestamp",
+    "total": "total total_frames num_frames n_frames frames",
+}
+_SPLIT = "split subset partition".split()
+# Never what a model is to predict, whatever their values.
+_OTHER = (
+    "index idx id duration length fps frame_rate width height size url md5 fold "
+    "participant_id narration narration_id comment".split()
+    + _SPLIT
+)
+_INDEX = re.compile(r"|unnamed.*")  # of pandas
+_WHOLE_FLOAT = re.compile(r"([0-9]+)\.0")  # what pandas makes of labels with gaps
+_SEPARATORS = ",\t; "
+
+_KNOWN = (
+    "Known are path; label, or a column for each head or value; start_frame with "
+    "end_frame or total; start_seconds with end_seconds"
+)
+
+Cell = str | list[str]
+
+
+def read(
+    source: str, text: str, label_kind: LabelKind, label_columns: Sequence[str] = ()
+) -> list[Entry] | None:
+    """Reads a table; returns None if the text is none, but a list of plain lines.
+
+    Args:
+        source: name of the list in messages.
+        text: its content.
+        label_kind: the labels that each row must have.
+        label_columns: names of the columns with a label for each head; by default all
+            that may be labels.
+
+    Raises:
+        RecordError: the text is not valid JSON or CSV, or its columns are not known.
+    """
+    lines = [line.strip(list_format.BLANK) for line in text.split("\n")]
+    number, first = next(
+        ((n, x) for n, x in enumerate(lines, 1) if x and x[0] != "#"), (0, "")
+    )
+    if first[:1] in ("{", "["):
+        rows, place = _json_rows(source, text, first), ""
+    elif separator := _separator(first):
+        rows, place = _csv_rows(source, lines, number, separator), f":{number}"
+    else:
+        return None
+    columns = list(dict.fromkeys(name for _, _, cells in rows for name in cells))
+    table = _Table(source + place, columns, [cells for _, _, cells in rows])
+    targets = table.targets(label_kind, label_columns)
+    table.check(targets)
+    return [
+        Entry(place, text, lambda cells=cells: table.parse(cells, targets, label_kind))
+        for place, text, cells in rows
+    ]
+
+
+class _Table:
+    """The columns of a table, by what they mean."""
+
+    def __init__(
+        self, place: str, columns: Sequence[str], rows: Sequence[Mapping[str, Cell]]
+    ):
+        self._place, self._columns, self._rows = place, columns, rows
+        self._by_name = {_normal(name): name for name in reversed(columns)}
+        self._path = self._best(_PATH)
+        if self._path is None:
+            raise RecordError(
+                f"{place}: none of the columns {_listed(columns)} is a path. {_KNOWN}"
+            )
+        self._range = {
+            kind: column
+            for kind, names in _RANGE.items()
+            if (column := self._best(names.split())) is not None
+        }
+        self._find_units()
+
+    def _best(self, names: Sequence[str]) -> str | None:
+        return next((self._by_name[x] for x in names if x in self._by_name), None)
+
+    def _find_units(self) -> None:
+        """Decides whether `start` and `end` are frames or seconds."""
+        plain = [x for x in ("start", "end") if x in self._range]
+        units = {name.partition("_")[2] for name in self._range} - {""}
+        if plain and "total" not in self._range:
+            cells = [
+                str(row.get(self._range[x], "")) for row in self._rows for x in plain
+            ]
+            if not units and any(set(cell) & set(".:") for cell in cells):
+                units = {"seconds"}
+            if len(units) != 1:
+                raise RecordError(
+                    f"{self._place}: are {_listed(self._range[x] for x in plain)} "
+                    "frames or seconds? Name the columns start_frame,end_frame or "
+                    "start_seconds,end_seconds; the end is the first frame, or the "
+                    "time, that is left out"
+                )
+            unit = next(iter(units))
+            for name in plain:
+                self._range[f"{name}_{unit}"] = self._range.pop(name)
+        elif "start" in self._range:
+            self._range["start_frame"] = self._range.pop("start")
+        for name in ("start_frame", "start_seconds"):
+            ends = {name.replace("start", "end")} | (
+                {"total"} if name == "start_frame" else set()
+            )
+            if name in self._range and not ends & self._range.keys():
+                raise RecordError(
+                    f"{self._place}: {self._range[name]} needs a column "
+                    f"{' or '.join(sorted(ends))}. {_KNOWN}"
+                )
+
+    def targets(self, label_kind: LabelKind, label_columns: Sequence[str]) -> list[str]:
+        """Returns the columns that the model is to predict."""
+        if label_columns and label_kind is LabelKind.HEADS:
+            missing = [x for x in label_columns if _normal(x) not in self._by_name]
+            if missing:
+                raise RecordError(
+                    f"{self._place}: config.data.heads={','.join(label_columns)}, but "
+                    f"the columns are {_listed(self._columns)}"
+                )
+            return [self._by_name[_normal(name)] for name in label_columns]
+        one = self._best(_LABEL)
+        heads, values = (
+            [x for x in self._columns if _normal(x) in names]
+            for names in (_HEADS, _VALUE)
+        )
+        if label_kind is LabelKind.VALUES:
+            return values or ([one] if one is not None else self._unknown())
+        if label_kind is LabelKind.HEADS:
+            return heads or self._unknown() or ([one] if one is not None else [])
+        if one is not None:
+            return [one]
+        unknown = heads or values or self._unknown()
+        is_many = label_kind is LabelKind.MANY
+        if label_kind is LabelKind.ONE or is_many and unknown:
+            raise RecordError(
+                f"{self._place}: none of the columns {_listed(self._columns)} is the "
+                "label. Name it label. "
+                + (
+                    f"If {_listed(unknown)} are numbers to predict (regression), set "
+                    "config.loss.kind=mse; if they are classes, a head for each, set "
+                    f"config.data.heads={','.join(unknown)}. "
+                    if unknown
+                    else ""
+                )
+                + _KNOWN
+            )
+        return []
+
+    def _unknown(self) -> list[str]:
+        """Returns the columns that may hold anything."""
+        used = {self._path, *self._range.values()}
+        known = {*_PATH, *_LABEL, *_OTHER}
+        return [
+            name
+            for name in self._columns
+            if name not in used
+            and _normal(name) not in known
+            and not _INDEX.fullmatch(_normal(name))
+        ]
+
+    def check(self, targets: Sequence[str]) -> None:
+        """Refuses lists of several splits, and logs the columns that are ignored."""
+        split = self._best(_SPLIT)
+        found = {str(row.get(split, "")) for row in self._rows} if split else set()
+        if len(found) > 1:
+            raise RecordError(
+                f"{self._place}: the column {split} names several splits: "
+                f"{_listed(sorted(found))}. Make a list of each, so that no video is "
+                "both trained on and tested"
+            )
+        used = {self._path, *self._range.values(), *targets}
+        ignored = [x for x in self._columns if x not in used]
+        if any(not _INDEX.fullmatch(_normal(name)) for name in ignored):
+            names = [x for x in self._columns if x in used]
+            shown = ",".join(names), ",".join(ignored)
+            log.info("%s: columns=%s ignored=%s", self._place, *shown)
+
+    def parse(
+        self, cells: Mapping[str, Cell], targets: Sequence[str], label_kind: LabelKind
+    ) -> Row:
+        """Returns the row of the cells; raises LineError."""
+        get = {kind: _one(cells, column) for kind, column in self._range.items()}
+        start, total = _frames(get)
+        times = get.get("start_seconds", ""), get.get("end_seconds", "")
+        if start is not None and any(times):
+            raise LineError("both frames and seconds are given: leave one empty")
+        texts = []
+        for name in targets:
+            cell = cells.get(name, "")
+            if isinstance(cell, str):
+                several = label_kind is LabelKind.MANY
+                cell = re.split(r"\s*[,;|]\s*", cell) if several else [cell]
+            texts += [text for text in cell if text or label_kind is LabelKind.HEADS]
+        if label_kind is not LabelKind.VALUES:
+            texts = [_WHOLE_FLOAT.sub(r"\1", text) for text in texts]
+        return list_format.make_row(
+            _one(cells, self._path or ""),
+            texts,
+            label_kind,
+            start=start,
+            total=total,
+            times=list_format.parse_times(times[0] or "0", times[1])
+            if any(times)
+            else None,
+        )
+
+
+def _frames(get: Mapping[str, str]) -> tuple[int | None, int | None]:
+    """Returns the first frame and the number of frames; None if all are meant."""
+    numbers = {}
+    for kind in ("start_frame", "end_frame", "total"):
+        text = _WHOLE_FLOAT.sub(r"\1", get.get(kind, ""))
+        if text and not labels.WHOLE_NUMBER.fullmatch(text):
+            raise LineError(f"{text[:40]!r} is not a frame: expected a whole number")
+        numbers[kind] = int(text) if text else None
+    start, end, total = numbers.values()
+    if end is None and (total is None or total < 0 and not start):
+        return None, None
+    if end is not None:
+        start = start or 0
+        total = end - start
+    if start is not None and start < 0 or not total or total < 0:
+        raise LineError(
+            "the part is empty: start must be from 0 up, and the end, which is the "
+            "first frame that is left out, above it"
+        )
+    return start, total
+
+
+def _csv_rows(
+    source: str, lines: Sequence[str], header: int, separator: str
+) -> list[tuple[str, str, dict[str, Cell]]]:
+    reader = csv.reader(
+        ("" if line[:1] == "#" else line for line in lines[header - 1 :]),
+        delimiter=separator,
+        skipinitialspace=True,
+        strict=True,
+    )
+    rows: list[tuple[str, str, dict[str, Cell]]] = []
+    columns: list[str] = []
+    try:
+        for cells in reader:
+            number = header - 1 + reader.line_num
+            cells = [cell.strip() for cell in cells]
+            if not any(cells):
+                continue
+            if not columns:
+                columns = cells
+                repeated = {name for name in columns if columns.count(name) > 1}
+                if repeated:
+                    raise RecordError(
+                        f"{source}:{number}: the header names {_listed(repeated)} twice"
+                    )
+                continue
+            if len(cells) != len(columns):
+                raise RecordError(
+                    f"{source}:{number}: {len(cells)} columns, but the header names "
+                    f"{len(columns)}: {_listed(columns)}. A cell that contains the "
+                    f"separator {separator!r} needs double quotes"
+                )
+            own: dict[str, Cell] = dict(zip(columns, cells, strict=True))
+            rows.append((f":{number}", lines[number - 1], own))
+    except csv.Error as error:
+        number = header - 1 + reader.line_num
+        raise RecordError(f"{source}:{number}: not valid CSV: {error}") from None
+    return rows
+
+
+def _separator(line: str) -> str | None:
+    """Returns what separates the names of a header; None if the line is no header."""
+    if list_format.parse_header(line) is not None:
+        return None  # its lines may be separated in any way
+    for separator in _SEPARATORS:
+        try:
+            cells = list_format.split_cells(line, separator)
+        except LineError:
+            continue
+        names = [_normal(cell) for cell in cells]
+        known = [x for x in names if x in _ALL_NAMES]
+        if any(labels.DECIMAL.fullmatch(x) or list_format.is_video(x) for x in names):
+            continue
+        # Of words between spaces, a sentence or a path may consist.
+        enough = len(names) if separator == " " else 2 if "\t" not in line else 1
+        has_path = any(name in _PATH for name in names)
+        if len(names) > 1 and (len(known) >= enough or has_path and separator != " "):
+            return separator
+    return None
+
+
+def _json_rows(
+    source: str, text: str, first: str
+) -> list[tuple[str, str, dict[str, Cell]]]:
+    """Returns the rows of JSON lines, or of one JSON value."""
+    try:
+        line = json.loads(first)
+    except ValueError:
+        line = None
+    is_object = isinstance(line, dict)
+    if is_object and (any(_normal(key) in _PATH for key in line)):
+        items = []
+        for number, row in enumerate(text.split("\n"), 1):
+            if row.strip():
+                place = f":{number}"
+                items.append((place, row.strip(), _loads(source + place, row)))
+    else:
+        content = _loads(source, text)
+        items = [
+            (f": item {number}", json.dumps(item), item)
+            for number, item in enumerate(_json_items(source, content), 1)
+        ]
+    rows = []
+    for place, shown, item in items:
+        if not isinstance(item, dict):
+            raise RecordError(f"{source}{place}: expected an object with a path")
+        cells = {}
+        for key, value in item.items():
+            if (
+                isinstance(value, dict)
+                or isinstance(value, list)
+                and any(isinstance(x, dict | list) for x in value)
+            ):
+                continue  # cannot be a column
+            cells[key] = (
+                list(map(_text, value)) if isinstance(value, list) else _text(value)
+            )
+        rows.append((place, shown, cells))
+    return rows
+
+
+def _json_items(source: str, content: Any) -> Iterator[Any]:
+    """Yields the objects of a JSON value: of a list, or of an object by path."""
+    if isinstance(content, dict):
+        lists = [x for x in content.values() if isinstance(x, list) and x]
+        tables = [x for x in lists if isinstance(x[0], dict)]
+        if len(tables) == 1:
+            content = tables[0]
+    if isinstance(content, dict):
+        for path, value in content.items():
+            if isinstance(value, dict):
+                yield (
+                    value
+                    if any(_normal(x) in _PATH for x in value)
+                    else {
+                        "path": path,
+                        **value,
+                    }
+                )
+            else:
+                yield {"path": path, "label": value}
+        return
+    for item in content:
+        if isinstance(item, str):
+            yield {"path": item}
+        elif isinstance(item, list) and item:
+            yield {"path": item[0], "label": item[1:]}
+        else:
+            yield item
+
+
+def _loads(place: str, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise RecordError(f"{place}: not valid JSON: {error}") from None
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return ""
+    return value.strip() if isinstance(value, str) else json.dumps(value)
+
+
+def _one(cells: Mapping[str, Cell], column: str) -> str:
+    cell = cells.get(column, "")
+    if isinstance(cell, list):
+        raise LineError(f"{column} is a list, expected one value")
+    return cell
+
+
+def _normal(name: str) -> str:
+    return re.sub(r"[\s.-]+", "_", name.strip().lower())
+
+
+def _listed(names) -> str:
+    return ", ".join(name or "''" for name in names)
+
+
+_ALL_NAMES = {
+    *_PATH,
+    *_LABEL,
+    *_HEADS,
+    *_VALUE,
+    *_OTHER,
+    *" ".join(_RANGE.values()).split(),
+}

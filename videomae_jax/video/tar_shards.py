@@ -1,0 +1,176 @@
+"""Tar shards as WebDataset writes them: videos and their labels in tar archives.
+
+    train-000000.tar:  000001.mp4  000001.cls  000002.mp4  000002.cls ...
+
+A member that ends like a video is one. Its label is in the member of the same name that
+ends in `.cls` (a number or a class name), `.json` (a field `label`, or another name of
+it) or `.txt`. The headers of a tar are read once, to list its members; a video is then
+read from its place in the tar, so access is random, and nothing is unpacked.
+"""
+
+import dataclasses
+import glob
+import itertools
+import json
+import os
+import re
+import tarfile
+from collections.abc import Sequence
+
+from videomae_jax.errors import RecordError, VideoError
+from videomae_jax.files import absolute, is_url, open_binary
+from videomae_jax.video.record import Record
+
+PREFIX = "wds:"
+_BRACES = re.compile(r"\{([^{}]*)\}")
+_NUMBERS = re.compile(r"(\d+)\.\.(\d+)")
+_LABELS = (".cls", ".json", ".txt")
+_LABEL_FIELDS = ("label", "labels", "cls", "class", "class_id", "label_id")
+_LONGEST_LABEL = 2**20  # bytes
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Member:
+    """A video in a tar: its name and place, and its labels as written."""
+
+    tar: str
+    name: str
+    offset: int
+    size: int
+    labels: tuple[str, ...] = ()
+
+    @property
+    def record(self) -> Record:
+        """The video, without labels."""
+        return Record(self.tar, self.name, byte_range=(self.offset, self.size))
+
+
+def find(source: str) -> list[str] | None:
+    """Returns the paths of the tars that a source names; None if it names none.
+
+    Args:
+        source: a .tar file, a pattern such as `train-*.tar` or
+            `train-{000000..000012}.tar`, or a folder of .tar files after `wds:`.
+
+    Raises:
+        RecordError: the source names tars, but none exists.
+    """
+    text = source.removeprefix(PREFIX)
+    is_folder = os.path.isdir(absolute(text))
+    if not text.endswith(".tar") and source == text or is_folder and source == text:
+        return None
+    patterns = [f"{text}/*.tar"] if is_folder else _expand(text)
+    paths = []
+    for pattern in map(absolute, patterns):
+        has_magic = glob.has_magic(pattern) and not is_url(pattern)
+        found = sorted(glob.glob(pattern)) if has_magic else [pattern]
+        missing = [x for x in found if not is_url(x) and not os.path.isfile(x)]
+        if missing or not found:
+            raise RecordError(f"{source}: tar not found: {(missing or [pattern])[0]}")
+        paths += found
+    return paths
+
+
+def _expand(pattern: str) -> list[str]:
+    """Expands {000..012} and {a,b}, as a shell does."""
+    match = _BRACES.search(pattern)
+    if not match:
+        return [pattern]
+    if numbers := _NUMBERS.fullmatch(match[1]):
+        first, last = numbers.groups()
+        parts = [f"{i:0{len(first)}}" for i in range(int(first), int(last) + 1)]
+    else:
+        parts = match[1].split(",")
+    before, after = pattern[: match.start()], pattern[match.end() :]
+    tails = _expand(after)
+    return [f"{before}{part}{tail}" for part in parts for tail in tails]
+
+
+def members(
+    path: str, extensions: Sequence[str], *, with_labels: bool = True
+) -> list[Member]:
+    """Lists the videos of a tar.
+
+    Args:
+        path: the tar, or its URL.
+        extensions: what the names of videos end in, in lower case.
+        with_labels: whether to read the labels.
+
+    Raises:
+        RecordError: the tar cannot be read, or is compressed or cut off.
+    """
+    videos: list[tarfile.TarInfo] = []
+    labels: dict[str, tuple[str, ...]] = {}
+    try:
+        with open_binary(path) as file, tarfile.open(fileobj=file, mode="r:") as tar:
+            for info in tar:
+                stem, extension = os.path.splitext(info.name)
+                if not info.isreg() or os.path.basename(info.name).startswith("."):
+                    continue
+                if extension.lower() in extensions:
+                    videos.append(info)
+                elif with_labels and extension.lower() in _LABELS:
+                    content = tar.extractfile(info)
+                    if content and info.size <= _LONGEST_LABEL:
+                        labels[info.name] = _parse(extension, content.read())
+            end = file.seek(0, os.SEEK_END)
+    except FileNotFoundError:
+        raise RecordError(f"{path}: file not found") from None
+    except tarfile.TarError as error:
+        raise RecordError(
+            f"{path}: not a tar archive, or one that is compressed or cut off "
+            f"({error}). Compressed archives have no random access: unpack them"
+        ) from None
+    except OSError as error:
+        raise RecordError(f"{path}: cannot be read: {error}") from error
+    for info in videos:
+        if info.offset_data + info.size > end:
+            raise RecordError(f"{path}: cut off: {info.name} is not complete")
+    return [
+        Member(path, x.name, x.offset_data, x.size, _labels_of(x.name, labels))
+        for x in videos
+    ]
+
+
+def _labels_of(video: str, labels: dict[str, tuple[str, ...]]) -> tuple[str, ...]:
+    folder, name = os.path.split(video)
+    # WebDataset's key ends at the first dot, as in 000001.front.mp4 and 000001.cls.
+    stems = os.path.splitext(name)[0], name.partition(".")[0]
+    for stem, extension in itertools.product(stems, _LABELS):
+        if found := labels.get(os.path.join(folder, stem) + extension):
+            return found
+    return ()
+
+
+def _parse(extension: str, content: bytes) -> tuple[str, ...]:
+    """Returns the labels that a member holds, as text."""
+    text = content.decode("utf-8", "replace").strip()
+    if extension.lower() != ".json":
+        return (text,) if text and "\n" not in text else ()
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return ()
+    if isinstance(value, dict):
+        value = next((value[x] for x in _LABEL_FIELDS if x in value), None)
+    values = value if isinstance(value, list) else [] if value is None else [value]
+    return tuple(str(x).strip() for x in values)
+
+
+def read_content(record: Record) -> bytes:
+    """Returns the content of the video of a record in a tar.
+
+    Raises:
+        VideoError: the tar cannot be read, or is shorter than it was.
+    """
+    offset, size = record.byte_range or (0, 0)
+    try:
+        with open_binary(record.path) as file:
+            file.seek(offset)
+            content = file.read(size)
+    except OSError as error:
+        reason = error.strerror or error
+        raise VideoError(f"{record.location}: cannot be read: {reason}") from error
+    if len(content) < size:
+        raise VideoError(f"{record.location}: the tar is shorter than it was")
+    return content
