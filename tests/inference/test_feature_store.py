@@ -27,9 +27,9 @@ from videomae_jax.inference.feature_store import names
 from videomae_jax.inference.features import (
     Extractor,
     Windows,
-    extract,
     without_normalization,
 )
+from videomae_jax.inference.features import features as extract
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -48,7 +48,7 @@ def run(pretrained, monkeypatch):
     return run
 
 
-def load(source, revision=None, strict=True, dtype="float32"):
+def load(source, revision=None, step="", strict=True, dtype="float32"):
     pretrained = classifier(seed=0 if source == "tiny" else 1)
     model = pretrained.model.clone(dtype=dtype)
     return dataclasses.replace(pretrained, model=model, source=source)
@@ -75,7 +75,7 @@ def test_command_writes_features_and_an_index(
     for i, row in enumerate(index["videos"]):
         path = folder / row["id"]
         features = np.load(tmp_path / "out" / row["file"])
-        expected = extract(pretrained, path, Windows.of(pretrained, hop=3))
+        expected = extract(pretrained, path, windows=Windows.of(pretrained, hop=3))
         np.testing.assert_array_equal(features, expected)
         assert row["shape"] == list(features.shape) and row["dtype"] == "float32"
         assert row["label"] == i % 3 and row["fps"] == pytest.approx(25)
@@ -96,7 +96,7 @@ def test_files_equal_those_of_numpy_save(run, folder, tmp_path):
     np.save(tmp_path / "saved.npy", features)
     assert (tmp_path / "saved.npy").read_bytes() == path.read_bytes()
     expected = extract(
-        classifier(), folder / "a/4.mp4", Windows(4, 2, 5, 32), tokens=True
+        classifier(), folder / "a/4.mp4", windows=Windows(4, 2, 5, 32), tokens=True
     )
     np.testing.assert_array_equal(features, expected.astype(np.float16))
 
@@ -107,7 +107,9 @@ def test_preset_equals_the_script_of_v2(run, folder, tmp_path):
     assert (settings["frame_stride"], settings["squash"]) == (1, True)
     assert (settings["pixel_mean"], settings["pixel_std"]) == ([0.0] * 3, [1.0] * 3)
     windows = Windows(4, 1, 4, 32, squash=True)
-    expected = extract(without_normalization(classifier()), folder / "a/0.mp4", windows)
+    expected = extract(
+        without_normalization(classifier()), folder / "a/0.mp4", windows=windows
+    )
     np.testing.assert_array_equal(np.load(tmp_path / "0.npy"), expected)
 
 

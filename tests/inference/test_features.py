@@ -15,9 +15,9 @@ from videomae_jax.inference.features import (
     FeatureChunk,
     Unreadable,
     Windows,
-    extract,
     without_normalization,
 )
+from videomae_jax.inference.features import features as extract
 from videomae_jax.interop.pretrained import Preprocessing, Pretrained
 from videomae_jax.models.classifier import VideoClassifier
 from videomae_jax.models.mae import VideoMAE
@@ -122,12 +122,14 @@ def test_windows_fit_the_model_and_are_checked(pretrained):
 
 def test_features_are_those_of_the_model(pretrained, folder):
     path = folder / "a/2.mp4"
-    features = extract(pretrained, path, Windows.of(pretrained, hop=3))
+    features = extract(pretrained, path, windows=Windows.of(pretrained, hop=3))
     expected = by_hand(pretrained, path, range(0, 25 - 6, 3), 2, method="features")
     assert features.dtype == np.float32 and features.shape == (7, 24)
     np.testing.assert_allclose(features, expected, atol=1e-5)
     assert np.ptp(features, axis=0).max() > 0.1  # windows differ
-    content = extract(pretrained, path.read_bytes(), Windows.of(pretrained, hop=3))
+    content = extract(
+        pretrained, path.read_bytes(), windows=Windows.of(pretrained, hop=3)
+    )
     np.testing.assert_array_equal(content, features)
 
 
@@ -150,7 +152,9 @@ def test_pretraining_models_give_the_mean_of_their_tokens(mae, folder):
 
 def test_tokens_lie_on_the_grid(pretrained, folder):
     path = folder / "a/0.mp4"
-    features = extract(pretrained, path, Windows.of(pretrained, hop=4), tokens=True)
+    features = extract(
+        pretrained, path, windows=Windows.of(pretrained, hop=4), tokens=True
+    )
     tokens = by_hand(pretrained, path, [0, 4], 2, method="tokens")
     assert features.shape == (2, 2, 2, 2, 24)
     np.testing.assert_allclose(features[1, 1, 0, 1], tokens[1, 4 + 0 + 1], atol=1e-5)
@@ -186,7 +190,7 @@ def test_other_videos_and_devices_change_nothing(
 ):
     windows = Windows.of(pretrained, hop=3)
     paths = sorted(folder.glob("*/*.mp4"))
-    alone = [extract(pretrained, path, windows) for path in paths]
+    alone = [extract(pretrained, path, windows=windows) for path in paths]
     everything = jax.devices()
     monkeypatch.setattr(jax, "local_devices", lambda: everything[:devices])
     extractor = Extractor(pretrained, windows, batch_size=batch_size)

@@ -19,11 +19,11 @@ from videomae_jax.data import augmentation
 from videomae_jax.data.threads import iterate_ahead
 from videomae_jax.distributed import sharding
 from videomae_jax.errors import PretrainedError, VideoError
-from videomae_jax.inference import batching
+from videomae_jax.inference import batching, inputs
 from videomae_jax.interop.pretrained import Pretrained
 from videomae_jax.models import vit
 from videomae_jax.models.mae import VideoMAE
-from videomae_jax.models.sizes import height_and_width
+from videomae_jax.models.sizes import OFFICIAL, Framing, height_and_width
 from videomae_jax.video.open import Source, open_video
 from videomae_jax.video.source import FrameSource
 from videomae_jax.video.windows import read_windows
@@ -52,8 +52,8 @@ class Windows:
         hop: frames of the video from the start of a window to that of the next.
         size: (height, width) of the model's input in pixels, or one number for both.
         squash: scale the whole frame to the size (as the script of V2, which does not
-            average over pixels where it shrinks). Otherwise scale frames to cover the
-            size and crop the centre, as in testing.
+            average over pixels where it shrinks), whatever the framing.
+        framing: how frames are resized and cropped.
 
     Raises:
         ValueError: if a number is below 1.
@@ -65,6 +65,7 @@ class Windows:
     # Given as one number, it becomes a pair.
     size: tuple[int, int] = (224, 224)
     squash: bool = False
+    framing: Framing = OFFICIAL
 
     def __post_init__(self):
         """Checks the numbers."""
@@ -92,7 +93,8 @@ class Windows:
         num_frames = preprocessing.num_frames if num_frames is None else num_frames
         frame_stride = preprocessing.stride if frame_stride is None else frame_stride
         hop = num_frames * frame_stride if hop is None else hop
-        return cls(num_frames, frame_stride, hop, preprocessing.image_size, squash)
+        size, framing = preprocessing.image_size, preprocessing.framing
+        return cls(num_frames, frame_stride, hop, size, squash, framing)
 
     def indices(self, num_video_frames: int) -> np.ndarray:
         """Returns the frames of each window, int64 [W, num_frames], W at least 1.
@@ -118,46 +120,51 @@ class Windows:
         if self.squash:
             whole = (0, 0, *frames.shape[1:3])
             return augmentation.crop_and_resize(frames, whole, *self.size)
-        return augmentation.spatial_crops(frames, self.size, 1)[0]
+        return augmentation.spatial_crops(frames, self.size, 1, self.framing)[0]
 
 
-def extract(
+def features(
     pretrained: Pretrained,
-    video: Source,
-    windows: Windows | None = None,
+    video: inputs.Videos,
     *,
+    windows: Windows | None = None,
     tokens: bool = False,
-) -> np.ndarray:
-    """Extracts the features of the windows of one video.
+) -> Any:
+    """Extracts the features of the windows of videos.
 
     Args:
         pretrained: a model with its weights; a head is not used.
-        video: path of a video file, its content, or a record of a list.
+        video: one or several videos, as in `predict`.
         windows: by default `Windows.of(pretrained)`.
         tokens: return the tokens before pooling instead of pooled features.
 
     Returns:
-        float32 [W, D]: the input of a classifier's head, pooled and normalised; for a
-        VideoMAE, the mean of the encoder's tokens. With `tokens`, float32
-        [W, T', H', W', D] on the grid of patches, T' = num_frames / tubelet_size.
+        np.ndarray: float32 [W, D]: the input of a classifier's head, pooled and
+        normalised; for a VideoMAE, the mean of the encoder's tokens. With `tokens`,
+        float32 [W, T', H', W', D] on the grid of patches, T' = num_frames /
+        tubelet_size. For several videos, a list.
 
     Raises:
         PretrainedError: if the windows do not divide into the model's patches, or
             features are not finite.
-        VideoError: if the video cannot be read.
+        VideoError: if a video cannot be read.
+        RecordError: if a folder, pattern or list names no video.
+        InputError: if frames are not uint8 [T, H, W, C].
 
     Example, with `pretrained` as in `predict`:
-        >>> extract(pretrained, "a.mp4").shape  # doctest: +SKIP
+        >>> features(pretrained, "a.mp4").shape  # doctest: +SKIP
         (5, 24)
     """
+    found, several = inputs.resolve(pretrained, video)
     windows = windows or Windows.of(pretrained)
     extractor = Extractor(pretrained, windows, tokens=tokens)
-    values = []
-    for chunk in extractor([video], num_threads=1):
+    values: list[list[np.ndarray]] = [[] for _ in found]
+    for chunk in extractor(found, num_threads=1):
         if isinstance(chunk, Unreadable):
             raise chunk.error
-        values.append(chunk.values)
-    return np.concatenate(values)
+        values[chunk.video.index].append(chunk.values)
+    results = [np.concatenate(parts) for parts in values]
+    return results if several else results[0]
 
 
 def without_normalization(pretrained: Pretrained) -> Pretrained:
@@ -182,7 +189,7 @@ class FeatureChunk:
 
     video: VideoInfo
     first: int  # index of the first of these windows in the video
-    values: np.ndarray  # as from `extract`, of the dtype of the extractor
+    values: np.ndarray  # as from `features`, of the dtype of the extractor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,7 +219,7 @@ class Extractor:
         """Puts the weights on the devices.
 
         Args:
-            pretrained, windows, tokens: as in `extract`.
+            pretrained, windows, tokens: as in `features`.
             dtype: of the features, float32 or float16. The dtype of the computation is
                 a field of the model.
             batch_size: windows of a batch on each device; by default 8, and 1 on a CPU.
