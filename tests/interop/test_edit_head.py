@@ -87,8 +87,8 @@ def test_autoencoders_are_refused():
 def test_imagenet_pixels_keep_the_logits_of_raw_pixels(loaded):
     model = loaded.model.clone(pixel_mean=(0.5, 0.4, 0.3), pixel_std=(0.5, 0.2, 0.1))
     other = dataclasses.replace(loaded, model=model)
-    adapted = edit_head.with_imagenet_pixels(other)
+    adapted = edit_head.with_pixel_stats(other)
     assert adapted.model == loaded.model
     np.testing.assert_allclose(logits(adapted), logits(other), atol=2e-5)
     assert np.abs(logits(other) - logits(loaded)).max() > 0.01
-    assert edit_head.with_imagenet_pixels(loaded) is loaded
+    assert edit_head.with_pixel_stats(loaded) is loaded

@@ -31,7 +31,7 @@ def predict(
     video: inputs.Videos,
     *,
     segments: int = 5,
-    crops: int = 3,
+    crops: int | None = None,
     top_k: int = 5,
     stride: int | None = None,
 ) -> Any:
@@ -46,8 +46,9 @@ def predict(
             videos: a list or batch of these, a folder, pattern or list file; see
             `inference.inputs`.
         segments: clips in time.
-        crops: crops of each clip, along the longer side. With segments=1 and crops=1,
-            the only view is the central crop of the clip in the middle.
+        crops: crops of each clip, along the longer side; by default 3, or 1 if the
+            model's preprocessing resizes whole frames and cuts nothing. With segments=1
+            and crops=1, the only view is the central crop of the clip in the middle.
         top_k: number of classes; all, if there are fewer.
         stride: frames of the video from one frame of a clip to the next; by default
             that of `pretrained.preprocessing`. 1 for frames that were sampled already.
@@ -60,7 +61,8 @@ def predict(
         several videos, a list of such results.
 
     Raises:
-        PretrainedError: if the model is not a classifier.
+        PretrainedError: if the model is not a classifier, or crops is above 1 for a
+            model whose preprocessing cuts nothing.
         VideoError: if the video cannot be read.
         RecordError: if a folder, pattern or list names no video.
         InputError: if frames are not uint8 [T, H, W, C].
@@ -85,9 +87,11 @@ def predict(
     classifier(pretrained)  # before anything is read
     pretrained = with_stride(pretrained, stride)
     read_clips = center_clips(pretrained)
+    crops = _crops(pretrained, crops)
     if (segments, crops) != (1, 1):
-        fields = dataclasses.asdict(read_clips)
-        read_clips = clips.MultiViewClips(**fields, segments=segments, crops=crops)
+        read_clips = clips.MultiViewClips(
+            **vars(read_clips), segments=segments, crops=crops
+        )
 
     def one(video: Source) -> Any:
         with open_video(video) as opened:
@@ -96,6 +100,20 @@ def predict(
         return interpret(pretrained, outputs.mean(axis=0), top_k)
 
     return inputs.for_each(pretrained, video, one)
+
+
+def _crops(pretrained: Pretrained, crops: int | None) -> int:
+    """Returns the number of crops of a clip, which is 1 if all would be the same."""
+    preprocessing = pretrained.preprocessing
+    if preprocessing.framing.leaves_room(preprocessing.image_size):
+        return 3 if crops is None else crops
+    if crops is not None and crops > 1:
+        raise PretrainedError(
+            f"crops={crops} must be 1 for {pretrained.source or 'this model'}: its "
+            f"preprocessing resizes whole frames to {preprocessing.image_size} and "
+            "cuts nothing"
+        )
+    return 1
 
 
 def center_clip(
@@ -138,6 +156,7 @@ def center_clips(pretrained: Pretrained) -> clips.CenterClips:
         preprocessing.stride,
         preprocessing.image_size,
         preprocessing.frame_sampling,
+        preprocessing.framing,
     )
 
 

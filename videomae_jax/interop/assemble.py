@@ -5,6 +5,7 @@ comes from the config beside the weights, the published sizes, or the caller.
 """
 
 import dataclasses
+import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -22,6 +23,8 @@ from videomae_jax.models.mae import VideoMAE
 from videomae_jax.models.positions import sincos_positions
 from videomae_jax.models.problem import Problem
 from videomae_jax.models.variants import VARIANTS
+
+log = logging.getLogger(__name__)
 
 # Per format: the names of the tensors that make up an official tensor, concatenated
 # along the first axis.
@@ -132,8 +135,8 @@ def assemble(source: Source, *, strict: bool, fields: Mapping[str, Any]) -> Pret
 def initialize(model: VideoMAE | VideoClassifier, seed: int = 0) -> dict[str, Any]:
     """Returns random parameters, which do not depend on clip length and image size."""
     # Two tokens: one visible, one masked.
-    shape = (1, model.tubelet_size, model.patch_size, 2 * model.patch_size, 3)
-    video = np.zeros(shape, np.uint8)
+    frame = (model.patch_size, 2 * model.patch_size, model.channels)
+    video = np.zeros((1, model.tubelet_size, *frame), np.uint8)
     ids = (np.zeros((1, 1), np.int32), np.ones((1, 1), np.int32))
     inputs = (video, *ids) if isinstance(model, VideoMAE) else (video,)
     return dict(model.init(jax.random.key(seed), *inputs))["params"]
@@ -155,10 +158,11 @@ def _params(
     except (TypeError, ValueError) as error:
         raise source.error(str(error)) from error
     unused = dict(source.tensors)
+    patch = {"tubelet_size": model.tubelet_size, "channels": model.channels}
     missing, wrong = [], []
     arrays: dict[str, list[np.ndarray | None]] = {path: [] for path in shapes}
     for entry in official.entries(shapes):
-        shape = entry.shape(shapes[entry.path], model.tubelet_size)
+        shape = entry.shape(shapes[entry.path], **patch)
         if not source.biases and entry.name.endswith((".q_bias", ".v_bias")):
             # If the source has such biases nevertheless, they stay unused.
             arrays[entry.path].append(np.zeros(shape, np.float32))
@@ -196,14 +200,13 @@ def _model(source: Source, given: Mapping[str, Any]) -> VideoMAE | VideoClassifi
     pretraining = source.kind == "PreTraining" or source.has(*_PRETRAINING_TENSORS)
     prefix = "encoder." if pretraining else ""
     embedding = source.shape(f"{prefix}patch_embed.proj.weight")
-    if embedding is None or len(embedding) != 5 or embedding[1] != 3:
+    if embedding is None or len(embedding) != 5:
         name = TENSOR_NAMES[source.format](f"{prefix}patch_embed.proj.weight")[0]
         problem = "is missing" if embedding is None else f"has the shape {embedding}"
         raise source.error(
-            f"{name} {problem}; expected [width, 3, frames, rows, columns], of RGB "
-            "videos"
+            f"{name} {problem}; expected [width, channels, frames, rows, columns]"
         )
-    width, _, tubelet_size, patch_size, columns = embedding
+    width, channels, tubelet_size, patch_size, columns = embedding
     if patch_size != columns:
         raise source.error(f"patches must be square, got {patch_size}x{columns} pixels")
     specified = source.fields | dict(given)
@@ -212,6 +215,7 @@ def _model(source: Source, given: Mapping[str, Any]) -> VideoMAE | VideoClassifi
         "depth": _count_blocks(source, prefix),
         "patch_size": patch_size,
         "tubelet_size": tubelet_size,
+        "channels": channels,
         "mlp_ratio": _mlp_ratio(source, prefix, width),
     }
     heads = {"heads": _HEADS.get(width)}
@@ -244,6 +248,7 @@ def _model(source: Source, given: Mapping[str, Any]) -> VideoMAE | VideoClassifi
     invalid = sorted(given.keys() - known - {"decoder_heads"})
     if invalid:
         raise source.error(f"{kind.__name__} has no field {', '.join(invalid)}")
+    _warn_of_heads(source, heads, given)
     fields |= heads | specified
     for size, name in (("width", "heads"), ("decoder_width", "decoder_heads")):
         count = fields.get(name, 1)
@@ -252,6 +257,29 @@ def _model(source: Source, given: Mapping[str, Any]) -> VideoMAE | VideoClassifi
                 f"{name}={count!r} must divide {size}={fields.get(size)}"
             )
     return kind(**fields)
+
+
+def _warn_of_heads(
+    source: Source, published: Mapping[str, int | None], given: Mapping[str, Any]
+) -> None:
+    """Warns of heads that differ from the published model of the same width.
+
+    transformers' conversion script wrote 16 heads for a ViT-S, which has 6: the same
+    weights then give other outputs.
+    """
+    for name, count in published.items():
+        stated = source.fields.get(name, count)
+        if name not in given and count is not None and stated != count:
+            log.warning(
+                "%s: %s=%s by its config, but the published model of this width has %s;"
+                " if its outputs are wrong, pass %s=%s",
+                source.path,
+                name,
+                stated,
+                count,
+                name,
+                count,
+            )
 
 
 def _check_sizes(

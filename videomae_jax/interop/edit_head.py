@@ -3,15 +3,17 @@
 import dataclasses
 import difflib
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 
 from videomae_jax.errors import PretrainedError
 from videomae_jax.interop.assemble import MAX_NAMES, initialize
-from videomae_jax.interop.pretrained import Pretrained, check_clips
+from videomae_jax.interop.pretrained import Preprocessing, Pretrained, check_clips
 from videomae_jax.models import vit
 from videomae_jax.models.classifier import VideoClassifier
+from videomae_jax.models.sizes import Framing, height_and_width
 
 
 def select_classes(
@@ -129,39 +131,67 @@ def resize_clips(
             the clips.
     """
     model, old = _check_classifier(pretrained), pretrained.preprocessing
-    changes = {"num_frames": num_frames, "image_size": image_size, "stride": stride}
-    new = dataclasses.replace(
-        old, **{name: value for name, value in changes.items() if value is not None}
-    )
+    given = {"num_frames": num_frames, "image_size": image_size, "stride": stride}
+    changes: dict[str, Any] = {k: v for k, v in given.items() if v is not None}
+    if image_size is not None:
+        changes["framing"] = _scaled(old, height_and_width(image_size))
+    new = dataclasses.replace(old, **changes)
     check_clips(new, model, _name(pretrained))
     if new.image_size != old.image_size and model.position_size is None:
         model = model.clone(position_size=old.image_size)
     return dataclasses.replace(pretrained, model=model, preprocessing=new)
 
 
-def with_imagenet_pixels(pretrained: Pretrained) -> Pretrained:
-    """Converts a model to ImageNet's pixel mean and deviation.
+def _scaled(old: Preprocessing, size: tuple[int, int]) -> Framing:
+    """Returns the framing for images of another size that show the same."""
+    resize = old.framing.resize
+    if isinstance(resize, int):
+        resize = round(resize * min(size) / min(old.image_size))
+    elif isinstance(resize, tuple):
+        height, width = (
+            round(side * new / before)
+            for side, new, before in zip(resize, size, old.image_size, strict=True)
+        )
+        resize = height, width
+    return dataclasses.replace(old.framing, resize=resize)
+
+
+def with_pixel_stats(
+    pretrained: Pretrained,
+    mean: Sequence[float] = vit.IMAGENET_MEAN,
+    std: Sequence[float] = vit.IMAGENET_STD,
+) -> Pretrained:
+    """Converts a model to another pixel mean and deviation, by default ImageNet's.
 
     The new model computes the same function of raw pixels: normalization is linear, and
     so is the embedding that follows.
+
+    Args:
+        pretrained: the model.
+        mean, std: of each channel, of values scaled to [0, 1].
     """
     model = pretrained.model
-    ours = np.array([vit.IMAGENET_MEAN, vit.IMAGENET_STD], np.float64)
+    ours = np.array([mean, std], np.float64)
     theirs = np.array([model.pixel_mean, model.pixel_std], np.float64)
     if np.array_equal(ours, theirs):
         return pretrained
+    if ours.shape != theirs.shape:
+        raise PretrainedError(
+            f"{_name(pretrained)} takes {model.channels} channels; mean={tuple(mean)} "
+            f"and std={tuple(std)} must have a value for each"
+        )
     embedding = pretrained.params["encoder"]["embedding"]
     kernel = np.asarray(embedding["kernel"], np.float64)
     # (p - m') / s' = (p - m) / s * (s / s') + (m - m') / s', channel by channel.
     scale, shift = ours[1] / theirs[1], (ours[0] - theirs[0]) / theirs[1]
-    repeats = len(kernel) // 3  # channel fastest
+    repeats = len(kernel) // model.channels  # channel fastest
     embedding = {
         "kernel": (kernel * np.tile(scale, repeats)[:, None]).astype(np.float32),
         "bias": np.float32(embedding["bias"] + np.tile(shift, repeats) @ kernel),
     }
     params = dict(pretrained.params)
     params["encoder"] = {**params["encoder"], "embedding": embedding}
-    model = model.clone(pixel_mean=vit.IMAGENET_MEAN, pixel_std=vit.IMAGENET_STD)
+    model = model.clone(pixel_mean=tuple(mean), pixel_std=tuple(std))
     return dataclasses.replace(pretrained, model=model, params=params)
 
 

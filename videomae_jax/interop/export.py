@@ -16,6 +16,7 @@ from videomae_jax.interop.tensor_files import read_safetensors
 from videomae_jax.models.classifier import VideoClassifier
 from videomae_jax.models.mae import VideoMAE
 from videomae_jax.models.problem import MULTI_LABEL, SINGLE_LABEL, Problem
+from videomae_jax.models.sizes import Framing
 
 _FORMAT = "videomae_jax"
 _VERSION = 1
@@ -42,6 +43,8 @@ def content(pretrained: Pretrained) -> tuple[dict[str, Any], dict[str, np.ndarra
         "labels": pretrained.labels,
         "preprocessing": dataclasses.asdict(pretrained.preprocessing),
         "normalized_targets": pretrained.normalized_targets,
+        "mask": pretrained.mask,
+        "mask_ratio": pretrained.mask_ratio,
         "problem": pretrained.problem.to_json(),
     }
     arrays = flatten_dict(pretrained.variables, sep="/")
@@ -91,10 +94,14 @@ def read(folder: pathlib.Path, fields: Mapping[str, Any]) -> Pretrained:
         preprocessing = dict(config["preprocessing"])
         if "frames" in preprocessing:  # the name in earlier releases
             preprocessing["frame_sampling"] = preprocessing.pop("frames")
+        if "framing" in preprocessing:  # earlier releases had only one
+            preprocessing["framing"] = Framing(**preprocessing["framing"])
         if "problem" in config:
             problem = Problem.from_json(config["problem"])
         else:  # an export of an earlier release
             problem = Problem(MULTI_LABEL if config["multi_label"] else SINGLE_LABEL)
+        # Exports of earlier releases do not have these.
+        mask = {name: config[name] for name in ("mask", "mask_ratio") if name in config}
         variables: dict[str, Any] = unflatten_dict(arrays, sep="/")
         return Pretrained(
             model=model,
@@ -103,6 +110,7 @@ def read(folder: pathlib.Path, fields: Mapping[str, Any]) -> Pretrained:
             preprocessing=Preprocessing(**preprocessing),
             batch_stats=variables.get("batch_stats", {}),
             normalized_targets=config["normalized_targets"],
+            **mask,
             problem=problem,
             source=str(folder),
             format="jax",

@@ -7,8 +7,6 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
-import numpy as np
-
 from videomae_jax.errors import PretrainedError
 from videomae_jax.interop import official
 from videomae_jax.interop.pretrained import Pretrained
@@ -25,6 +23,7 @@ _SIZES = {
     "hidden_size": "width",
     "num_hidden_layers": "depth",
     "tubelet_size": "tubelet_size",
+    "num_channels": "channels",
     "decoder_hidden_size": "decoder_width",
     "decoder_num_hidden_layers": "decoder_depth",
 }
@@ -83,7 +82,7 @@ def normalize_names(tensors: Mapping[str, _T]) -> dict[str, _T]:
 
 
 def read_config(file: pathlib.Path) -> dict[str, Any]:
-    """Reads config.json and the processor's config into fields of `assemble.Source`.
+    """Reads config.json into fields of `assemble.Source`.
 
     Raises:
         PretrainedError: if a file cannot be read or is of another architecture.
@@ -94,12 +93,11 @@ def read_config(file: pathlib.Path) -> dict[str, Any]:
                 f"{file}: model_type={config.get('model_type')!r} is not supported, "
                 "only 'videomae'"
             )
-        for name, supported in (("hidden_act", "gelu"), ("num_channels", 3)):
-            if config.get(name, supported) != supported:
-                problem = (
-                    f"{name}={config[name]!r} is not supported, only {supported!r}"
-                )
-                raise PretrainedError(f"{file}: {problem}")
+        activation = config.get("hidden_act", "gelu")
+        if activation != "gelu":
+            raise PretrainedError(
+                f"{file}: hidden_act={activation!r} is not supported, only 'gelu'"
+            )
         architectures = config.get("architectures") or ()
         kinds = [
             kind
@@ -112,12 +110,6 @@ def read_config(file: pathlib.Path) -> dict[str, Any]:
             "decoder_heads": int(config.get("decoder_num_attention_heads", 6)),
             "norm_epsilon": float(epsilon),
         }
-        for name in ("preprocessor_config.json", "video_preprocessor_config.json"):
-            processor = file.parent / name
-            if processor.exists():
-                with opened_json(processor) as processor_config:
-                    fields |= _pixel_stats(processor_config)
-                break
         sizes = {ours: config[x] for x, ours in _SIZES.items() if x in config}
         return {
             "fields": fields,
@@ -217,34 +209,17 @@ def _placeholders(count: int) -> tuple[str, ...]:
     return tuple(f"LABEL_{index}" for index in range(count))
 
 
-def _pixel_stats(processor: Mapping[str, Any]) -> dict[str, tuple[float, ...]]:
-    # transformers multiplies values from 0 to 255 by this factor, we by 1 / 255.
-    factor = processor.get("rescale_factor", 1 / 255)
-    scale = 1 / (255 * factor) if processor.get("do_rescale", True) else 1 / 255
-    if abs(scale - 1) < 1e-6:
-        scale = 1.0
-    mean, std = 0.0, 1.0
-    if processor.get("do_normalize", True):
-        # transformers' defaults; the files on the hub have ImageNet's values.
-        mean = processor.get("image_mean") or 0.5
-        std = processor.get("image_std") or 0.5
-    return {
-        "pixel_mean": tuple(scale * float(x) for x in np.broadcast_to(mean, 3)),
-        "pixel_std": tuple(scale * float(x) for x in np.broadcast_to(std, 3)),
-    }
-
-
-def configs(pretrained: Pretrained) -> dict[str, dict[str, Any]]:
-    """Returns the JSON files that go with a model's weights, by file name."""
+def config(pretrained: Pretrained) -> dict[str, Any]:
+    """Returns the content of config.json."""
     model, (height, width) = pretrained.model, pretrained.preprocessing.image_size
     size = height if height == width else (height, width)
     kind = "PreTraining" if isinstance(model, VideoMAE) else "VideoClassification"
-    config = {
+    content = {
         "architectures": [f"VideoMAEFor{kind}"],
         "model_type": "videomae",
         "image_size": size,
         "patch_size": model.patch_size,
-        "num_channels": 3,
+        "num_channels": model.channels,
         "num_frames": pretrained.preprocessing.num_frames,
         "tubelet_size": model.tubelet_size,
         "hidden_size": model.width,
@@ -263,7 +238,7 @@ def configs(pretrained: Pretrained) -> dict[str, dict[str, Any]]:
     }
     if isinstance(model, VideoMAE):
         ratio = model.decoder_mlp_ratio or model.mlp_ratio
-        config |= {
+        content |= {
             "decoder_num_attention_heads": model.decoder_heads,
             "decoder_hidden_size": model.decoder_width,
             "decoder_num_hidden_layers": model.decoder_depth,
@@ -271,24 +246,11 @@ def configs(pretrained: Pretrained) -> dict[str, dict[str, Any]]:
         }
     else:
         names = pretrained.labels or _placeholders(model.num_classes)
-        config["id2label"] = {str(index): name for index, name in enumerate(names)}
-        config["label2id"] = {name: index for index, name in enumerate(names)}
+        content["id2label"] = {str(index): name for index, name in enumerate(names)}
+        content["label2id"] = {name: index for index, name in enumerate(names)}
         if pretrained.problem.type != SINGLE_LABEL:
-            config["problem_type"] = pretrained.problem.type
-    processor = {
-        "image_processor_type": "VideoMAEImageProcessor",
-        "do_resize": True,
-        "size": {"shortest_edge": height},
-        "resample": 2,
-        "do_center_crop": True,
-        "crop_size": {"height": height, "width": width},
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": list(model.pixel_mean),
-        "image_std": list(model.pixel_std),
-    }
-    return {"config.json": config, "preprocessor_config.json": processor}
+            content["problem_type"] = pretrained.problem.type
+    return content
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:

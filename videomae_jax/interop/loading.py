@@ -11,7 +11,15 @@ import jax
 import jax.numpy as jnp
 
 from videomae_jax.errors import PretrainedError
-from videomae_jax.interop import export, hub, huggingface, keras, official, tensor_files
+from videomae_jax.interop import (
+    export,
+    hub,
+    huggingface,
+    keras,
+    official,
+    processor,
+    tensor_files,
+)
 from videomae_jax.interop.assemble import MAX_NAMES, Source, assemble
 from videomae_jax.interop.pretrained import Pretrained
 
@@ -50,8 +58,8 @@ def load_pretrained(
             with the best validation.
         strict: refuse missing and unused tensors. With False they are listed in the
             result, and missing ones are initialized randomly.
-        **fields: of the model, such as dtype="bfloat16", or heads=3 and
-            decoder_heads=2 if the source does not specify them.
+        **fields: of the model, such as dtype="bfloat16". heads and decoder_heads are
+            needed if the source does not specify them, and override it if it does.
 
     Returns:
         The model; its parameters are float32 arrays on the default device.
@@ -244,6 +252,11 @@ def _with_config(source: Source, folder: pathlib.Path) -> Source:
         source.fields |= huggingface.EPSILONS
         if file.exists():
             config = huggingface.read_config(file)
+            clips = config["preprocessing"]
+            channels = config["sizes"].get("channels", 3)
+            stats, framing = processor.read(folder, clips["image_size"], channels)
+            config["fields"] |= stats
+            clips["framing"] = framing
     elif source.format == "official" and huggingface.is_v2_config(file):
         config = huggingface.read_v2_config(file)
     fields = source.fields | config.pop("fields", {})

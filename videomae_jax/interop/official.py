@@ -64,19 +64,25 @@ class Entry(NamedTuple):
     path: str
     layer: int | None
 
-    def shape(self, ours: tuple[int, ...], tubelet_size: int) -> tuple[int, ...]:
+    def shape(self, ours: tuple[int, ...], **patch: int) -> tuple[int, ...]:
         """Returns the official shape, given that of our parameter (of all blocks)."""
-        return self.from_ours(np.broadcast_to(np.float32(0), ours), tubelet_size).shape
+        return self.from_ours(np.broadcast_to(np.float32(0), ours), **patch).shape
 
-    def from_ours(self, array: np.ndarray, tubelet_size: int) -> np.ndarray:
-        """Returns our parameter (of all blocks) in the official shape."""
+    def from_ours(
+        self, array: np.ndarray, *, tubelet_size: int, channels: int
+    ) -> np.ndarray:
+        """Returns our parameter (of all blocks) in the official shape.
+
+        Args:
+            tubelet_size, channels: of the model's patches.
+        """
         if self.layer is not None:
             array = array[self.layer]
         if self.path == "mask_token":
             return array.reshape(1, 1, -1)
         if self.path == "encoder/embedding/kernel":
-            side = round((len(array) / tubelet_size / 3) ** 0.5)
-            kernel = array.reshape(tubelet_size, side, side, 3, -1)
+            side = round((len(array) / tubelet_size / channels) ** 0.5)
+            kernel = array.reshape(tubelet_size, side, side, channels, -1)
             return kernel.transpose(4, 3, 0, 1, 2)
         return array.T if self.path.endswith("/kernel") else array
 

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from videomae_jax.errors import PretrainedError
+from videomae_jax.errors import ConfigError, PretrainedError
 from videomae_jax.models.classifier import VideoClassifier
 from videomae_jax.models.mae import VideoMAE
 from videomae_jax.models.problem import Problem
@@ -43,8 +43,18 @@ class Preprocessing:
     framing: Framing = OFFICIAL
 
     def __post_init__(self):
-        """Raises ConfigError unless image_size is one or two numbers above 0."""
+        """Raises ConfigError if a size is none, or frames would have another one."""
         object.__setattr__(self, "image_size", height_and_width(self.image_size))
+        resize = self.framing.resize
+        if (
+            not self.framing.crop
+            and isinstance(resize, tuple)
+            and resize != self.image_size
+        ):
+            raise ConfigError(
+                f"framing: resize={resize} with crop=False must be the image_size="
+                f"{self.image_size}"
+            )
 
 
 def check_clips(clips: Preprocessing, model: Any, name: str) -> None:
@@ -71,6 +81,8 @@ class Pretrained:
         preprocessing: how to cut clips out of videos.
         batch_stats: the model's collection "batch_stats"; empty without batch norm.
         normalized_targets: a VideoMAE predicts normalized patches.
+        mask, mask_ratio: how its pretraining hid patches: a key of `masking.KINDS`, and
+            the share that is hidden. VideoMAE's if the source does not say.
         problem: what the logits of a VideoClassifier mean: one class per video, several
             independent ones, one of each head, or values.
         source: path or name, for messages.
@@ -86,6 +98,8 @@ class Pretrained:
     preprocessing: Preprocessing = Preprocessing()
     batch_stats: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     normalized_targets: bool = True
+    mask: str = "tube"
+    mask_ratio: float = 0.9
     problem: Problem = Problem()
     source: str = ""
     format: str = ""

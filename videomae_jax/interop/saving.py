@@ -12,7 +12,7 @@ from flax.traverse_util import flatten_dict
 
 from videomae_jax import files
 from videomae_jax.errors import PretrainedError
-from videomae_jax.interop import edit_head, export, huggingface, official
+from videomae_jax.interop import edit_head, export, huggingface, official, processor
 from videomae_jax.interop.pretrained import Pretrained
 from videomae_jax.models.classifier import VideoClassifier
 
@@ -58,7 +58,9 @@ def save_pretrained(
             arrays |= zip(names, np.split(tensor, len(names)), strict=True)
         # transformers writes this metadata, and checks it.
         metadata = {"format": "pt"}
-        _write_folder(folder, huggingface.configs(pretrained), arrays, metadata)
+        configs = {"config.json": huggingface.config(pretrained)}
+        configs |= processor.config(pretrained)
+        _write_folder(folder, configs, arrays, metadata)
 
 
 def _refuse_other_weights(folder: pathlib.Path, format: str) -> None:
@@ -95,19 +97,28 @@ def official_tensors(pretrained: Pretrained) -> dict[str, np.ndarray]:
         raise PretrainedError(
             "the running statistics of batch norm can only be saved with format='jax'"
         )
-    tubelet_size = pretrained.model.tubelet_size
+    model = pretrained.model
+    patch = {"tubelet_size": model.tubelet_size, "channels": model.channels}
     return {
-        entry.name: entry.from_ours(arrays[entry.path], tubelet_size)
-        for entry in entries
+        entry.name: entry.from_ours(arrays[entry.path], **patch) for entry in entries
     }
 
 
 def _refuse_unrepresentable(pretrained: Pretrained, library: str) -> None:
     """Refuses models whose tensors the library would load, but use differently."""
-    model = pretrained.model
+    model, preprocessing = pretrained.model, pretrained.preprocessing
+    size, framing = preprocessing.image_size, preprocessing.framing
     reason = None
+    if library != "transformers":
+        if size[0] != size[1]:
+            reason = f"image_size={size}, only squares"
+        elif model.channels != 3:
+            reason = f"channels={model.channels}"
+        elif framing.resize not in ("cover", size[0]) or not framing.crop:
+            # Interpolation may differ: weights of the official code, which others
+            # converted, have a processor that averages.
+            reason = f"resize={framing.resize} with crop={framing.crop} of frames"
     if isinstance(model, VideoClassifier):
-        size = pretrained.preprocessing.image_size
         if not model.num_classes and library == "transformers":
             reason = "an encoder without a head"
         elif pretrained.problem.heads:
@@ -157,7 +168,7 @@ def _write_folder(
 
 def _write_pth(folder: pathlib.Path, pretrained: Pretrained) -> None:
     _refuse_unrepresentable(pretrained, "the official code")
-    tensors = official_tensors(edit_head.with_imagenet_pixels(pretrained))
+    tensors = official_tensors(edit_head.with_pixel_stats(pretrained))
     try:
         import torch
     except ImportError as error:
@@ -165,12 +176,6 @@ def _write_pth(folder: pathlib.Path, pretrained: Pretrained) -> None:
             "format='official' needs PyTorch to write a .pth (pip install torch)"
         ) from error
     preprocessing = pretrained.preprocessing
-    height, width = preprocessing.image_size
-    if height != width:
-        raise PretrainedError(
-            f"the official code does not support image_size={(height, width)}, only "
-            "squares; save the model with format='jax'"
-        )
     content = {
         "model": collections.OrderedDict(
             (name, torch.from_numpy(np.array(x, order="C")))
@@ -180,7 +185,7 @@ def _write_pth(folder: pathlib.Path, pretrained: Pretrained) -> None:
         # Named as the options of the official scripts, which `load_pretrained` reads.
         "args": {
             "num_frames": preprocessing.num_frames,
-            "input_size": height,
+            "input_size": preprocessing.image_size[0],
             "sampling_rate": preprocessing.stride,
             "normlize_target": pretrained.normalized_targets,
         },

@@ -5,7 +5,7 @@ A size is (height, width); a number is a square.
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from videomae_jax.errors import ConfigError
 
@@ -61,7 +61,7 @@ class Framing:
             pixels where they shrink.
     """
 
-    resize: str | int | tuple[int, int] | None = "cover"
+    resize: Literal["cover"] | int | tuple[int, int] | None = "cover"
     crop: bool = True
     interpolation: str = "opencv"
 

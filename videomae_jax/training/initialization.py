@@ -183,7 +183,7 @@ def _from_workdir(source: str) -> _Source:
 def _from_pretrained(source: str) -> _Source:
     try:
         # Training normalizes with the mean and deviation of ImageNet.
-        loaded = edit_head.with_imagenet_pixels(loading.read(source))
+        loaded = edit_head.with_pixel_stats(loading.read(source))
     except PretrainedError as error:
         raise CheckpointError(f"config.init.source={source}: {error}") from error
     arrays: dict[str, Any] = traverse_util.flatten_dict(loaded.params, sep="/")
