@@ -3,7 +3,7 @@
 import logging
 import math
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -26,6 +26,7 @@ from videomae_jax.distributed import hosts
 from videomae_jax.errors import ConfigError, RecordError
 from videomae_jax.evaluation import class_report, results
 from videomae_jax.evaluation.evaluator import Evaluator
+from videomae_jax.evaluation.metrics import Predictions
 from videomae_jax.files import read_json
 from videomae_jax.models import build, flops, vit
 from videomae_jax.models.arrays import Array
@@ -96,13 +97,15 @@ class Finetuning:
         splits = ["test"]
         if saved is None:
             splits.append("validation")
-            self.training_videos = self._load(data.train)
+            names = losses.read_class_names(self._config)
+            self.training_videos = self._load(data.train, names)
             objective = losses.make_objective(self._config, self.training_videos)
         else:
             objective = losses.saved_objective(self._config, saved)
         self.objective = objective
         self._held_out = {
-            split: self._load(data[split]) if data[split] else [] for split in splits
+            split: self._load(data[split], objective.class_names) if data[split] else []
+            for split in splits
         }
         for split, videos in self._held_out.items():
             objective.check(videos, data[split])
@@ -112,12 +115,15 @@ class Finetuning:
         """The name of each logit: of a class, or of a value."""
         return list(self.objective.names)
 
-    def _load(self, source: str) -> list[Record]:
+    def _load(self, source: str, class_names: Sequence | None) -> list[Record]:
+        data = self._config.data
         records = sources.load(
             source,
-            self._config.data.root,
+            data.root,
             label_kind=self.label_kind,
-            frame_name=self._config.data.frame_name,
+            frame_name=data.frame_name,
+            class_names=class_names,
+            label_columns=losses.head_names(self._config),
         )
         if not any(record.labels or record.values for record in records):
             raise RecordError(f"{source}: no video has a label, as fine-tuning needs")
@@ -255,7 +261,7 @@ class Finetuning:
                 # The dump of an earlier test must not pass for this one's.
                 self._dump.unlink(missing_ok=True)
             results.write(predictions, workdir / "test", step=int(state.step))
-            if self._dump:
+            if self._dump and isinstance(predictions, Predictions):
                 results.write_mmaction_dump(predictions, self._dump)
         evaluation = self._config.evaluation
         log.info(

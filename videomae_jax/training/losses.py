@@ -214,6 +214,13 @@ class Objective:
                 labels.check(labels.of_head(records, head), source, size)
 
     @property
+    def class_names(self) -> Sequence:
+        """The names as `sources.load` takes them: of all classes, or of each head."""
+        if self.problem.heads:
+            return list(self.problem.split(self.names).values())
+        return self.names
+
+    @property
     def meta(self) -> dict[str, Any]:
         """What a checkpoint keeps, a JSON object; `saved_objective` reads it."""
         meta = {"class_names": list(self.names), "problem": self.problem.to_json()}
@@ -293,6 +300,26 @@ def saved_objective(config: Config, meta: Mapping[str, Any]) -> Objective:
     )
 
 
+def head_names(config: Config) -> list[str]:
+    """Returns the names in config.data.heads."""
+    heads = config.data.heads
+    return [name.strip() for name in heads.split(",")] if heads else []
+
+
+def read_class_names(config: Config) -> Sequence | None:
+    """Returns the names in config.data.labels as `sources.load` takes them, or None.
+
+    Raises:
+        ConfigError: fields of the config do not fit each other.
+        RecordError: a file is missing or malformed.
+    """
+    files = head_labels(config).values()
+    if config.loss.kind == "mse" or not config.data.labels:
+        return None
+    names = [labels.read(file) for file in files]
+    return names if config.data.heads else names[0]
+
+
 def head_labels(config: Config) -> dict[str, str]:
     """Returns the file of class names of each head, "" for none, by the head's name.
 
@@ -321,7 +348,7 @@ def head_labels(config: Config) -> dict[str, str]:
             f"config.data.num_classes={data.num_classes} must be unset with "
             "config.data.heads: name the classes of each head in config.data.labels"
         )
-    names = [name.strip() for name in data.heads.split(",")]
+    names = head_names(config)
     Problem(heads=tuple((name, 1) for name in names))  # checks the names
     files = [file.strip() for file in data.labels.split(",")] if data.labels else []
     if files and len(files) != len(names):
