@@ -25,7 +25,12 @@ from videomae_jax.video.decoder import Video
 from videomae_jax.video.open import open_video, read_bytes
 from videomae_jax.video.packets import PacketIndex
 from videomae_jax.video.record import Record
-from videomae_jax.video.rgb import RotationError, display_matrix, upright
+from videomae_jax.video.rgb import (
+    RotationError,
+    display_matrix,
+    progressive,
+    upright,
+)
 from videomae_jax.video.source import FrameSource
 
 # Bit-exact: without optimizations that differ between processors.
@@ -79,6 +84,8 @@ class Encoded:
     height: int  # pixels of the frames that `Video` returns
     width: int
     index: PacketIndex | None  # None if the file is stored unchanged
+    # Unit of the index's times in seconds; None if all frames are 1 / fps apart.
+    time_base: Fraction | None = None
 
 
 def encode_record(
@@ -105,8 +112,8 @@ def encode_record(
 def encode(data: bytes, settings: Settings | None, trim: Trim | None = None) -> Encoded:
     """Encodes a video, or checks that it can be stored unchanged.
 
-    If the frame rate varies, all frames are kept, in order, at the average rate of the
-    whole video. Audio is removed.
+    If the frame rate varies, all frames are kept, in order. The file shows them at the
+    average rate of the whole video; the index has their own times. Audio is removed.
 
     Args:
         data: content of a video file.
@@ -121,9 +128,10 @@ def encode(data: bytes, settings: Settings | None, trim: Trim | None = None) -> 
     if trim and not settings:
         raise ValueError("settings=None must not be combined with trim")
     with Video(data) as video:
-        announced, fps = video.num_frames, video.fps
+        announced, fps, stamps = video.num_frames, video.fps, video.frame_ticks()
     frames = decode_all(data)
     times = _times(data, fps) if trim else []
+    kept = range(announced)
     if trim:
         kept = _within(times, trim)
         frames = itertools.islice(frames, kept.start, kept.stop)
@@ -137,7 +145,12 @@ def encode(data: bytes, settings: Settings | None, trim: Trim | None = None) -> 
             f"the packets announce {announced} frames, but the decoder returned "
             f"{decoded}"
         )
-    return _describe(data, count, indexed=settings is not None)
+    encoded = _describe(data, count, indexed=settings is not None)
+    if encoded.index is None or stamps is None:
+        return encoded
+    ticks, time_base = stamps
+    index = encoded.index.with_times(ticks[kept.start : kept.stop])
+    return dataclasses.replace(encoded, index=index, time_base=time_base)
 
 
 def _encode_images(
@@ -255,6 +268,7 @@ def _scale(
     frame: av.VideoFrame, reformatter: VideoReformatter, short_side: int
 ) -> av.VideoFrame:
     """Scales a frame and rotates it upright, without conversion to RGB."""
+    frame, original = progressive(frame), frame
     shortest = min(frame.width, frame.height)
     limit = min(short_side, shortest)
     # Rounded down: 4:2:0 needs even sizes, and frames must not grow.
@@ -267,7 +281,7 @@ def _scale(
     colors = ColorRange.JPEG if full else ColorRange.MPEG
     options = {"interpolation": _SCALING, "dst_color_range": colors, "threads": 1}
     scaled = reformatter.reformat(frame, width, height, "yuv420p", **options)
-    rotated = _rotate(scaled, frame)
+    rotated = _rotate(scaled, original)
     rotated.color_range, rotated.colorspace = colors, frame.colorspace
     # Otherwise the encoder would copy the frame types of the original.
     rotated.pict_type = PictureType.NONE

@@ -121,6 +121,10 @@ def write_shard(shard: Shard, videos: Iterable[Encoded | str]) -> int:
                     "video": video.video,
                     "header": index.header,
                     "packets": np.array(index.packets, np.int64).reshape(-1, 4),
+                    "time_base": np.array(
+                        video.time_base.as_integer_ratio() if video.time_base else (),
+                        np.int64,
+                    ),
                 }
                 message = serializer.get_tf_example(features.encode_example(example))
                 with _explained_errors(path):
@@ -332,6 +336,7 @@ def _features(settings: Mapping[str, Any]) -> tfds.features.FeaturesDict:
         "video": any_bytes,
         "header": any_bytes,
         "packets": tfds.features.Tensor(shape=(None, 4), dtype=np.int64),
+        "time_base": tfds.features.Tensor(shape=(None,), dtype=np.int64),
     }
     return tfds.features.FeaturesDict(features)
 

@@ -223,6 +223,16 @@ class PacketIndex:
             rows.append((begin, size, time, start * _START + skippable * _SKIPPABLE))
         return cls(codec.extradata or b"", tuple(rows))
 
+    def with_times(self, times: Sequence[int]) -> "PacketIndex":
+        """Returns the index with other times of its frames, which increase."""
+        order = sorted(range(len(self.packets)), key=lambda i: self.packets[i][2])
+        ranks = {position: rank for rank, position in enumerate(order)}
+        rows = (
+            (offset, size, times[ranks[position]], flags)
+            for position, (offset, size, _, flags) in enumerate(self.packets)
+        )
+        return PacketIndex(self.header, tuple(rows))
+
     def table(self) -> PacketTable:
         """Returns the packet table."""
         _, _, times, flags = zip(*self.packets, strict=True)

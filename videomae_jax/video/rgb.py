@@ -1,13 +1,14 @@
 """Conversion of decoded frames to RGB or gray: upright, only the requested box."""
 
 import itertools
+import re
 from collections.abc import Sequence
 
 import av
 import numpy as np
 from av.error import FFmpegError
 from av.sidedata.sidedata import SideData
-from av.video.reformatter import VideoReformatter
+from av.video.reformatter import ColorRange, VideoReformatter
 
 from videomae_jax.errors import VideoError
 from videomae_jax.video.images import to_channels
@@ -15,6 +16,9 @@ from videomae_jax.video.source import RGB, Box, DecodedFrames, PixelFormat
 
 # In these formats each block of 2x2 pixels is converted independently.
 _BLOCKWISE = ("yuv420p", "yuvj420p")
+# 4:2:0, also of more than 8 bits.
+_CHROMA_BELOW = re.compile(r"yuvj?420p((?P<bits>9|10|12)le)?")
+_DEEPER = {8: 9, 9: 10, 10: 12, 12: 14}  # bits of the next deeper formats
 # Pixels to convert at once, so that they stay in the processor's cache.
 _PIXELS_AT_ONCE = 2**19
 
@@ -63,6 +67,13 @@ class VideoFrames(DecodedFrames):
     def _convert(self, frame: av.VideoFrame) -> np.ndarray:
         """Returns all of a frame, [height, width, channels]."""
         name, channels, dtype = _packed_format(frame.format, self._format)
+        vertical = (
+            _CHROMA_BELOW.fullmatch(frame.format.name) if name == "rgb24" else None
+        )
+        if vertical and (vertical["bits"] or frame.height % 2):
+            frame = _interpolate_chroma(frame)
+        else:
+            frame = progressive(frame)
         try:
             # One thread: more would contend with those that read other videos.
             packed = self._reformatter.reformat(frame, format=name, threads=1)
@@ -141,12 +152,68 @@ def _packed_format(
 def _layout(frame: av.VideoFrame) -> tuple | None:
     """Returns what frames must share to be stacked; None to convert a frame whole."""
     blocks = frame.format.name in _BLOCKWISE
-    # Interlaced frames are converted field by field.
-    if not blocks or frame.width % 2 or frame.height % 2 or frame.interlaced_frame:
+    if not blocks or frame.width % 2 or frame.height % 2:
         return None
     if display_matrix(frame) is not None:
         return None
     return frame.format.name, frame.colorspace, frame.color_range
+
+
+def progressive(frame: av.VideoFrame) -> av.VideoFrame:
+    """Returns a frame that is scaled and converted as a whole, with the same pixels.
+
+    Otherwise an interlaced one is treated field by field. decord, which read the videos
+    of all published weights, treats it as a whole.
+    """
+    if not frame.interlaced_frame:
+        return frame
+    copy = av.VideoFrame(frame.width, frame.height, frame.format.name)
+    for index in range(len(frame.planes)):
+        target, source = _plane(copy, index), _plane(frame, index)
+        width = min(target.shape[1], source.shape[1])  # the padding may differ
+        target[:, :width] = source[: len(target), :width]
+    copy.colorspace, copy.color_range = frame.colorspace, frame.color_range
+    return copy
+
+
+def _interpolate_chroma(frame: av.VideoFrame) -> av.VideoFrame:
+    """Returns a 4:2:0 frame as 4:2:2, from which conversion gives decord's pixels.
+
+    decord 0.6 has FFmpeg 4, whose libswscale has no special conversion for more than 8
+    bits or odd heights. It places lines of chroma linearly, but then takes one line, or
+    the mean of two if the second has half the weight or more (yuv2rgb_1). Later
+    versions mix the lines by their weights. One more bit holds the mean exactly.
+    """
+    bits = frame.format.components[0].bits
+    height, width = frame.height, (frame.width + 1) // 2
+    shift = _DEEPER[bits] - bits
+    whole = av.VideoFrame(frame.width, height, f"yuv422p{_DEEPER[bits]}le")
+    dtype = np.dtype(np.uint8 if bits == 8 else "<u2")
+    sources = [_plane(frame, index).view(dtype) for index in range(3)]
+    luma, *chroma = (_plane(whole, index).view("<u2") for index in range(3))
+    np.left_shift(
+        sources[0][:height, : frame.width],
+        shift,
+        out=luma[:height, : frame.width],
+        dtype=np.uint16,
+    )
+    # The position of each line among those of chroma, in 2**-17, as in initFilter.
+    lines = (height + 1) // 2
+    step = ((lines << 16) + height // 2) // height
+    positions = (2 * np.arange(height) + 1) * step - 2**16
+    # Weights below 0.002 are cut off; others have 12 bits.
+    cut, half = 262, 2**16 - 16
+    above, weight = np.divmod(positions + cut, 2**17)
+    mixed = (above >= 0) & ((weight >= half + cut) | (above >= lines - 1))
+    above = above.clip(0, max(lines - 2, 0))
+    below = np.minimum(above + mixed, lines - 1)
+    for source, target in zip(sources[1:], chroma, strict=True):
+        values = source[:lines, :width].astype(np.uint16) << (shift - 1)
+        target[:height, :width] = values[above] + values[below]
+    whole.colorspace, whole.color_range = frame.colorspace, frame.color_range
+    if frame.format.name.startswith("yuvj"):
+        whole.color_range = ColorRange.JPEG
+    return whole
 
 
 def _plane(frame: av.VideoFrame, index: int) -> np.ndarray:

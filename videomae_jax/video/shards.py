@@ -15,6 +15,7 @@ read (tests/cli/test_prepare_damage.py) and need no other checksums here.
 import functools
 import os
 from collections.abc import Mapping
+from fractions import Fraction
 from typing import Any
 
 from etils import epath
@@ -86,12 +87,15 @@ def open_stored(record: Record) -> Video:
     if not rows:  # the original file was kept
         return Video(content, record.location)
     height, width = (example[x].int64_list.value[0] for x in ("height", "width"))
+    # Absent in data sets of earlier versions, whose times are only an order.
+    time_base = example["time_base"].int64_list.value
     return IndexedVideo(
         content,
         PacketIndex(example["header"].bytes_list.value[0], rows),
         fps=example["fps"].float_list.value[0] or None,
         size=(height, width),
         name=record.location,
+        time_base=Fraction(*time_base) if time_base else None,
     )
 
 
