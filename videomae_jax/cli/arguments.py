@@ -4,12 +4,13 @@ import argparse
 import dataclasses
 import json
 import os
+import pathlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from videomae_jax.data import labels, sources
-from videomae_jax.errors import PretrainedError, VideoError
+from videomae_jax.errors import PretrainedError, RecordError, VideoError
 from videomae_jax.inference import inputs
 from videomae_jax.interop.loading import load_pretrained
 from videomae_jax.interop.pretrained import Pretrained
@@ -149,23 +150,61 @@ def add_list(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "list",
         metavar="LIST",
-        help="list file with or without labels, folder, or tfds:FOLDER/SPLIT",
+        help="list file with or without labels, folder, tar shards, or "
+        "tfds:FOLDER/SPLIT",
     )
     add_paths(parser)
-    add_flag(parser, "--multi-label", "a video may have several labels")
-    add_option(parser, "--labels FILE", "class names, one per line, by label")
+    kinds = parser.add_mutually_exclusive_group()
+    add_flag(kinds, "--multi-label", "a video may have several labels")
+    add_flag(kinds, "--values", "numbers to predict instead of labels (regression)")
+    add_option(
+        kinds,
+        "--heads NAMES",
+        "a label for each head of the model: the names of their columns, such as "
+        "verb,noun",
+    )
+    add_option(
+        parser,
+        "--labels FILE",
+        "class names, one per line, by label; with --heads a file for each, separated "
+        "by commas",
+    )
 
 
 def label_kind(args: argparse.Namespace) -> LabelKind:
     """Returns the labels that a video of the list may have."""
+    if args.values:
+        return LabelKind.VALUES
+    if args.heads:
+        return LabelKind.HEADS
     return LabelKind.MANY if args.multi_label else LabelKind.OPTIONAL
 
 
 def load_list(args: argparse.Namespace) -> tuple[list[Record], list[str] | None]:
-    """Reads the list and the class names that the arguments of `add_list` name."""
-    kind, frame_name = label_kind(args), args.frame_name
-    records = sources.load(args.list, args.root, label_kind=kind, frame_name=frame_name)
-    return records, labels.read(args.labels) if args.labels else None
+    """Reads the list that the arguments of `add_list` name, and its class names.
+
+    These are those of --labels, or those that the list gives, or None. For several
+    heads, they are None.
+    """
+    kind = label_kind(args)
+    heads = args.heads.split(",") if args.heads else []
+    files = args.labels.split(",") if heads and args.labels else []
+    if len(files) not in (0, len(heads)):
+        raise RecordError(
+            f"--labels={args.labels} must name a file for each of --heads={args.heads}"
+        )
+    names = labels.read(args.labels) if args.labels and not heads else None
+    records = sources.load(
+        args.list,
+        args.root,
+        label_kind=kind,
+        frame_name=args.frame_name,
+        class_names=[labels.read(file) for file in files] or names,
+        label_columns=heads,
+    )
+    if names is None and not heads and any(record.label_names for record in records):
+        names = labels.class_names(records, args.list)
+    return records, names
 
 
 def add_process_pool(parser: argparse._ActionsContainer) -> None:
@@ -194,7 +233,7 @@ def add_videos(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         metavar="VIDEO",
         help="video file, folder of videos, folder of images (one per frame), pattern "
-        "such as 'clips/*.mp4', list (.txt, .csv), or tfds:FOLDER/SPLIT",
+        "such as 'clips/*.mp4', list (.txt, .csv, .json, .tar), or tfds:FOLDER/SPLIT",
     )
     add_frame_name(parser)
 
@@ -213,6 +252,11 @@ def stem(record: Record) -> str:
     name = os.path.basename(record.id.rstrip("/"))
     is_file = record.position is None and not record.frame_name
     return os.path.splitext(name)[0] if is_file else name
+
+
+def written(files: Iterable[pathlib.Path]) -> str:
+    """Returns the line that names the files that a command has written."""
+    return f"wrote {' '.join(map(str, files))}"
 
 
 def printable(text: str) -> str:

@@ -17,8 +17,6 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
-
 from videomae_jax.cli import arguments
 from videomae_jax.errors import RecordError
 from videomae_jax.inference import attribution, predict, timeline
@@ -106,20 +104,24 @@ def _classify(
     top = predict.predict(
         pretrained, video, segments=segments, crops=crops, top_k=args.top_k
     )
-    if args.overlays:
-        _save_overlays(args.overlays, pretrained, video, top)
+    result: dict[str, Any] = {"video": video.id}
+    lines = [video.id]
     if pretrained.problem.is_regression:
-        lines = [f"  {value:10.5g}  {name}" for name, value in top]
-        return {"video": video.id, "values": dict(top)}, "\n".join([video.id, *lines])
-    lines, predictions = [], {}
-    for head, top_of_head in _by_head(pretrained, top).items():
-        lines += [f"  {head}"] if head else []
-        lines += [f"  {p:6.1%}  {label}" for label, p in top_of_head]
-        predictions[head] = _as_json(top_of_head)
-    if not pretrained.problem.heads:
-        predictions = predictions[""]
-    text = "\n".join([video.id, *lines])
-    return {"video": video.id, "predictions": predictions}, text
+        lines += [f"  {value:10.5g}  {name}" for name, value in top]
+        result["values"] = dict(top)
+    else:
+        predictions = {}
+        for head, top_of_head in _by_head(pretrained, top).items():
+            lines += [f"  {head}"] if head else []
+            lines += [f"  {p:6.1%}  {label}" for label, p in top_of_head]
+            predictions[head] = _as_json(top_of_head)
+        has_heads = pretrained.problem.heads
+        result["predictions"] = predictions if has_heads else predictions[""]
+    if args.overlays:
+        files = _save_overlays(args.overlays, pretrained, video, top)
+        lines.append(arguments.written(files))
+        result["files"] = [str(file) for file in files]
+    return result, "\n".join(lines)
 
 
 def _by_head(pretrained: Pretrained, result: Any) -> dict[str, Any]:
@@ -129,25 +131,27 @@ def _by_head(pretrained: Pretrained, result: Any) -> dict[str, Any]:
 
 def _save_overlays(
     folder: pathlib.Path, pretrained: Pretrained, video: Record, result: Any
-) -> None:
+) -> list[pathlib.Path]:
     """Visualizes where the evidence is for the top class of each head, or a value."""
-    read_clip = predict.center_clips(pretrained)
+    clip = predict.center_clip(pretrained, video)[None]
     with open_video(video) as opened:
-        clip = read_clip(opened, np.random.default_rng())  # not random
-        fps = (opened.fps or _UNKNOWN_FPS) / read_clip.stride
-    maps = {}
+        fps = (opened.fps or _UNKNOWN_FPS) / pretrained.preprocessing.stride
+    maps = []  # ending of the file's name, label, map
     if pretrained.model.pooling == "first_token":
-        maps["attention"] = attribution.attention_rollout(pretrained, clip)
+        rollout = attribution.attention_rollout(pretrained, clip)
+        maps.append(("attention", "attention", rollout))
     else:
+        names = predict.labels(pretrained)
         for name, index in _explained(pretrained, result).items():
+            evidence = attribution.class_activation(pretrained, clip, class_index=index)
             kind = f"{name}_activation" if name else "activation"
-            maps[kind] = attribution.class_activation(
-                pretrained, clip, class_index=index
-            )
+            maps.append((kind, f"evidence for {names[index]}", evidence))
     folder.mkdir(parents=True, exist_ok=True)
-    for kind, values in maps.items():
+    files = []
+    for kind, label, values in maps:
         stem = folder / f"{arguments.stem(video)}_{kind}"
-        attribution.save_overlays(stem, clip, values, fps=fps)
+        files += attribution.save_overlays(stem, clip, values, label=label, fps=fps)
+    return files
 
 
 def _explained(pretrained: Pretrained, result: Any) -> dict[str, int]:

@@ -6,6 +6,7 @@
 Writes NAME_reconstruction.gif, .png and .mp4 for each video: the clip, the clip with
 its hidden patches in grey, and the clip with these patches as the model predicts them.
 The animations play at the speed of the video; the .png shows eight frames in rows.
+Patches are hidden as in the pretraining of the model.
 """
 
 import argparse
@@ -62,13 +63,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
     mask = parser.add_argument_group("mask", "patches hidden from the model")
-    share = "share of the patches that is hidden"
-    arguments.add_option(mask, "--mask-ratio SHARE", share, float, default=0.9)
+    arguments.add_option(
+        mask,
+        "--mask-ratio SHARE",
+        "share of the patches that is hidden (default: as in pretraining, 0.9 if "
+        "unknown)",
+        float,
+    )
     mask.add_argument(
         "--mask",
         choices=sorted(masking.KINDS, reverse=True),
-        default="tube",
-        help="tube (default) hides the same positions in all frames; random, any",
+        help="tube hides the same positions in all frames; random, any (default: as in "
+        "pretraining, tube if unknown)",
     )
     arguments.add_option(mask, "--seed", "seed of the mask", int, default=0)
     mask.add_argument(
@@ -117,18 +123,25 @@ def _process(
     options = {"fps": result.fps or _UNKNOWN_FPS, "formats": args.formats}
     original = result.original[None]
     clips = [original, result.masked[None], result.reconstruction[None]]
-    files = visualize.save(f"{stem}_reconstruction", clips, **options)
+    labels = visualize.RECONSTRUCTION
+    files = visualize.save(f"{stem}_reconstruction", clips, labels=labels, **options)
     if args.attention:
         maps = attribution.attention_rollout(pretrained, original)
-        name = f"{stem}_attention"
-        files += attribution.save_overlays(name, original, maps, **options)
+        files += attribution.save_overlays(
+            f"{stem}_attention", original, maps, label="attention", **options
+        )
     summary = {
         "video": video.id,
         "loss": round(result.loss, 6),
+        "mask": result.mask,
+        "mask_ratio": result.mask_ratio,
         "files": [str(file) for file in files],
     }
-    text = f"{video.id}: loss {result.loss:.4f}, written to {args.out}:"
-    return summary, "\n  ".join([text, *(file.name for file in files)])
+    text = (
+        f"{video.id}: loss={result.loss:.4f} mask={result.mask} "
+        f"mask_ratio={result.mask_ratio:g}"
+    )
+    return summary, f"{text}\n{arguments.written(files)}"
 
 
 def _names(videos: Sequence[Record]) -> list[str]:

@@ -207,11 +207,15 @@ def overlay(frames: np.ndarray, maps: np.ndarray) -> np.ndarray:
     The values of each clip are scaled to 0 ... 1 over all its frames, so colours
     compare within a clip only. They are interpolated linearly between the centres of
     the tokens, in space and time. Frames become grey. Needs matplotlib, for its
-    colormap "inferno". Takes and returns frames as uint8 [B, T, H, W, 3].
+    colormap "inferno". Takes frames of raw pixels [B, T, H, W, C], and returns uint8
+    [B, T, H, W, 3].
     """
     # Imported here, because maps do without.
     from matplotlib import colormaps
 
+    from videomae_jax.inference import visualize
+
+    frames = visualize.displayed(frames)
     maps = np.asarray(maps, np.float32)
     low, high = (f(maps, axis=(1, 2, 3), keepdims=True) for f in (np.min, np.max))
     maps = (maps - low) / np.maximum(high - low, np.finfo(np.float32).tiny)
@@ -226,16 +230,18 @@ def save_overlays(
     frames: np.ndarray,
     maps: np.ndarray,
     *,
+    label: str = "",
     fps: float = 8.0,
     formats: Sequence[str] = ("gif", "png"),
 ) -> list[pathlib.Path]:
     """Writes clips beside their overlays, as `<stem>.gif` and `<stem>.png`.
 
-    Takes the arrays of `overlay`, and the other arguments of `visualize.save`, and
-    returns the files in the order of the formats.
+    Takes the arrays of `overlay`, a label for the overlays, and the other arguments of
+    `visualize.save`, and returns the files in the order of the formats.
     """
-    # Imported here, because maps do without Pillow and PyAV.
+    # Imported here, because maps do without Pillow.
     from videomae_jax.inference import visualize
 
     rows = [frames, overlay(frames, maps)]
-    return visualize.save(stem, rows, fps=fps, formats=formats)
+    labels = ("original", label) if label else ()
+    return visualize.save(stem, rows, labels=labels, fps=fps, formats=formats)

@@ -6,11 +6,13 @@ import pathlib
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 import tensorboardX
 import tqdm
+from clu import parameter_overview
 
 from videomae_jax.errors import NonFiniteLossError
 from videomae_jax.files import JsonLines
@@ -55,21 +57,81 @@ def peak_flops(device: jax.Device) -> float | None:
     return PEAK_FLOPS[max(matches, key=len)] if matches else None
 
 
-def start_log(detailed: bool) -> logging.Logger:
-    """Sends this package's log lines to stderr: all of them, or only warnings."""
+def start_log(level: int) -> logging.Logger:
+    """Sends this package's log lines from a level of `logging` on to stderr."""
     logger = logging.getLogger("videomae_jax")
-    logger.addHandler(_AboveProgressBar())
-    logger.setLevel(logging.INFO if detailed else logging.WARNING)
+    logger.addHandler(_handler)
+    logger.setLevel(level)
     logger.propagate = False
     return logger
 
 
-class _AboveProgressBar(logging.Handler):
-    """Writes lines to stderr without breaking the progress bar."""
+class _LogHandler(logging.Handler):
+    """Writes lines to stderr without breaking the progress bar.
+
+    While a run is set up, warnings wait: the user should see them last, after the lines
+    that need no action.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.warnings: list[logging.LogRecord] | None = None  # None: they do not wait
 
     def emit(self, record):
+        if self.warnings is not None and record.levelno == logging.WARNING:
+            self.warnings.append(record)
+            return
+        if record.levelno >= logging.ERROR:
+            self.release()
         now = time.strftime("%H:%M:%S", time.localtime(record.created))
         tqdm.tqdm.write(f"{now} {record.getMessage()}", file=sys.stderr)
+
+    def release(self) -> None:
+        """Writes the warnings that have waited."""
+        warnings, self.warnings = self.warnings or [], None
+        for record in warnings:
+            self.emit(record)
+
+
+_handler = _LogHandler()
+
+
+@contextlib.contextmanager
+def warnings_last() -> Iterator[None]:
+    """Lets warnings wait for `release_warnings`, an error, or the end of the block."""
+    _handler.warnings = []
+    try:
+        yield
+    finally:
+        _handler.release()
+
+
+def release_warnings() -> None:
+    """Writes the warnings that have waited since `warnings_last`; later ones do not."""
+    _handler.release()
+
+
+@contextlib.contextmanager
+def compiling(name: str, *, active: bool = True) -> Iterator[None]:
+    """Logs that the block compiles a function, and then the time it took."""
+    if not active:
+        yield
+        return
+    log.info("compiling %s ...", name)
+    start = time.perf_counter()
+    yield
+    log.info("compiled %s in %.1f s", name, time.perf_counter() - start)
+
+
+def log_parameters(params: Any) -> None:
+    """Logs the number of parameters, and, at level DEBUG, a table of them."""
+    sizes = [x.size for x in jax.tree.leaves(params)]
+    log.info("parameters=%s in %d arrays", f"{sum(sizes):,}", len(sizes))
+    if log.isEnabledFor(logging.DEBUG):
+        # Mean and deviation need values that other processes may hold.
+        stats = True if jax.process_count() == 1 else "sharding"
+        table = parameter_overview.get_parameter_overview(params, include_stats=stats)
+        log.debug("%s", table)
 
 
 class MetricBuffer:
@@ -271,14 +333,18 @@ class Reporter:
                 self._tensorboard.add_scalar(name, value, row["step"])
 
     def picture(self, step: int, rows: list[np.ndarray]) -> None:
-        """Writes clips, a list of uint8 [B, T, H, W, 3], as PNG and animated GIF."""
+        """Writes original, masked and reconstructed clips as PNG and animated GIF.
+
+        Each is uint8 or uint16 [B, T, H, W, C].
+        """
         if not self._active:
             return
         folder = self._workdir / "pictures"
         folder.mkdir(exist_ok=True)
-        image = visualize.frame_strip(rows)
+        labels = visualize.RECONSTRUCTION
+        image = visualize.frame_strip(rows, labels=labels)
         visualize.save_png(folder / f"{step:08d}.png", image)
-        visualize.save_gif(folder / f"{step:08d}.gif", rows)
+        visualize.save_gif(folder / f"{step:08d}.gif", rows, labels=labels)
         self._tensorboard.add_image("clips", image, step, dataformats="HWC")
         log.info("picture=%s", folder / f"{step:08d}.png")
 
