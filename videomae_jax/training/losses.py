@@ -163,7 +163,7 @@ class Objective:
             return np.zeros(len(self.problem.heads), np.int32)
         return np.zeros(1 if self.problem.type == MULTI_LABEL else (), np.int32)
 
-    def targets(self, label: jax.Array) -> Float32[Array, "batch classes"]:
+    def targets(self, label: Array) -> Float32[Array, "batch classes"]:
         """Returns the targets of labels, which are as from `labels.to_array`."""
         if self.problem.is_regression:
             return (label - jnp.array(self.mean)) / jnp.array(self.std)
