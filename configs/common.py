@@ -10,7 +10,7 @@ runs the same code with a small model for a few steps: seconds on two CPU cores.
 Fields declared with `placeholder` are None until they are set.
 """
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FieldReference
 from ml_collections.config_dict import placeholder
 
 
@@ -49,6 +49,13 @@ def _training() -> ConfigDict:
     config.model.patch_size = placeholder(int)
     config.model.tubelet_size = placeholder(int)
     config.model.mlp_ratio = placeholder(float)
+    # Channels of the videos: 3 for RGB, 1 for gray, 4 and 2 for these with alpha, any
+    # number for arrays. None: 3.
+    config.model.channels = placeholder(int)
+    # Mean and standard deviation of each channel, of values scaled to [0, 1]. None:
+    # those of ImageNet, for RGB.
+    config.model.pixel_mean = placeholder(object)
+    config.model.pixel_std = placeholder(object)
     # Dtype of the computation. Parameters, softmax and loss are always float32.
     config.model.dtype = "bfloat16"
     # What is kept for the backward pass. none: everything; dots: results of matrix
@@ -75,8 +82,12 @@ def _training() -> ConfigDict:
     config.data.num_frames = 16
     # Distance between two frames of a clip, in frames of the video.
     config.data.stride = 4
-    # Height and width of a clip, in pixels.
-    config.data.image_size = 224
+    # Height and width of a clip, in pixels: one number for both, or two (128, 224).
+    config.data.image_size = FieldReference(224, field_type=object)
+    # Lowest and highest value of the videos' pixels, such as (0, 65535) for images of
+    # 16 bits, or of floating-point arrays; they are scaled to [0, 1] and kept with 16
+    # bits. None: pixels have 8 bits.
+    config.data.value_range = placeholder(object)
     # Probability of a horizontal flip.
     config.data.flip = 0.0
     # Clips per decoded video, each with its own crop, augmentation and mask.
@@ -209,7 +220,7 @@ def finetune() -> ConfigDict:
     config.model.head_norm = "layer"
     # Image size of pretraining in pixels, whose position table is interpolated to
     # image_size. 0: the plain 1-D table, as in the official V1 code.
-    config.model.position_size = 224
+    config.model.position_size = FieldReference(224, field_type=object)
     # Stochastic depth: probability of dropping the last block's branches, rising
     # linearly from 0 in the first block.
     config.model.drop_path = 0.1
@@ -322,7 +333,7 @@ def debug(config: ConfigDict) -> ConfigDict:
     )
     config.model.update(width=96, depth=2, heads=3, dtype="float32")
     config.data.update(num_frames=8, num_workers=1)
-    config.data.image_size = min(config.data.image_size, 96)
+    config.data.image_size = _at_most(config.data.image_size, 96)
     if config.model.variant == "giant":
         config.data.image_size = 98
     config.checkpoint.update(every=10, keep_period=0)
@@ -332,12 +343,20 @@ def debug(config: ConfigDict) -> ConfigDict:
     else:
         config.evaluation.update(every=10, segments=2, videos_per_device=2)
         # The image size of the pretraining recipe's :debug.
-        config.model.position_size = min(
+        config.model.position_size = _at_most(
             config.model.position_size, config.data.image_size
         )
         if config.init.source:
             config.init.source += "_debug"
     return config
+
+
+def _at_most(size: int | tuple, most: int | tuple) -> int | tuple:
+    """Returns an image size of at most another in height and width."""
+    if isinstance(size, int) and isinstance(most, int):
+        return min(size, most)
+    pairs = ((x, x) if isinstance(x, int) else x for x in (size, most))
+    return tuple(map(min, *pairs))
 
 
 def finish(config: ConfigDict, arg: str) -> ConfigDict:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from configs import common
 from videomae_jax import processes
-from videomae_jax.data import workers
+from videomae_jax.data import clips, workers
 from videomae_jax.data.workers import WorkerConfig, Workload, plan_workers
 from videomae_jax.errors import ConfigError
 from videomae_jax.processes import Resources
@@ -156,6 +156,7 @@ def choose(batch_size=32, model_on_cpu=False, sharing=(1, 1), **fields):
     config.data.update(fields)
     return workers.choose_workers(
         config.data,
+        clip_bytes=clips.clip_bytes(config),
         clips_per_video=1,
         batch_size=batch_size,
         num_batches=1000,

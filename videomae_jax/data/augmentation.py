@@ -1,12 +1,13 @@
-"""Crops, flips and erases clips: uint8 [T, H, W, 3] in, uint8 [T, H', W', 3] out.
+"""Crops, flips and erases clips: [T, H, W, C] in, [T, H', W', C] of its dtype out.
 
 Boxes are (top, left, height, width) in pixels, within the frame. They are drawn by
 functions that see only the height and width of the frame, and cut out by others.
 `area` is a range (smallest, largest) of shares of the frame, `aspect` one of shapes.
 The `size` of an output is (height, width) in pixels, or one number for a square.
 
-All functions raise ValueError for a clip that is empty or not uint8 [T, H, W, 3], and
-for boxes, ranges, counts and probabilities that are empty or impossible.
+All functions raise ValueError for a clip that is empty or not uint8 (or uint16)
+[T, H, W, C], and for boxes, ranges, counts and probabilities that are empty or
+impossible.
 """
 
 import sys
@@ -24,8 +25,8 @@ Size = int | tuple[int, int]  # height and width, or both
 
 # For RGB in [0, 1]. The models have them too, but importing those would bring JAX into
 # the workers.
-IMAGENET_MEAN = np.array([0.485, 0.456, 0.406], np.float32)
-IMAGENET_STD = np.array([0.229, 0.224, 0.225], np.float32)
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
 
 # Positions of a multi-scale crop, in quarters of the room that is left, as (row,
 # column): corners, centre, edge centres and quarter points (official code).
@@ -110,8 +111,8 @@ def crop_and_resize(
     the cost.
 
     Returns:
-        uint8 [T, height, width, 3]: `out` if it is given; otherwise, if the box has
-        this size, a view of the clip.
+        [T, height, width, C]: `out` if it is given; otherwise, if the box has this
+        size, a view of the clip.
     """
     check_clip(clip)
     top, left, crop_height, crop_width = box
@@ -125,13 +126,12 @@ def crop_and_resize(
     if out is None:
         if (crop_height, crop_width) == (height, width):
             return crop
-        out = np.empty((len(clip), height, width, 3), np.uint8)
+        out = np.empty((len(clip), height, width, clip.shape[-1]), clip.dtype)
     averaged = crop_height > 2 * height or crop_width > 2 * width
     for frame, result in zip(crop, out, strict=True):
         if averaged:
             # Not resize(box=...) of the whole frame, which blends in pixels around it.
-            image = Image.fromarray(np.ascontiguousarray(frame))
-            result[:] = image.resize((width, height), Image.Resampling.BILINEAR)
+            _resize_averaged(frame, Image.Resampling.BILINEAR, result)
         else:
             cv2.resize(frame, (width, height), dst=result)
     return out
@@ -204,7 +204,7 @@ def spatial_crops(
     from end to end in equal steps, rounded down, along the side with more room.
 
     Returns:
-        uint8 [count, T, height, width, 3].
+        [count, T, height, width, C].
 
     Raises:
         VideoError: the framing does not crop, and its frames have another size.
@@ -248,12 +248,29 @@ def resize(clip: np.ndarray, size: Size, interpolation: str) -> np.ndarray:
         return crop_and_resize(clip, whole, height, width)
     result = np.empty((len(clip), *size, clip.shape[-1]), clip.dtype)
     for frame, out in zip(clip, result, strict=True):
-        # Channel by channel, because Pillow knows RGB, but not any number of channels.
-        for channel in range(clip.shape[-1]):
-            image = Image.fromarray(np.ascontiguousarray(frame[..., channel]))
-            filter = Image.Resampling[interpolation.upper()]
-            out[..., channel] = image.resize((width, height), filter)
+        _resize_averaged(frame, Image.Resampling[interpolation.upper()], out)
     return result
+
+
+def _resize_averaged(
+    frame: np.ndarray, filter: Image.Resampling, out: np.ndarray
+) -> None:
+    """Resizes a frame with Pillow, which averages over pixels where it shrinks."""
+    height, width, channels = out.shape
+    if frame.dtype == np.uint8 and channels == 3:
+        image = Image.fromarray(np.ascontiguousarray(frame))
+        out[:] = image.resize((width, height), filter)
+        return
+    # Channel by channel: Pillow would weigh the others by a fourth as by alpha.
+    for channel in range(channels):
+        values = np.ascontiguousarray(frame[..., channel])
+        if out.dtype == np.uint8:
+            out[..., channel] = Image.fromarray(values).resize((width, height), filter)
+            continue
+        # In floating point: not every release of Pillow resizes 16 bits.
+        image = Image.fromarray(values.astype(np.float32))
+        resized = np.asarray(image.resize((width, height), filter))
+        out[..., channel] = np.rint(resized).clip(0, np.iinfo(out.dtype).max)
 
 
 def _extend(clip: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -272,15 +289,20 @@ def random_erasing(
     *,
     area: tuple[float, float] = (0.02, 1 / 3),
     aspect: tuple[float, float] = (0.3, 10 / 3),
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
 ) -> np.ndarray:
     """Fills a box, the same in all frames, with noise (Zhong et al. 2017).
 
-    The noise is drawn for each value of each frame. It is standard normal in
-    ImageNet-normalised values, as the model sees them (official code), clipped to the
-    range of a byte. Aspects are height over width.
+    The noise is drawn for each value of each frame. It is standard normal in normalised
+    values, as the model sees them (official code), clipped to the range of pixels.
+    Aspects are height over width.
+
+    Args:
+        mean, std: of each channel, with which the model normalises values in [0, 1].
 
     Returns:
-        uint8 [T, H, W, 3]: a copy, or the clip itself if nothing was erased.
+        [T, H, W, C]: a copy, or the clip itself if nothing was erased.
     """
     check_clip(clip)
     _check_ranges("erased boxes", area, aspect)
@@ -298,7 +320,9 @@ def random_erasing(
     top = int(rng.integers(height - box_height + 1))
     left = int(rng.integers(width - box_width + 1))
     noise = rng.standard_normal((frames, box_height, box_width, channels), np.float32)
-    noise = np.rint(255 * (IMAGENET_MEAN + IMAGENET_STD * noise)).clip(0, 255)
+    most = np.iinfo(clip.dtype).max
+    mean_array, std_array = np.array([mean, std], np.float32)
+    noise = np.rint(most * (mean_array + std_array * noise)).clip(0, most)
     clip = clip.copy()
     clip[:, top : top + box_height, left : left + box_width] = noise
     return clip
@@ -310,21 +334,22 @@ def horizontal_flip(
     """Mirrors all frames with a probability (0.5 in fine-tuning: official code).
 
     Returns:
-        uint8 [T, H, W, 3]: a new array, or the clip itself if it was not mirrored.
+        [T, H, W, C]: a new array, or the clip itself if it was not mirrored.
     """
     check_clip(clip)
     if rng.random() >= probability:
         return clip
     # Several times as fast as a copy of clip[:, :, ::-1].
-    return np.stack([cv2.flip(frame, 1) for frame in clip])
+    mirrored = np.stack([cv2.flip(frame, 1) for frame in clip])
+    return mirrored.reshape(clip.shape)  # OpenCV drops the axis of a single channel
 
 
 def check_clip(clip: np.ndarray) -> None:
-    """Raises ValueError unless the clip is uint8 [T, H, W, 3] and not empty."""
-    if clip.dtype != np.uint8 or clip.ndim != 4 or clip.shape[-1] != 3 or not clip.size:
+    """Raises ValueError unless the clip is [T, H, W, C] of pixels, and not empty."""
+    if clip.dtype not in (np.uint8, np.uint16) or clip.ndim != 4 or not clip.size:
         raise ValueError(
-            "a clip must be uint8 [time, height, width, 3] and not empty, got "
-            f"{clip.dtype} {clip.shape}"
+            "a clip must be uint8 [time, height, width, channels], or uint16, and not "
+            f"empty, got {clip.dtype} {clip.shape}"
         )
 
 

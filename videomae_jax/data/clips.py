@@ -1,15 +1,19 @@
 """Cuts clips out of a video: frames by a rule, then crops and augmentation.
 
-Each class here is called with an opened video and randomness, and returns uint8
-[clips, T, H, W, 3] from a single decode. Its objects are sent to the workers.
+Each class here is called with an opened video and randomness, and returns [clips, T, H,
+W, C] from a single decode, with the dtype and channels of the video's frames: uint8
+RGB, unless the video was opened for another format. Its objects are sent to the
+workers.
 Clips have `num_frames` frames, `stride` frames of the video apart, and crops of
 `size`: (height, width) in pixels, or one number for both. `frame_sampling` is a key of
 SAMPLERS; `framing` is how frames are resized and cropped.
 """
 
 import dataclasses
+import math
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +21,25 @@ from videomae_jax.data import augmentation, sampling
 from videomae_jax.data.randaugment import RandAugment
 from videomae_jax.errors import ConfigError
 from videomae_jax.models.sizes import OFFICIAL, Framing, height_and_width
-from videomae_jax.video.source import FrameSource
+from videomae_jax.video.source import FrameSource, PixelFormat
+
+
+def pixel_format(config: Any) -> PixelFormat:
+    """Returns the pixels that the model of a config takes; see configs/common.py."""
+    channels = config.model.get("channels")
+    value_range = config.data.get("value_range")
+    return PixelFormat(3 if channels is None else channels, value_range)
+
+
+def clip_shape(config: Any) -> tuple[int, int, int, int]:
+    """Returns the shape of a config's clips, [T, H, W, C]."""
+    size = height_and_width(config.data.image_size, "config.data.image_size")
+    return config.data.num_frames, *size, pixel_format(config).channels
+
+
+def clip_bytes(config: Any) -> int:
+    """Returns the size of a config's clips in bytes."""
+    return math.prod(clip_shape(config)) * pixel_format(config).dtype.itemsize
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +61,7 @@ class PretrainingClips:
             )
 
     def __call__(self, video: FrameSource, rng: np.random.Generator) -> np.ndarray:
-        """Returns uint8 [num_samples, T, height, width, 3]."""
+        """Returns [num_samples, T, height, width, C]."""
         indices = sampling.sample_pretrain(
             rng, video.num_frames, self.num_frames, self.stride
         )
@@ -54,8 +76,8 @@ class PretrainingClips:
         hull = augmentation.hull(boxes)
         images = frames.pixels(hull)
         size = height_and_width(self.size)
-        shape = (self.num_samples, self.num_frames, *size, 3)
-        clips = np.empty(shape, np.uint8)
+        shape = (self.num_samples, self.num_frames, *size, images.shape[-1])
+        clips = np.empty(shape, images.dtype)
         for clip, (top, left, height, width) in zip(clips, boxes, strict=True):
             box = (top - hull[0], left - hull[1], height, width)
             augmentation.crop_and_resize(images, box, *size, out=clip)
@@ -118,6 +140,9 @@ class FinetuningClips:
     flip: float  # probability of a horizontal flip
     erase: float  # probability of erasing a box
     num_samples: int  # clips cut out of the same frames
+    # Of each channel, for the noise in erased boxes; see `random_erasing`.
+    pixel_mean: tuple[float, ...] = augmentation.IMAGENET_MEAN
+    pixel_std: tuple[float, ...] = augmentation.IMAGENET_STD
 
     def __post_init__(self):
         """Raises ConfigError if a range or the probability of erasing is impossible."""
@@ -133,21 +158,23 @@ class FinetuningClips:
             raise ConfigError(f"config.data.erase={self.erase} must be in [0, 1]")
 
     def __call__(self, video: FrameSource, rng: np.random.Generator) -> np.ndarray:
-        """Returns uint8 [num_samples, T, height, width, 3]."""
+        """Returns [num_samples, T, height, width, C]."""
         indices = SAMPLERS[self.frame_sampling].train(
             rng, video.num_frames, self.num_frames, self.stride
         )
         frames = video.read(indices)
         size = height_and_width(self.size)
-        shape = (self.num_samples, self.num_frames, *size, 3)
-        clips = np.empty(shape, np.uint8)
+        shape = (self.num_samples, self.num_frames, *size, frames.shape[-1])
+        clips = np.empty(shape, frames.dtype)
         for clip in clips:
             augmented = self.rand_augment(rng, frames) if self.rand_augment else frames
             crop = augmentation.random_resized_crop(
                 rng, augmented, self.size, area=self.crop_area, aspect=self.crop_aspect
             )
             crop = augmentation.horizontal_flip(rng, crop, self.flip)
-            clip[:] = augmentation.random_erasing(rng, crop, self.erase)
+            clip[:] = augmentation.random_erasing(
+                rng, crop, self.erase, mean=self.pixel_mean, std=self.pixel_std
+            )
         return clips
 
 
@@ -164,7 +191,7 @@ class CenterClips:
     framing: Framing = OFFICIAL
 
     def __call__(self, video: FrameSource, rng: np.random.Generator) -> np.ndarray:
-        """Returns uint8 [1, T, height, width, 3]."""
+        """Returns [1, T, height, width, C]."""
         indices = SAMPLERS[self.frame_sampling].validation(
             video.num_frames, self.num_frames, self.stride
         )
@@ -185,7 +212,7 @@ class MultiViewClips:
     framing: Framing = OFFICIAL
 
     def __call__(self, video: FrameSource, rng: np.random.Generator) -> np.ndarray:
-        """Returns uint8 [segments * crops, T, height, width, 3], crops adjacent."""
+        """Returns [segments * crops, T, height, width, C], crops adjacent."""
         indices = SAMPLERS[self.frame_sampling].test(
             video.num_frames, self.num_frames, self.stride, self.segments
         )

@@ -1,4 +1,4 @@
-"""Makes batches of uint8 clips from records. Only this and prefetch.py use Grain.
+"""Makes batches of clips from records. Only this and prefetch.py use Grain.
 
 Randomness and order are functions of (seed, position in the stream) alone: everything
 random happens before the stream is split over hosts and workers. Any number of them
@@ -19,10 +19,10 @@ from videomae_jax.data.workers import DEFAULT_WORKERS, WorkerConfig
 from videomae_jax.errors import NoReadableVideoError, VideoError
 from videomae_jax.video.open import open_video
 from videomae_jax.video.record import LabelKind, Record
-from videomae_jax.video.source import FrameSource
+from videomae_jax.video.source import RGB, FrameSource, PixelFormat
 
-# Cuts clips out of an opened video with the given randomness: uint8
-# [samples, T, H, W, 3].
+# Cuts clips out of an opened video with the given randomness: [samples, T, H, W, C] of
+# the video's pixel format.
 ReadClips = Callable[[FrameSource, np.random.Generator], np.ndarray]
 
 # Give up after this many unreadable videos in a row.
@@ -34,9 +34,9 @@ class Batch:
     """The part of a global batch that one process reads.
 
     Attributes:
-        arrays: "video", uint8 [clips, T, H, W, 3], where the samples of a video are
-            adjacent; and, if labels are used, "label" for each clip, in the form of
-            `labels.to_array`.
+        arrays: "video", [clips, T, H, W, C], uint8 or uint16, where the samples of a
+            video are adjacent; and, if labels are used, "label" for each clip, in the
+            form of `labels.to_array`.
         ids: the record id of each clip.
         bad: the records that could not be read and were replaced: index of the video
             in the global batch, record, and reason.
@@ -60,6 +60,7 @@ def batches(
     workers: WorkerConfig = DEFAULT_WORKERS,
     local_indices: Sequence[int] | None = None,
     label_kind: LabelKind = LabelKind.UNUSED,
+    pixels: PixelFormat = RGB,
 ) -> Iterator[Iterator[Batch]]:
     """Opens the stream of training batches, which is reshuffled every epoch.
 
@@ -73,6 +74,7 @@ def batches(
         local_indices: indices, in every global batch, of the videos that this process
             reads; None for all.
         label_kind: the labels that batches hold.
+        pixels: what the frames of the videos are converted to.
 
     Raises:
         NoReadableVideoError: from the iterator, if MAX_DRAWS videos in a row cannot be
@@ -84,7 +86,9 @@ def batches(
         .seed(seed)
         .shuffle()
         .repeat()
-        .random_map(functools.partial(_read_random_clips, list(records), read_clips))
+        .random_map(
+            functools.partial(_read_random_clips, list(records), read_clips, pixels)
+        )
     )
     dataset = _LocalElements(dataset, batch_size, local_indices)
     label_array = labels.to_array(records, label_kind)
@@ -97,7 +101,7 @@ def batches(
 class Views:
     """The part of an evaluation batch that one process reads."""
 
-    video: np.ndarray  # uint8 [videos, views, T, H, W, 3]; zeros where not readable
+    video: np.ndarray  # [videos, views, T, H, W, C]; zeros where not readable
     index: np.ndarray  # int32 [videos], index of the record; -1 for padding
     readable: np.ndarray  # bool [videos]; false for padding
     bad: list[tuple[int, str]]  # index of each record that cannot be read, and reason
@@ -112,11 +116,12 @@ def each_once(
     batch_size: int,
     workers: WorkerConfig = DEFAULT_WORKERS,
     process: tuple[int, int] = (0, 1),
+    pixels: PixelFormat = RGB,
 ) -> Iterator[Iterator[Views]]:
     """Opens a pass over all records, each exactly once and in order.
 
     Args:
-        records, read_clips, workers: see `batches`.
+        records, read_clips, workers, pixels: see `batches`.
         clips_shape: shape of the array that `read_clips` returns.
         batch_size: videos of a global batch; the last one is padded.
         process: (index, count) of this process; it reads the index-th contiguous part
@@ -131,7 +136,7 @@ def each_once(
     local = batch_size // count
     padded = -(-len(records) // batch_size) * batch_size
     dataset = grain.MapDataset.range(padded).map(
-        functools.partial(_read_views, list(records), read_clips, clips_shape)
+        functools.partial(_read_views, list(records), read_clips, clips_shape, pixels)
     )
     local_indices = range(index * local, (index + 1) * local)
     dataset = _LocalElements(dataset, batch_size, local_indices)
@@ -140,31 +145,38 @@ def each_once(
 
 
 def read_all(
-    records: Sequence[Record], read_clips: ReadClips, count: int
+    records: Sequence[Record],
+    read_clips: ReadClips,
+    count: int,
+    pixels: PixelFormat = RGB,
 ) -> tuple[np.ndarray, list[str]]:
     """Reads a clip of each of the first `count` readable videos, in this process.
 
     Returns:
-        uint8 [n, T, H, W, 3] and the n record ids, n <= count.
+        [n, T, H, W, C] and the n record ids, n <= count.
     """
     clips, ids = [], []
     for record in records:
         if len(ids) == count:
             break
-        with contextlib.suppress(VideoError), open_video(record) as video:
+        with contextlib.suppress(VideoError), open_video(record, pixels) as video:
             clips.append(read_clips(video, np.random.default_rng(0))[0])
             ids.append(record.id)
-    return np.stack(clips) if clips else np.empty(0, np.uint8), ids
+    return np.stack(clips) if clips else np.empty(0, pixels.dtype), ids
 
 
 def _read_random_clips(
-    records: list[Record], read_clips: ReadClips, index: int, rng: np.random.Generator
+    records: list[Record],
+    read_clips: ReadClips,
+    pixels: PixelFormat,
+    index: int,
+    rng: np.random.Generator,
 ) -> dict:
     """Reads the record at an index, or a substitute drawn from the same randomness."""
     bad = []
     for _ in range(MAX_DRAWS):
         try:
-            with open_video(records[index]) as video:
+            with open_video(records[index], pixels) as video:
                 return {"video": read_clips(video, rng), "record": index, "bad": bad}
         except VideoError as error:
             bad.append((int(index), str(error)))
@@ -180,14 +192,15 @@ def _read_views(
     records: list[Record],
     read_clips: ReadClips,
     clips_shape: tuple[int, ...],
+    pixels: PixelFormat,
     index: int,
 ) -> dict:
     """Reads the record at an index; zeros beyond the last, and if it is unreadable."""
-    element = {"video": np.zeros(clips_shape, np.uint8), "index": -1, "bad": []}
+    element = {"video": np.zeros(clips_shape, pixels.dtype), "index": -1, "bad": []}
     if index < len(records):
         element["index"] = index
         try:
-            with open_video(records[index]) as video:
+            with open_video(records[index], pixels) as video:
                 element["video"] = read_clips(video, np.random.default_rng(0))
         except VideoError as error:
             element["bad"] = [(int(index), str(error))]

@@ -41,7 +41,7 @@ _GRACE_SECONDS = 120
 class ReadBatch(NamedTuple):
     """A batch as it was read."""
 
-    video: np.ndarray  # uint8 [elements, samples, T, H, W, 3], an array of its own
+    video: np.ndarray  # [elements, samples, T, H, W, C], an array of its own
     elements: list[dict]  # the other fields of each element
     cpu_seconds: float  # CPU time that reading took
 
@@ -57,7 +57,7 @@ def read_ahead(
     """Starts the workers, yields the batches, and stops the workers at the end.
 
     Args:
-        dataset: elements with "video", uint8 [samples, T, H, W, 3], and small fields.
+        dataset: elements with "video", [samples, T, H, W, C], and small fields.
         batch_size: elements of a batch.
         steps: indices of the batches to read; None for all.
         workers: the processes and threads that read.
@@ -114,7 +114,7 @@ class _Chunks(grain.MapDataset):
             element = dict(self._parent[step * self._batch_size + first + i])
             clips = element.pop("video")
             if video is None:
-                video = np.empty((count, *clips.shape), np.uint8)
+                video = np.empty((count, *clips.shape), clips.dtype)
             video[i] = clips
             elements.append(element)
         seconds = time.thread_time() - start
@@ -130,7 +130,8 @@ def _assemble_batches(chunks: Iterator[dict], batch_size: int) -> Iterator[ReadB
         video, elements, seconds, copies = None, [], 0.0, []
         for chunk in chunks:
             if video is None:
-                video = np.empty((batch_size, *chunk["video"].shape[1:]), np.uint8)
+                clips = chunk["video"]
+                video = np.empty((batch_size, *clips.shape[1:]), clips.dtype)
             start = len(elements)
             elements += chunk["elements"]
             # pop(): shared memory is released when nobody holds it.

@@ -273,6 +273,11 @@ def apply(clip: np.ndarray, chosen: list[tuple[str, float]]) -> np.ndarray:
         chosen: keys of OPERATIONS, and strengths.
     """
     check_clip(clip)
+    if clip.dtype != np.uint8 or clip.shape[-1] != 3:
+        raise ValueError(
+            "a clip must be uint8 [time, height, width, 3] for RandAugment, got "
+            f"{clip.dtype} {clip.shape}"
+        )
     if not chosen:
         return clip
     clip = np.ascontiguousarray(clip)

@@ -103,6 +103,7 @@ class WorkerPlan:
 def choose_workers(
     data: Any,
     *,
+    clip_bytes: int,
     clips_per_video: int,
     batch_size: int,
     num_batches: int,
@@ -114,6 +115,7 @@ def choose_workers(
 
     Args:
         data: the config's `data`.
+        clip_bytes: bytes of a clip, see `clips.clip_bytes`.
         clips_per_video: samples or views.
         batch_size, num_records, model_on_cpu: see `Workload`.
         num_batches: batches that are read in all.
@@ -123,7 +125,7 @@ def choose_workers(
     Raises:
         ConfigError: num_workers, num_threads or memory_gb is out of range.
     """
-    video_bytes = clips_per_video * data.num_frames * data.image_size**2 * 3
+    video_bytes = clips_per_video * clip_bytes
     num_videos = batch_size * num_batches
     workload = Workload(video_bytes, batch_size, num_videos, num_records, model_on_cpu)
     resources = processes.available_resources().share(*sharing)

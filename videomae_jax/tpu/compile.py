@@ -11,10 +11,10 @@ import time
 from collections.abc import Iterator, Sequence
 
 import jax
-import jax.numpy as jnp
 
 from videomae_jax.config import Config, check_choices
 from videomae_jax.data import labels
+from videomae_jax.data.clips import clip_shape, pixel_format
 from videomae_jax.distributed import sharding
 from videomae_jax.errors import CompilerError, ConfigError, RecordError
 from videomae_jax.models.problem import Problem
@@ -268,11 +268,10 @@ def make_task(config: Config) -> Pretraining | Finetuning:
 def _abstract_batch(
     config: Config, task: Pretraining | Finetuning, mesh: jax.sharding.Mesh
 ) -> dict[str, jax.ShapeDtypeStruct]:
-    size, num_frames = config.data.image_size, config.data.num_frames
     num_clips = config.batch_size * config.data.num_samples
     by_row = sharding.batch_sharding(mesh)
-    shape = (num_clips, num_frames, size, size, 3)
-    batch = {"video": jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=by_row)}
+    shape, dtype = (num_clips, *clip_shape(config)), pixel_format(config).dtype
+    batch = {"video": jax.ShapeDtypeStruct(shape, dtype, sharding=by_row)}
     if isinstance(task, Finetuning):
         label = task.objective.example_label
         shape = (num_clips, *label.shape)

@@ -22,6 +22,7 @@ from videomae_jax.checkpointing import Checkpoints
 from videomae_jax.config import Config
 from videomae_jax.data import pipeline
 from videomae_jax.data.bad_videos import BadVideos
+from videomae_jax.data.clips import clip_bytes, pixel_format
 from videomae_jax.data.workers import WorkerConfig, WorkerPlan, choose_workers
 from videomae_jax.distributed import hosts, sharding
 from videomae_jax.errors import CheckpointError, ConfigError, RecordError
@@ -352,6 +353,7 @@ def choose_training_workers(run: Run, start: int) -> WorkerPlan:
     data, mesh = run.config.data, run.train_step.mesh
     return choose_workers(
         data,
+        clip_bytes=clip_bytes(run.config),
         clips_per_video=data.num_samples,
         batch_size=-(-run.config.batch_size // jax.process_count()),
         num_batches=run.total_steps - start,
@@ -367,6 +369,7 @@ def open_batches(run: Run, start: int, workers: WorkerConfig):
     return pipeline.batches(
         task.training_videos,
         task.training_clips,
+        pixels=pixel_format(config),
         batch_size=config.batch_size,
         seed=config.seed,
         steps=range(start, run.total_steps),

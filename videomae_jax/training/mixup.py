@@ -5,6 +5,8 @@ are drawn for the whole batch before it is split into micro-batches; pixels are 
 after.
 """
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -88,9 +90,17 @@ def draw(
     return jax.tree.map(lambda x: jnp.broadcast_to(x, (batch, *x.shape[1:])), mix)
 
 
-def mix_videos(video: Array, pair: Array, mix: Mix, dtype: DTypeLike) -> jax.Array:
-    """Mixes clips [B, T, H, W, 3], uint8 or normalized, into normalized ones."""
-    video, pair = vit.normalize(video, dtype), vit.normalize(pair, dtype)
+def mix_videos(
+    video: Array,
+    pair: Array,
+    mix: Mix,
+    dtype: DTypeLike,
+    *,
+    mean: Sequence[float] = vit.IMAGENET_MEAN,
+    std: Sequence[float] = vit.IMAGENET_STD,
+) -> jax.Array:
+    """Mixes clips [B, T, H, W, C], raw or normalized, into normalized ones."""
+    video, pair = (vit.normalize(x, dtype, mean, std) for x in (video, pair))
     rows = jnp.arange(video.shape[2])[:, None]
     columns = jnp.arange(video.shape[3])
     top, left, bottom, right = jnp.moveaxis(mix.box, 1, 0)[..., None, None]

@@ -12,7 +12,12 @@ from jax.sharding import Mesh
 
 from videomae_jax.config import Config, check_choices
 from videomae_jax.data import pipeline, sources
-from videomae_jax.data.clips import CenterClips, PretrainingClips
+from videomae_jax.data.clips import (
+    CenterClips,
+    PretrainingClips,
+    clip_shape,
+    pixel_format,
+)
 from videomae_jax.distributed import hosts
 from videomae_jax.models import build, flops, inpainting, masking, vit
 from videomae_jax.models.arrays import Array
@@ -51,16 +56,15 @@ class Pretraining:
             "patch_size": self.model.patch_size,
             "tubelet_size": self.model.tubelet_size,
         }
-        clip_shape = (data.num_frames, data.image_size, data.image_size, 3)
         self._draw_mask = functools.partial(
             masking.KINDS[config.mask.kind],
-            grid=vit.token_grid(clip_shape, **self._patch),
+            grid=vit.token_grid(clip_shape(config), **self._patch),
             ratio=config.mask.ratio,
         )
         self.training_clips = PretrainingClips(
             num_frames=data.num_frames,
             stride=data.stride,
-            size=data.image_size,
+            size=clip_shape(config)[1:3],
             scales=tuple(data.crop_scales),
             flip=data.flip,
             num_samples=data.num_samples,
@@ -135,7 +139,12 @@ class Pretraining:
             {"params": params}, video, batch["visible"], masked
         )
         target = pixel_targets(
-            video, masked, **self._patch, normalize=self._config.normalize_targets
+            video,
+            masked,
+            **self._patch,
+            normalize=self._config.normalize_targets,
+            mean=self.model.pixel_mean,
+            std=self.model.pixel_std,
         )
         return reconstruction_loss(prediction, target), batch_stats
 
@@ -155,8 +164,9 @@ class Pretraining:
         data = self._config.data
         clips, ids = pipeline.read_all(
             self.lists[1],
-            CenterClips(data.num_frames, data.stride, data.image_size),
+            CenterClips(data.num_frames, data.stride, clip_shape(self._config)[1:3]),
             self._config.picture.clips,
+            pixel_format(self._config),
         )
         # Processes with different clips, or none, would wait for each other forever.
         everywhere = set.intersection(*map(set, hosts.gather(ids)))

@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 
 from videomae_jax.checkpointing import Checkpoints
 from videomae_jax.config import Config
+from videomae_jax.data.clips import clip_shape, pixel_format
 from videomae_jax.distributed import sharding
 from videomae_jax.models import attention
 from videomae_jax.training import optimizer
@@ -276,5 +277,4 @@ def check_attention(model: Config, devices: Sequence[jax.Device]) -> None:
 
 def dummy_clip(config: Config) -> jax.Array:
     """Returns a batch of one clip of the config's shape, to initialise a model with."""
-    size, num_frames = config.data.image_size, config.data.num_frames
-    return jnp.zeros((1, num_frames, size, size, 3), jnp.uint8)
+    return jnp.zeros((1, *clip_shape(config)), pixel_format(config).dtype)
