@@ -78,7 +78,7 @@ def _verify(pretrained: Pretrained, target: pathlib.Path, format: str) -> str:
     """Compares the outputs of the written model on raw pixels with the original's."""
     model, preprocessing = pretrained.model, pretrained.preprocessing
     rng = np.random.default_rng(0)
-    shape = (preprocessing.num_frames, *preprocessing.image_size, 3)
+    shape = (preprocessing.num_frames, *preprocessing.image_size, model.channels)
     video = rng.integers(0, 256, (1, *shape), np.uint8)
     mask, ids = None, ()
     if isinstance(model, VideoMAE):

@@ -48,7 +48,8 @@ def checked_frames(pretrained: Pretrained, frames: Any) -> np.ndarray:
         elif frames.ndim == 3 and frames.shape[-1] == channels:
             hint = "; for a video of one frame: frame[None]"
         raise InputError(f"frames of a video: {expected}, {got}{hint}")
-    if frames.dtype != np.uint8:
+    is_scaled = pretrained.preprocessing.value_range is not None
+    if frames.dtype != np.uint8 and not is_scaled:
         raise InputError(
             f"frames of a video: {expected}, with values 0 to 255; {got}, with values "
             f"{_range(frames)}. Clips that are normalized already are for "
@@ -88,7 +89,7 @@ def checked_clips(pretrained: Pretrained, clips: Any) -> np.ndarray | jax.Array:
             f"{model.tubelet_size}, H and W of {model.patch_size}, got "
             f"{_shape(shape)}{hint}"
         )
-    if clips.dtype == np.uint8:
+    if clips.dtype in (np.uint8, np.uint16):
         return clips
     if not jnp.issubdtype(clips.dtype, jnp.floating):
         raise InputError(

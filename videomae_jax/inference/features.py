@@ -7,7 +7,7 @@ The rows of a batch are independent.
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -24,7 +24,7 @@ from videomae_jax.interop.pretrained import Pretrained
 from videomae_jax.models import vit
 from videomae_jax.models.mae import VideoMAE
 from videomae_jax.models.sizes import OFFICIAL, Framing, height_and_width
-from videomae_jax.video.open import Source, open_video
+from videomae_jax.video.open import Source
 from videomae_jax.video.source import FrameSource
 from videomae_jax.video.windows import read_windows
 
@@ -111,12 +111,12 @@ class Windows:
         return np.minimum(frames, num_video_frames - 1)
 
     def read(self, video: FrameSource) -> Iterator[np.ndarray]:
-        """Yields the windows in order, uint8 [num_frames, height, width, 3]."""
+        """Yields the windows in order, [num_frames, height, width, C]."""
         indices = self.indices(video.num_frames)
         yield from read_windows(video, indices, size=self.size, crop=self._crop)
 
     def _crop(self, frames: np.ndarray) -> np.ndarray:
-        """Resizes and crops frames, uint8 [n, H, W, 3] -> [n, height, width, 3]."""
+        """Resizes and crops frames, [n, H, W, C] -> [n, height, width, C]."""
         if self.squash:
             whole = (0, 0, *frames.shape[1:3])
             return augmentation.crop_and_resize(frames, whole, *self.size)
@@ -228,7 +228,7 @@ class Extractor:
             PretrainedError: if the windows do not divide into the model's patches.
         """
         model = pretrained.model
-        shape = (windows.num_frames, *windows.size, 3)
+        shape = (windows.num_frames, *windows.size, model.channels)
         try:
             grid = vit.token_grid(shape, model.patch_size, model.tubelet_size)
         except ValueError as error:
@@ -236,6 +236,7 @@ class Extractor:
             raise PretrainedError(f"{name}: {error}") from error
         feature_shape = (*grid, model.width) if tokens else (model.width,)
         self._windows, self._dtype = windows, dtype
+        self._open = functools.partial(inputs.open_for, pretrained)
         self._features = functools.partial(_features, model, feature_shape, dtype)
         self._mesh = mesh = sharding.make_mesh(devices=jax.local_devices())
         if batch_size is None:
@@ -263,7 +264,10 @@ class Extractor:
         Raises:
             PretrainedError: if features are not finite.
         """
-        reads = (_read(i, video, self._windows) for i, video in enumerate(videos))
+        reads = (
+            _read(i, functools.partial(self._open, video), self._windows)
+            for i, video in enumerate(videos)
+        )
         with iterate_ahead(
             reads, size=self._batch_size + num_threads, num_threads=num_threads
         ) as items:
@@ -303,7 +307,7 @@ class Extractor:
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _features(model, shape: tuple[int, ...], dtype: str, variables, clips: jax.Array):
-    """Returns features [B, *shape] of clips uint8 [B, T, H, W, 3]."""
+    """Returns features [B, *shape] of raw clips [B, T, H, W, C]."""
 
     def apply(method: str) -> Any:
         return model.apply(variables, clips, method=method)
@@ -327,7 +331,7 @@ class _Batch:
     unreadable: list[Unreadable] = dataclasses.field(default_factory=list)
 
 
-# A video, the index of a window in it, and its frames, uint8 [T, H, W, 3].
+# A video, the index of a window in it, and its frames, [T, H, W, C].
 _Clip = tuple[VideoInfo, int, np.ndarray]
 
 
@@ -348,10 +352,12 @@ def _batches(items: Iterable[_Clip | Unreadable], size: int) -> Iterator[_Batch]
         yield batch
 
 
-def _read(index: int, source: Source, windows: Windows) -> Iterator[_Clip | Unreadable]:
+def _read(
+    index: int, open_source: Callable[[], FrameSource], windows: Windows
+) -> Iterator[_Clip | Unreadable]:
     """Yields the clips of a video; if it cannot be read, its error as the last item."""
     try:
-        with open_video(source) as video:
+        with open_source() as video:
             num_windows = len(windows.indices(video.num_frames))
             info = VideoInfo(index, video.num_frames, video.fps, num_windows)
             for number, clip in enumerate(windows.read(video)):

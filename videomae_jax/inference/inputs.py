@@ -31,14 +31,15 @@ from videomae_jax.files import absolute, is_url
 from videomae_jax.inference import arrays
 from videomae_jax.interop.pretrained import Pretrained
 from videomae_jax.video.frame_folder import DEFAULT_FRAME_NAME
-from videomae_jax.video.open import Source
+from videomae_jax.video.open import Source, open_video
 from videomae_jax.video.record import LabelKind, Record
+from videomae_jax.video.source import FrameSource, PixelFormat
 
 # Anything above; arrays of JAX and PyTorch and images of Pillow too.
 Videos = Source | Sequence[Any]
 
 _LISTS = (".txt", ".csv", ".tsv", ".json", ".jsonl", ".tar")
-_DATA_SETS = ("tfds:", "digits:")
+_DATA_SETS = ("tfds:", "digits:", "wds:")
 
 
 def find_videos(
@@ -83,6 +84,12 @@ def for_each(
     found, several = resolve(pretrained, videos)
     results = [process(video) for video in found]
     return results if several else results[0]
+
+
+def open_for(pretrained: Pretrained, video: Source) -> FrameSource:
+    """Opens a video, whose frames are then the pixels that a model takes."""
+    value_range = pretrained.preprocessing.value_range
+    return open_video(video, PixelFormat(pretrained.model.channels, value_range))
 
 
 def resolve(pretrained: Pretrained, videos: Videos) -> tuple[list[Source], bool]:

@@ -19,7 +19,7 @@ from videomae_jax.inference import arrays, batching, inputs
 from videomae_jax.interop.pretrained import Pretrained
 from videomae_jax.models.classifier import VideoClassifier
 from videomae_jax.models.problem import Problem
-from videomae_jax.video.open import Source, open_video
+from videomae_jax.video.open import Source
 
 # Clips of a batch on an accelerator. A CPU is not faster with more than one, and each
 # takes memory: about 0.3 GB for the 1,568 tokens of a ViT-B.
@@ -94,7 +94,7 @@ def predict(
         )
 
     def one(video: Source) -> Any:
-        with open_video(video) as opened:
+        with inputs.open_for(pretrained, video) as opened:
             views = read_clips(opened, np.random.default_rng())  # draws nothing
         outputs = classify(pretrained, views)
         return interpret(pretrained, outputs.mean(axis=0), top_k)
@@ -132,7 +132,7 @@ def center_clip(
     read_clip = center_clips(pretrained)
 
     def one(video: Source) -> np.ndarray:
-        with open_video(video) as opened:
+        with inputs.open_for(pretrained, video) as opened:
             return read_clip(opened, np.random.default_rng())[0]  # draws nothing
 
     return inputs.for_each(pretrained, video, one)

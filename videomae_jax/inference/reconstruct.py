@@ -129,10 +129,10 @@ def _read(
 ) -> tuple[np.ndarray, float | None]:
     """Returns a clip, uint8 [T, height, width, C], and its frames per second."""
     from videomae_jax.data import augmentation, sampling
-    from videomae_jax.video.open import open_video
+    from videomae_jax.inference import inputs
 
     clip = pretrained.preprocessing
-    with open_video(video) as opened:
+    with inputs.open_for(pretrained, video) as opened:
         lengths = opened.num_frames, clip.num_frames, clip.stride
         if start is None:
             indices = sampling.exact_center_indices(*lengths)

@@ -10,9 +10,9 @@ import numpy as np
 
 from videomae_jax.data import augmentation
 from videomae_jax.errors import PretrainedError, VideoError
-from videomae_jax.inference import predict
+from videomae_jax.inference import inputs, predict
 from videomae_jax.interop.pretrained import Pretrained
-from videomae_jax.video.open import Source, open_video, video_name
+from videomae_jax.video.open import Source, video_name
 from videomae_jax.video.windows import read_windows
 
 
@@ -128,7 +128,7 @@ def timeline(
     preprocessing = pretrained.preprocessing
     num_frames, stride = preprocessing.num_frames, preprocessing.stride
     size = preprocessing.image_size
-    with open_video(video) as opened:
+    with inputs.open_for(pretrained, video) as opened:
         fps = opened.fps
         if not fps:
             raise VideoError(

@@ -25,7 +25,7 @@ class Preprocessing:
     """How to cut clips for a model out of videos.
 
     Mean and standard deviation of the pixels are fields of the model, which takes raw
-    uint8 pixels.
+    pixels.
 
     Attributes:
         num_frames: frames of a clip.
@@ -33,6 +33,8 @@ class Preprocessing:
         image_size: (height, width) of the images in pixels, or one number for both.
         frame_sampling: how the frames are chosen, a key of `data.clips.SAMPLERS`.
         framing: how frames are resized and cropped.
+        value_range: lowest and highest value of the videos' pixels, which become 0 and
+            1; None for pixels of 8 bits.
     """
 
     num_frames: int = 16
@@ -41,10 +43,13 @@ class Preprocessing:
     image_size: tuple[int, int] = (224, 224)
     frame_sampling: str = "dense"
     framing: Framing = OFFICIAL
+    value_range: tuple[float, float] | None = None
 
     def __post_init__(self):
         """Raises ConfigError if a size is none, or frames would have another one."""
         object.__setattr__(self, "image_size", height_and_width(self.image_size))
+        if self.value_range is not None:  # a list, if from JSON
+            object.__setattr__(self, "value_range", tuple(self.value_range))
         resize = self.framing.resize
         if (
             not self.framing.crop

@@ -46,6 +46,7 @@ def read(
     preprocessing = {
         name: config.data[name] for name in ("num_frames", "stride", "image_size")
     }
+    preprocessing["value_range"] = config.data.get("value_range")
     # Without the settings of training; float32 unless `fields` override it.
     defaults = {"dtype": "float32", "remat": "none", "attention": None}
     mask = {}

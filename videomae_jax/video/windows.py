@@ -28,14 +28,15 @@ def read_windows(
     Args:
         indices: frames of each window, int64 [W, T], increasing along both axes.
         size: (height, width) of a cropped frame in pixels, or one number for both.
-        crop: scales and crops frames, uint8 [n, H, W, 3] -> [n, height, width, 3].
+        crop: scales and crops frames, [n, H, W, C] -> [n, height, width, C].
 
     Yields:
-        uint8 [T, height, width, 3].
+        [T, height, width, C], of the video's pixel format.
     """
     # Scaling makes a copy of a frame, which is then cropped.
     pixels = math.prod(height_and_width(size))
-    frame_bytes = 3 * (video.height * video.width + 4 * pixels)
+    pixel_bytes = video.format.channels * video.format.dtype.itemsize
+    frame_bytes = pixel_bytes * (video.height * video.width + 4 * pixels)
     needed = np.unique(indices)
     run_length = max(RUN_BYTES // frame_bytes, 1)
     runs = iter(np.split(needed, range(run_length, len(needed), run_length)))
