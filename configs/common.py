@@ -40,8 +40,8 @@ def _training() -> ConfigDict:
     config.freeze = ""
 
     config.model = ConfigDict()
-    # tiny, small, base, large, huge or giant. The sizes below that are None are the
-    # variant's.
+    # tiny, small, base, large, huge or giant; or source: the sizes of init.source. The
+    # sizes below that are None are the variant's, position_size the source's.
     config.model.variant = "base"
     config.model.width = placeholder(int)
     config.model.depth = placeholder(int)
@@ -49,6 +49,9 @@ def _training() -> ConfigDict:
     config.model.patch_size = placeholder(int)
     config.model.tubelet_size = placeholder(int)
     config.model.mlp_ratio = placeholder(float)
+    # Added to the variance by LayerNorm, in the blocks and before the head. None: 1e-6.
+    config.model.norm_epsilon = placeholder(float)
+    config.model.head_norm_epsilon = placeholder(float)
     # Channels of the videos: 3 for RGB, 1 for gray, 4 and 2 for these with alpha, any
     # number for arrays. None: 3.
     config.model.channels = placeholder(int)
@@ -332,6 +335,8 @@ def debug(config: ConfigDict) -> ConfigDict:
         log_every=5,
     )
     config.model.update(width=96, depth=2, heads=3, dtype="float32")
+    if config.model.variant == "source":
+        config.model.variant = "base"
     config.data.update(num_frames=8, num_workers=1)
     config.data.image_size = _at_most(config.data.image_size, 96)
     if config.model.variant == "giant":
@@ -346,8 +351,9 @@ def debug(config: ConfigDict) -> ConfigDict:
         config.model.position_size = _at_most(
             config.model.position_size, config.data.image_size
         )
-        if config.init.source:
-            config.init.source += "_debug"
+        # The :debug run of the pretraining recipe; others have other sizes.
+        is_run = config.init.source.startswith("runs/")
+        config.init.source = f"{config.init.source}_debug" if is_run else ""
     return config
 
 

@@ -1,6 +1,7 @@
 """A checkpoint is what was given to be saved, whatever happens while it is written."""
 
 import json
+import shutil
 import threading
 
 import jax
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from videomae_jax import checkpointing
+from videomae_jax.errors import CheckpointError
 
 
 @pytest.fixture
@@ -65,3 +67,136 @@ def test_items_of_older_checkpoints_are_found(checkpoints, tmp_path):
     )
     restored = checkpointing.restore_part(str(tmp_path), 7, "batch_stats", part)
     np.testing.assert_array_equal(restored["norm"]["mean"], np.arange(3.0))
+
+
+def test_the_best_is_kept_beside_the_last_and_the_milestones(tmp_path):
+    options = {"keep_last": 1, "keep_period": 4, "keep_best": True}
+    checkpoints = checkpointing.Checkpoints(str(tmp_path), **options)
+    for step in range(1, 8):
+        best = {"metric": "top1", "value": 50.0, "step": min(step, 3)}
+        checkpoints.save(step, {"params": {"x": jnp.zeros(2)}}, {"best": best})
+        if step == 5:  # a resumed run knows which is the best
+            checkpoints.close()
+            checkpoints = checkpointing.Checkpoints(str(tmp_path), **options)
+    checkpoints.close()
+    kept = {int(path.name) for path in checkpoints.folder.iterdir()}
+    assert kept == {3, 4, 7}
+
+
+def test_a_step_is_chosen(checkpoints):
+    with pytest.raises(CheckpointError, match="no complete checkpoint found"):
+        checkpoints.find_step("last")
+    checkpoints.save(2, {"params": {"x": jnp.zeros(2)}}, {})
+    checkpoints.wait()
+    with pytest.raises(CheckpointError, match="step=best needs validations"):
+        checkpoints.find_step("best")
+    for step, best in ((4, 4), (6, 4), (8, 1)):
+        checkpoints.save(
+            step, {"params": {"x": jnp.zeros(2)}}, {"best": {"step": best}}
+        )
+        checkpoints.wait()
+        if step == 6:
+            assert checkpoints.find_step("best") == 4
+    assert [checkpoints.find_step(x) for x in ("last", "6", 8)] == [8, 6, 8]
+    for choice, message in {
+        "best": "step=best is 1, which was not kept .*keep_best.*holds 6, 8",
+        "7": "step=7 not found: .*checkpoints holds 6, 8",
+        "newest": "step=newest must be last, best or a number",
+    }.items():
+        with pytest.raises(CheckpointError, match=message):
+            checkpoints.find_step(choice)
+
+
+def largest_data_file(checkpoint):
+    files = (x for x in (checkpoint / "params").rglob("d/*") if x.is_file())
+    return max(files, key=lambda path: path.stat().st_size)
+
+
+def cut(path, size=10):
+    with path.open("r+b") as file:
+        file.truncate(size)
+
+
+def clear(checkpoint):
+    shutil.rmtree(checkpoint)
+    checkpoint.mkdir()
+
+
+DAMAGES = {
+    "data file cut off": (lambda x: cut(largest_data_file(x), 1000), r"params/\w+: "),
+    "data file empty": (lambda x: cut(largest_data_file(x), 0), r"params/\w+: "),
+    "data file missing": (lambda x: largest_data_file(x).unlink(), r"params/\w+: "),
+    "table cut off": (lambda x: cut(x / "params/manifest.ocdbt"), "params/manifest"),
+    "table missing": (lambda x: (x / "params/manifest.ocdbt").unlink(), "manifest"),
+    "names cut off": (lambda x: cut(x / "params/_METADATA"), "_METADATA: cut off"),
+    "names missing": (
+        lambda x: (x / "params/_METADATA").unlink(),
+        "params/_METADATA: no such file",
+    ),
+    "meta empty": (lambda x: cut(x / "meta/metadata", 0), "meta/metadata: empty"),
+    "half deleted": (lambda x: shutil.rmtree(x / "opt_state"), "opt_state/_METADATA"),
+    "empty folder": (clear, "_CHECKPOINT_METADATA: no such file"),
+}
+
+
+@pytest.fixture(scope="module")
+def two_checkpoints(tmp_path_factory):
+    """Work directory with steps 10 and 16 of arrays of some size."""
+    workdir = tmp_path_factory.mktemp("whole")
+    checkpoints = checkpointing.Checkpoints(str(workdir), keep_last=2)
+    random = np.random.default_rng(0)
+    for step in (10, 16):
+        params = {name: jnp.asarray(random.normal(size=4000)) for name in "abcd"}
+        items = {"params": params, "opt_state": {"count": jnp.zeros(3)}}
+        checkpoints.save(step, items, {"config": {}})
+    checkpoints.close()
+    return workdir
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_explained_in_one_line(
+    two_checkpoints, tmp_path, damage, capfd
+):
+    workdir = shutil.copytree(two_checkpoints, tmp_path / "run")
+    destroy, file = DAMAGES[damage]
+    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    shape = jax.ShapeDtypeStruct((4000,), np.float32, sharding=place)
+    abstract = {name: shape for name in "abcd"}
+    destroy(workdir / "checkpoints" / "16")
+    checkpoints = checkpointing.Checkpoints(str(workdir), read_only=True)
+    assert checkpoints.latest_step() == 16
+    for read in (
+        lambda: (checkpoints.meta(16), checkpoints.restore(16, {"params": abstract})),
+        lambda: checkpointing.restore_part(str(workdir), 16, "params", abstract),
+    ):
+        with pytest.raises(CheckpointError, match=file) as error:
+            read()
+        message = str(error.value)
+        assert message.startswith("checkpoint 16 cannot be read (")
+        assert "; 10 is whole: read it with --step=10" in message
+        assert f"delete {workdir / 'checkpoints' / '16'} to resume" in message
+        assert "\n" not in message
+    assert "Traceback" not in capfd.readouterr().err
+    # The other one is never taken instead, but may be chosen.
+    step = checkpoints.find_step(10)
+    restored = checkpoints.restore(step, {"params": abstract})["params"]
+    assert restored.keys() == set("abcd")
+    checkpoints.close()
+
+
+def test_no_checkpoint_is_whole(two_checkpoints, tmp_path):
+    workdir = shutil.copytree(two_checkpoints, tmp_path / "run")
+    clear(workdir / "checkpoints" / "10")
+    clear(workdir / "checkpoints" / "16")
+    checkpoints = checkpointing.Checkpoints(str(workdir), read_only=True)
+    with pytest.raises(CheckpointError, match="no other checkpoint is whole"):
+        checkpoints.meta(16)
+    checkpoints.close()
+
+
+def test_other_errors_are_not_taken_for_damage(two_checkpoints):
+    checkpoints = checkpointing.Checkpoints(str(two_checkpoints), read_only=True)
+    with pytest.raises(TypeError, match="of the code"):
+        with checkpointing._damage_explained(checkpoints.folder, 16):
+            raise TypeError("a mistake of the code")
+    checkpoints.close()

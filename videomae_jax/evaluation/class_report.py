@@ -102,7 +102,8 @@ def _contradicting_folders(
     known, pairs, example = set(words), collections.Counter(), ""
     for records in lists.values():
         for record in records:
-            folder = os.path.basename(os.path.dirname(record.path))
+            path = record.id if record.is_stored else record.path
+            folder = os.path.basename(os.path.dirname(path))
             if _word(folder) not in known:
                 continue
             heads = offsets if problem.heads else [0] * len(record.labels)
@@ -148,29 +149,33 @@ def _shared_videos(lists: Lists) -> Iterator[str]:
 
 def _key(record: Record) -> tuple[str, str]:
     # Each split has shards of its own: only the name tells that a video is the same.
-    in_shard = record.position is not None
-    return ("shard", record.id) if in_shard else ("file", record.path)
+    return ("name", record.id) if record.is_stored else ("path", record.path)
 
 
-def _ranges(records: Iterable[Record]) -> dict[tuple, list[tuple[float, float]]]:
-    """Returns the frames of each video that occur, as (first, end)."""
-    ranges: dict[tuple, list[tuple[float, float]]] = collections.defaultdict(list)
+def _ranges(records: Iterable[Record]) -> dict[tuple, list[tuple[str, float, float]]]:
+    """Returns what occurs of each video: unit, first and end."""
+    ranges = collections.defaultdict(list)
     for record in records:
-        ranges[_key(record)].append(_frames(record))
+        ranges[_key(record)].append(_range(record))
     return ranges
 
 
-def _frames(record: Record) -> tuple[float, float]:
+def _range(record: Record) -> tuple[str, float, float]:
+    if record.time_range is not None:
+        return "seconds", *record.time_range
     if record.frame_range is None:
-        return 0, math.inf
+        return "all", 0, math.inf
     first, count = record.frame_range
-    return first, math.inf if count < 0 else first + count
+    return "frames", first, math.inf if count < 0 else first + count
 
 
 def _overlaps(record: Record, ranges: Mapping) -> bool:
-    first, end = _frames(record)
-    others = ranges.get(_key(record), ())
-    return any(first < other_end and other < end for other, other_end in others)
+    unit, first, end = _range(record)
+    return any(
+        first < other_end and other < end
+        for other_unit, other, other_end in ranges.get(_key(record), ())
+        if unit == other_unit or "all" in (unit, other_unit)
+    )
 
 
 def _small_tests(lists: Lists, names: Sequence[str], problem: Problem) -> Iterator[str]:

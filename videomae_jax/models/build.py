@@ -4,10 +4,12 @@ from typing import Any
 
 import numpy as np
 
+from videomae_jax.errors import ConfigError
 from videomae_jax.models import vit
 from videomae_jax.models.classifier import VideoClassifier
 from videomae_jax.models.mae import VideoMAE
 from videomae_jax.models.sizes import height_and_width
+from videomae_jax.models.variants import SOURCE
 
 
 def autoencoder(config) -> VideoMAE:
@@ -39,6 +41,11 @@ def classifier(config, num_classes: int) -> VideoClassifier:
 
 
 def _overrides(config) -> dict[str, Any]:
+    if config.variant == SOURCE and config.width is None:
+        raise ConfigError(
+            "config.model.variant=source takes its sizes from config.init.source when "
+            "training starts; name a variant here, such as config.model.variant=base"
+        )
     overrides = {
         name: value
         for name, value in config.items()

@@ -129,7 +129,7 @@ class VideoClassifier(nn.Module):
         """
         fields = variant_fields(name)
         for field in ("decoder_width", "decoder_depth", "decoder_heads"):
-            del fields[field]
+            fields.pop(field, None)
         return cls(num_classes=num_classes, **(fields | overrides))
 
     def setup(self):

@@ -34,8 +34,19 @@ VARIANTS = {
 }
 
 
+# In a config: the sizes are those of the checkpoint that a run starts from, which
+# training fills in.
+SOURCE = "source"
+
+
 def variant_fields(name: str) -> dict[str, Any]:
-    """Returns the fields of a named variant; raises ConfigError for an unknown name."""
+    """Returns the fields of a named variant; of SOURCE none.
+
+    Raises:
+        ConfigError: the name is unknown.
+    """
+    if name == SOURCE:
+        return {}
     if name not in VARIANTS:
         raise ConfigError(
             f"variant={name!r} is unknown; expected one of: {', '.join(VARIANTS)}"

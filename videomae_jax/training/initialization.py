@@ -2,19 +2,28 @@
 
 import collections
 import dataclasses
+import logging
+import os
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from flax import traverse_util
+from ml_collections import ConfigDict
 
 from videomae_jax.checkpointing import Checkpoints, restore_part
 from videomae_jax.config import Config, upgrade
-from videomae_jax.errors import CheckpointError, PretrainedError
-from videomae_jax.interop import edit_head, loading
-from videomae_jax.models import variants
+from videomae_jax.errors import CheckpointError, ConfigError, PretrainedError
+from videomae_jax.interop import edit_head, hub, loading
+from videomae_jax.models import build
+from videomae_jax.models.classifier import VideoClassifier
+from videomae_jax.models.mae import VideoMAE
+from videomae_jax.models.sizes import height_and_width
+from videomae_jax.models.variants import SOURCE
+
+log = logging.getLogger(__name__)
 
 # Fields that must be equal, although the shapes of the parameters may not show it.
 _MODEL_FIELDS = (
@@ -24,8 +33,21 @@ _MODEL_FIELDS = (
     "width",
     "depth",
     "mlp_ratio",
+    "channels",
+    "pixel_mean",
+    "pixel_std",
     "decoder_heads",
+    "decoder_mlp_ratio",
 )
+# Fields that a model of variant=source takes over where the config leaves them None.
+_SOURCE_FIELDS = (
+    *_MODEL_FIELDS,
+    "norm_epsilon",
+    "head_norm_epsilon",
+    "decoder_width",
+    "decoder_depth",
+)
+_SCRATCH = "Empty (--config.init.source=) trains from scratch"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,17 +95,19 @@ class _Source:
 
     Attributes:
         name: for messages.
-        sizes: the _MODEL_FIELDS that the source has.
-        position_size: height of the images that its position table is for, in pixels.
+        model: the module.
+        position_size: (height, width) of the images that its position table is for.
         shapes: of its parameters, by path.
         restore: reads parameters, given as abstract arrays with shardings by path.
+        incomplete: the steps done, if they are not all of the source's run.
     """
 
     name: str
-    sizes: Mapping[str, Any]
-    position_size: int
+    model: VideoMAE | VideoClassifier
+    position_size: tuple[int, int]
     shapes: Mapping[str, tuple[int, ...]]
     restore: Callable[[Mapping[str, jax.ShapeDtypeStruct]], Mapping[str, jax.Array]]
+    incomplete: str = ""
 
 
 def load(
@@ -115,11 +139,13 @@ def load(
             "config.init.head=True needs config.model.head_norm=layer: statistics of "
             "batch norm are not taken from another run"
         )
-    if (pathlib.Path(source) / "checkpoints").is_dir():
-        weights = _from_workdir(source)
-    else:
-        weights = _from_pretrained(source)
-    _check_model(weights, config)
+    ours = _module(config)
+    weights = _open(source, ours.pixel_mean, ours.pixel_std)
+    _check_model(weights, ours, config)
+    if weights.incomplete:
+        log.warning(
+            "config.init.source=%s is not complete: %s", source, weights.incomplete
+        )
 
     flat: dict[str, Any] = traverse_util.flatten_dict(params, sep="/")
     autoencoder = "mask_token" in flat
@@ -156,47 +182,83 @@ def load(
     return traverse_util.unflatten_dict(flat | dict(loaded), sep="/"), report
 
 
-def _from_workdir(source: str) -> _Source:
-    checkpoints = Checkpoints(source, read_only=True)
+def with_source_sizes(config: Config, workdir: pathlib.Path) -> Config:
+    """Fills in the sizes that config.model.variant=source leaves to the checkpoint.
+
+    A run that has checkpoints has saved them: it resumes, and is tested, without the
+    source.
+
+    Args:
+        config: see configs/common.py.
+        workdir: of the run.
+
+    Returns:
+        A copy; for another variant, the config itself.
+
+    Raises:
+        ConfigError: there is no source.
+        CheckpointError: it cannot be read.
+    """
+    if config.model.variant != SOURCE:
+        return config
+    config = config.copy_and_resolve_references()
+    checkpoints = Checkpoints(str(workdir), read_only=True)
     step = checkpoints.latest_step()
-    if step is None:
-        raise CheckpointError(f"config.init.source={source}: no checkpoint found")
-    config = upgrade(checkpoints.meta(step)["config"])
-    item = checkpoints.evaluated_item(step)
-    shapes = checkpoints.shapes(step, item)
+    if step is not None:
+        taken = upgrade(checkpoints.meta(step)["config"])["model"]
+    elif config.init.source:
+        weights = _open(config.init.source, None, None)
+        taken = {x: getattr(weights.model, x, None) for x in _SOURCE_FIELDS}
+        taken["position_size"] = weights.position_size
+        log.info("config.model.variant=source: sizes of %s", weights.name)
+    else:
+        raise ConfigError(
+            "config.model.variant=source needs config.init.source. To train from "
+            "scratch, choose a size, such as --config.model.variant=base"
+        )
     checkpoints.close()
-
-    def restore(abstract: Mapping[str, jax.ShapeDtypeStruct]) -> Any:
-        part = traverse_util.unflatten_dict(abstract, sep="/")
-        restored = restore_part(source, step, item, part)
-        return traverse_util.flatten_dict(restored, sep="/")
-
-    return _Source(
-        f"{source} (step {step}, {item})",
-        _sizes(config["model"]),
-        config["model"].get("position_size") or config["data"]["image_size"],
-        shapes,
-        restore,
-    )
+    for name in _SOURCE_FIELDS:
+        if name in config.model and config.model[name] is None:
+            config.model[name] = taken.get(name)
+    # 0, the plain table, is a choice; any other size is that of the source.
+    if config.model.get("position_size"):
+        config.model.position_size = taken["position_size"]
+    return config
 
 
-def _from_pretrained(source: str) -> _Source:
+def _open(
+    source: str, mean: Sequence[float] | None, std: Sequence[float] | None
+) -> _Source:
+    """Opens a source; weights of others are converted to a pixel mean and deviation.
+
+    Raises:
+        CheckpointError: it is not found, or cannot be read.
+    """
+    path = pathlib.Path(source).expanduser()
+    if (path / "checkpoints").is_dir():
+        return _from_workdir(source)
+    # A path that is gone may look like a name of the hub.
+    is_path = source.startswith((".", "/", "~", "runs/")) or not hub.is_name(source)
+    if is_path and not path.exists():
+        raise CheckpointError(
+            f"config.init.source={source} not found; expected the work directory of a "
+            "run, a file or folder of weights, or a model of the Hugging Face Hub, "
+            f"such as MCG-NJU/videomae-base. {_SCRATCH}"
+        )
     try:
-        # Training normalizes with the mean and deviation of ImageNet.
-        loaded = edit_head.with_pixel_stats(loading.read(source))
+        loaded = loading.read(source)
+        if mean is not None and std is not None:
+            loaded = edit_head.with_pixel_stats(loaded, mean, std)
     except PretrainedError as error:
-        raise CheckpointError(f"config.init.source={source}: {error}") from error
+        raise CheckpointError(
+            f"config.init.source={source}: {error}. {_SCRATCH}"
+        ) from error
     arrays: dict[str, Any] = traverse_util.flatten_dict(loaded.params, sep="/")
-    sizes = {
-        name: getattr(loaded.model, name)
-        for name in _MODEL_FIELDS
-        if hasattr(loaded.model, name)
-    }
     position_size = getattr(loaded.model, "position_size", None)
     return _Source(
         f"{source} ({loaded.format})",
-        sizes,
-        (position_size or loaded.preprocessing.image_size)[0],
+        loaded.model,
+        position_size or loaded.preprocessing.image_size,
         {name: x.shape for name, x in arrays.items()},
         lambda abstract: {
             path: _to_devices(arrays[path], x.sharding) for path, x in abstract.items()
@@ -204,46 +266,78 @@ def _from_pretrained(source: str) -> _Source:
     )
 
 
+def _from_workdir(source: str) -> _Source:
+    checkpoints = Checkpoints(os.path.expanduser(source), read_only=True)
+    step = checkpoints.latest_step()
+    if step is None:
+        raise CheckpointError(
+            f"config.init.source={source} has no checkpoint yet. {_SCRATCH}"
+        )
+    meta = checkpoints.meta(step)
+    config: Any = ConfigDict(upgrade(meta["config"]))
+    total = meta.get("total_steps", config.steps)
+    is_complete = step >= total or meta.get("complete")
+    item = checkpoints.evaluated_item(step)
+    shapes = checkpoints.shapes(step, item)
+    checkpoints.close()
+
+    def restore(abstract: Mapping[str, jax.ShapeDtypeStruct]) -> Any:
+        part = traverse_util.unflatten_dict(abstract, sep="/")
+        restored = restore_part(os.path.expanduser(source), step, item, part)
+        return traverse_util.flatten_dict(restored, sep="/")
+
+    position_size = config.model.get("position_size") or config.data.image_size
+    return _Source(
+        f"{source} (step {step}, {item})",
+        _module(config.model),
+        height_and_width(position_size),
+        shapes,
+        restore,
+        "" if is_complete else f"step {step} of {total}",
+    )
+
+
+def _module(config: Config) -> VideoMAE | VideoClassifier:
+    """Returns the module of a config's `model`; that of a classifier has one class."""
+    if "decoder_heads" in config:
+        return build.autoencoder(config)
+    return build.classifier(config, num_classes=1)
+
+
 def _to_devices(array: np.ndarray, sharding: jax.sharding.Sharding) -> jax.Array:
     """Like `device_put`, but does not send the array of each host to all others."""
     return jax.make_array_from_callback(array.shape, sharding, lambda at: array[at])
 
 
-def _check_model(weights: _Source, config: Config) -> None:
+def _check_model(
+    weights: _Source, ours: VideoMAE | VideoClassifier, config: Config
+) -> None:
     """Checks the fields of the model, before shapes are compared.
 
     Raises:
         CheckpointError: they differ; the message names the fields.
     """
-    sizes = _sizes(config)
     lines = [
-        f"  config.model.{name}={sizes[name]} must be {size}, as in the source"
-        for name, size in weights.sizes.items()
-        if name in sizes and size != sizes[name]
+        f"  config.model.{name}={getattr(ours, name)} must be "
+        f"{getattr(weights.model, name)}, as in the source"
+        for name in _MODEL_FIELDS
+        if hasattr(ours, name) and hasattr(weights.model, name)
+        if getattr(ours, name) != getattr(weights.model, name)
     ]
     if lines:
         raise CheckpointError(
             f"config.init.source={weights.name} is of another model:\n"
             + "\n".join(lines)
-            + "\nSet these fields (or the variant that has these values), or another "
-            "source."
+            + "\nSet config.model.variant=source, which takes these fields over, or "
+            "another source."
         )
     size = weights.position_size
-    if config.get("position_size", 0) not in (0, size):
+    position_size = config.get("position_size", 0)
+    if position_size and height_and_width(position_size) != size:
+        shown = size[0] if size[0] == size[1] else size
         raise CheckpointError(
-            f"config.model.position_size={config.position_size} must be {size} or 0: "
-            f"{weights.name} was trained with images of {size} pixels. {size} "
+            f"config.model.position_size={position_size} must be {shown} or 0: "
+            f"{weights.name} was trained with images of {shown} pixels. {shown} "
             "interpolates its position table to config.data.image_size; 0 uses the "
             "plain 1-D table of any size."
         )
-
-
-def _sizes(model: Config | dict) -> dict[str, Any]:
-    """Returns the _MODEL_FIELDS of a config's `model`."""
-    sizes = {"tubelet_size": 2} | variants.variant_fields(model["variant"])
-    sizes |= {
-        name: model[name] for name in _MODEL_FIELDS if model.get(name) is not None
-    }
-    if "decoder_heads" not in model:  # a classifier's config
-        del sizes["decoder_heads"]
-    return {name: sizes[name] for name in _MODEL_FIELDS if name in sizes}
