@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 import videomae_jax as vmae
+import videomae_jax.__main__
+from videomae_jax.inference.predict import classify
 
 torch = pytest.importorskip("torch", reason="the extra `parity` is not installed")
 transformers = pytest.importorskip("transformers", minversion="5.18")
@@ -119,6 +121,32 @@ def test_round_trip(tmp_path, size, kind):
     np.testing.assert_array_equal(theirs(back.eval()), expected)
     files = [tmp_path / whose / "model.safetensors" for whose in ("ours", "theirs")]
     assert filecmp.cmp(*files, shallow=False)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"num_labels": 1, "problem_type": "regression"},
+        {"num_labels": 3, "problem_type": "regression"},
+        {"num_labels": 1},  # transformers trains it on values too
+    ],
+    ids=str,
+)
+def test_values_of_a_regression_are_the_logits(tmp_path, settings):
+    model = make("mean", tmp_path / "theirs", num_hidden_layers=2, **settings)
+    loaded = vmae.load_pretrained(tmp_path / "theirs")
+    assert loaded.problem == vmae.Problem("regression")
+    video, _ = inputs()
+    np.testing.assert_allclose(classify(loaded, video), theirs(model), atol=5e-5)
+
+    arguments = [str(tmp_path / "theirs"), str(tmp_path / "ours")]
+    vmae.__main__.main(["convert", *arguments, "--format=huggingface", "--verify"])
+    back = transformers.VideoMAEForVideoClassification.from_pretrained(
+        tmp_path / "ours"
+    )
+    assert back.config.problem_type == "regression"
+    assert back.config.num_labels == settings["num_labels"]
+    np.testing.assert_array_equal(theirs(back.eval()), theirs(model))
 
 
 def test_ours_to_theirs(tmp_path):

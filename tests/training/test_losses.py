@@ -226,6 +226,17 @@ def test_evaluation_of_a_regression_is_in_the_same_units(regression_run):
         loop.evaluate(config, str(workdir))
 
 
+def test_a_resumed_regression_keeps_its_units(regression_run, tmp_path):
+    """Another list has another mean: the head would predict in other units."""
+    config, workdir = regression_run
+    config = config.copy_and_resolve_references()
+    (tmp_path / "longer.txt").write_text("0.mp4 100 0\n1.mp4 900 0\n")
+    config.data.train = str(tmp_path / "longer.txt")
+    config.steps = 3
+    with pytest.raises(CheckpointError, match="target_mean is .150.0, .* in the check"):
+        loop.train_and_evaluate(config, str(workdir))
+
+
 def make_objective(folder, records, **overrides):
     config = heads_config(folder, "unused", **overrides)
     return losses.make_objective(config, records)
@@ -292,6 +303,7 @@ def test_older_checkpoints_name_classes_only(folder):
         ({"loss.smoothing": 0.1}, "config.loss.smoothing=0.1 must be 0 with"),
         ({"loss.class_balance": 0.9}, "config.loss.class_balance=0.9 must be 0 with"),
         ({"data.heads": "a,b"}, "config.data.heads=a,b needs config.loss.kind=softmax"),
+        ({"init.head": True}, "config.init.head=True is not supported with"),
     ],
 )
 def test_what_a_regression_cannot_have_is_named(folder, overrides, message):

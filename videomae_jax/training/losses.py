@@ -336,6 +336,12 @@ def head_labels(config: Config) -> dict[str, str]:
                     f"config.loss.{field}={loss[field]} must be 0 with "
                     "config.loss.kind=mse, which has values instead of classes"
                 )
+        if config.init.head:
+            raise ConfigError(
+                "config.init.head=True is not supported with config.loss.kind=mse: a "
+                "head predicts values in the units of its own training list. Leave it "
+                "False; all else is loaded nevertheless"
+            )
     if not data.heads:
         return {"": data.labels}
     if loss.kind != "softmax":
