@@ -103,7 +103,7 @@ def run(args: argparse.Namespace) -> None:
     label_stats = report.label_statistics(
         records, kept, num_classes=num_classes, label_kind=arguments.label_kind(args)
     )
-    can_be_listed = all(record.position is None for record in records)
+    can_be_listed = not any(record.is_stored for record in records)
     summary = {
         "list": args.list,
         "out": str(out),
@@ -198,7 +198,7 @@ def _check_all(
 
 def _unlistable(record: Record) -> str:
     """Returns why a list cannot name a video of a folder; "" if it can."""
-    if record.position is not None:
+    if record.is_stored:
         return ""  # no list is written
     try:
         sources.write_records(os.devnull, [record])

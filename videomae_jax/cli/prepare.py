@@ -121,7 +121,7 @@ def run(args: argparse.Namespace) -> None:
             "be encoded again"
         )
     records, classes = arguments.load_list(args)
-    _check_kinds(records, copy=args.copy)
+    _check_kinds(records, args)
     if classes:
         labels.check(records, args.list, len(classes))
     encoding = Settings(
@@ -134,9 +134,13 @@ def run(args: argparse.Namespace) -> None:
         "encoding": None if args.copy else dataclasses.asdict(encoding),
         "trim": args.trim and dataclasses.asdict(args.trim),
         "shard_videos": args.shard_videos,
-        "multi_label": args.multi_label,
+        "multi_label": args.multi_label or bool(args.heads),
         "classes": classes,
     }
+    if args.values:
+        settings["values"] = True
+    if args.heads:
+        settings["heads"] = args.heads
     if any(record.is_images for record in records):
         settings["fps"] = args.fps
     split = Split(
@@ -166,18 +170,23 @@ def run(args: argparse.Namespace) -> None:
     )
 
 
-def _check_kinds(records: Sequence[Record], *, copy: bool) -> None:
+def _check_kinds(records: Sequence[Record], args: argparse.Namespace) -> None:
     """Checks that all videos can be stored."""
     for record in records:
-        if record.is_images and copy:
+        if record.is_images and args.copy:
             raise RecordError(
                 f"{record.id}: --copy needs a video file, but the frames are images. "
                 "Without --copy they are encoded as a video"
             )
-        if record.frame_range and not record.is_images:
+        if record.is_part and not record.is_images and (args.copy or args.trim):
             raise RecordError(
-                f"{record.id}: a part of a video file cannot be prepared. List whole "
-                "files, or train on the list as it is"
+                f"{record.id}: --copy and --trim need whole videos, but the list names "
+                "a part. Without them the part is encoded as a video"
+            )
+        if args.heads and record.label_names and not args.labels:
+            raise RecordError(
+                f"{record.id}: its labels are names, which are stored as numbers: name "
+                "the classes of each head, as in --labels=verbs.txt,nouns.txt"
             )
 
 

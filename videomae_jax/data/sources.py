@@ -14,11 +14,13 @@ A source is one of
 """
 
 import dataclasses
+import json
 import logging
 import os
 import pathlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from videomae_jax.data import labels, list_format, tables
 from videomae_jax.data.list_format import EXTENSIONS
@@ -35,7 +37,7 @@ from videomae_jax.video.record import LabelKind, Record
 
 log = logging.getLogger(__name__)
 
-_IMAGES = (".jpg", ".jpeg", ".png", ".webp")
+_IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff")
 
 _HELP = """\
 A list file has one video per line: its path and, for labelled videos, the label:
@@ -47,84 +49,52 @@ Other sources: a folder of videos (without labels), tar shards (train-*.tar),
 tfds:FOLDER/SPLIT (made by the command prepare, or by TFDS), digits:train (made on first
 use)."""
 
-# What is no list: endings of its name, its first bytes, and what to do about it.
-_PACK = "give a list of these, which `python -m videomae_jax prepare` packs again"
-_NOT_LISTS = (
-    (EXTENSIONS, (), "is a video: give its folder, or a list that names it"),
+# Formats that are no list, by endings of the name and first bytes, and what to do.
+_UNPACK = (
+    "unpack it, or write each of its videos to a file or a folder of images. Then give "
+    "their folder, or a list; `python -m videomae_jax prepare` packs them again"
+)
+_TO_CSV = "write it as CSV, with columns path and label (pandas: DataFrame.to_csv)"
+_ONE_VIDEO = "which is one video: give its folder, or a list that names it"
+_FORMATS = (
+    ("a video", EXTENSIONS, (), _ONE_VIDEO),
+    ("an array", (".npy", ".npz"), (b"\x93NUMPY",), _ONE_VIDEO),
+    ("a Parquet table", (".parquet",), (b"PAR1",), _TO_CSV),
+    ("an Arrow table", (".arrow", ".feather"), (b"ARROW1",), _TO_CSV),
+    ("a spreadsheet", (".xlsx", ".xls", ".ods"), (), _TO_CSV),
+    ("HDF5", (".h5", ".hdf5"), (b"\x89HDF\r\n",), _UNPACK),
+    ("an LMDB data base", (".mdb", ".lmdb"), (), _UNPACK),
+    ("a pickle", (".pkl", ".pickle"), (b"\x80\x03", b"\x80\x04", b"\x80\x05"), _UNPACK),
+    ("TFRecord", (".tfrecord", ".tfrecords"), (), _UNPACK),
     (
-        (".npy", ".npz"),
-        (b"\x93NUMPY",),
-        "is an array, which is one video: give its folder, or a list that names it",
-    ),
-    (
-        (".h5", ".hdf5", ".mdb", ".lmdb"),
-        (b"\x89HDF\r\n",),
-        "holds data under keys (HDF5, LMDB): write each of its videos to a file or a "
-        f"folder of images, and {_PACK}",
-    ),
-    (
-        (".parquet", ".arrow", ".feather", ".xlsx", ".xls"),
-        (b"PAR1", b"ARROW1"),
-        "is a table in another format: write it as CSV, with columns path and label "
-        "(pandas: DataFrame.to_csv)",
-    ),
-    (
-        (".tfrecord", ".tfrecords"),
-        (),
-        "has no random access: build its data set with `tfds build "
-        "--file_format=array_record`, and give tfds:FOLDER/SPLIT",
-    ),
-    (
-        (".pkl", ".pickle"),
-        (b"\x80\x03", b"\x80\x04", b"\x80\x05"),
-        "is a pickle, which may run any code: write its paths and labels as text",
-    ),
-    (
+        "an archive",
         (".zip", ".rar", ".7z", ".gz", ".tgz", ".bz2", ".xz", ".zst"),
         (b"PK\x03\x04", b"Rar!", b"7z\xbc\xaf", b"\x1f\x8b", b"BZh", b"\xfd7zXZ"),
-        f"is an archive: unpack it, and give its folder; for labels, {_PACK}",
+        _UNPACK,
     ),
 )
 
-# Annotations of known data sets, by how they begin, and what to do with them.
-_MAKE_LISTS = "`python -m videomae_jax lists {}` makes lists of them"
+# Annotations of known data sets: how they begin, and which `lists` command reads them.
 _ANNOTATIONS = (
-    (
-        "Kinetics'",
-        r"[^\n]*\byoutube_id\b[^\n]*\btime_start\b",
-        _MAKE_LISTS.format("kinetics400") + " (or kinetics600, kinetics700)",
-    ),
-    (
-        "Something-Something V2's",
-        r'\s*\[\s*\{[^}]*"(template|placeholders)"|\s*\{\s*"[^"]*something[^"]*"\s*:',
-        _MAKE_LISTS.format("ssv2"),
-    ),
-    (
-        "ActivityNet's",
-        r'\s*\{(?s:.)*"database"\s*:\s*\{',
-        _MAKE_LISTS.format("activitynet"),
-    ),
-    (
-        "EPIC-KITCHENS'",
-        r"[^\n]*\bparticipant_id\b[^\n]*\bnarration",
-        _MAKE_LISTS.format("epic-kitchens"),
-    ),
-    ("Charades'", r"id,subject,scene,", _MAKE_LISTS.format("charades")),
-    ("Diving48's", r'\s*\[\s*\{[^}]*"vid_name"', _MAKE_LISTS.format("diving48")),
-    (
-        "Jester's or Something-Something V1's",
-        r"[0-9]+;[A-Z]",
-        "their videos are folders of images. Begin the file with a line path;label, "
-        "write 34870/ for 34870, and set config.data.frame_name={:05}.jpg",
-    ),
-    (
-        "AVA's",
-        r"[\w-]{11},[0-9]{4}(\.[0-9]+)?,([01]?\.[0-9]+,){4}",
-        "they mark persons in frames (detection), which this library does not train",
-    ),
+    ("Kinetics", r"[^\n]*\byoutube_id\b[^\n]*\btime_start\b", "kinetics400"),
+    ("Something-Something V2", r'\s*\[\s*\{[^}]*"(template|placeholders)"', "ssv2"),
+    ("Something-Something V2", r'\s*\{\s*"[^"]*something[^"]*"\s*:', "ssv2"),
+    ("ActivityNet", r'\s*\{(?s:.)*"database"\s*:\s*\{', "activitynet"),
+    ("EPIC-KITCHENS", r"[^\n]*\bparticipant_id\b[^\n]*\bnarration", "epic-kitchens"),
+    ("Charades", r"id,subject,scene,", "charades"),
+    ("Diving48", r'\s*\[\s*\{[^}]*"vid_name"', "diving48"),
+    ("UCF101", r"\w+/v_\w+_g[0-9]{2}_c[0-9]{2}\.avi( 1)?\s*\n", "ucf101"),
+    ("HMDB51", r"[^\n/]+_(f|h|u|l)_(cm|nm)_np[0-9]_[^\n/]*\.avi [0-2]\s*\n", "hmdb51"),
+    ("AVA", r"[\w-]{11},[0-9]{4}(\.[0-9]+)?,([01]?\.[0-9]+,){4}", ""),
+    ("Jester or Something-Something V1", r"[0-9]+;[A-Z]", ""),
 )
-_UCF101 = re.compile(r"\w+/v_\w+_g[0-9]{2}_c[0-9]{2}\.avi( 1)?", re.A)
-_HMDB51 = re.compile(r".*_test_split[123]\.txt")
+# What to do with those that no command reads.
+_OTHER_ANNOTATIONS = {
+    "AVA": "they mark persons in frames (detection), which is not supported",
+    "Jester or Something-Something V1": "their videos are folders of images. Begin the "
+    "file with a line path;label, write 34870/ for 34870, and set "
+    "config.data.frame_name={:05}.jpg",
+}
 
 
 def load(
@@ -215,17 +185,23 @@ def write_records(target: str | os.PathLike, records: Sequence[Record]) -> None:
     """Writes a list file that `load` reads back as these records, with absolute paths.
 
     If some records are parts of videos or folders, the list gets a header and the
-    columns for them. To read frame folders back, give `load` the same `frame_name`.
+    columns for them. If some have times, values or names of classes, the list is JSON
+    lines, which hold any text. To read frame folders back, give `load` the same
+    `frame_name`.
 
     Raises:
         RecordError: a list file cannot hold a record, such as a video in a shard;
             nothing is written.
     """
+    for record in records:
+        if record.is_stored:
+            raise RecordError(f"{record.id}: a list cannot name a video in a shard")
+    if any(x.time_range or x.values or x.label_names for x in records):
+        _write(target, map(_json_line, records))
+        return
     layout = _layout(records)
     lines = [",".join(["path", *layout])] if layout else []
     for record in records:
-        if record.position is not None:
-            raise RecordError(f"{record.id}: a list cannot name a video in a shard")
         start, total = record.frame_range or (0, -1)
         numbers = [start] if "start" in layout else []
         numbers += [total] if "total" in layout else []
@@ -238,6 +214,23 @@ def write_records(target: str | os.PathLike, records: Sequence[Record]) -> None:
             )
         )
     _write(target, lines)
+
+
+def _json_line(record: Record) -> str:
+    """Returns a line that `tables` reads back."""
+    is_folder = bool(record.frame_name)
+    list_format.write(record.path, record.labels, is_folder=is_folder)  # checks both
+    row: dict[str, Any] = {"path": record.path + "/" * is_folder}
+    if record.frame_range:
+        start, total = record.frame_range
+        row |= {"start_frame": start, "end_frame": start + total}
+    if record.time_range:
+        row["start_seconds"], row["end_seconds"] = record.time_range
+    if record.values:
+        row["value"] = record.values
+    else:
+        row["label"] = record.label_names or record.labels
+    return json.dumps(row, ensure_ascii=False)
 
 
 def _layout(records: Sequence[Record]) -> tuple[str, ...]:
@@ -310,15 +303,16 @@ def _load_folder(
 
 
 def _read_text(source: str, path: str) -> str:
-    for endings, _, remedy in _NOT_LISTS:
-        if path.lower().endswith(endings):
-            raise RecordError(f"{source}: {remedy}")
+    def check(is_format: Callable[[Any, Any], bool]) -> None:
+        for name, endings, magic, remedy in _FORMATS:
+            if is_format(endings, magic):
+                raise RecordError(f"{source} is {name}, not a list of videos: {remedy}")
+
+    check(lambda endings, _: path.lower().endswith(endings))
     try:
         with open_binary(path) as file:
             data = file.read(4096)  # enough to recognize a video, which may be large
-            for _, magic, remedy in _NOT_LISTS:
-                if data.startswith(magic):
-                    raise RecordError(f"{source}: {remedy}")
+            check(lambda _, magic: data.startswith(magic))
             if b"\0" not in data:
                 data += file.read()
     except FileNotFoundError:
@@ -341,20 +335,14 @@ def _read_text(source: str, path: str) -> str:
 
 def _refuse_annotations(source: str, text: str, label_kind: LabelKind) -> None:
     """Names the data set if a list is what its publisher distributes."""
-    for name, pattern, remedy in _ANNOTATIONS:
+    for name, pattern, command in _ANNOTATIONS:
+        # The files of these two are lists, but their numbers are not labels from 0 up.
+        if command in ("ucf101", "hmdb51") and label_kind is LabelKind.UNUSED:
+            continue
         if re.match(pattern, text):
-            raise RecordError(f"{source}: these are {name} annotations: {remedy}")
-    if label_kind is LabelKind.UNUSED:
-        return  # these two name the files
-    if _HMDB51.fullmatch(source):
-        remedy = _MAKE_LISTS.format("hmdb51")
-        raise RecordError(f"{source}: these are HMDB51's annotations: {remedy}")
-    first = text.split("\n", 1)[0].strip()
-    if _UCF101.fullmatch(first):
-        remedy = _MAKE_LISTS.format("ucf101")
-        raise RecordError(
-            f"{source}: these are UCF101's annotations, with labels from 1 on: {remedy}"
-        )
+            remedy = f"`python -m videomae_jax lists {command}` makes lists of them"
+            remedy = remedy if command else _OTHER_ANNOTATIONS[name]
+            raise RecordError(f"{source}: annotations of {name}: {remedy}")
 
 
 def _load_list(

@@ -409,7 +409,7 @@ def _loads(place: str, text: str) -> Any:
 def _text(value: Any) -> str:
     if value is None:
         return ""
-    return value.strip() if isinstance(value, str) else json.dumps(value)
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _one(cells: Mapping[str, Cell], column: str) -> str:

@@ -22,7 +22,7 @@ from av.video.reformatter import ColorRange, Interpolation, VideoReformatter
 from videomae_jax.errors import VideoError
 from videomae_jax.video.container import decode_all
 from videomae_jax.video.decoder import Video
-from videomae_jax.video.open import open_video, read_bytes
+from videomae_jax.video.open import frames_of, open_video, read_bytes
 from videomae_jax.video.packets import PacketIndex
 from videomae_jax.video.record import Record
 from videomae_jax.video.rgb import (
@@ -39,6 +39,7 @@ PRESETS = tuple(
     "ultrafast superfast veryfast faster fast medium slow slower veryslow".split()
 )
 UNKNOWN_RATE = 30  # frames per second
+_FRAMES_AT_ONCE = 32  # of a part, held decoded
 _FULL_RANGE = ("yuvj", "gray")  # pixel formats with values from 0 to 255
 
 
@@ -100,6 +101,8 @@ def encode_record(
     """
     try:
         if not record.is_images:
+            if record.is_part and settings:
+                return _encode_part(record, settings)
             return encode(read_bytes(record), settings, trim)
         if settings is None:
             raise VideoError("its frames are images, which must be encoded as a video")
@@ -146,6 +149,31 @@ def encode(data: bytes, settings: Settings | None, trim: Trim | None = None) -> 
             f"{decoded}"
         )
     encoded = _describe(data, count, indexed=settings is not None)
+    return _with_times(encoded, stamps, kept)
+
+
+def _encode_part(record: Record, settings: Settings) -> Encoded:
+    """Encodes a part of a video, of which the rest may be damaged."""
+    whole = dataclasses.replace(record, frame_range=None, time_range=None)
+    with Video(read_bytes(whole), record.location) as video:
+        kept = frames_of(record, video)
+        if kept.stop > video.num_frames:
+            raise video.error(
+                f"too short: the list asks for {len(kept)} frames from frame "
+                f"{kept.start} on, but the video has {video.num_frames}"
+            )
+        chunks = (
+            kept[i : i + _FRAMES_AT_ONCE] for i in range(0, len(kept), _FRAMES_AT_ONCE)
+        )
+        frames = (frame for chunk in chunks for frame in video.decode(chunk).decoded)
+        encoded = _describe(*_encode(frames, video.fps, settings), indexed=True)
+        return _with_times(encoded, video.frame_ticks(), kept)
+
+
+def _with_times(
+    encoded: Encoded, stamps: tuple[list[int], Fraction] | None, kept: range
+) -> Encoded:
+    """Returns a video with the times that its frames had, if these are known."""
     if encoded.index is None or stamps is None:
         return encoded
     ticks, time_base = stamps

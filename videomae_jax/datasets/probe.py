@@ -73,7 +73,7 @@ def probe(job: Job) -> ProbeResult | str:
         if record.is_images:
             return _probe_images(job)
         result = _probe_file(job)
-        if record.frame_range is None or result.frame_count_mismatch:
+        if not record.is_part or result.frame_count_mismatch:
             return result
         # The whole file was read: decoding a segment may need what precedes it.
         with open_video(record) as segment:
@@ -92,8 +92,8 @@ def probe(job: Job) -> ProbeResult | str:
 
 def _probe_file(job: Job) -> ProbeResult:
     """Probes a video file, on disk or in a shard."""
-    record = dataclasses.replace(job.record, frame_range=None)
-    is_file = record.position is None and not is_url(record.path)
+    record = dataclasses.replace(job.record, frame_range=None, time_range=None)
+    is_file = not record.is_stored and not is_url(record.path)
     with open_video(record) as video:
         num_frames, fps = video.num_frames, video.fps
         if job.decode:

@@ -68,6 +68,10 @@ class Shard:
             rows.append([record.id, label])
             if record.is_images:
                 rows[-1] += [record.frame_name, record.frame_range]
+            elif record.is_part:
+                rows[-1] += [record.frame_range, record.time_range]
+            if record.values:
+                rows[-1].append(record.values)
         digest = hashlib.sha256(json.dumps(rows).encode()).hexdigest()
         return {"settings": dict(self.settings), "list": digest}
 
@@ -112,11 +116,13 @@ def write_shard(shard: Shard, videos: Iterable[Encoded | str]) -> int:
                     continue
                 properties = {name: getattr(video, name) for name in _PROPERTIES}
                 label = labels_to_json(record.labels, shard.settings["multi_label"])
-                rows.append({"id": record.id, "label": label, **properties})
+                values = {"values": record.values} if record.values else {}
+                rows.append({"id": record.id, "label": label, **values, **properties})
                 index = video.index or PacketIndex(b"", ())
                 example = {
                     "id": record.id,
                     "label": -1 if label is None else label,
+                    **values,
                     **properties,
                     "video": video.video,
                     "header": index.header,
@@ -338,6 +344,8 @@ def _features(settings: Mapping[str, Any]) -> tfds.features.FeaturesDict:
         "packets": tfds.features.Tensor(shape=(None, 4), dtype=np.int64),
         "time_base": tfds.features.Tensor(shape=(None,), dtype=np.int64),
     }
+    if settings.get("values"):
+        features["values"] = tfds.features.Tensor(shape=(None,), dtype=np.float64)
     return tfds.features.FeaturesDict(features)
 
 

@@ -39,19 +39,20 @@ def open_video(source: Source, format: PixelFormat = RGB) -> FrameSource:
     video.format = format
     if not isinstance(source, Record) or source.frame_name or not source.is_part:
         return video
-    return VideoSegment(video, *_frames_of(source, video))
+    frames = frames_of(source, video)
+    return VideoSegment(video, frames.start, len(frames))
 
 
-def _frames_of(record: Record, video: FrameSource) -> tuple[int, int]:
-    """Returns the first frame and the number of frames of a part of a video."""
+def frames_of(record: Record, video: FrameSource) -> range:
+    """Returns the frames of a part of an open video, which is closed if it has none."""
     if record.time_range is None:
-        return record.frame_range or (0, video.num_frames)
+        start, count = record.frame_range or (0, video.num_frames)
+        return range(start, start + count)
     try:
-        frames = video.frames_between(*record.time_range)
+        return video.frames_between(*record.time_range)
     except BaseException:
         video.close()
         raise
-    return frames.start, len(frames)
 
 
 def _open(source: Source) -> FrameSource:

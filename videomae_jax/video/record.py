@@ -35,17 +35,11 @@ class LabelKind(enum.Enum):
     VALUES = "values"
 
     def check(self, labels: tuple[int, ...], video: str) -> None:
-        """Checks the labels of a video in a shard or a data set of TFDS.
+        """Checks the number of labels of a video.
 
         Raises:
-            RecordError: they do not fit; the message begins with `video`.
+            RecordError: the number does not fit; the message begins with `video`.
         """
-        if self in (LabelKind.HEADS, LabelKind.VALUES):
-            raise RecordError(
-                f"{video} is of a prepared data set, which has neither a class for "
-                "each of config.data.heads nor the numbers of config.loss.kind=mse: "
-                "read the list of the videos instead"
-            )
         if self is LabelKind.ONE and not labels:
             raise RecordError(f"{video} has no label")
         if self in (LabelKind.ONE, LabelKind.OPTIONAL) and len(labels) > 1:

@@ -43,6 +43,11 @@ class VideoFrames(DecodedFrames):
         # Keeps its scaler between frames.
         self._reformatter = VideoReformatter()
 
+    @property
+    def decoded(self) -> Sequence[av.VideoFrame]:
+        """The distinct frames, as the decoder returns them."""
+        return self._frames
+
     def pixels(self, box: Box | None = None) -> np.ndarray:
         """Converts the frames, or the same box of each."""
         top, left, height, width = box or (0, 0, self.height, self.width)

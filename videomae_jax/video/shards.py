@@ -54,6 +54,7 @@ def load(source: str, label_kind: LabelKind = LabelKind.OPTIONAL) -> list[Record
             + f". To make or complete it: `python -m videomae_jax prepare LIST {out} "
             f"--split={split}`"
         )
+    _check_kind(source, index["settings"], label_kind)
     records, videos = [], iter(index["videos"])
     for shard in index["shards"]:
         path = os.fspath(folder / shard["file"])
@@ -65,9 +66,34 @@ def load(source: str, label_kind: LabelKind = LabelKind.OPTIONAL) -> list[Record
         for position in range(shard["videos"]):
             row = next(videos)
             labels = labels_from_json(row["label"])
+            values = tuple(row.get("values", ()))
             label_kind.check(labels, f"{source}: {row['id']}")
-            records.append(Record(path, row["id"], labels=labels, position=position))
+            records.append(
+                Record(path, row["id"], labels=labels, values=values, position=position)
+            )
     return records
+
+
+def _check_kind(
+    source: str, settings: Mapping[str, Any], label_kind: LabelKind
+) -> None:
+    """Checks that a data set has the kind of labels that a task needs."""
+    heads = settings.get("heads")
+    if label_kind is LabelKind.VALUES and not settings.get("values"):
+        raise RecordError(
+            f"{source} has no numbers to predict (config.loss.kind=mse): run `prepare` "
+            "with --values"
+        )
+    if label_kind is LabelKind.HEADS and not heads:
+        raise RecordError(
+            f"{source} has no label for each head (config.data.heads): run `prepare` "
+            "with --heads"
+        )
+    if label_kind in (LabelKind.ONE, LabelKind.MANY) and heads:
+        raise RecordError(
+            f"{source} has a label for each of several heads: set "
+            f"config.data.heads={heads}"
+        )
 
 
 def parse(source: str) -> tuple[str, str]:

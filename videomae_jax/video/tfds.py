@@ -74,6 +74,11 @@ def load(
             does not have exactly one feature of frames, or shards are missing.
     """
     shards.packages()
+    if label_kind in (LabelKind.HEADS, LabelKind.VALUES):
+        raise RecordError(
+            f"{source}: a data set of frames has one class per video, neither one for "
+            "each of config.data.heads nor the numbers of config.loss.kind=mse"
+        )
     info = read_json(folder / _INFO) or {}
     features = read_json(folder / "features.json") or {}
     features = features.get("featuresDict", {}).get("features", {})
