@@ -380,7 +380,8 @@ def test_pixel_stats_of_the_processor(tmp_path):
         ({"do_normalize": False}, 0, 1),
         ({"rescale_factor": 2 / 255, "image_mean": 1, "image_std": 1}, 0.5, 0.5),
     ):
-        file.write_text(json.dumps(settings))
+        size = {"size": 64, "crop_size": 64}
+        file.write_text(json.dumps(size | settings))
         model = vmae.load_pretrained(folder).model
         np.testing.assert_allclose(model.pixel_mean, [mean] * 3)
         np.testing.assert_allclose(model.pixel_std, [std] * 3)

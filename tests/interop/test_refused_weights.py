@@ -103,7 +103,7 @@ def test_unknown_architectures_are_refused(tmp_path):
     for change, match in (
         ({"model_type": "timesformer"}, "timesformer"),
         ({"hidden_act": "relu"}, "hidden_act='relu' is not supported"),
-        ({"num_channels": 4}, "num_channels=4 is not supported"),
+        ({"num_channels": 4}, "channels is 3 by its tensors, and should be 4"),
         ({"id2label": {"0": "a", "1": "b"}}, "names 2 classes, but its head has 10"),
     ):
         (folder / "config.json").write_text(json.dumps(config | change))

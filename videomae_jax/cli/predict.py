@@ -9,6 +9,7 @@ Averages 5 clips x 3 crops of each video, as in testing; --fast uses one view.
 """  # noqa: E501
 
 import argparse
+import dataclasses
 import functools
 import importlib.util
 import os
@@ -25,6 +26,11 @@ from videomae_jax.interop.pretrained import Pretrained
 from videomae_jax.video.open import open_video
 from videomae_jax.video.record import Record
 
+# Keys of `data.clips.SAMPLERS` by --frames.
+_LIKE_TRANSFORMERS = {
+    "like-transformers": "transformers",
+    "like-transformers-first": "transformers_first",
+}
 _UNKNOWN_FPS = 25.0  # frames per second of videos that do not say
 
 
@@ -43,6 +49,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_count(views, "--crops", "crops of each clip (default 3)")
     arguments.add_flag(
         views, "--fast", "one view from the middle: --segments=1 --crops=1"
+    )
+    views.add_argument(
+        "--frames",
+        choices=("like-training", *_LIKE_TRANSFORMERS),
+        default="like-training",
+        help="how frames are chosen (default: as in training). The others are those of "
+        "transformers' pipeline, and imply one view: spread over the whole video, or "
+        "(-first: without torchvision, or before 5) the first ones",
     )
     arguments.add_option(
         views,
@@ -76,13 +90,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Classifies the videos and prints the results."""
-    views = (args.fast, args.segments, args.crops, args.overlays)
+    rule = _LIKE_TRANSFORMERS.get(args.frames)
+    views = (args.fast, args.segments, args.crops, args.overlays, rule)
     windows = (args.timeline, args.hop, args.window, args.plot)
     if any(views) and any(windows):
         raise RecordError(
-            "--fast, --segments, --crops and --overlays cannot be combined with "
-            "--timeline, --hop, --window and --plot: a timeline uses one crop of each "
-            "window"
+            "--fast, --segments, --crops, --frames and --overlays cannot be combined "
+            "with --timeline, --hop, --window and --plot: a timeline uses one crop of "
+            "each window"
         )
     if args.fast and (args.segments or args.crops):
         raise RecordError(
@@ -92,6 +107,11 @@ def run(args: argparse.Namespace) -> None:
     if args.plot and len(videos) > 1:
         raise RecordError(f"--plot must be used with one video, got {len(videos)}")
     pretrained = arguments.load_model(args, args.model, dtype=args.dtype)
+    if rule:
+        preprocessing = dataclasses.replace(
+            pretrained.preprocessing, frame_sampling=rule
+        )
+        pretrained = dataclasses.replace(pretrained, preprocessing=preprocessing)
     process = _timeline if any(windows) else _classify
     arguments.for_each_video(args, videos, functools.partial(process, args, pretrained))
 
@@ -99,8 +119,9 @@ def run(args: argparse.Namespace) -> None:
 def _classify(
     args: argparse.Namespace, pretrained: Pretrained, video: Record
 ) -> tuple[dict[str, Any], str]:
-    segments = 1 if args.fast else args.segments or 5
-    crops = 1 if args.fast else args.crops or 3
+    one = args.fast or args.frames in _LIKE_TRANSFORMERS
+    segments = args.segments or (1 if one else 5)
+    crops = args.crops or (1 if one else None)
     top = predict.predict(
         pretrained, video, segments=segments, crops=crops, top_k=args.top_k
     )

@@ -123,6 +123,21 @@ SAMPLERS = {
         sampling.exact_center_indices,
         sampling.mmaction_test_indices,
     ),
+    # The whole video, as transformers' pipeline for models with a video processor (5):
+    # one test clip has frames i * N / num_frames, rounded down.
+    "transformers": Sampler(
+        lambda rng, n, frames, stride: sampling.sample_uniform(rng, n, frames),
+        lambda n, frames, stride: sampling.uniform_test_indices(n, frames, 1)[0],
+        lambda n, frames, stride, segments: sampling.uniform_test_indices(
+            n, frames, segments
+        ),
+    ),
+    # The first frames of the video, as that pipeline with an image processor.
+    "transformers_first": Sampler(
+        lambda rng, n, frames, stride: sampling.sample_pretrain(rng, n, frames, 1),
+        lambda n, frames, stride: sampling.first_indices(n, frames, 1)[0],
+        lambda n, frames, stride, segments: sampling.first_indices(n, frames, segments),
+    ),
 }
 
 

@@ -198,6 +198,17 @@ def uniform_test_indices(
     return indices.reshape(num_frames, segments).T
 
 
+def first_indices(num_video_frames: int, num_frames: int, segments: int) -> np.ndarray:
+    """Returns clips of consecutive frames, the first of which is the video's start.
+
+    One segment is what transformers' pipeline takes with an image processor (all of 4;
+    5 without torchvision). Clip c of several starts at c * N / segments, rounded down.
+    """
+    _check(num_video_frames, num_frames, segments=segments)
+    starts = np.arange(segments, dtype=np.int64) * num_video_frames // segments
+    return np.minimum(starts[:, None] + np.arange(num_frames), num_video_frames - 1)
+
+
 def mmaction_test_indices(
     num_video_frames: int, num_frames: int, stride: int, segments: int
 ) -> np.ndarray:

@@ -11,6 +11,9 @@ import numpy as np
 from videomae_jax.errors import InputError
 from videomae_jax.interop.pretrained import Pretrained
 
+# Rules of `data.clips.SAMPLERS` that do not use the stride.
+_WHOLE_VIDEO = ("uniform", "transformers", "transformers_first")
+
 
 def stack(frames: Sequence[Any]) -> np.ndarray:
     """Returns frames [H, W, C] of one size as an array [T, H, W, C].
@@ -57,7 +60,11 @@ def checked_frames(pretrained: Pretrained, frames: Any) -> np.ndarray:
         )
     clip = pretrained.preprocessing
     span = (clip.num_frames - 1) * clip.stride + 1
-    if frames.shape[-4] < span and clip.stride > 1 and clip.frame_sampling != "uniform":
+    if (
+        frames.shape[-4] < span
+        and clip.stride > 1
+        and clip.frame_sampling not in _WHOLE_VIDEO
+    ):
         warnings.warn(
             f"{frames.shape[-4]} frames are fewer than a clip spans ({span}), so the "
             "last one is repeated; if they were sampled already, set stride=1",
