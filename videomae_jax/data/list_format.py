@@ -49,9 +49,11 @@ from collections.abc import Callable, Iterator, Sequence
 from videomae_jax.data import labels
 from videomae_jax.data.labels import DECIMAL, WHOLE_NUMBER, not_a_label
 from videomae_jax.errors import LineError, RecordError
+from videomae_jax.video import arrays
 from videomae_jax.video.record import LabelKind
 
-EXTENSIONS = tuple(".mp4 .mkv .webm .avi .mov .m4v .mpg .mpeg .ts .wmv .flv".split())
+FILMS = tuple(".mp4 .mkv .webm .avi .mov .m4v .mpg .mpeg .ts .wmv .flv".split())
+EXTENSIONS = FILMS + arrays.EXTENSIONS
 
 BLANK = " \t\r"  # what may surround a line and its columns
 _COMMENT = re.compile(r"(?:^|[ \t])#")

@@ -137,7 +137,7 @@ def load(
 
         folder = tfds.find(source)
         if folder is None:
-            return shards.load(source, label_kind)
+            return shards.load(source, label_kind, label_columns)
         return tfds.load(source, folder, label_kind)
     try:
         check_frame_name(frame_name)
@@ -408,7 +408,7 @@ def _load_tars(
     records, found = [], []
     counts: dict[str, int] = {}
     for tar in tars:
-        for member in tar_shards.members(tar, EXTENSIONS, with_labels=is_used):
+        for member in tar_shards.members(tar, list_format.FILMS, with_labels=is_used):
             try:
                 classes, values = labels.parse(member.labels, label_kind)
             except LineError as error:
@@ -419,7 +419,8 @@ def _load_tars(
             records.append(record)
             found.append(classes)
     if not records:
-        raise RecordError(f"{source}: the tar holds no videos ({' '.join(EXTENSIONS)})")
+        endings = " ".join(list_format.FILMS)
+        raise RecordError(f"{source}: the tar holds no videos ({endings})")
     return labels.attach(
         records,
         found,
