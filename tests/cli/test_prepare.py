@@ -261,6 +261,8 @@ def test_classes_several_labels_and_none(videos, tmp_path, serial):
     assert [r.labels for r in several] == [(0, 2), ()]
     with pytest.raises(RecordError, match="several labels: .*=sigmoid.*data.heads"):
         sources.load(source)
+    with pytest.raises(RecordError, match="no label for each head"):
+        sources.load(source, label_kind=LabelKind.HEADS)
     rows = tfds.data_source("several", data_dir=tmp_path, split="train")
     assert [list(row["label"]) for row in rows] == [[0, 2], []]
 
@@ -403,3 +405,28 @@ def test_beam_makes_the_same_data_set(videos, made, tmp_path):
     output, _ = process.communicate(timeout=100)
     assert process.returncode == 0, output
     assert contents(tmp_path / "tiny") == contents(made)
+
+
+def test_classes_of_heads_and_values_are_kept(videos, tmp_path, serial):
+    path = tmp_path / "list.csv"
+    path.write_text(f"path,noun,verb\n{videos.parent}/0.mp4,3,17\n")
+    prepare(path, tmp_path / "heads", "--heads=noun,verb", "--copy")
+    source = f"tfds:{tmp_path}/heads/train"
+
+    def labels(*columns):
+        kind = LabelKind.HEADS
+        (record,) = sources.load(source, label_kind=kind, label_columns=columns)
+        return record.labels
+
+    assert labels() == labels("noun", "verb") == (3, 17)
+    assert labels("verb", "noun") == (17, 3)
+    with pytest.raises(RecordError, match="heads noun, verb, not for scene"):
+        labels("scene", "noun")
+    with pytest.raises(RecordError, match="set config.data.heads=noun,verb"):
+        sources.load(source, label_kind=LabelKind.ONE)
+
+    path.write_text(f"path,score\n{videos.parent}/0.mp4,7.25\n")
+    prepare(path, tmp_path / "values", "--values", "--copy")
+    source = f"tfds:{tmp_path}/values/train"
+    (record,) = sources.load(source, label_kind=LabelKind.VALUES)
+    assert record.values == (7.25,)

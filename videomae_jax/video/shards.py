@@ -14,7 +14,7 @@ read (tests/cli/test_prepare_damage.py) and need no other checksums here.
 
 import functools
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -30,12 +30,18 @@ VERSION = "1.0.0"
 _OPEN_SHARDS = 512  # per process; systems often allow 1,024 open files
 
 
-def load(source: str, label_kind: LabelKind = LabelKind.OPTIONAL) -> list[Record]:
+def load(
+    source: str,
+    label_kind: LabelKind = LabelKind.OPTIONAL,
+    label_columns: Sequence[str] = (),
+) -> list[Record]:
     """Lists the videos of a prepared split without reading any of them.
 
     Args:
         source: `tfds:FOLDER/SPLIT`, with the folder that `prepare` was given.
         label_kind: the labels that each video must have.
+        label_columns: for LabelKind.HEADS, which of the data set's heads, in order; by
+            default all.
 
     Raises:
         RecordError: the split is unknown or incomplete, or shards are missing or cut
@@ -55,6 +61,7 @@ def load(source: str, label_kind: LabelKind = LabelKind.OPTIONAL) -> list[Record
             f"--split={split}`"
         )
     _check_kind(source, index["settings"], label_kind)
+    places = _places(source, index["settings"], label_kind, label_columns)
     records, videos = [], iter(index["videos"])
     for shard in index["shards"]:
         path = os.fspath(folder / shard["file"])
@@ -68,6 +75,8 @@ def load(source: str, label_kind: LabelKind = LabelKind.OPTIONAL) -> list[Record
             labels = labels_from_json(row["label"])
             values = tuple(row.get("values", ()))
             label_kind.check(labels, f"{source}: {row['id']}")
+            if places is not None:
+                labels = tuple(labels[place] for place in places)
             records.append(
                 Record(path, row["id"], labels=labels, values=values, position=position)
             )
@@ -94,6 +103,25 @@ def _check_kind(
             f"{source} has a label for each of several heads: set "
             f"config.data.heads={heads}"
         )
+
+
+def _places(
+    source: str,
+    settings: Mapping[str, Any],
+    label_kind: LabelKind,
+    label_columns: Sequence[str],
+) -> list[int] | None:
+    """Returns the places of columns among the labels of a video; None for all."""
+    if label_kind is not LabelKind.HEADS or not label_columns:
+        return None
+    heads = [name.strip() for name in settings["heads"].split(",")]
+    absent = [name for name in label_columns if name not in heads]
+    if absent:
+        raise RecordError(
+            f"{source} has labels for the heads {', '.join(heads)}, not for "
+            f"{', '.join(absent)}: correct config.data.heads"
+        )
+    return [heads.index(name) for name in label_columns]
 
 
 def parse(source: str) -> tuple[str, str]:
