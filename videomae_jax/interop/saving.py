@@ -118,6 +118,8 @@ def _refuse_unrepresentable(pretrained: Pretrained, library: str) -> None:
             # Interpolation may differ: weights of the official code, which others
             # converted, have a processor that averages.
             reason = f"resize={framing.resize} with crop={framing.crop} of frames"
+    if preprocessing.value_range is not None:
+        reason = f"value_range={preprocessing.value_range} of pixels"
     if isinstance(model, VideoClassifier):
         if not model.num_classes and library == "transformers":
             reason = "an encoder without a head"
