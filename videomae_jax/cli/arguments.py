@@ -91,7 +91,8 @@ def add_model(parser: argparse.ArgumentParser, name: str = "--model") -> None:
         "class names, one per line in the order of the head, for a model that does not "
         "include them",
     )
-    add_count(group, "--heads", "attention heads, if the model does not specify them")
+    text = "attention heads, if the model does not specify them, or wrongly"
+    add_count(group, "--heads", text)
     add_count(group, "--decoder-heads", "attention heads of the decoder")
 
 
@@ -202,7 +203,9 @@ def load_list(args: argparse.Namespace) -> tuple[list[Record], list[str] | None]
         class_names=[labels.read(file) for file in files] or names,
         label_columns=heads,
     )
-    if names is None and not heads and any(record.label_names for record in records):
+    if heads:
+        labels.check_heads(records, args.list, len(heads))
+    elif names is None and any(record.label_names for record in records):
         names = labels.class_names(records, args.list)
     return records, names
 

@@ -64,6 +64,7 @@ _TAB = re.compile(r" *\t[ \t]*")
 # stripped when the line is parsed.
 _PLAIN = re.compile(r"[^\s,\"'#\ufeff]+")
 _ENDING = "|".join(map(re.escape, EXTENSIONS))
+_VIDEO = re.compile(_ENDING, re.I)
 _VIDEO_THEN_MORE = re.compile(rf"({_ENDING})[ ,]", re.I)
 _VIDEO_SEMICOLON = re.compile(rf"(.+?(?:{_ENDING}));(.*)", re.I)
 _PATH_NAMES = (
@@ -180,9 +181,9 @@ def parse(line: str, layout: tuple[str, ...] | None, label_kind: LabelKind) -> R
     Raises:
         LineError: the line does not fit the format or `label_kind`.
     """
-    path, columns, is_certain = _split(line, layout)
     several = label_kind in labels.SEVERAL
     is_unused = label_kind is LabelKind.UNUSED
+    path, columns, is_certain = _split(line, layout, lenient=is_unused)
     if layout and "total" in layout:
         start, total, targets = _split_columns(columns, layout, several)
         return make_row(path, targets, label_kind, start=start, total=total)
@@ -318,8 +319,13 @@ def write(
     return " ".join([path, *map(str, [*numbers, *labels])])
 
 
-def _split(line: str, layout: tuple[str, ...] | None) -> tuple[str, list[str], bool]:
-    """Returns path, columns, and whether the line can be split in only one way."""
+def _split(
+    line: str, layout: tuple[str, ...] | None, *, lenient: bool
+) -> tuple[str, list[str], bool]:
+    """Returns path, columns, and whether the line can be split in only one way.
+
+    If `lenient`, columns that cannot be split are left out.
+    """
     if line[0] in "\"'":
         return *_split_quoted(line), True
     if "#" in line:
@@ -334,7 +340,13 @@ def _split(line: str, layout: tuple[str, ...] | None) -> tuple[str, list[str], b
     if " " not in path and "," not in path:
         return path, columns, True
     if more := _VIDEO_THEN_MORE.search(path):
-        return path[: more.end(1)], _split_names(line[more.end(1) :]), False
+        path, rest = line[: more.end(1)], line[more.end(1) :]
+        # What follows may also be a part of a path with several endings.
+        ignored = [LineError] if lenient and not _VIDEO.search(rest) else []
+        columns = []
+        with contextlib.suppress(*ignored):
+            columns = _split_names(rest)
+        return path, columns, False
     if not columns and not is_video(path) and not path.endswith("/"):
         # Below a header, a comma separates as in any CSV file.
         cells = [cell.strip() for cell in line.split(",")]
