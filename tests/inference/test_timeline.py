@@ -3,6 +3,8 @@
 import json
 import tracemalloc
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -24,6 +26,8 @@ from videomae_jax.errors import VideoError
 from videomae_jax.inference import timeline as timelines
 from videomae_jax.inference.predict import predict
 from videomae_jax.inference.timeline import Timeline, plot_timeline, timeline
+from videomae_jax.interop.pretrained import Preprocessing, Pretrained
+from videomae_jax.models.classifier import VideoClassifier
 from videomae_jax.video import decoder, windows
 from videomae_jax.video.decoder import Video
 
@@ -101,7 +105,9 @@ def test_frames_are_read_once_in_short_runs(pretrained, monkeypatch):
         long = video_bytes(moving_noise(300, 48, 64).repeat(length // 300, axis=0))
         with Video(long) as opened:
             _, frames = opened.height, opened.num_frames
-            indices = timelines._window_indices(frames, FRAMES, STRIDE, hop=4)
+            times = opened.frame_times[:-1:STRIDE]
+            positions = timelines._window_positions(times, FRAMES, hop=4 / 25)
+            indices = STRIDE * positions
             reads.clear()
             tracemalloc.start()
             result = windows.read_windows(
@@ -196,3 +202,59 @@ def test_command_shows_a_timeline(command, pretrained, capsys, tmp_path):
     assert [y["label"] for y in x["segments"]] == [x.label for x in segments]
     with Image.open(plot) as image:
         assert image.size == (1500, 600)
+
+
+@pytest.fixture(scope="module")
+def by_colour():
+    """A classifier that answers by the mean colour of its clip: red or blue."""
+    model = VideoClassifier(width=24, depth=1, heads=2, num_classes=2)
+    clip = jnp.zeros((1, 4, 32, 32, 3), jnp.uint8)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), clip)["params"]
+    params = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
+    kernel = np.zeros((2, 16, 16, 3, 24), np.float32)
+    kernel[..., 0, 0] = kernel[..., 2, 1] = 1
+    params["encoder"]["embedding"]["kernel"] = kernel.reshape(-1, 24)
+    params["norm"]["scale"] = np.ones(24, np.float32)
+    params["head"]["kernel"][0, 0] = params["head"]["kernel"][1, 1] = 10
+    preprocessing = Preprocessing(num_frames=4, stride=1, image_size=32)
+    return Pretrained(model, params, ("red", "blue"), preprocessing)
+
+
+def _red_then_blue(red: int, rates: tuple[int, int], blue: int, **settings) -> bytes:
+    """Returns a video whose rate changes, from one to the other, with its colour."""
+    frames = np.zeros((red + blue, 32, 32, 3), np.uint8)
+    frames[:red, ..., 0] = frames[red:, ..., 2] = 255
+    first, second = (120 // rate for rate in rates)  # ticks of a frame
+    ticks = first * np.arange(red), first * red + second * np.arange(blue)
+    return video_bytes(frames, rate=30, ticks=np.concatenate(ticks), **settings)
+
+
+@pytest.mark.parametrize(
+    "rates, red, change",
+    [((30, 30), 60, 2.0), ((30, 4), 60, 2.0), ((4, 30), 12, 3.0), ((60, 15), 90, 1.5)],
+)
+@pytest.mark.parametrize("container", ["mp4", "matroska"])
+def test_times_are_those_of_the_frames(by_colour, rates, red, change, container):
+    # As phones record in the dark: frames per second change, and with them the action.
+    video = _red_then_blue(red, rates, 40, container=container)
+    fine, coarse = (timeline(by_colour, video, hop=hop) for hop in (0.02, 0.25))
+    end = change + 40 / rates[1]
+    for result, tolerance in (fine, 1.1 / min(rates[0], 30)), (coarse, 0.3):
+        before, after = result.segments()
+        assert (before.start, before.label, after.label) == (0, "red", "blue")
+        assert before.end == after.start == pytest.approx(change, abs=tolerance)
+        assert after.end == pytest.approx(end, abs=2e-3)
+        assert result.times[-1, 1] == after.end
+
+
+def test_windows_of_seconds_have_frames_that_many_seconds_apart(by_colour):
+    video = _red_then_blue(60, (30, 4), 32)  # 2 s, then 8 s
+    result = timeline(by_colour, video, hop=1.0, window=2.0)
+    np.testing.assert_allclose(np.diff(result.times, axis=1)[:-1], 2, rtol=0.1)
+    starts = result.times[:-1, 0]  # at the nearest multiple of half a second
+    np.testing.assert_allclose(starts, np.arange(len(starts)), atol=0.27)
+    # The clips have the frames of that time.
+    blue = result.probabilities[:-1, 1]
+    assert (blue[starts >= 2] > 0.99).all() and (blue[starts + 1.6 < 2] < 0.01).all()
+    before, after = result.segments()
+    assert before.end == pytest.approx(2, abs=0.6) and after.end == pytest.approx(10)

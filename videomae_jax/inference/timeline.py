@@ -34,21 +34,20 @@ class Timeline:
         times: float64 [W, 2], start and end of each window in seconds, increasing.
         probabilities: float32 [W, C].
         labels: C names.
+        cuts: float64 [W - 1], where one window's part of the video ends and the next
+            one's begins, in seconds; by default half-way between their centres.
     """
 
     times: np.ndarray
     probabilities: np.ndarray
     labels: tuple[str, ...]
+    cuts: np.ndarray | None = None
 
     @property
     def edges(self) -> np.ndarray:
-        """Returns the times that separate windows, in seconds, float64 [W + 1].
-
-        They lie half-way between the centres of two windows, which may overlap.
-        """
-        centers = self.times.mean(axis=1)
-        between = (centers[1:] + centers[:-1]) / 2
-        return np.concatenate([self.times[:1, 0], between, self.times[-1:, 1]])
+        """Returns the times that separate windows, in seconds, float64 [W + 1]."""
+        cuts = _between_centers(self.times) if self.cuts is None else self.cuts
+        return np.concatenate([self.times[:1, 0], cuts, self.times[-1:, 1]])
 
     def segments(self) -> list[Segment]:
         """Joins neighbouring windows of the same most probable class, without gaps.
@@ -104,8 +103,9 @@ def timeline(
             whole videos (frame_sampling="uniform"), to about the length of those.
 
     Returns:
-        Timeline: one window or more. Times are frame numbers divided by the average
-        frame rate. Of several heads, a dict of such, by the head's name.
+        Timeline: one window or more. Times are those of the frames themselves, also if
+        the frame rate varies; second 0 is the first frame. Of several heads, a dict of
+        such, by the head's name.
 
     Raises:
         PretrainedError: if the model is not a classifier, but, for example, predicts
@@ -129,15 +129,23 @@ def timeline(
     num_frames, stride = preprocessing.num_frames, preprocessing.stride
     size = preprocessing.image_size
     with inputs.open_for(pretrained, video) as opened:
-        fps = opened.fps
-        if not fps:
+        fps, frame_times = opened.fps, opened.frame_times
+        if not fps or frame_times is None:
             raise VideoError(
                 f"{video_name(video)}: frame rate unknown, so windows of seconds "
                 "cannot be placed"
             )
-        if window is not None:
+        if window is None:
+            frames = np.arange(0, opened.num_frames, stride, dtype=np.int64)
+            seconds = frame_times[frames]
+        else:
             stride = max(round(window * fps / num_frames), 1)
-        indices = _window_indices(opened.num_frames, num_frames, stride, hop * fps)
+            step = stride / fps
+            # As many as begin before the last frame does, or with it.
+            seconds = step * np.arange(int(frame_times[-2] / step + 1e-9) + 1)
+            frames = _nearest(seconds, frame_times[:-1])
+        positions = _window_positions(seconds, num_frames, hop)
+        indices = frames[positions]
         windows = read_windows(
             opened,
             indices,
@@ -147,12 +155,22 @@ def timeline(
             )[0],
         )
         probabilities = predict.classify(pretrained, windows)
-        starts = indices[:, 0]
-        ends = np.minimum(starts + num_frames * stride, opened.num_frames)
-    times = np.stack([starts, ends], axis=1) / fps
+    # A window lasts until the frame that would be its next.
+    bounds = positions[:, 0, None] + [0, num_frames]
+    bounds = np.minimum(bounds, len(frames))
+    times = np.append(seconds, frame_times[-1])[bounds]
+    cuts = None
+    if window is None:
+        # Windows of a number of frames change class half-way in frames, not in time.
+        numbers = np.append(frames, len(frame_times) - 1)[bounds]
+        cuts = np.interp(
+            _between_centers(numbers), np.arange(len(frame_times)), frame_times
+        )
     split, names = pretrained.problem.split, predict.labels(pretrained)
     names, parts = split(names), split(probabilities)
-    timelines = {head: Timeline(times, parts[head], names[head]) for head in parts}
+    timelines = {
+        head: Timeline(times, parts[head], names[head], cuts) for head in parts
+    }
     return timelines if pretrained.problem.heads else timelines[""]
 
 
@@ -246,19 +264,36 @@ def _legend_text(label: str) -> str:
     return f" {text}" if text.startswith("_") else text
 
 
-def _window_indices(
-    num_video_frames: int, num_frames: int, stride: int, hop: float
-) -> np.ndarray:
-    """Returns the frames of windows over the whole video, int64 [W, num_frames].
+def _window_positions(times: np.ndarray, num_frames: int, hop: float) -> np.ndarray:
+    """Returns the windows that cover a list of frames, int64 [W, num_frames].
 
     As in `sampling.dense_test_indices`, windows are cut out of the list of every
     stride-th frame, and its last frame is repeated if there are too few. Windows
     therefore share frames, and one that starts where a test clip does equals it.
-    `hop` counts frames of the video; a shorter one than the stride acts as the stride.
+
+    Args:
+        times: of the frames in the list, in seconds, increasing.
+        hop: seconds between windows, which start at each frame if that is more.
+
+    Returns:
+        For each frame of a window, its position in the list.
     """
-    frames = np.arange(0, num_video_frames, stride, dtype=np.int64)
-    spare = max(len(frames) - num_frames, 0)
-    starts = np.round(np.arange(0, spare, max(hop / stride, 1))).astype(np.int64)
-    starts = np.unique(np.append(starts, spare))
-    positions = starts[:, None] + np.arange(num_frames)
-    return frames[np.minimum(positions, len(frames) - 1)]
+    spare = max(len(times) - num_frames, 0)
+    possible = times[: spare + 1]
+    hop = max(hop, np.diff(possible).min(initial=np.inf))
+    seconds = np.arange(0, possible[-1], hop)
+    starts = np.unique(np.append(_nearest(seconds, possible), spare))
+    return np.minimum(starts[:, None] + np.arange(num_frames), len(times) - 1)
+
+
+def _nearest(seconds: np.ndarray, times: np.ndarray) -> np.ndarray:
+    """Returns the index of the time nearest to each of some seconds, int64."""
+    indices = np.interp(seconds, times, np.arange(len(times)))
+    # First, 7.499999999 becomes 7.5, which is rounded as exact numbers are.
+    return indices.round(9).round().astype(np.int64)
+
+
+def _between_centers(bounds: np.ndarray) -> np.ndarray:
+    """Returns the middle between the centres of neighbours, [W, 2] -> [W - 1]."""
+    centers = bounds.mean(axis=1)
+    return (centers[1:] + centers[:-1]) / 2
