@@ -137,10 +137,10 @@ def test_reconstruct(pretrained, tmp_path):
     )
     losses = [float(line.split()[-1]) for line in text(cells["ratios"]).splitlines()]
     assert len(losses) == 2 and all(0 < loss < 100 for loss in losses)
-    # Four frames of 64 pixels, 2 white pixels apart: three rows, and five.
-    assert [x.size for x in images(cells["first"])] == [(4 * 66 - 2, 3 * 66 - 2)]
-    assert [x.size for x in images(cells["ratios"])] == [(4 * 66 - 2, 5 * 66 - 2)]
-    assert [x.size for x in images(cells["tubes"])] == [(4 * 66 - 2, 3 * 66 - 2)]
+    # Four frames of 128 pixels, 2 white pixels apart: three rows, and five.
+    assert [x.size for x in images(cells["first"])] == [(4 * 130 - 2, 3 * 130 - 2)]
+    assert [x.size for x in images(cells["ratios"])] == [(4 * 130 - 2, 5 * 130 - 2)]
+    assert [x.size for x in images(cells["tubes"])] == [(4 * 130 - 2, 3 * 130 - 2)]
     (animation,) = images(cells["gif"], "gif")
     assert animation.n_frames == 4
     written = {path.name for path in (tmp_path / "out").glob("*.gif")}

@@ -4,10 +4,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from videomae_jax.errors import PretrainedError
+    from videomae_jax.errors import InputError, PretrainedError, VideoError
     from videomae_jax.inference.attribution import attention_rollout, class_activation
-    from videomae_jax.inference.predict import predict
+    from videomae_jax.inference.features import features
+    from videomae_jax.inference.inputs import find_videos
+    from videomae_jax.inference.predict import center_clip, classify, predict
     from videomae_jax.inference.reconstruct import reconstruct
+    from videomae_jax.inference.timeline import timeline
     from videomae_jax.interop.loading import load_pretrained
     from videomae_jax.interop.pretrained import Preprocessing, Pretrained
     from videomae_jax.interop.saving import save_pretrained
@@ -18,14 +21,20 @@ if TYPE_CHECKING:
     from videomae_jax.video.decoder import read_clip
 
 __all__ = [
+    "InputError",
     "Preprocessing",
     "Pretrained",
     "PretrainedError",
     "Problem",
     "VideoClassifier",
+    "VideoError",
     "VideoMAE",
     "attention_rollout",
+    "center_clip",
     "class_activation",
+    "classify",
+    "features",
+    "find_videos",
     "load_pretrained",
     "masking",
     "pixel_targets",
@@ -34,6 +43,7 @@ __all__ = [
     "reconstruct",
     "reconstruction_loss",
     "save_pretrained",
+    "timeline",
 ]
 __version__ = "0.1.0"
 
@@ -42,12 +52,18 @@ __version__ = "0.1.0"
 _MODULES = {
     "Preprocessing": "videomae_jax.interop.pretrained",
     "Pretrained": "videomae_jax.interop.pretrained",
+    "InputError": "videomae_jax.errors",
     "PretrainedError": "videomae_jax.errors",
+    "VideoError": "videomae_jax.errors",
     "Problem": "videomae_jax.models.problem",
     "VideoClassifier": "videomae_jax.models.classifier",
     "VideoMAE": "videomae_jax.models.mae",
     "attention_rollout": "videomae_jax.inference.attribution",
+    "center_clip": "videomae_jax.inference.predict",
     "class_activation": "videomae_jax.inference.attribution",
+    "classify": "videomae_jax.inference.predict",
+    "features": "videomae_jax.inference.features",
+    "find_videos": "videomae_jax.inference.inputs",
     "load_pretrained": "videomae_jax.interop.loading",
     "masking": "videomae_jax.models.masking",
     "pixel_targets": "videomae_jax.models.mae",
@@ -56,6 +72,7 @@ _MODULES = {
     "reconstruct": "videomae_jax.inference.reconstruct",
     "reconstruction_loss": "videomae_jax.models.mae",
     "save_pretrained": "videomae_jax.interop.saving",
+    "timeline": "videomae_jax.inference.timeline",
 }
 
 

@@ -275,10 +275,10 @@ def test_overlays_are_saved_beside_the_frames(video, tmp_path):
     files = attribution.save_overlays(tmp_path / "clip", video, maps, fps=10)
     assert files == [tmp_path / "clip.gif", tmp_path / "clip.png"]
     with Image.open(files[0]) as animation:
-        assert animation.n_frames == 4 and animation.size == (130, 130)
+        assert animation.n_frames == 4 and animation.size == (258, 258)
         assert animation.info["duration"] == 100
     with Image.open(files[1]) as image:
         strip = np.asarray(image)
-    np.testing.assert_array_equal(strip[:64:2, :64:2], video[0, 0])
+    np.testing.assert_array_equal(strip[:128:4, :128:4], video[0, 0])
     overlaid = attribution.overlay(video, maps)
-    np.testing.assert_array_equal(strip[66:130:2, :64:2], overlaid[0, 0])
+    np.testing.assert_array_equal(strip[130:258:4, :128:4], overlaid[0, 0])

@@ -40,6 +40,11 @@ def path(tmp_path_factory):
     return path
 
 
+def frames_of(path):
+    with Video(path) as video:
+        return video.read(range(video.num_frames))
+
+
 @pytest.mark.parametrize("normalized", [True, False])
 @pytest.mark.parametrize(
     "settings, frames, fps",
@@ -95,16 +100,38 @@ def test_a_video_is_read_masked_and_filled_in(
     )
 
 
-def test_a_path_its_content_and_its_clip_give_the_same(pretrained, path):
+def test_a_path_its_content_and_its_frames_give_the_same(pretrained, path):
     one = vmae.reconstruct(pretrained, path)
-    other = vmae.reconstruct(pretrained, path.read_bytes())
-    with Video(path) as video:
-        clip = video.read([11, 13, 15, 17])
-    third = vmae.reconstruct(pretrained, clip)
-    for result in (other, third):
+    frames = frames_of(path)
+    content = vmae.reconstruct(pretrained, path.read_bytes())
+    array = vmae.reconstruct(pretrained, frames)
+    # Frames that have been sampled already.
+    clip = vmae.reconstruct(pretrained, frames[[11, 13, 15, 17]], stride=1)
+    for result in (content, array, clip):
         np.testing.assert_array_equal(one.reconstruction, result.reconstruction)
         assert one.loss == result.loss
-    assert third.fps is None
+    assert array.fps is clip.fps is None
+
+
+def test_several_videos_give_a_list(pretrained, path):
+    frames = frames_of(path)
+    batch = np.stack([frames, frames[::-1]])
+    alone = [vmae.reconstruct(pretrained, video) for video in batch]
+    for several in (batch, list(batch), [str(path), frames[::-1]]):
+        results = vmae.reconstruct(pretrained, several)
+        assert [x.loss for x in results] == [x.loss for x in alone]
+    assert alone[0].loss != alone[1].loss
+
+
+def test_mask_and_ratio_are_those_of_the_run(pretrained, path):
+    trained = dataclasses.replace(pretrained, mask="random", mask_ratio=0.5)
+    result = vmae.reconstruct(trained, path)
+    assert (result.mask, result.mask_ratio) == ("random", 0.5)
+    told = vmae.reconstruct(pretrained, path, mask="random", mask_ratio=0.5)
+    np.testing.assert_array_equal(result.masked, told.masked)
+    assert vmae.reconstruct(trained, path, mask="tube").mask == "tube"
+    default = vmae.reconstruct(pretrained, path)
+    assert (default.mask, default.mask_ratio) == ("tube", 0.9)
 
 
 def test_a_model_compiles_once(pretrained, path):
@@ -123,23 +150,22 @@ def test_invalid_models_and_arguments_are_refused(pretrained, path):
         vmae.reconstruct(Pretrained(classifier, {}, source="model.pth"), path)
     with pytest.raises(VideoError, match="no such file"):
         vmae.reconstruct(pretrained, path.parent / "none.mp4")
-    clip = np.zeros((4, 32, 32, 3), np.uint8)
+    video = np.zeros((8, 32, 32, 3), np.uint8)
     for wrong, settings, message in [
         (path, {"mask": "cell"}, "mask='cell' must be one of: random, tube"),
         (path, {"mask_ratio": 1.0}, "mask ratio=1.0 hides 16 of 16"),
         (path, {"unpatch_stats": "own"}, "unpatch_stats='own' must be"),
         (path, {"start": 23}, "start=23 must be from 0 to 22"),
         (path, {"stride": 0}, "stride"),
-        (clip, {"start": 0}, "whose frames are all used"),
-        (clip[:3], {}, "multiple of tubelet_size=2"),
-        (clip / 255, {}, "a clip must be uint8"),
+        (video[..., :1], {}, r"uint8 \[T, H, W, 3\].* got uint8 \[8, 32, 32, 1\]"),
+        (video / 255, {}, "expected uint8 .* got float64 .* values 0 to 0"),
     ]:
         with pytest.raises(ValueError, match=message):
             vmae.reconstruct(pretrained, wrong, **settings)
 
 
 def run_command(monkeypatch, pretrained, *arguments):
-    def load(source, revision=None, strict=True):
+    def load(source, revision=None, step="", strict=True):
         assert source == "SRC" and revision is None
         return pretrained
 
@@ -160,20 +186,23 @@ def test_command_writes_images_and_animations(
         for ending in ("gif", "png", "mp4")
     ]
     assert sorted(file.name for file in out.iterdir()) == sorted(names)
-    words = capsys.readouterr().out.split()
-    assert words[:2] == [f"{path}:", "loss"] and words[-6:] == names
+    first, last = capsys.readouterr().out.splitlines()
+    assert first.startswith(f"{path}: loss=")
+    assert first.endswith(" mask=tube mask_ratio=0.9")
+    assert last.split() == ["wrote", *(str(out / name) for name in names)]
     result = vmae.reconstruct(pretrained, path)
     with Image.open(out / "moving_reconstruction.png") as image:
         strip = np.asarray(image)
     shown = (result.original, result.masked, result.reconstruction)
     for row, clip in enumerate(shown):
-        frame = strip[66 * row : 66 * row + 64 : 2, 66 * 3 :: 2]
+        frame = strip[130 * row : 130 * row + 128 : 4, -128::4]
         np.testing.assert_array_equal(frame, clip[3])
+    # Below a line of labels.
     with Video(str(out / "moving_reconstruction.mp4")) as video:
-        assert (video.num_frames, video.height, video.width) == (4, 64, 3 * 66 - 2)
+        assert (video.num_frames, video.height, video.width) == (4, 150, 3 * 130 - 2)
         assert video.fps == pytest.approx(10)
     with Video(str(out / "moving_attention.mp4")) as video:
-        assert (video.num_frames, video.height, video.width) == (4, 64, 2 * 66 - 2)
+        assert (video.num_frames, video.height, video.width) == (4, 150, 2 * 130 - 2)
 
 
 def test_command_continues_after_a_bad_video(

@@ -27,21 +27,58 @@ def test_frame_strip_holds_the_frames(rows):
 
 def test_animation_holds_the_frames(rows):
     frames = visualize.animation(rows)
-    # A line of three frames for each of two clips, enlarged to 72x96 pixels.
-    assert frames.shape == (4, 2 * 74 - 2, 3 * 98 - 2, 3)
-    np.testing.assert_array_equal(frames[3, 74::6, 98:194:6], rows[1][1, 3])
-    assert (frames[:, 72:74] == 255).all() and (frames[:, :, 96:98] == 255).all()
+    # A line of three frames for each of two clips, enlarged to 132x176 pixels.
+    assert frames.shape == (4, 2 * 134 - 2, 3 * 178 - 2, 3)
+    np.testing.assert_array_equal(frames[3, 134::11, 178:354:11], rows[1][1, 3])
+    assert (frames[:, 132:134] == 255).all() and (frames[:, :, 176:178] == 255).all()
+
+
+def test_labels_stand_beside_their_rows(rows):
+    labels = ("one", "a longer name", "three")
+    plain, labelled = (
+        visualize.frame_strip(rows),
+        visualize.frame_strip(rows, labels=labels),
+    )
+    margin = labelled.shape[1] - plain.shape[1]
+    assert 60 < margin < 200
+    np.testing.assert_array_equal(labelled[:, margin:], plain)
+    # Black text in each row of both clips, in its middle only.
+    for top in (*range(0, 3 * 134, 134), *range(3 * 134 + 6, 6 * 134 + 6, 134)):
+        dark = (labelled[top : top + 132, :margin] < 128).all(axis=-1)
+        assert dark.any()
+        assert not dark[:50].any() and not dark[-50:].any()
+        assert not dark[:, :4].any() and not dark[:, -4:].any()
+
+    plain, labelled = (
+        visualize.animation(rows),
+        visualize.animation(rows, labels=labels),
+    )
+    height = labelled.shape[1] - plain.shape[1]
+    assert height == 22
+    np.testing.assert_array_equal(labelled[:, height:], plain)
+    for left in (0, 178, 356):
+        assert (labelled[0, :height, left : left + 176] < 128).any()
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4])
+def test_other_channels_and_16_bits_are_shown(channels):
+    clip = np.arange(2 * 130 * 20 * channels).reshape(1, 2, 130, 20, channels)
+    clip = clip.astype(np.uint8)
+    strip = visualize.frame_strip([clip, clip.astype(np.uint16) << 8])
+    shown = clip[0, 0, ..., :3] if channels > 2 else clip[0, 0, ..., :1]
+    np.testing.assert_array_equal(strip[:130, :20] - shown, 0)
+    np.testing.assert_array_equal(strip[132:], strip[:130])
 
 
 def test_gif_plays_at_the_given_speed(rows, tmp_path):
     visualize.save_gif(tmp_path / "a.gif", rows, fps=12.5)
     with Image.open(tmp_path / "a.gif") as animation:
         assert animation.n_frames == 4
-        assert animation.size == (292, 146)
+        assert animation.size == (532, 266)
         assert animation.info["duration"] == 80 and animation.info["loop"] == 0
 
 
-@pytest.mark.parametrize("size", [(80, 66), (81, 67)])
+@pytest.mark.parametrize("size", [(130, 66), (131, 67)])
 @pytest.mark.parametrize("fps", [7.5, 30000 / 1001 / 4, 10])
 def test_mp4_is_read_back(size, fps, tmp_path):
     height, width = size
@@ -49,7 +86,7 @@ def test_mp4_is_read_back(size, fps, tmp_path):
     clip = np.broadcast_to(ramp, (1, 5, height, width, 3)) // np.arange(1, 6).reshape(
         1, 5, 1, 1, 1
     ).astype(np.uint8)
-    visualize.save_mp4(tmp_path / "a.mp4", [clip], fps)
+    visualize.save_mp4(tmp_path / "a.mp4", [clip], fps=fps)
     with Video(str(tmp_path / "a.mp4")) as video:
         assert video.num_frames == 5
         assert video.fps == pytest.approx(fps)
