@@ -75,6 +75,10 @@ def load(tmp_path):
         ("a.mp4 0 -1", "a.mp4", None),
         ("my video.mp4 0 -1", "my video.mp4", None),
         ('"my video.mp4"\t0\t-1', "my video.mp4", None),
+        # not JSON
+        ("[x] a.mp4 3", "[x] a.mp4", 3),
+        ("{x}.mp4,3", "{x}.mp4", 3),
+        ("[[x]] 7 a.mp4 3", "[[x]] 7 a.mp4", 3),
         # no separators: what other alphabets call a space or a line break
         ("a\u00a0b.mp4 3", "a\u00a0b.mp4", 3),
         ("a\u2028b\x0c.mp4 3", "a\u2028b\x0c.mp4", 3),

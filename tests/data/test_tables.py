@@ -39,7 +39,7 @@ RANGES = [(0.0, 2.0), (2.5, 4.0)]
     "text, expected",
     [
         ('{"path": "P01.mp4", "label": 1}\n', [(1, None)]),
-        ('{"file": "a", "label": 1}\n{"file": "b", "label": 0}', [(1, None), (0, None)]),
+        ('{"vid": "a", "label": 1}\n{"vid": "b", "label": 0}', [(1, None), (0, None)]),
         ('[{"video": "a.mp4", "label": 1}, {"video": "b"}]', None),
         ('{"a.mp4": 1, "b/c": 0}', [(1, None), (0, None)]),
         ('[["a.mp4", 1], ["b.mp4", 0]]', [(1, None), (0, None)]),

@@ -42,18 +42,14 @@ import contextlib
 import csv
 import dataclasses
 import functools
-import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 
 from videomae_jax.data import labels
 from videomae_jax.data.labels import DECIMAL, WHOLE_NUMBER, not_a_label
 from videomae_jax.errors import LineError, RecordError
-from videomae_jax.video import arrays
+from videomae_jax.video.container import EXTENSIONS, has_extension, is_video
 from videomae_jax.video.record import LabelKind
-
-FILMS = tuple(".mp4 .mkv .webm .avi .mov .m4v .mpg .mpeg .ts .wmv .flv".split())
-EXTENSIONS = FILMS + arrays.EXTENSIONS
 
 BLANK = " \t\r"  # what may surround a line and its columns
 _COMMENT = re.compile(r"(?:^|[ \t])#")
@@ -82,17 +78,6 @@ _LAYOUTS = [
     ("total", "label"),
     ("start", "total", "label"),
 ]
-
-
-def is_video(path: str) -> bool:
-    """Returns whether a path ends like a video file."""
-    return path.lower().endswith(EXTENSIONS)
-
-
-def has_extension(path: str) -> bool:
-    """Returns whether a path has an extension; the others get `.mp4`."""
-    # Python finds no extension in `...mp4`.
-    return is_video(path) or bool(os.path.splitext(path)[1])
 
 
 def parse_header(line: str) -> tuple[str, ...] | None:

@@ -23,10 +23,10 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from videomae_jax.data import labels, list_format, tables
-from videomae_jax.data.list_format import EXTENSIONS
 from videomae_jax.errors import LineError, RecordError
 from videomae_jax.files import absolute, is_url, open_binary
 from videomae_jax.video import tar_shards
+from videomae_jax.video.container import EXTENSIONS, FILMS, has_extension, is_video
 from videomae_jax.video.frame_folder import (
     DEFAULT_FRAME_NAME,
     check_frame_name,
@@ -206,7 +206,7 @@ def write_records(target: str | os.PathLike, records: Sequence[Record]) -> None:
         numbers = [start] if "start" in layout else []
         numbers += [total] if "total" in layout else []
         # Without numbers, or if it ends like a video, a folder needs its slash.
-        needs_slash = not record.frame_range or list_format.is_video(record.path)
+        needs_slash = not record.frame_range or is_video(record.path)
         is_folder = bool(record.frame_name) and needs_slash
         lines.append(
             list_format.write(
@@ -280,7 +280,7 @@ def _load_folder(
     for folder, folders, files in os.walk(root, onerror=fail):
         folders[:] = [name for name in folders if not name.startswith(".")]
         files = [name for name in files if not name.startswith(".")]
-        videos = [name for name in files if list_format.is_video(name)]
+        videos = [name for name in files if is_video(name)]
         for name in videos:
             path = os.path.join(folder, name)
             records.append(Record(path, os.path.relpath(path, root)))
@@ -377,7 +377,7 @@ def _load_list(
     counts: dict[str, int] = {}
     for row in rows:
         path = row.name if is_url(row.name) else os.path.join(base, row.name)
-        if not row.is_folder and not list_format.has_extension(path):
+        if not row.is_folder and not has_extension(path):
             path += ".mp4"
         record = Record(
             path,
@@ -408,7 +408,7 @@ def _load_tars(
     records, found = [], []
     counts: dict[str, int] = {}
     for tar in tars:
-        for member in tar_shards.members(tar, list_format.FILMS, with_labels=is_used):
+        for member in tar_shards.members(tar, FILMS, with_labels=is_used):
             try:
                 classes, values = labels.parse(member.labels, label_kind)
             except LineError as error:
@@ -419,7 +419,7 @@ def _load_tars(
             records.append(record)
             found.append(classes)
     if not records:
-        endings = " ".join(list_format.FILMS)
+        endings = " ".join(FILMS)
         raise RecordError(f"{source}: the tar holds no videos ({endings})")
     return labels.attach(
         records,

@@ -14,6 +14,7 @@ from typing import Any
 from videomae_jax.data import labels, list_format
 from videomae_jax.data.list_format import Entry, Row
 from videomae_jax.errors import LineError, RecordError
+from videomae_jax.video.container import is_video
 from videomae_jax.video.record import LabelKind
 
 log = logging.getLogger(__name__)
@@ -50,6 +51,8 @@ _OTHER = (
 )
 _INDEX = re.compile(r"|unnamed.*")  # of pandas
 _WHOLE_FLOAT = re.compile(r"([0-9]+)\.0")  # what pandas makes of labels with gaps
+# What a path between brackets hardly begins with.
+_JSON = re.compile(r'\{\s*("|$)|\[\s*([{"]|$)|\[\[".*\]')
 _SEPARATORS = ",\t; "
 
 _KNOWN = (
@@ -79,7 +82,7 @@ def read(
     number, first = next(
         ((n, x) for n, x in enumerate(lines, 1) if x and x[0] != "#"), (0, "")
     )
-    if first[:1] in ("{", "["):
+    if _JSON.match(first):
         rows, place = _json_rows(source, text, first), ""
     elif separator := _separator(first):
         rows, place = _csv_rows(source, lines, number, separator), f":{number}"
@@ -319,7 +322,7 @@ def _separator(line: str) -> str | None:
             continue
         names = [_normal(cell) for cell in cells]
         known = [x for x in names if x in _ALL_NAMES]
-        if any(labels.DECIMAL.fullmatch(x) or list_format.is_video(x) for x in names):
+        if any(labels.DECIMAL.fullmatch(x) or is_video(x) for x in names):
             continue
         # Of words between spaces, a sentence or a path may consist.
         enough = len(names) if separator == " " else 2 if "\t" not in line else 1
@@ -342,10 +345,9 @@ def _json_rows(
         items = []
         for number, row in enumerate(text.split("\n"), 1):
             if row.strip():
-                place = f":{number}"
-                items.append((place, row.strip(), _loads(source + place, row)))
+                items.append((f":{number}", row.strip(), _loads(row, source, number)))
     else:
-        content = _loads(source, text)
+        content = _loads(text, source)
         items = [
             (f": item {number}", json.dumps(item), item)
             for number, item in enumerate(_json_items(source, content), 1)
@@ -399,11 +401,12 @@ def _json_items(source: str, content: Any) -> Iterator[Any]:
             yield item
 
 
-def _loads(place: str, text: str) -> Any:
+def _loads(text: str, source: str, first_line: int = 1) -> Any:
     try:
         return json.loads(text)
-    except ValueError as error:
-        raise RecordError(f"{place}: not valid JSON: {error}") from None
+    except json.JSONDecodeError as error:
+        line = first_line + error.lineno - 1
+        raise RecordError(f"{source}:{line}: not valid JSON: {error.msg}") from None
 
 
 def _text(value: Any) -> str:

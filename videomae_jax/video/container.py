@@ -12,9 +12,24 @@ from av.container import InputContainer
 from av.error import FFmpegError
 
 from videomae_jax.errors import VideoError
+from videomae_jax.video import arrays
 
 # The path of a local file, or the content of a file.
 VideoFile = str | os.PathLike | bytes
+
+FILMS = tuple(".mp4 .mkv .webm .avi .mov .m4v .mpg .mpeg .ts .wmv .flv".split())
+EXTENSIONS = FILMS + arrays.EXTENSIONS  # of all videos that are files
+
+
+def is_video(path: str) -> bool:
+    """Returns whether a path ends like a video file or an array."""
+    return path.lower().endswith(EXTENSIONS)
+
+
+def has_extension(path: str) -> bool:
+    """Returns whether a path has an extension; in lists, the others get `.mp4`."""
+    # Python finds no extension in `...mp4`.
+    return is_video(path) or bool(os.path.splitext(path)[1])
 
 
 def default_name(file: VideoFile) -> str:
