@@ -41,6 +41,8 @@ def videos_list(tmp_path_factory):
 def build(config, videos_list):
     """Returns the task of a recipe, with a list in place of the data set's."""
     config.data.update(train=videos_list, validation=videos_list)
+    if config.model.variant == "source":  # which would be downloaded
+        config.model.variant = "base"
     if config.task == "finetune":
         config.data.update(test=videos_list, labels="")
     return TASKS[config.task](config)

@@ -7,8 +7,8 @@ model has it), and `meta`, a JSON object.
 
 import contextlib
 import copy
-import gc
 import json
+import logging
 import pathlib
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -70,22 +70,20 @@ class Checkpoints:
         if keep_best:
             policies.append(self._keep_best)
         self.folder = _folder(workdir)
-        self._manager = ocp.CheckpointManager(
-            self.folder,
-            options=ocp.CheckpointManagerOptions(
+        with _only_errors():
+            options = ocp.CheckpointManagerOptions(
                 preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
                 cleanup_tmp_directories=not read_only,
                 enable_background_delete=not read_only,
                 read_only=read_only,
-            ),
-            item_handlers={
-                **{
-                    name: ocp.StandardCheckpointHandler()
-                    for name in (*ITEMS, *_OLD_NAMES.values())
-                },
-                "meta": ocp.JsonCheckpointHandler(),
-            },
-        )
+            )
+            arrays = (*ITEMS, *_OLD_NAMES.values())
+            handlers = {name: ocp.StandardCheckpointHandler() for name in arrays}
+            self._manager = ocp.CheckpointManager(
+                self.folder,
+                options=options,
+                item_handlers={**handlers, "meta": ocp.JsonCheckpointHandler()},
+            )
 
     def latest_step(self) -> int | None:
         """Returns the step of the newest complete checkpoint, or None."""
@@ -226,11 +224,24 @@ def restore_part(
     )
     with (
         _damage_explained(folder, step),
+        _only_errors(),
         ocp.CheckpointManager(
             folder, options=ocp.CheckpointManagerOptions(read_only=True)
         ) as manager,
     ):
         return manager.restore(step, args=ocp.args.Composite(**{item: args}))[item]
+
+
+@contextlib.contextmanager
+def _only_errors() -> Iterator[None]:
+    """Silences Orbax, which warns of each folder that is opened only for reading."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _folder(workdir: str) -> pathlib.Path:
@@ -266,12 +277,20 @@ def _damage_explained(folder: pathlib.Path, step: int) -> Iterator[None]:
         damage = find_damage(folder / str(step), read_arrays=True)
         if damage is None:
             raise
-        # Orbax leaves coroutines of the other arrays, which print their tracebacks.
-        hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
-        error.__traceback__ = None
-        gc.collect()
-        sys.unraisablehook = hook
+        _silence_coroutines()
         _refuse_damage(folder, step, damage)
+
+
+def _silence_coroutines() -> None:
+    """Lets Orbax's reads of other arrays, which it abandons, end without tracebacks."""
+    report = sys.unraisablehook
+
+    def report_others(unraisable) -> None:
+        code = getattr(unraisable.object, "cr_code", None)
+        if code is None or "orbax" not in code.co_filename:
+            report(unraisable)
+
+    sys.unraisablehook = report_others
 
 
 def _refuse_damage(folder: pathlib.Path, step: int, damage: str | None) -> None:

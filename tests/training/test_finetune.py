@@ -15,7 +15,12 @@ from tests.helpers.videos import write_folder
 from tests.training import test_loop
 from videomae_jax import checkpointing
 from videomae_jax.distributed import sharding
-from videomae_jax.errors import CheckpointError, RecordError
+from videomae_jax.errors import (
+    CheckpointError,
+    CompleteRunError,
+    ConfigError,
+    RecordError,
+)
 from videomae_jax.evaluation import results
 from videomae_jax.interop.loading import load_pretrained
 from videomae_jax.models import positions
@@ -117,6 +122,135 @@ def test_stopping_in_the_middle_changes_nothing(folder, undisturbed, tmp_path):
     )
     test = "test/predictions.jsonl"
     assert (tmp_path / test).read_bytes() == (undisturbed[0] / test).read_bytes()
+
+
+SCORES = [10, 30, 20, 30, 40]
+
+
+@pytest.fixture
+def scored(monkeypatch):
+    """Validations after each step whose top-1 is that of SCORES."""
+    monkeypatch.setattr(
+        finetune.Finetuning,
+        "validate",
+        lambda self, step, *_: ("top1", SCORES[step - 1]),
+    )
+
+
+def best_of(folder, **overrides):
+    fields = {"evaluation.every": 1, "evaluation.step": "best"} | overrides
+    return tiny(folder, **{"checkpoint.every": 100, "checkpoint.keep_last": 1} | fields)
+
+
+def steps(workdir):
+    return {int(path.name) for path in (workdir / "checkpoints").iterdir()}
+
+
+def test_the_best_is_kept_and_tested_and_patience_ends(
+    folder, tmp_path, scored, caplog, monkeypatch
+):
+    monkeypatch.setattr("logging.Logger.propagate", True, raising=False)
+    caplog.set_level("INFO", "videomae_jax")
+    config = best_of(folder, **{"evaluation.patience": 2})
+    state = loop.train_and_evaluate(config, str(tmp_path))
+    assert state.step == 4 and steps(tmp_path) == {2, 4}
+    assert caplog.messages[-2:] == [
+        "best validation top1=30 at step=2",
+        f"{tmp_path} is complete: 4 of 8 steps",
+    ]
+    saved = json.loads((tmp_path / "test" / "metrics.json").read_text())
+    assert saved["step"] == 2
+    predictions = (tmp_path / "test" / "predictions.jsonl").read_bytes()
+
+    # The same from the command line's point of view, and in the API.
+    shutil.rmtree(tmp_path / "test")
+    config.mode = "eval"
+    for choice in ("best", "2"):
+        config.evaluation.step = choice
+        loop.run(config, str(tmp_path))
+        assert (tmp_path / "test" / "predictions.jsonl").read_bytes() == predictions
+    best, last = (load_pretrained(tmp_path, step=x) for x in ("best", "last"))
+    jax.tree.map(np.testing.assert_array_equal, last.params, state.ema)
+    assert np.any(best.params["head"]["kernel"] != last.params["head"]["kernel"])
+
+    # It is complete: other settings would change nothing, and more patience goes on.
+    config = best_of(folder, **{"evaluation.patience": 2, "optimizer.base_lr": 0.1})
+    message = (
+        f"nothing was trained: the run in {tmp_path} is complete with other settings "
+        r"\(config.optimizer.base_lr=0.1, was 0.0005\); give a new --workdir"
+    )
+    with pytest.raises(CompleteRunError, match=message) as error:
+        loop.train_and_evaluate(config, str(tmp_path))
+    assert error.value.exit_code == 2
+    config = best_of(folder, **{"evaluation.patience": 2, "log_every": 1})
+    assert loop.train_and_evaluate(config, str(tmp_path)).step == 4
+    config = best_of(folder, **{"evaluation.patience": 3, "steps": 5})
+    loop.train_and_evaluate(config, str(tmp_path))
+    assert steps(tmp_path) == {5}  # 40 is better than 30
+
+
+@pytest.mark.slow
+def test_a_stopped_run_knows_its_best(folder, tmp_path, scored):
+    config = best_of(folder, **{"steps": 4, "evaluation.patience": 3})
+    config.checkpoint.every = 3
+    loop.train_and_evaluate(config, str(tmp_path / "whole"))
+    test_loop.run_until(config, tmp_path / "stopped", 3)
+    loop.train_and_evaluate(config, str(tmp_path / "stopped"))
+    assert steps(tmp_path / "whole") == steps(tmp_path / "stopped") == {2, 4}
+    whole, stopped = (
+        checkpointing.Checkpoints(str(tmp_path / name), read_only=True)
+        for name in ("whole", "stopped")
+    )
+    assert whole.meta(4) == stopped.meta(4)
+    name = "test/predictions.jsonl"
+    ours, theirs = (tmp_path / x / name for x in ("whole", "stopped"))
+    assert ours.read_bytes() == theirs.read_bytes()
+
+
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        ({"evaluation.step": "3"}, "evaluation.step=3 must be last or best"),
+        ({"evaluation.patience": -1}, "patience=-1 must be at least 0"),
+        (
+            {"evaluation.patience": 3, "data.validation": ""},
+            "patience=3 needs validations: set config.data.validation",
+        ),
+        ({"evaluation.every": 0}, "evaluation.step=best needs validations"),
+        ({"checkpoint.keep_best": False}, "needs config.checkpoint.keep_best=True"),
+    ],
+)
+def test_fields_that_need_validations(folder, overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        loop.set_up(best_of(folder, **overrides), folder)
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_a_damaged_checkpoint_is_never_replaced_by_an_older(
+    folder, undisturbed, tmp_path, mode
+):
+    workdir = shutil.copytree(undisturbed[0], tmp_path / "run")
+    (workdir / "checkpoints" / "8" / "params" / "manifest.ocdbt").unlink()
+    before = (workdir / "metrics.jsonl").read_bytes()
+    with pytest.raises(CheckpointError, match="checkpoint 8 cannot be read.*4 is whol"):
+        loop.run(tiny(folder, mode=mode, steps=12), str(workdir))
+    assert (workdir / "metrics.jsonl").read_bytes() == before
+    with pytest.raises(CheckpointError, match="checkpoint 8 cannot be read"):
+        load_pretrained(workdir)
+    assert load_pretrained(workdir, step=4).labels == ("left", "right", "up")
+
+
+def test_lists_are_described_at_the_start(folder, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr("logging.Logger.propagate", True, raising=False)
+    caplog.set_level("INFO", "videomae_jax")
+    (tmp_path / "names.txt").write_text("left\nright\nup\ndown\n")
+    config = tiny(folder, **{"data.labels": str(tmp_path / "names.txt")})
+    finetune.Finetuning(config).log_lists()
+    facts, doubts = caplog.messages
+    assert "videos: training=10 test=11" in facts
+    assert "classes: 4; training videos of a class: 0 (down) to 4 (left)" in facts
+    assert "1 of 4 classes have no training video: down" in doubts
+    assert "10 of 11 test videos are training videos, too" in doubts
 
 
 def test_killed_before_its_test_a_complete_run_makes_it_up(

@@ -139,7 +139,7 @@ def load(
             "config.init.head=True needs config.model.head_norm=layer: statistics of "
             "batch norm are not taken from another run"
         )
-    ours = _module(config)
+    ours = _build(config)
     weights = _open(source, ours.pixel_mean, ours.pixel_std)
     _check_model(weights, ours, config)
     if weights.incomplete:
@@ -217,12 +217,13 @@ def with_source_sizes(config: Config, workdir: pathlib.Path) -> Config:
             "scratch, choose a size, such as --config.model.variant=base"
         )
     checkpoints.close()
-    for name in _SOURCE_FIELDS:
-        if name in config.model and config.model[name] is None:
-            config.model[name] = taken.get(name)
-    # 0, the plain table, is a choice; any other size is that of the source.
-    if config.model.get("position_size"):
-        config.model.position_size = taken["position_size"]
+    with config.ignore_type():  # copies of fields of any type have lost that
+        for name in _SOURCE_FIELDS:
+            if name in config.model and config.model[name] is None:
+                config.model[name] = taken.get(name)
+        # 0, the plain table, is a choice; any other size is that of the source.
+        if config.model.get("position_size"):
+            config.model.position_size = taken["position_size"]
     return config
 
 
@@ -289,7 +290,7 @@ def _from_workdir(source: str) -> _Source:
     position_size = config.model.get("position_size") or config.data.image_size
     return _Source(
         f"{source} (step {step}, {item})",
-        _module(config.model),
+        _build(config.model),
         height_and_width(position_size),
         shapes,
         restore,
@@ -297,7 +298,7 @@ def _from_workdir(source: str) -> _Source:
     )
 
 
-def _module(config: Config) -> VideoMAE | VideoClassifier:
+def _build(config: Config) -> VideoMAE | VideoClassifier:
     """Returns the module of a config's `model`; that of a classifier has one class."""
     if "decoder_heads" in config:
         return build.autoencoder(config)

@@ -1,0 +1,159 @@
+"""Sources of initial weights: their sizes, how far they got, and when they are gone."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from configs import custom_finetune
+from tests.helpers import official
+from tests.training import test_finetune
+from tests.training.test_finetune import folder, pretrained  # noqa: F401
+from videomae_jax import checkpointing
+from videomae_jax.errors import CheckpointError, ConfigError
+from videomae_jax.interop.loading import load_pretrained
+from videomae_jax.models import build
+from videomae_jax.training import finetune, initialization, train_step
+
+CHECKPOINTS = official.GOLDEN / "checkpoints"
+
+
+def of_source(folder, source, **overrides):
+    """A config that gives no size."""
+    none = dict.fromkeys(("width", "depth", "heads"))
+    fields = {"model.variant": "source", "init.source": str(source)} | overrides
+    config = test_finetune.tiny(folder)
+    config.model.update(none, position_size=224)
+    config.update_from_flattened_dict(fields)
+    return config
+
+
+@pytest.mark.parametrize("name", ["hf_pretrain", "hf_classifier"])
+def test_sizes_are_those_of_the_source(folder, name, tmp_path):
+    source = CHECKPOINTS / name
+    config = of_source(folder, source, **{"data.num_frames": 8, "data.image_size": 64})
+    config = initialization.with_source_sizes(config, tmp_path)
+    theirs = load_pretrained(source)
+    model = build.classifier(config.model, 5)
+    for field in (
+        *("width", "depth", "heads", "patch_size", "tubelet_size", "mlp_ratio"),
+        *("channels", "pixel_mean", "pixel_std", "norm_epsilon", "head_norm_epsilon"),
+    ):
+        assert getattr(model, field) == getattr(theirs.model, field), field
+    assert config.model.position_size == theirs.preprocessing.image_size
+    # What is saved with a checkpoint is read back as the same model.
+    saved = json.loads(config.to_json())["model"]
+    assert build.classifier(type(config)(saved), 5) == model
+    if name == "hf_pretrain":
+        video = np.zeros((1, 8, 64, 64, 3), np.uint8)
+        task = finetune.Finetuning(config)
+        params, _ = task.init(jax.random.key(0), video)
+        loaded = task.load_source(params)["encoder"]["blocks"]
+        expected = theirs.params["encoder"]["blocks"]
+        jax.tree.map(np.testing.assert_array_equal, loaded, expected)
+
+
+def test_a_run_keeps_the_sizes_of_its_source(folder, pretrained, tmp_path):
+    """It resumes, and is tested, when the source is gone."""
+    source = shutil.copytree(pretrained, tmp_path / "source")
+    config = of_source(folder, source, **{"model.heads": 3})
+    resolved = initialization.with_source_sizes(config, tmp_path / "run")
+    assert (resolved.model.width, resolved.model.depth) == (24, 2)
+    assert resolved.model.position_size == (32, 32)
+    save(resolved, tmp_path / "run", step=3)
+    shutil.rmtree(source)
+    again = initialization.with_source_sizes(config, tmp_path / "run")
+    assert json.loads(again.to_json()) == json.loads(resolved.to_json())
+    model = load_pretrained(tmp_path / "run").model
+    assert (model.width, model.position_size) == (24, (32, 32))
+
+
+def save(config, workdir, *, step, **meta):
+    """Saves a checkpoint of an untrained classifier; returns its state."""
+    task = finetune.Finetuning(config)
+    params, batch_stats = task.init(jax.random.key(0), train_step.dummy_clip(config))
+    state = train_step.TrainState(step, params, (), batch_stats)
+    items = {name: x for name, x in state.items().items() if name != "opt_state"}
+    checkpoints = checkpointing.Checkpoints(str(workdir))
+    meta |= {"config": json.loads(config.to_json())} | task.meta
+    checkpoints.save(step, items, meta)
+    checkpoints.close()
+    return task, state
+
+
+@pytest.mark.parametrize(
+    "meta, warned",
+    [
+        ({"total_steps": 9}, True),
+        ({"total_steps": 9, "complete": True}, False),  # stopped early
+        ({"total_steps": 3}, False),
+        ({}, True),  # of an earlier release: config.steps=8
+    ],
+)
+def test_a_source_that_is_not_complete_is_named(
+    folder, tmp_path, meta, warned, caplog, monkeypatch
+):
+    monkeypatch.setattr("logging.Logger.propagate", True, raising=False)
+    config = test_finetune.tiny(folder)
+    task, state = save(config, tmp_path / "source", step=3, **meta)
+    config.init.source = str(tmp_path / "source")
+    with caplog.at_level("WARNING", logger="videomae_jax"):
+        task.load_source(state.params)
+    total = meta.get("total_steps", 8)
+    line = f"config.init.source={config.init.source} is not complete: step 3 of {total}"
+    assert (line in caplog.messages) == warned
+
+
+def test_statistics_of_a_probe_are_read_back(folder, tmp_path):
+    fields = {"freeze": "^encoder/", "model.head_norm": "batch"}
+    config = test_finetune.tiny(folder, **fields)
+    task, state = save(config, tmp_path, step=3)
+    loaded = load_pretrained(tmp_path)
+    assert loaded.batch_stats["norm"].keys() == {"mean", "var"}
+    video = np.random.default_rng(0).integers(0, 256, (2, 4, 32, 32, 3), np.uint8)
+    np.testing.assert_array_equal(
+        loaded.model.apply(loaded.variables, video),
+        task.model.apply(state.evaluated_variables, video),
+    )
+
+
+@pytest.mark.parametrize(
+    "source", ["runs/k400_vitb_pretrain", "./weights", "/nowhere/model.pth", "nowhere"]
+)
+def test_a_source_that_is_gone_is_not_looked_up_elsewhere(
+    folder, source, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(initialization.loading, "read", None)  # would download
+    with pytest.raises(CheckpointError) as error:
+        test_finetune.start(folder, source)
+    message = str(error.value)
+    assert message.startswith(f"config.init.source={source} not found; expected")
+    assert "Empty (--config.init.source=) trains from scratch" in message
+
+
+def test_the_default_source_is_one_that_everybody_has(folder, monkeypatch):
+    """On a machine without network, one line says what to do."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    config = custom_finetune.get_config()
+    source = config.init.source
+    assert source == "MCG-NJU/videomae-base"
+
+    def unreachable(*_, **__):
+        raise initialization.PretrainedError("the hub cannot be reached")
+
+    monkeypatch.setattr(initialization.loading, "read", unreachable)
+    with pytest.raises(CheckpointError) as error:
+        initialization.with_source_sizes(config, folder / "no run")
+    assert str(error.value) == (
+        f"config.init.source={source}: the hub cannot be reached. Empty "
+        "(--config.init.source=) trains from scratch"
+    )
+    config.init.source = ""
+    with pytest.raises(ConfigError, match="variant=source needs config.init.source"):
+        initialization.with_source_sizes(config, folder / "no run")
+    with pytest.raises(ConfigError, match="name a variant here"):
+        build.classifier(config.model, 2)
+    assert not custom_finetune.get_config("debug").init.source
