@@ -273,7 +273,7 @@ def _damage_explained(folder: pathlib.Path, step: int) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except Exception as error:  # Orbax raises all kinds, the bare Exception among them
+    except Exception:  # Orbax raises all kinds, the bare Exception among them
         damage = find_damage(folder / str(step), read_arrays=True)
         if damage is None:
             raise
