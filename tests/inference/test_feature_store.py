@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 
+from tests.helpers.frames import write_frames
 from tests.helpers.videos import moving_noise, write_video
 from tests.inference.test_features import (
     LENGTHS,
@@ -86,6 +87,36 @@ def test_command_writes_features_and_an_index(
     run(folder / "list.txt", out=tmp_path / "out", hop=3)
     assert "0 extracted, 6 kept" in capsys.readouterr().out
     assert contents(tmp_path / "out") == before
+
+
+def test_the_index_says_where_each_window_is(run, folder, tmp_path):
+    # 25 frames a second, then 5: frame 10 + t is at 0.4 + 0.2 t seconds.
+    ticks = [*range(0, 40, 4), *range(40, 400, 20)]
+    write_video(tmp_path / "a.mp4", moving_noise(28, 48, 64), ticks=ticks)
+    rows = "path,start,total\na.mp4,0,-1\na.mp4,6,12\na.mp4,0,3\n"
+    (tmp_path / "list.csv").write_text(rows)
+    run(tmp_path / "list.csv", out=tmp_path / "out", hop=5)
+    index = json.loads((tmp_path / "out/index.json").read_text())
+    whole, part, short = index["videos"]
+    times = np.array([*ticks, 400]) / 100
+    # Windows of 4 frames with stride 2 last 8 frames.
+    assert whole["window_frames"] == [[i, i + 8] for i in range(0, 22, 5)]
+    np.testing.assert_allclose(whole["window_seconds"], times[whole["window_frames"]])
+    assert len(whole["window_frames"]) == whole["shape"][0]
+    assert "path" not in whole and "first_frame" not in whole
+    # Of a part, they are counted from its first frame.
+    assert part["path"] == str(tmp_path / "a.mp4") and part["first_frame"] == 6
+    assert part["window_frames"] == [[0, 8], [5, 12]]
+    expected = times[[[6, 14], [11, 18]]] - times[6]
+    np.testing.assert_allclose(part["window_seconds"], expected)
+    assert short["window_frames"] == [[0, 3]] and short["first_frame"] == 0
+
+    # Frames that are images have no times.
+    write_frames(tmp_path / "images", moving_noise(9, 48, 64))
+    (tmp_path / "images.txt").write_text("images/\n")
+    run(tmp_path / "images.txt", out=tmp_path / "other", hop=5)
+    (row,) = json.loads((tmp_path / "other/index.json").read_text())["videos"]
+    assert row["window_frames"] == [[0, 8]] and "window_seconds" not in row
 
 
 def test_files_equal_those_of_numpy_save(run, folder, tmp_path):

@@ -15,7 +15,6 @@ and describes each file. FOLDER/bad_videos.jsonl lists unreadable videos, with r
 """
 
 import argparse
-import dataclasses
 import hashlib
 import os
 import re
@@ -136,7 +135,7 @@ def run(args: argparse.Namespace) -> None:
         "computed_in": args.dtype,
         "features": "tokens" if args.tokens else "pooled",
         "dtype": dtype,
-        **dataclasses.asdict(windows),
+        **windows.to_json(),
         "pixel_mean": list(pretrained.model.pixel_mean),
         "pixel_std": list(pretrained.model.pixel_std),
         # Last: a message names the first setting that differs.

@@ -32,6 +32,8 @@ from videomae_jax.video.record import Record, labels_to_json
 _ORIGIN = ("model", "revision")
 # Metadata that the index repeats.
 _INDEXED = ("shape", "dtype", "fps", "video_frames")
+# The same, where it is known: earlier versions did not write these.
+_INDEXED_IF_KNOWN = ("path", "first_frame", "window_frames", "window_seconds")
 
 
 def names(ids: Sequence[str]) -> list[str]:
@@ -162,6 +164,12 @@ class FeatureFolder:
                         "fps": video.fps,
                         "video_frames": video.num_frames,
                     }
+                    if entry.record.is_part:
+                        metadata["path"] = entry.record.path
+                        metadata["first_frame"] = video.first_frame
+                    metadata["window_frames"] = video.frames.tolist()
+                    if video.seconds is not None:
+                        metadata["window_seconds"] = video.seconds.round(6).tolist()
                     size = file_size(entry.record)
                     if size is not None:
                         metadata["bytes"] = size
@@ -184,7 +192,8 @@ class FeatureFolder:
             else:
                 label = labels_to_json(record.labels, len(record.labels) > 1)
                 row = {"id": record.id, "file": f"{entry.name}.npy", "label": label}
-                rows.append(row | {key: metadata[key] for key in _INDEXED})
+                known = [key for key in _INDEXED_IF_KNOWN if key in metadata]
+                rows.append(row | {key: metadata[key] for key in (*_INDEXED, *known)})
         if missing:
             return missing
         self.path.mkdir(parents=True, exist_ok=True)

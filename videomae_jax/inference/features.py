@@ -7,6 +7,7 @@ The rows of a batch are independent.
 
 import dataclasses
 import functools
+import json
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -110,6 +111,28 @@ class Windows:
         frames = starts[:, None] + self.frame_stride * np.arange(self.num_frames)
         return np.minimum(frames, num_video_frames - 1)
 
+    def bounds(self, num_video_frames: int) -> np.ndarray:
+        """Returns the first frame of each window and the one after it, int64 [W, 2].
+
+        A window lasts until the frame that would be its next, or the end of the video.
+        """
+        starts = self.indices(num_video_frames)[:, :1]
+        stops = starts + self.num_frames * self.frame_stride
+        return np.concatenate([starts, np.minimum(stops, num_video_frames)], axis=1)
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the fields as JSON values, as feature folders store them.
+
+        What was added later is left out where it says nothing new, so that features of
+        earlier versions remain valid.
+        """
+        fields = json.loads(json.dumps(dataclasses.asdict(self)))
+        if self.size[0] == self.size[1]:
+            fields["size"] = self.size[0]
+        if self.framing == OFFICIAL:
+            del fields["framing"]
+        return fields
+
     def read(self, video: FrameSource) -> Iterator[np.ndarray]:
         """Yields the windows in order, [num_frames, height, width, C]."""
         indices = self.indices(video.num_frames)
@@ -181,6 +204,10 @@ class VideoInfo:
     num_frames: int
     fps: float | None  # the average, None if unknown
     num_windows: int
+    first_frame: int  # number of frame 0 in the file, if this is a part of it
+    # Start and end of each window, [W, 2]: in frames, and in seconds if known.
+    frames: np.ndarray = dataclasses.field(compare=False)
+    seconds: np.ndarray | None = dataclasses.field(compare=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -358,8 +385,16 @@ def _read(
     """Yields the clips of a video; if it cannot be read, its error as the last item."""
     try:
         with open_source() as video:
-            num_windows = len(windows.indices(video.num_frames))
-            info = VideoInfo(index, video.num_frames, video.fps, num_windows)
+            bounds, times = windows.bounds(video.num_frames), video.frame_times
+            info = VideoInfo(
+                index,
+                video.num_frames,
+                video.fps,
+                len(bounds),
+                video.first_frame,
+                bounds,
+                None if times is None else times[bounds],
+            )
             for number, clip in enumerate(windows.read(video)):
                 yield info, number, clip
     except VideoError as error:
