@@ -4,11 +4,16 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import jax
+import numpy as np
+
 from videomae_jax.errors import ConfigError, PretrainedError
 from videomae_jax.models.classifier import VideoClassifier
 from videomae_jax.models.mae import VideoMAE
 from videomae_jax.models.problem import Problem
 from videomae_jax.models.sizes import OFFICIAL, Framing, height_and_width
+
+_SHOWN = 3  # names of classes
 
 
 def model_fields(model: VideoMAE | VideoClassifier) -> dict[str, Any]:
@@ -119,6 +124,40 @@ class Pretrained:
             raise PretrainedError(
                 f"heads of {sizes} classes do not fit a model of {classes}"
             )
+
+    def __repr__(self) -> str:
+        """Returns five lines without the weights."""
+        model, clips = self.model, self.preprocessing
+        names = ("width", "depth", "heads", "patch_size", "tubelet_size", "dtype")
+        sizes = ", ".join(f"{name}={getattr(model, name)}" for name in names)
+        count = sum(int(np.prod(np.shape(x))) for x in jax.tree.leaves(self.params))
+        height, width = clips.image_size
+        rest = {"range": clips.value_range, **dataclasses.asdict(clips.framing)}
+        if clips.framing == OFFICIAL:
+            rest = {"range": clips.value_range}
+        shown = "".join(f", {k}={v}" for k, v in rest.items() if v is not None)
+        return (
+            f"{type(model).__name__}({sizes})\n"
+            f"  parameters: {count:,}\n"
+            f"  {self._purpose()}\n"
+            f"  clips: {clips.num_frames} frames of {height}x{width} pixels, "
+            f"{clips.frame_sampling} sampling with stride {clips.stride}{shown}\n"
+            f"  source: {self.source or 'none'}"
+            + (f" ({self.format})" if self.format else "")
+        )
+
+    def _purpose(self) -> str:
+        """Returns what the model is for, in one line."""
+        classes = getattr(self.model, "num_classes", None)
+        if classes is None:
+            return f"pretraining: {self.mask} mask, ratio {self.mask_ratio:g}"
+        if not classes:
+            return "classes: none, an encoder"
+        kind = "values" if self.problem.is_regression else "classes"
+        heads = ", ".join(f"{name} {size}" for name, size in self.problem.heads)
+        names = ", ".join((self.labels or ())[:_SHOWN]) or "without names"
+        more = ", ..." if self.labels and classes > len(self.labels[:_SHOWN]) else ""
+        return f"{kind}: {classes} ({heads or names + more})"
 
     @property
     def variables(self) -> dict[str, Any]:
