@@ -20,6 +20,7 @@ from av.video.frame import PictureType
 from av.video.reformatter import ColorRange, Interpolation, VideoReformatter
 
 from videomae_jax.errors import VideoError
+from videomae_jax.video.arrays import is_array_file
 from videomae_jax.video.container import decode_all
 from videomae_jax.video.decoder import Video
 from videomae_jax.video.open import frames_of, open_video, read_bytes
@@ -27,6 +28,7 @@ from videomae_jax.video.packets import PacketIndex
 from videomae_jax.video.record import Record
 from videomae_jax.video.rgb import (
     RotationError,
+    check_8_bit_rgb,
     display_matrix,
     progressive,
     upright,
@@ -100,6 +102,11 @@ def encode_record(
     A video whose frames are images gets `image_fps` frames per second.
     """
     try:
+        if is_array_file(record.path) and not record.is_stored:
+            raise VideoError(
+                "is an array, which cannot be encoded as a video: training reads it "
+                "from the list as it is"
+            )
         if not record.is_images:
             if record.is_part and settings:
                 return _encode_part(record, settings)
@@ -249,6 +256,7 @@ def _encode(
         # Bit-exact: without library versions in the file, which do not affect pixels.
         with av.open(target, "w", format="mp4", options={"fflags": "+bitexact"}) as out:
             for frame in frames:
+                check_8_bit_rgb(frame, "<bytes>")
                 frame = _scale(frame, reformatter, settings.short_side)
                 if stream is None:
                     stream = _add_stream(out, frame, rate, settings)

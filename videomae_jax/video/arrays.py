@@ -80,8 +80,8 @@ class ArrayVideo(FrameSource):
         checked, shape = self._checked(indices), list(self._frames.shape)
         if shape[-1] != self.format.channels:
             raise self.error(
-                f"has the shape {shape}, [time, height, width, channels], but the "
-                f"model takes {self.format.channels} channels: config.model.channels"
+                f"has the shape {shape}; expected [time, height, width, "
+                f"{self.format.channels}], as config.model.channels says"
             )
         return ArrayFrames(self._frames, checked, self.format, self.name)
 

@@ -140,8 +140,8 @@ def to_channels(pixels: np.ndarray, channels: int) -> np.ndarray:
             return cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY)[..., None]
     names = f" ({_CHANNELS[count - 1]})" if count <= len(_CHANNELS) else ""
     raise ImageError(
-        f"has {count} channel{'s' * (count > 1)}{names} of {pixels.dtype}, but the "
-        f"model takes {channels}: config.model.channels"
+        f"has {count} channel{'s' * (count > 1)}{names} of {pixels.dtype}, expected "
+        f"{channels}, as config.model.channels says"
     )
 
 

@@ -19,6 +19,8 @@ _BLOCKWISE = ("yuv420p", "yuvj420p")
 # 4:2:0, also of more than 8 bits.
 _CHROMA_BELOW = re.compile(r"yuvj?420p((?P<bits>9|10|12)le)?")
 _DEEPER = {8: 9, 9: 10, 10: 12, 12: 14}  # bits of the next deeper formats
+# What the names of formats without colour begin with.
+_GRAY = ("gray", "ya", "mono")
 # Pixels to convert at once, so that they stay in the processor's cache.
 _PIXELS_AT_ONCE = 2**19
 
@@ -134,24 +136,47 @@ def _packed_format(
     the file's; colour of more than 8 bits becomes 16 bits if a range of values is
     known, otherwise 8.
     """
-    has_alpha = any(component.is_alpha for component in source.components)
-    has_alpha = has_alpha or source.has_palette  # whose colours have alpha
-    bits = max(component.bits for component in source.components)
-    is_gray = source.name.startswith(("gray", "ya", "mono"))
+    is_transparent, bits = has_alpha(source), bits_of(source)
+    is_gray = source.name.startswith(_GRAY)
     has_range = format.value_range is not None
     if is_gray and bits > 8 and (has_range or format.channels < 3):
         order = ">" if source.name.endswith("be") else "<"
         kind = "f4" if source.name.startswith("grayf32") else "u2"
-        return source.name, 1 + has_alpha, np.dtype(order + kind)
+        return source.name, 1 + is_transparent, np.dtype(order + kind)
     if has_range and bits > 8:
-        name = "rgba64le" if has_alpha else "rgb48le"
-        return name, 3 + has_alpha, np.dtype("<u2")
+        name = "rgba64le" if is_transparent else "rgb48le"
+        return name, 3 + is_transparent, np.dtype("<u2")
     name, channels = "rgb24", 3
-    if has_alpha:
+    if is_transparent:
         name, channels = ("ya8", 2) if is_gray else ("rgba", 4)
     elif format.channels == 1 or format.channels < 3 and is_gray:
         name, channels = "gray", 1
     return name, channels, np.dtype(np.uint8)
+
+
+def has_alpha(format: av.VideoFormat) -> bool:
+    """Returns whether the pixels of a format may be transparent."""
+    # The colours of palettes have alpha.
+    return format.has_palette or any(part.is_alpha for part in format.components)
+
+
+def bits_of(format: av.VideoFormat) -> int:
+    """Returns the most bits that a channel of a format has."""
+    return max(part.bits for part in format.components)
+
+
+def check_8_bit_rgb(frame: av.VideoFrame, name: str) -> None:
+    """Checks that 8 bits without alpha hold a frame; fewer bits of colour are accepted.
+
+    Raises:
+        VideoError: it has transparent pixels, or gray of more bits, as depth maps and
+            medical images; the message begins with `name`.
+    """
+    bits = bits_of(frame.format)
+    if bits > 8 and frame.format.name.startswith(_GRAY):
+        raise VideoError(f"{name}: its gray has {bits} bits, of which 8 would be kept")
+    if has_alpha(frame.format):
+        VideoFrames([frame], [0], name).pixels()
 
 
 def _layout(frame: av.VideoFrame) -> tuple | None:
