@@ -1,8 +1,11 @@
 """Containers are opened or refused with a reason; a full decode returns every frame."""
 
+from fractions import Fraction
+
 import av
 import numpy as np
 import pytest
+from av.stream import Disposition
 
 from tests.helpers.videos import (
     change_packets,
@@ -11,9 +14,11 @@ from tests.helpers.videos import (
     plain_decode,
     video_bytes,
 )
+from videomae_jax.datasets.probe import Job, probe
 from videomae_jax.errors import VideoError
 from videomae_jax.video.container import decode_all
 from videomae_jax.video.decoder import Video, read_clip
+from videomae_jax.video.record import Record
 
 _SIZE = (48, 64)
 
@@ -27,6 +32,34 @@ def _audio_only(path):
         sound.sample_rate = 8000
         out.mux(stream.encode(sound))
         out.mux(stream.encode(None))
+
+
+def _with_cover(path, streams=("audio", "cover")):
+    """Writes silence, a cover picture and a video of 5 frames, in any order."""
+    image = moving_noise(1, *_SIZE)[0]
+    with av.open(str(path), "w") as out:
+        added = {}
+        for kind in streams:
+            if kind == "audio":
+                codec = "libmp3lame" if path.suffix == ".mp3" else "aac"
+                added[kind] = out.add_stream(codec, rate=8000, layout="mono")
+                continue
+            added[kind] = out.add_stream("mjpeg" if kind == "cover" else "libx264", 25)
+            added[kind].height, added[kind].width = _SIZE
+            added[kind].pix_fmt = "yuvj420p" if kind == "cover" else "yuv420p"
+            if kind == "cover":
+                added[kind].disposition = Disposition.attached_pic
+        for kind, stream in added.items():
+            for t in range({"cover": 1, "video": 5, "audio": 0}[kind]):
+                frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+                frame.pts, frame.time_base = t, Fraction(1, 25)
+                out.mux(stream.encode(frame.reformat(format=stream.pix_fmt)))
+            if kind == "audio":
+                silence = np.zeros((1, 1152), np.float32)
+                sound = av.AudioFrame.from_ndarray(silence, "fltp", "mono")
+                sound.sample_rate = 8000
+                out.mux(stream.encode(sound))
+            out.mux(stream.encode(None))
 
 
 def _moov_last() -> bytes:
@@ -50,7 +83,9 @@ def _cut() -> bytes:
         ("empty.mp4", lambda path: path.touch(), r"empty file \(0 bytes\)"),
         ("text.mp4", lambda path: path.write_text("hello\n" * 99), "not a video"),
         ("zeros.mp4", lambda path: path.write_bytes(bytes(999)), "not a video"),
-        ("sound.mp4", _audio_only, "no video stream: only audio"),
+        ("sound.mp4", _audio_only, "no video stream: only audio$"),
+        ("m.mp4", _with_cover, "no video stream: only audio and a cover picture$"),
+        ("m.mp3", _with_cover, "no video stream: only audio and a cover picture$"),
         ("no_moov.mp4", lambda path: path.write_bytes(_moov_last()), "not a video, or"),
         ("cut.mp4", lambda path: path.write_bytes(_cut()), r"cut off: \d+ of 30"),
     ],
@@ -61,6 +96,25 @@ def test_unreadable_files(tmp_path, name, write, reason):
     with pytest.raises(VideoError, match=reason) as info:
         read_clip(path)
     assert str(info.value).startswith(f"{path}: ")
+
+
+@pytest.mark.parametrize(
+    "streams", [("cover", "video"), ("video", "cover"), ("audio", "cover", "video")]
+)
+def test_a_cover_picture_is_not_the_video(tmp_path, streams):
+    _with_cover(tmp_path / "a.mp4", streams)
+    with av.open(str(tmp_path / "a.mp4")) as container:
+        pictures = [x.disposition for x in container.streams.video]
+    assert sum(x & Disposition.attached_pic > 0 for x in pictures) == 1
+    with Video(tmp_path / "a.mp4") as video:
+        assert video.num_frames == 5 and video.fps == pytest.approx(25)
+        expected = video.read(range(5))
+    decoded = list(decode_all(tmp_path / "a.mp4"))
+    np.testing.assert_array_equal(
+        expected, [frame.to_ndarray(format="rgb24") for frame in decoded]
+    )
+    result = probe(Job(Record(str(tmp_path / "a.mp4"), "a"), True, False))
+    assert not isinstance(result, str) and result.num_frames == 5
 
 
 def test_unreadable_bytes():

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import av
 from av.container import InputContainer
 from av.error import FFmpegError
+from av.stream import Disposition
 
 from videomae_jax.errors import VideoError
 from videomae_jax.video import arrays
@@ -62,11 +63,7 @@ def open_container(file: VideoFile, name: str) -> InputContainer:
             f"{name}: not a video, or one that is cut off: {error.strerror}"
         ) from error
     try:
-        if not container.streams.video:
-            kinds = sorted({stream.type for stream in container.streams})
-            streams = f"only {' and '.join(kinds)}" if kinds else "no stream at all"
-            raise VideoError(f"{name}: no video stream: {streams}")
-        codec = container.streams.video[0].codec_context
+        codec = video_stream(container, name).codec_context
         if codec is None:
             raise VideoError(f"{name}: no decoder for its video codec")
         use_one_thread(codec)
@@ -76,6 +73,18 @@ def open_container(file: VideoFile, name: str) -> InputContainer:
     return container
 
 
+def video_stream(container: InputContainer, name: str) -> av.VideoStream:
+    """Returns the first video stream; the cover picture of music is not one."""
+    for stream in container.streams.video:
+        if not stream.disposition & Disposition.attached_pic:
+            return stream
+    kinds = sorted({stream.type for stream in container.streams} - {"video"})
+    if container.streams.video:
+        kinds.append("a cover picture")
+    streams = f"only {' and '.join(kinds)}" if kinds else "no stream at all"
+    raise VideoError(f"{name}: no video stream: {streams}")
+
+
 def use_one_thread(codec: av.VideoCodecContext) -> None:
     """Makes a decoder work in the thread that calls it."""
     codec.thread_count, codec.thread_type = 1, "NONE"
@@ -83,7 +92,7 @@ def use_one_thread(codec: av.VideoCodecContext) -> None:
 
 def read_packets(container: InputContainer, name: str) -> list[av.Packet]:
     """Returns the packets of the video stream that hold data, in decoding order."""
-    stream = container.streams.video[0]
+    stream = video_stream(container, name)
     try:
         packets = [packet for packet in container.demux(stream) if packet.size]
     except IndexError as error:  # PyAV 18, for streams that a damaged file adds
@@ -110,7 +119,7 @@ def decode_all(
     name = default_name(file) if name is None else name
     count, size = 0, None
     with open_container(file, name) as container:
-        stream = container.streams.video[0]
+        stream = video_stream(container, name)
         try:
             for packet in container.demux(stream):
                 # Of the packets without data, only the last, which has no time either,

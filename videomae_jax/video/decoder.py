@@ -29,6 +29,7 @@ from videomae_jax.video.container import (
     default_name,
     open_container,
     read_packets,
+    video_stream,
 )
 from videomae_jax.video.packets import (
     PacketIndex,
@@ -84,7 +85,7 @@ class Video(FrameSource):
     def _open(self) -> None:
         """Sets `_decoder`, `num_frames`, `fps`, `_get_ticks` and `_time_base`."""
         self._container = open_container(self._file, self.name)
-        stream = self._container.streams.video[0]
+        stream = video_stream(self._container, self.name)
         packets = read_packets(self._container, self.name)
         table = packet_table(stream, packets)
         self._time_base = stream.time_base
