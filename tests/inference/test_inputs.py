@@ -215,6 +215,10 @@ def test_names_of_no_video_are_refused(pretrained, folder, tmp_path):
         vmae.predict(pretrained, str(tmp_path / "*.mp4"))
     with pytest.raises(RecordError, match="holds no videos"):
         vmae.predict(pretrained, tmp_path)
+    image = folder / "frames/v0/img_00001.jpg"
+    for images in (image, [str(image), str(image)], folder / "frames/v0/*.jpg"):
+        with pytest.raises(RecordError, match="img_00001.jpg is an image; .* folder"):
+            vmae.predict(pretrained, images)
     with pytest.raises(VideoError, match="no such file"):
         vmae.predict(pretrained, [folder / "videos/a.mp4", tmp_path / "c.mp4"])
 

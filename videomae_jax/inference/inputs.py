@@ -39,6 +39,14 @@ from videomae_jax.video.source import FrameSource, PixelFormat
 Videos = Source | Sequence[Any]
 
 _LISTS = (".txt", ".csv", ".tsv", ".json", ".jsonl", ".tar")
+_IMAGES = (
+    ".jpg",
+    ".jpeg",
+    ".png",
+    ".webp",
+    ".tif",
+    ".tiff",
+)  # read as videos of one frame otherwise
 _DATA_SETS = ("tfds:", "digits:", "wds:")
 
 
@@ -135,6 +143,11 @@ def _named(name: str | os.PathLike, frame_name: str) -> tuple[list[Record], bool
         if not matches:
             raise RecordError(f"no video matches {name!r}")
         return find_videos(matches, frame_name=frame_name), True
+    if name.lower().endswith(_IMAGES):
+        raise RecordError(
+            f"{name} is an image; for a video whose frames are images, pass their "
+            "folder, or a list of arrays"
+        )
     return [Record(absolute(name), name)], False
 
 
