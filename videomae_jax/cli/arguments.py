@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import itertools
 import json
 import os
 import pathlib
@@ -110,15 +111,23 @@ def load_model(
         source, revision=args.revision, step=args.step, strict=strict, **fields
     )
     if args.labels:
-        names = tuple(labels.read(args.labels))
+        heads = loaded.problem.heads
+        files = args.labels.split(",") if heads else [args.labels]
+        names = [labels.read(file) for file in files]
+        counts = [len(own) for own in names]
         classes = getattr(loaded.model, "num_classes", 0)
-        if len(names) != classes:
+        sizes = [size for _, size in heads] or [classes]
+        if counts != sizes:
             raise PretrainedError(
-                f"--labels={args.labels} has {len(names)} class names, but the head of "
-                f"{source} has {classes} classes"
+                f"--labels={args.labels} has {_joined(counts)} class names, but the "
+                f"head of {source} has {_joined(sizes)} classes"
             )
-        loaded = dataclasses.replace(loaded, labels=names)
+        loaded = dataclasses.replace(loaded, labels=tuple(itertools.chain(*names)))
     return loaded
+
+
+def _joined(counts: Iterable[int]) -> str:
+    return " + ".join(map(str, counts))
 
 
 def add_dtype(parser: argparse._ActionsContainer) -> None:
