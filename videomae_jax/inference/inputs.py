@@ -39,14 +39,8 @@ from videomae_jax.video.source import FrameSource, PixelFormat
 Videos = Source | Sequence[Any]
 
 _LISTS = (".txt", ".csv", ".tsv", ".json", ".jsonl", ".tar")
-_IMAGES = (
-    ".jpg",
-    ".jpeg",
-    ".png",
-    ".webp",
-    ".tif",
-    ".tiff",
-)  # read as videos of one frame otherwise
+# FFmpeg would read each as a video of one frame.
+_IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff")
 _DATA_SETS = ("tfds:", "digits:", "wds:")
 
 
