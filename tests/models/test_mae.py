@@ -7,6 +7,7 @@ import pytest
 
 import videomae_jax as vmae
 from tests.helpers import official
+from videomae_jax.errors import ConfigError
 from videomae_jax.models import vit
 
 
@@ -227,3 +228,50 @@ def init(frames=8, size=64, dtype=jnp.uint8, masked=48, heads=3, **overrides):
     ids = jnp.arange(64)[None]
     video = jnp.zeros((1, frames, size, size, 3), dtype)
     model.init(jax.random.key(0), video, ids[:, :16], ids[:, 16 : 16 + masked])
+
+
+def gray(**fields):
+    """A model of one channel, and clips for it that are not square."""
+    model = vmae.VideoMAE(24, 1, 2, 24, 1, 2, patch_size=8, channels=1, **fields)
+    video = np.random.default_rng(0).integers(0, 256, (1, 2, 16, 32, 1), np.uint8)
+    ids = np.arange(8, dtype=np.int32)[None]
+    return model, video, ids[:, :2], ids[:, 2:]
+
+
+GRAY = {"pixel_mean": (0.5,), "pixel_std": (0.25,)}
+
+
+def test_a_model_of_one_channel_predicts_gray_patches():
+    model, *inputs = gray(**GRAY)
+    variables = jax.eval_shape(model.init, jax.random.key(0), *inputs)
+    kernel = variables["params"]["encoder"]["embedding"]["kernel"]
+    assert kernel.shape == (2 * 8 * 8, 24)
+    assert jax.eval_shape(model.apply, variables, *inputs).shape == (1, 6, 2 * 8 * 8)
+    for channels in (3, 4):
+        video = np.zeros((1, 2, 16, 32, channels), np.uint8)
+        message = rf"\(1, 2, 16, 32, {channels}\); expected \[batch, .* width, 1\]"
+        with pytest.raises(ConfigError, match=message):
+            jax.eval_shape(model.apply, variables, video, *inputs[1:])
+
+
+def test_each_channel_needs_a_mean_and_a_deviation():
+    model, *inputs = gray()
+    with pytest.raises(ConfigError, match=r"pixel_mean=.*for each of channels=1"):
+        jax.eval_shape(model.init, jax.random.key(0), *inputs)
+
+
+def test_8_and_16_bits_and_normalized_pixels_are_the_same():
+    _, video, _, masked = gray()
+    stats = {"mean": GRAY["pixel_mean"], "std": GRAY["pixel_std"]}
+    deep = video.astype(np.uint16) * 257  # 255 becomes 65,535
+    expected = (np.float32(video) / 255 - 0.5) / 0.25
+    for pixels in (video, deep, expected):
+        normalized = vit.normalize(pixels, **stats)
+        np.testing.assert_allclose(normalized, expected, atol=1e-6)
+        target = vmae.pixel_targets(
+            pixels, masked, patch_size=8, tubelet_size=2, **stats
+        )
+        patches = np.asarray(vit.patchify(expected, 8, 2))[:, 2:]
+        patches = patches - patches.mean(axis=-1, keepdims=True)
+        patches /= patches.std(axis=-1, ddof=1, keepdims=True)
+        np.testing.assert_allclose(target, patches, atol=1e-4)
