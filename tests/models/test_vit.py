@@ -1,0 +1,42 @@
+"""Shapes that models take and refuse; traced only, nothing is compiled."""
+
+import jax
+import jaxtyping
+import numpy as np
+import pytest
+
+import videomae_jax as vmae
+from videomae_jax.errors import ConfigError
+
+
+@pytest.fixture(autouse=True)
+def unchecked_annotations():
+    """Users have no type checker at run time, which would refuse the shapes first."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+def test_token_ids_of_another_batch_are_refused():
+    decoder = {"decoder_width": 8, "decoder_depth": 1, "decoder_heads": 2}
+    model = vmae.VideoMAE(width=8, depth=1, heads=2, **decoder)
+    key = jax.random.key(0)
+    visible, masked = vmae.masking.tube(key, 2, grid=(2, 4, 4), ratio=0.5)
+    video = np.zeros((2, 4, 64, 64, 3), np.uint8)
+    variables = jax.eval_shape(model.init, key, video, visible, masked)
+
+    def shape(*args, **options):
+        return jax.eval_shape(lambda x: model.apply(x, *args, **options), variables)
+
+    assert shape(video, visible, masked).shape == (2, 16, 1536)
+    for name, args in {
+        "visible": (video[:1], visible, masked),
+        "masked": (video, visible, masked[:1]),
+    }.items():
+        message = rf"{name} has the shape .* expected token ids \[batch, number\]"
+        with pytest.raises(ConfigError, match=message):
+            shape(*args)
+    with pytest.raises(ConfigError, match="for the 2 clips of the video"):
+        shape(video, visible[0], method="encode")
+    with pytest.raises(ConfigError, match=r"shape \(4, 64, 64, 3\); expected \[batch"):
+        shape(video[0], visible, masked)
