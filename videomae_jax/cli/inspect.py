@@ -61,11 +61,12 @@ def _as_text(description: Mapping[str, Any], *, tensors: bool) -> str:
         if name not in ("fields", "preprocessing", "parameters")
         and (value or not isinstance(value, list))
     }
-    rows |= description["fields"] | description["preprocessing"]
-    heads = description["problem"]["heads"].items()
-    rows["problem"] = ", ".join(
-        [description["problem"]["type"], *(f"{name} ({size})" for name, size in heads)]
-    )
+    preprocessing = dict(description["preprocessing"])
+    rows |= description["fields"] | preprocessing.pop("framing") | preprocessing
+    problem = rows.pop("problem")
+    if description["fields"].get("num_classes"):
+        heads = [f"{name} ({size})" for name, size in problem["heads"].items()]
+        rows["problem"] = ", ".join([problem["type"], *heads])
     rows["num_parameters"] = f"{rows['num_parameters']:,}"
     for name in ("unused", "missing"):
         if name in rows:

@@ -114,7 +114,7 @@ def _refuse_unrepresentable(pretrained: Pretrained, library: str) -> None:
             reason = f"image_size={size}, only squares"
         elif model.channels != 3:
             reason = f"channels={model.channels}"
-        elif framing.resize not in ("cover", size[0]) or not framing.crop:
+        elif not framing.is_like_training(size):
             # Interpolation may differ: weights of the official code, which others
             # converted, have a processor that averages.
             reason = f"resize={framing.resize} with crop={framing.crop} of frames"

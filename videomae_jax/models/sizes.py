@@ -10,13 +10,12 @@ from typing import Any, Literal
 from videomae_jax.errors import ConfigError
 
 
-def height_and_width(
-    size: int | Sequence[int], name: str = "image_size"
-) -> tuple[int, int]:
+def height_and_width(size: Any, name: str = "image_size") -> tuple[int, int]:
     """Returns the height and width that one number or two numbers stand for.
 
     Args:
-        size: height and width in pixels, or one number for both.
+        size: height and width in pixels, or one number for both; anything else, as
+            configs and JSON may hold it, is an error.
         name: of the field, for the message.
 
     Raises:
@@ -26,13 +25,9 @@ def height_and_width(
         >>> height_and_width(224), height_and_width([128, 224])
         ((224, 224), (128, 224))
     """
-    sides: Any = size
-    if isinstance(size, int):
-        sides = (size, size)
-    elif isinstance(size, str) or len(size) != 2:
-        sides = ()
+    sides = size if isinstance(size, Sequence) else (size, size)
     # A bool is an int, and means nothing here.
-    if not sides or not all(type(x) is int and x > 0 for x in sides):
+    if len(sides) != 2 or not all(type(x) is int and x > 0 for x in sides):
         raise ConfigError(
             f"{name}={size!r} must be a whole number of pixels, or (height, width)"
         )
@@ -81,6 +76,12 @@ class Framing:
     def leaves_room(self, size: tuple[int, int]) -> bool:
         """Returns whether several crops of a size can differ."""
         return self.crop and self.resize != size
+
+    def is_like_training(self, size: tuple[int, int]) -> bool:
+        """Returns whether images of a size show what those of training here show."""
+        height, width = size
+        covers = self.resize == "cover" or height == width == self.resize
+        return self.crop and covers
 
     def output_size(
         self, frame: tuple[int, int], size: tuple[int, int]

@@ -256,6 +256,15 @@ def _open(
         ) from error
     arrays: dict[str, Any] = traverse_util.flatten_dict(loaded.params, sep="/")
     position_size = getattr(loaded.model, "position_size", None)
+    clips = loaded.preprocessing
+    if not clips.framing.is_like_training(clips.image_size):
+        log.warning(
+            "config.init.source=%s: its frames were resized otherwise (resize=%s, "
+            "crop=%s) than in training and tests here, which cut crops",
+            source,
+            clips.framing.resize,
+            clips.framing.crop,
+        )
     return _Source(
         f"{source} ({loaded.format})",
         loaded.model,
