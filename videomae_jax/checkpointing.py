@@ -11,7 +11,7 @@ import json
 import logging
 import pathlib
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -269,6 +269,8 @@ def _damage_explained(folder: pathlib.Path, step: int) -> Iterator[None]:
         CheckpointError: files of the checkpoint are missing, cut off or not readable.
     """
     _refuse_damage(folder, step, find_damage(folder / str(step)))
+    report, damage = sys.unraisablehook, None
+    sys.unraisablehook = lambda unraisable: _report_others(report, unraisable)
     try:
         yield
     except UserError:
@@ -277,20 +279,18 @@ def _damage_explained(folder: pathlib.Path, step: int) -> Iterator[None]:
         damage = find_damage(folder / str(step), read_arrays=True)
         if damage is None:
             raise
-        _silence_coroutines()
         _refuse_damage(folder, step, damage)
+    finally:
+        if damage is None:  # otherwise, tracebacks may come for a while
+            sys.unraisablehook = report
 
 
-def _silence_coroutines() -> None:
-    """Lets Orbax's reads of other arrays, which it abandons, end without tracebacks."""
-    report = sys.unraisablehook
-
-    def report_others(unraisable) -> None:
-        code = getattr(unraisable.object, "cr_code", None)
-        if code is None or "orbax" not in code.co_filename:
-            report(unraisable)
-
-    sys.unraisablehook = report_others
+def _report_others(report: Callable[[Any], Any], unraisable: Any) -> None:
+    """Drops the tracebacks of reads that Orbax abandons after another one failed."""
+    code = getattr(unraisable.object, "cr_code", None)
+    is_read = code is not None and "orbax" in code.co_filename
+    if not is_read and str(unraisable.exc_value) != "Event loop is closed":
+        report(unraisable)
 
 
 def _refuse_damage(folder: pathlib.Path, step: int, damage: str | None) -> None:

@@ -165,15 +165,13 @@ def test_the_best_is_kept_and_tested_and_patience_ends(
     # The same from the command line's point of view, and in the API.
     shutil.rmtree(tmp_path / "test")
     config.mode = "eval"
-    for choice in ("best", "2"):
-        config.evaluation.step = choice
-        loop.run(config, str(tmp_path))
-        assert (tmp_path / "test" / "predictions.jsonl").read_bytes() == predictions
+    loop.run(config, str(tmp_path))
+    assert (tmp_path / "test" / "predictions.jsonl").read_bytes() == predictions
     best, last = (load_pretrained(tmp_path, step=x) for x in ("best", "last"))
     jax.tree.map(np.testing.assert_array_equal, last.params, state.ema)
     assert np.any(best.params["head"]["kernel"] != last.params["head"]["kernel"])
 
-    # It is complete: other settings would change nothing, and more patience goes on.
+    # It is complete: other settings would change nothing.
     config = best_of(folder, **{"evaluation.patience": 2, "optimizer.base_lr": 0.1})
     message = (
         f"nothing was trained: the run in {tmp_path} is complete with other settings "
@@ -182,10 +180,16 @@ def test_the_best_is_kept_and_tested_and_patience_ends(
     with pytest.raises(CompleteRunError, match=message) as error:
         loop.train_and_evaluate(config, str(tmp_path))
     assert error.value.exit_code == 2
-    config = best_of(folder, **{"evaluation.patience": 2, "log_every": 1})
+
+
+@pytest.mark.slow
+def test_a_complete_run_goes_on_with_more_patience(folder, tmp_path, scored):
+    fields = {"evaluation.patience": 2, "steps": 5}
+    loop.train_and_evaluate(best_of(folder, **fields), str(tmp_path))
+    config = best_of(folder, **fields, log_every=1)  # which changes no result
     assert loop.train_and_evaluate(config, str(tmp_path)).step == 4
-    config = best_of(folder, **{"evaluation.patience": 3, "steps": 5})
-    loop.train_and_evaluate(config, str(tmp_path))
+    config = best_of(folder, **fields | {"evaluation.patience": 3})
+    assert loop.train_and_evaluate(config, str(tmp_path)).step == 5
     assert steps(tmp_path) == {5}  # 40 is better than 30
 
 
