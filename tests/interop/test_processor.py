@@ -8,7 +8,7 @@ import pytest
 
 import videomae_jax as vmae
 from tests.helpers import official
-from videomae_jax.interop import processor
+from videomae_jax.interop import edit_head, processor
 from videomae_jax.models.sizes import OFFICIAL, Framing
 
 SQUARE = {"size": {"shortest_edge": 64}, "crop_size": {"height": 64, "width": 64}}
@@ -167,7 +167,7 @@ def test_loading_and_every_format_keep_the_framing(tmp_path):
         assert again.preprocessing == loaded.preprocessing
     with pytest.raises(vmae.PretrainedError, match="resize=.64, 64. with crop=False"):
         vmae.save_pretrained(tmp_path / "official", loaded, format="official")
-    larger = vmae.edit_head.resize_clips(loaded, image_size=96)
+    larger = edit_head.resize_clips(loaded, image_size=96)
     assert larger.preprocessing.framing == Framing((96, 96), False, "bicubic")
     with pytest.raises(ValueError, match="crop=False must be the image_size"):
         vmae.Preprocessing(image_size=96, framing=loaded.preprocessing.framing)
