@@ -1,54 +1,113 @@
-"""Trains a model: `python main.py --config=configs/digits_pretrain.py`.
+"""Trains a model, or tests it: `python main.py --config=configs/digits_pretrain.py`.
 
-Flags, logging and exit codes only: the run is `videomae_jax/training/loop.py`.
+Arguments, logging and exit codes only: the run is `videomae_jax/training/loop.py`.
 """
 
+import ast
 import logging
 import pathlib
-import re
 import sys
 
-import jax
-from absl import app, flags
-from absl import logging as absl_logging
-from ml_collections import config_flags
-
 from videomae_jax import config as config_lib
-from videomae_jax.distributed import failures, hosts
-from videomae_jax.errors import UserError
-from videomae_jax.training import loop, preemption, reporting
+from videomae_jax.cli import program
+from videomae_jax.config import Config
+from videomae_jax.errors import ConfigError, UserError
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config",
-    help_string="The experiment, such as configs/digits_pretrain.py, or with :debug.",
-    lock_config=True,
-)
-_WORKDIR = flags.DEFINE_string(
-    "workdir",
-    None,
-    "Folder of checkpoints, metrics and pictures; runs/<config name> by default. "
-    "A run that it holds is resumed.",
-)
-flags.mark_flag_as_required("config")
+# Worker processes import this file, and mistakes in the arguments are reported at once:
+# what takes seconds to import is imported where it is used.
+
+FIELDS = """
+fields of the recipe:
+  --config.FIELD=VALUE sets any of them, for example --config.batch_size=64 or
+  --config.data.train=videos.txt; configs/common.py explains them all.
+  --config=FILE:debug runs a recipe with a small model for a few steps.
+  Flags of JAX, such as --jax_debug_nans=True, work too.
+
+exit codes:
+  0 done, 1 failed, 2 wrong arguments, or the run is complete with other settings,
+  130 interrupted, 143 saved its last step after SIGTERM or Ctrl-C: run it again
+
+recipes:
+"""
 
 
-def main(argv):
-    """Runs the experiment that the flags name; returns the exit code."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unrecognized arguments: {' '.join(argv[1:])}")
-    name = config_flags.get_config_filename(flags.FLAGS["config"])
-    workdir = _WORKDIR.value or f"runs/{default_name(name)}"
-    if not flags.FLAGS["verbosity"].present:
+def main() -> int:
+    """Runs the experiment that the arguments name; returns the exit code."""
+    parser = make_parser()
+    parser.check_flags(sys.argv[1:], ("--config.", "--jax_"))
+    args, unknown = parser.parse_known_args()
+    overrides = [x for x in unknown if not x.startswith("--jax_")]
+    if not args.config:
+        parser.error("--config is missing, such as configs/digits_pretrain.py")
+    config = config_lib.load(args.config, overrides)
+    workdir = args.workdir or f"runs/{default_name(args.config)}"
+    return train(config, workdir, verbose=args.verbose)
+
+
+def make_parser() -> program.Parser:
+    """Returns the parser of the command line, whose help lists the recipes."""
+    parser = program.Parser(
+        prog="main.py",
+        usage="main.py --config=FILE [--workdir=FOLDER] [--config.FIELD=VALUE ...]",
+        description=__doc__.partition("\n")[0],
+        epilog=FIELDS + "\n".join(recipes()),
+    )
+    program.add_version(parser)
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        help="the recipe, such as configs/digits_pretrain.py",
+    )
+    parser.add_argument(
+        "--workdir",
+        metavar="FOLDER",
+        help="folder of checkpoints, metrics and pictures (default: runs/RECIPE); a "
+        "run that it holds is resumed",
+    )
+    parser.add_argument(
+        "--verbose",
+        action="store_true",
+        help="also log every parameter, and what is done with checkpoints",
+    )
+    return parser
+
+
+def recipes() -> list[str]:
+    """Returns a line for each recipe: its file and the first line of its docstring."""
+    root = pathlib.Path(__file__).parent
+    lines = []
+    for file in sorted(root.glob("configs/*.py")):
+        text = file.read_text()
+        if "def get_config" in text:
+            summary = (ast.get_docstring(ast.parse(text)) or "").partition("\n")[0]
+            lines.append(f"  {file.relative_to(root)!s:35} {summary}")
+    return lines
+
+
+def train(config: Config, workdir: str, *, verbose: bool) -> int:
+    """Joins the cluster, if there is one, and runs the experiment."""
+    import jax
+    from absl import flags
+    from absl import logging as absl_logging
+
+    from videomae_jax.distributed import failures, hosts
+    from videomae_jax.training import loop, preemption, reporting
+
+    jax.config.parse_flags_with_absl()
+    for name in (x.partition("=")[0] for x in sys.argv if x.startswith("--jax_")):
+        if name.removeprefix("--") not in flags.FLAGS:
+            raise ConfigError(f"{name}: unknown flag of JAX")
+    if not verbose:
         # Orbax logs every action. Errors are raised; our own lines have their logger.
         absl_logging.set_verbosity(absl_logging.ERROR)
-    log = reporting.start_log(detailed=True)
+    log = reporting.start_log(logging.DEBUG if verbose else logging.INFO)
     try:
         hosts.initialize()
         if jax.process_index() > 0:
             log.setLevel(logging.WARNING)
         with failures.ending_together(workdir):
             try:
-                loop.run(_CONFIG.value, workdir)
+                loop.run(config, workdir)
             except preemption.Preempted as stop:
                 # All processes get here together: a regular end.
                 log.info("%s", stop)
@@ -65,20 +124,5 @@ def default_name(config_file: str) -> str:
     return "_".join(filter(None, (pathlib.Path(path).stem, option)))
 
 
-def parse_flags(argv):
-    """Parses the command line; an unknown config field is an error with a remedy."""
-    try:
-        return app.parse_flags_with_usage(argv)
-    except (AttributeError, KeyError):
-        # Both --config=FILE and --config FILE are flags.
-        file = re.search(r"(?:^| )--?config[= ]([^ ]+)", " ".join(argv))[1]
-        config = config_lib.load(file.partition(":")[0])
-        message = config_lib.unknown_field(argv, config)
-        if message:
-            sys.exit(message)
-        raise
-
-
 if __name__ == "__main__":
-    jax.config.config_with_absl()
-    app.run(main, flags_parser=parse_flags)
+    sys.exit(program.run(main))

@@ -9,6 +9,7 @@ Takes about 15 minutes on two CPU cores.
 
 import argparse
 import json
+import logging
 import os
 import pathlib
 import platform
@@ -45,7 +46,7 @@ def main():
     parser.add_argument("--seeds", type=int, default=3)
     arguments = parser.parse_args()
     runs = pathlib.Path(arguments.runs)
-    reporting.start_log(detailed=True)
+    reporting.start_log(logging.INFO)
 
     start = time.perf_counter()
     pretrained = runs / "digits_pretrain"

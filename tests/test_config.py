@@ -29,6 +29,7 @@ def test_overrides_are_applied():
         ),
         ("--config.batch_size=many", "batch_size"),
         ("--batch_size=1", "batch_size"),
+        ("--config.mask=tube", "must be one of its fields: mask.kind, mask.ratio"),
         ("more", "unrecognized arguments: more"),
     ],
 )
@@ -40,8 +41,74 @@ def test_bad_overrides_are_refused(override, message):
 def test_unknown_option_and_file():
     with pytest.raises(ConfigError, match=f"{RECIPE}:fast: .*debug"):
         config_lib.load(f"{RECIPE}:fast")
-    with pytest.raises(OSError, match="nowhere.py"):
-        config_lib.load("nowhere.py")
+
+
+@pytest.mark.parametrize(
+    "file, message",
+    [
+        ("configs/k400_vitb_pretrian.py", "not found; the nearest is .*vitb_pretrain"),
+        ("digits_finetune", "the nearest is configs/digits_finetune.py"),
+        ("configs", "--config=configs: must be a file"),
+        ("nowhere.py", "--config=nowhere.py: file not found$"),
+    ],
+)
+def test_a_misspelt_file(file, message):
+    with pytest.raises(ConfigError, match=message):
+        config_lib.load(file)
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("def get_config():\n    return sizes", ":2: NameError: .*'sizes'"),
+        ("import os\n\ndef get_config(:", ":3: SyntaxError: invalid syntax"),
+        ("import nothing_of_this_name", ":1: ModuleNotFoundError: No module"),
+        (
+            "from configs import common\n"
+            "def get_config():\n"
+            "    config = common.pretrain()\n"
+            "    config.data.trian = 'x'\n",
+            r':4: AttributeError: .{,100}Did you mean "train"',
+        ),
+        ("def get_config():\n    pass", r"get_config\(\) must return a ConfigDict"),
+        ("config = 3", r"must define get_config\(\)"),
+    ],
+)
+def test_a_file_with_a_mistake_is_named_with_its_line(tmp_path, text, message):
+    (tmp_path / "mine.py").write_text(text)
+    with pytest.raises(ConfigError, match=f"mine.py.*{message}") as caught:
+        config_lib.load(str(tmp_path / "mine.py"))
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
+
+
+def test_a_file_may_have_no_options(tmp_path):
+    text = "from configs import common\ndef get_config():\n    return common.pretrain()"
+    (tmp_path / "mine.py").write_text(text)
+    config = config_lib.load(str(tmp_path / "mine.py"), ["--config.steps", "7"])
+    assert config.steps == 7 and config.is_locked
+
+
+@pytest.mark.parametrize(
+    "override, message",
+    [
+        ("data.flip=1.5", r"config.data.flip=1.5 must be in \[0, 1\]"),
+        ("mask.ratio=nan", "config.mask.ratio=nan must be above 0 and below 1"),
+        ("checkpoint.every=0", "config.checkpoint.every=0 must be at least 1"),
+        ("model.heads=-6", "config.model.heads=-6 must be at least 1"),
+        ("epochs=0", "config.epochs=0 must be above 0"),
+        ("optimizer.b2=1", r"config.optimizer.b2=1.0 must be in \[0, 1\)"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(override, message):
+    with pytest.raises(ConfigError, match=f"^{message}$"):
+        config_lib.load(RECIPE, [f"--config.{override}"])
+
+
+def test_ranges_are_of_fields_that_exist():
+    known = {*config_lib.flatten(common.pretrain().to_dict())}
+    known |= {*config_lib.flatten(common.finetune().to_dict())}
+    fields = " ".join(fields for _, _, fields in config_lib._RANGES).split()
+    assert set(fields) <= known and len(set(fields)) == len(fields)
 
 
 @pytest.mark.parametrize("old", config_lib.RENAMED)

@@ -9,6 +9,7 @@ import sys
 import jax
 import pytest
 
+from videomae_jax import config as config_lib
 from videomae_jax.models import variants
 from videomae_jax.training.loop import TASKS
 
@@ -36,6 +37,12 @@ def videos_list(tmp_path_factory):
     path = tmp_path_factory.mktemp("lists") / "list.txt"
     path.write_text("a.mp4 0\nb.mp4 1\n")
     return str(path)
+
+
+@pytest.mark.parametrize("option", ["", ":debug"])
+@pytest.mark.parametrize("name", RECIPES)
+def test_numbers_of_recipes_are_in_range(name, option):
+    config_lib.load(f"{ROOT}/configs/{name}.py{option}")
 
 
 def build(config, videos_list):
@@ -142,13 +149,8 @@ def test_unknown_option_is_refused():
     "config, flag, message",
     [
         ("--config={}", "--config.data.trian=x", r"\.trian: .*\.data\.train"),
-        pytest.param(
-            *("--config {}", "--config.data.trian=x", r"\.trian: .*\.data\.train"),
-            marks=pytest.mark.slow,
-        ),
-        pytest.param(
-            *("--config={}", "--config.batch_size=many", "many"), marks=pytest.mark.slow
-        ),
+        ("--config {}", "--config.data.trian=x", r"\.trian: .*\.data\.train"),
+        ("--config={}", "--config.batch_size=many", "many"),
     ],
 )
 def test_misspelt_field_is_refused(config, flag, message):

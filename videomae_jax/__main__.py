@@ -1,12 +1,11 @@
 """Commands besides training: `python -m videomae_jax COMMAND ...`."""
 
-import argparse
 import importlib
 import logging
 import sys
 from collections.abc import Sequence
 
-from videomae_jax.errors import UserError
+from videomae_jax.cli import program
 
 # Each is implemented by cli/NAME.py, with _ in place of -, which defines
 # `add_arguments(parser)` and `run(args)`.
@@ -24,19 +23,17 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command that the arguments name; returns the exit status."""
-    argv = list(sys.argv[1:] if argv is None else argv)
-    parser = argparse.ArgumentParser(
-        prog="python -m videomae_jax", description=__doc__, allow_abbrev=False
-    )
+    """Runs the command that the arguments name; returns the exit code."""
+    return program.run(lambda: _run(sys.argv[1:] if argv is None else list(argv)))
+
+
+def _run(argv: list[str]) -> int:
+    parser = program.Parser(prog="python -m videomae_jax", description=__doc__)
+    program.add_version(parser)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+    selected = parser
     for name, summary in COMMANDS.items():
-        command = commands.add_parser(
-            name,
-            help=summary,
-            allow_abbrev=False,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
+        command = commands.add_parser(name, help=summary)
         if argv[:1] == [name]:
             # Only the selected one: the others may import packages it does not need.
             file = name.replace("-", "_")
@@ -44,22 +41,25 @@ def main(argv: Sequence[str] | None = None) -> int:
             command.description = module.__doc__
             module.add_arguments(command)
             command.set_defaults(run=module.run)
-    args, unknown = parser.parse_known_args(argv)
-    if unknown and not hasattr(args, "config"):
-        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
-    # Overrides such as --config.model.remat=blocks, for a command with --config.
-    args.config_flags = unknown
+            selected = command
     if not argv:
         parser.print_help()
         return 0
+    if not argv[0].startswith("-") and argv[0] not in COMMANDS:
+        hint = program.nearest(argv[0], COMMANDS)
+        parser.error(f"{argv[0]}: unknown command{hint}")
+    takes_config = any(x.dest == "config" for x in selected._actions)
+    selected.check_flags(argv, ("--config.",) if takes_config else ())
+    args, unknown = parser.parse_known_args(argv)
+    if unknown and not takes_config:
+        selected.error(f"unrecognized arguments: {' '.join(unknown)}")
+    if selected is parser:
+        parser.error("a command is missing, such as predict")
+    # Overrides such as --config.model.remat=blocks, for a command with --config.
+    args.config_flags = unknown
     # Orbax warns about each run that is opened only for reading.
     logging.getLogger("absl").setLevel(logging.ERROR)
-    try:
-        args.run(args)
-    except (UserError, OSError) as error:
-        # The user can fix these; a traceback would not help.
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    args.run(args)
     return 0
 
 

@@ -3,13 +3,16 @@
 import difflib
 import json
 import logging
+import os
+import pathlib
+import re
 import runpy
-from collections.abc import Collection, Iterable, Sequence
+import traceback
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
-import flax
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from videomae_jax.errors import CheckpointError, CompleteRunError, ConfigError
 
@@ -74,30 +77,72 @@ def load(file: str, overrides: Sequence[str] = ()) -> Config:
         overrides: arguments such as `--config.batch_size=512`.
 
     Raises:
-        OSError: the file is not found.
-        ConfigError: an unknown field or option, or a value of the wrong type.
+        ConfigError: the file is not found or fails, a field or option is unknown, or a
+            value has the wrong type or is out of range.
     """
-    path, _, option = file.partition(":")
-    get_config = runpy.run_path(path)["get_config"]
-    try:
-        config = get_config(option)
-    except ValueError as error:
-        raise ConfigError(f"--config={file}: {error}") from error
+    path, colon, option = file.partition(":")
+    if not os.path.isfile(path):
+        raise ConfigError(_not_found(path))
+    config = _call_file(file, path, [option] if colon else [])
     values = flags.FlagValues()
     try:
         config_flags.DEFINE_config_dict(
             "config", config, flag_values=values, sys_argv=list(overrides)
         )
         unparsed = values(["", *overrides])[1:]
-    except (AttributeError, KeyError, flags.Error) as error:
-        raise ConfigError(unknown_field(overrides, config) or str(error)) from error
+    except (AttributeError, KeyError, TypeError, flags.Error) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(unknown_field(overrides, config) or reason) from error
     if unparsed:
         raise ConfigError(f"unrecognized arguments: {' '.join(unparsed)}")
+    check_ranges(values.config)
     return values.config
 
 
+def _call_file(file: str, path: str, options: Sequence[str]) -> Config:
+    """Returns the config that the `get_config` of a file returns."""
+    try:
+        get_config = runpy.run_path(path).get("get_config")
+        if get_config is None:
+            raise ConfigError(f"--config={file}: must define get_config()")
+        config = get_config(*options)
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise ConfigError(_describe(error, file, path)) from error
+    if not isinstance(config, ConfigDict):
+        raise ConfigError(f"--config={file}: get_config() must return a ConfigDict")
+    return config
+
+
+def _describe(error: Exception, file: str, path: str) -> str:
+    """Returns what is wrong with a config file, and in which line."""
+    text = " ".join(str(error).split())
+    # An unknown field of a ConfigDict: all values that it has would follow.
+    text = re.sub(r"Other fields present: .*?(?=Did you mean|$)", "", text)
+    reason = f"{type(error).__name__}: {text}"
+    if isinstance(error, SyntaxError) and error.filename == path:
+        return f"--config={path}:{error.lineno}: {reason}"
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if frame.filename == path]
+    if isinstance(error, ValueError) and frames[-1].filename != path:
+        return f"--config={file}: {error}"  # of configs/common.py: it says all
+    return f"--config={path}:{lines[-1]}: {reason}" if lines else f"{file}: {reason}"
+
+
+def _not_found(path: str) -> str:
+    """Returns the message about a config file that does not exist."""
+    folders = {pathlib.Path(path).parent, pathlib.Path("configs")}
+    files = [x for folder in sorted(folders) for x in folder.glob("*.py")]
+    recipes = {x.stem: x for x in files if "get_config" in x.read_text()}
+    nearest = difflib.get_close_matches(pathlib.Path(path).stem, recipes, n=1)
+    what = "must be a file" if os.path.isdir(path) else "file not found"
+    hint = f"; the nearest is {recipes[nearest[0]]}" if nearest else ""
+    return f"--config={path}: {what}{hint}"
+
+
 def unknown_field(arguments: Iterable[str], config: Config) -> str | None:
-    """Returns a message about the first unknown --config.FIELD; None if all are known.
+    """Returns a message about the first --config.FIELD that is no field; else None.
 
     Args:
         arguments: of the command line.
@@ -110,6 +155,9 @@ def unknown_field(arguments: Iterable[str], config: Config) -> str | None:
         name = argument.partition("=")[0].removeprefix("--config.")
         if name in RENAMED:
             return f"--config.{name} was renamed to --config.{RENAMED[name]}"
+        members = [x for x in fields if x.startswith(f"{name}.")]
+        if members:
+            return f"--config.{name} must be one of its fields: {', '.join(members)}"
         if name not in fields:
             nearest = difflib.get_close_matches(name, fields, n=1, cutoff=0)[0]
             return (
@@ -117,6 +165,62 @@ def unknown_field(arguments: Iterable[str], config: Config) -> str | None:
                 "configs/common.py documents every field."
             )
     return None
+
+
+# What numbers may be, and the fields that it is said of.
+_RANGES = (
+    (
+        "at least 0",
+        lambda x: x >= 0,
+        "steps max_nonfinite_steps data.num_workers optimizer.min_lr "
+        "optimizer.warmup_epochs optimizer.weight_decay optimizer.clip_norm "
+        "profile.first checkpoint.keep_period picture.every evaluation.every "
+        "mix.mixup mix.cutmix model.head_init_scale",
+    ),
+    (
+        "at least 1",
+        lambda x: x >= 1,
+        "batch_size micro_batch_per_device log_every model.width model.depth "
+        "model.heads model.decoder_width model.decoder_depth model.decoder_heads "
+        "model.patch_size model.tubelet_size data.num_frames data.stride "
+        "data.num_samples data.num_threads data.num_classes mesh.fsdp profile.steps "
+        "checkpoint.every checkpoint.keep_last picture.clips evaluation.segments "
+        "evaluation.crops evaluation.videos_per_device",
+    ),
+    (
+        "above 0",
+        lambda x: x > 0,
+        "epochs model.mlp_ratio data.memory_gb optimizer.base_lr optimizer.eps",
+    ),
+    (
+        "in [0, 1]",
+        lambda x: 0 <= x <= 1,
+        "data.flip data.erase data.max_bad_fraction mix.probability "
+        "mix.switch_probability",
+    ),
+    (
+        "in [0, 1)",
+        lambda x: 0 <= x < 1,
+        "optimizer.b1 optimizer.b2 ema.decay model.drop_path model.dropout "
+        "loss.smoothing loss.class_balance",
+    ),
+    ("above 0 and below 1", lambda x: 0 < x < 1, "mask.ratio"),
+    ("above 0 and at most 1", lambda x: 0 < x <= 1, "optimizer.layer_decay"),
+)
+
+
+def check_ranges(config: Config) -> None:
+    """Checks the fields that are numbers; those that are None are left out.
+
+    Raises:
+        ConfigError: a number is out of its range.
+    """
+    values = flatten(config.to_dict())
+    for rule, is_valid, fields in _RANGES:
+        for field in fields.split():
+            value = values.get(field)
+            if value is not None and not is_valid(value):
+                raise ConfigError(f"config.{field}={value} must be {rule}")
 
 
 def check_choices(config: Config, choices: dict[str, Collection[str]]) -> None:
@@ -140,12 +244,27 @@ def check_choices(config: Config, choices: dict[str, Collection[str]]) -> None:
 def upgrade(saved: dict) -> dict:
     """Returns a saved config with today's field names."""
     values = {RENAMED.get(name, name): value for name, value in flatten(saved).items()}
-    return flax.traverse_util.unflatten_dict(values, sep=".")
+    nested = {}
+    for name, value in values.items():
+        *groups, field = name.split(".")
+        target = nested
+        for group in groups:
+            target = target.setdefault(group, {})
+        target[field] = value
+    return nested
 
 
-def flatten(config: dict) -> dict[str, Any]:
+def flatten(config: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the values of a nested config by their names a.b.c."""
-    return flax.traverse_util.flatten_dict(config, sep=".")
+    # Not Flax's: errors of the command line should not wait for JAX to be imported.
+    values = {}
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            inner = flatten(value)
+            values |= {f"{name}.{field}": inner[field] for field in inner}
+        else:
+            values[name] = value
+    return values
 
 
 def check_same_model(workdir: str, saved: dict, config: Config) -> None:
@@ -230,6 +349,29 @@ def check_evaluation(config: Config) -> None:
         raise ConfigError(
             "config.evaluation.step=best needs config.checkpoint.keep_best=True"
         )
+
+
+def check_same_targets(
+    workdir: str, saved: Mapping[str, Any], current: Mapping[str, Any]
+) -> None:
+    """Checks that a resumed run has the classes, heads or units of its checkpoint.
+
+    Args:
+        workdir: of the run, for the message.
+        saved: the meta of the checkpoint.
+        current: `meta` of the task.
+
+    Raises:
+        CheckpointError: they differ, because the training list or class names do.
+    """
+    for name, value in current.items():
+        if saved.get(name, value) != value:
+            before, after = (f"{str(x)[:200]}" for x in (saved[name], value))
+            raise CheckpointError(
+                f"{workdir}: {name} is {before} in the checkpoint, but {after} by "
+                "config.data. Resume with the training list and labels that the run "
+                "began with, or give a new --workdir"
+            )
 
 
 def log_changes(saved: dict, config: Config, only: Collection[str] = ()) -> None:

@@ -4,13 +4,16 @@ A container or a cluster job may use less than the machine has. Affinity and the
 of control groups (cgroup version 1 or 2) limit it; the lowest limit counts.
 """
 
+import contextlib
 import ctypes
 import dataclasses
 import multiprocessing
 import os
 import pathlib
+import signal
 import threading
 from collections.abc import Iterator
+from multiprocessing import resource_tracker
 
 import cv2
 
@@ -79,6 +82,21 @@ def set_up_worker() -> None:
     if mallopt:
         mallopt(_M_TRIM_THRESHOLD, KEPT_BYTES)
         mallopt(_M_MMAP_THRESHOLD, _LARGEST_BLOCK)
+
+
+@contextlib.contextmanager
+def signals_blocked(*signals: signal.Signals) -> Iterator[None]:
+    """Blocks signals in this thread, and in all threads and processes started in it.
+
+    Those inherit the mask for their whole life. A terminal sends Ctrl-C to all
+    processes, and each would print a traceback; the one that started them handles it.
+    """
+    resource_tracker.ensure_running()  # starting it later would reset the mask
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def exit_with_parent() -> None:

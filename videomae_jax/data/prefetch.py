@@ -27,7 +27,7 @@ from videomae_jax.data.workers import (
     DEFAULT_WORKERS,
     WorkerConfig,
 )
-from videomae_jax.processes import exit_with_parent, set_up_worker
+from videomae_jax.processes import exit_with_parent, set_up_worker, signals_blocked
 
 # Open files of this process: per worker (pipes and chunks; 14 were counted), and other.
 _FILES_PER_WORKER, _OTHER_FILES = 20, 512
@@ -79,16 +79,20 @@ def read_ahead(
             grain.MultiprocessingOptions(num_workers=workers.num_workers),
             worker_init_fn=_start_worker,
         )
-    iterator = iter(stream)
-    try:
-        batches = _assemble_batches(iterator, batch_size)
-        with iterate_ahead(
-            [batches], size=BATCHES_AHEAD, join_seconds=_JOIN_SECONDS
-        ) as stream_ahead:
-            yield stream_ahead
-    finally:
-        iterator.close()
-        _wait_for_shared_memory()
+    with contextlib.ExitStack() as stack:
+        # SIGTERM too, until a worker has its handler.
+        with signals_blocked(signal.SIGINT, signal.SIGTERM):
+            iterator = iter(stream)
+            stack.callback(_wait_for_shared_memory)
+            stack.callback(iterator.close)
+            batches = stack.enter_context(
+                iterate_ahead(
+                    [_assemble_batches(iterator, batch_size)],
+                    size=BATCHES_AHEAD,
+                    join_seconds=_JOIN_SECONDS,
+                )
+            )
+        yield batches
 
 
 class _Chunks(grain.MapDataset):
@@ -130,8 +134,9 @@ def _assemble_batches(chunks: Iterator[dict], batch_size: int) -> Iterator[ReadB
         video, elements, seconds, copies = None, [], 0.0, []
         for chunk in chunks:
             if video is None:
-                clips = chunk["video"]
-                video = np.empty((batch_size, *clips.shape[1:]), clips.dtype)
+                # No name for the chunk's array: it would keep shared memory alive.
+                shape, dtype = chunk["video"].shape, chunk["video"].dtype
+                video = np.empty((batch_size, *shape[1:]), dtype)
             start = len(elements)
             elements += chunk["elements"]
             # pop(): shared memory is released when nobody holds it.
@@ -171,5 +176,6 @@ def _start_worker(*_: int) -> None:
     # has saved. Some clusters send SIGTERM to every process.
     os.setpgrp()
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_GRACE_SECONDS))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     exit_with_parent()
     set_up_worker()

@@ -15,11 +15,11 @@ import pathlib
 import pickle
 import signal
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
-from multiprocessing import connection, resource_tracker
+from collections.abc import Callable, Generator, Sequence
+from multiprocessing import connection
 from typing import Any, Literal
 
-from videomae_jax.processes import exit_with_parent
+from videomae_jax.processes import exit_with_parent, signals_blocked
 
 # Forking a process with threads, such as JAX's, may deadlock.
 _CONTEXT = multiprocessing.get_context("spawn")
@@ -138,7 +138,7 @@ class _Worker:
         self._process = _CONTEXT.Process(
             target=_work, args=(child_pipe, function), daemon=True
         )
-        with _interrupts_blocked():
+        with signals_blocked(signal.SIGINT):
             self._process.start()
         child_pipe.close()  # so that reading reports the end of the process
         self._set_timeout(_START_SECONDS)
@@ -184,20 +184,6 @@ def _wait(workers: Sequence[_Worker]) -> list[_Worker]:
     ready = connection.wait([worker.pipe for worker in workers], patience)
     now = time.monotonic()
     return [w for w in workers if w.pipe in ready or w.deadline <= now]
-
-
-@contextlib.contextmanager
-def _interrupts_blocked() -> Iterator[None]:
-    """Makes processes started in this context ignore Ctrl-C for their whole life.
-
-    A terminal sends it to all processes, and each would print a traceback.
-    """
-    resource_tracker.ensure_running()  # starting it later would reset the mask
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _work(pipe: connection.Connection, function: Callable[[Any], Any]) -> None:

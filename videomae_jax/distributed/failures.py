@@ -53,7 +53,7 @@ def ending_together(workdir: str) -> Iterator[None]:
         # Process 0 must not leave first: the coordination service ends with it.
         multihost_utils.sync_global_devices("videomae_jax: end of the run")
     except BaseException as error:
-        if not isinstance(error, UserError):
+        if not isinstance(error, UserError | KeyboardInterrupt):
             traceback.print_exception(error)
         watch.fail(error)
     watch.close()

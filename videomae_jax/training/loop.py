@@ -14,7 +14,6 @@ from collections.abc import Generator
 import flax
 import jax
 import jax.numpy as jnp
-from clu import parameter_overview
 
 from videomae_jax import __version__
 from videomae_jax import config as config_lib
@@ -27,7 +26,13 @@ from videomae_jax.data.workers import WorkerConfig, WorkerPlan, choose_workers
 from videomae_jax.distributed import hosts, sharding
 from videomae_jax.errors import CheckpointError, ConfigError, RecordError
 from videomae_jax.files import atomic_write, is_url
-from videomae_jax.training import preemption, profiling, reporting, train_step
+from videomae_jax.training import (
+    initialization,
+    preemption,
+    profiling,
+    reporting,
+    train_step,
+)
 from videomae_jax.training.finetune import Finetuning
 from videomae_jax.training.input_report import InputReport
 from videomae_jax.training.pretrain import Pretraining
@@ -58,6 +63,7 @@ def run(config: Config, workdir: str) -> TrainState:
         Preempted: after SIGTERM on one of the hosts, once the last step is saved.
         UserError: everything that the user can fix, see errors.py.
     """
+    config_lib.check_ranges(config)
     modes = {"train": train_and_evaluate, "eval": evaluate}
     config_lib.check_choices(config, {"mode": modes, "task": TASKS})
     if is_url(workdir):
@@ -65,7 +71,9 @@ def run(config: Config, workdir: str) -> TrainState:
             f"--workdir={workdir} must be a folder: metrics are appended to files, "
             "which object stores do not support. Mount the bucket (docs/tpu_pods.md)."
         )
-    return modes[config.mode](config, workdir)
+    config = initialization.with_source_sizes(config, pathlib.Path(workdir))
+    with reporting.warnings_last():
+        return modes[config.mode](config, workdir)
 
 
 def train_and_evaluate(config: Config, workdir: str) -> TrainState:
@@ -117,8 +125,6 @@ def set_up(config: Config, workdir: pathlib.Path) -> Run:
     Raises:
         UserError: fields of the config do not fit each other, the lists or the devices.
     """
-    if config.batch_size < 1:
-        raise ConfigError(f"config.batch_size={config.batch_size} must be at least 1")
     config_lib.check_evaluation(config)
     # Read the lists first: a wrong path, the most common mistake, should fail within a
     # second.
@@ -154,7 +160,7 @@ def check_hosts(config: Config, task: Task) -> None:
     hosts.check_alike(
         flags=config.to_json(),
         videos=[
-            [(x.id, x.labels, x.values, x.frame_range) for x in videos]
+            [(x.id, x.labels, x.values, x.time_range or x.frame_range) for x in videos]
             for videos in task.lists
         ],
         packages=(__version__, jax.__version__, flax.__version__),
@@ -163,10 +169,7 @@ def check_hosts(config: Config, task: Task) -> None:
 
 def log_overview(run: Run, state: TrainState) -> None:
     """Logs the parameters and the plan of the run."""
-    # Mean and deviation need values that other processes may hold.
-    stats = True if jax.process_count() == 1 else "sharding"
-    table = parameter_overview.get_parameter_overview(state.params, include_stats=stats)
-    log.info("parameters:\n%s", table)
+    reporting.log_parameters(state.params)
     step = run.train_step
     log.info(
         "mesh=%s optimizer_state=%s (%s)",
@@ -216,6 +219,7 @@ def restore_or_init(run: Run) -> tuple[TrainState, Progress]:
         if progress.is_complete:
             config_lib.check_same_run(str(run.workdir), meta["config"], config)
         config_lib.log_changes(meta["config"], config)
+        config_lib.check_same_targets(str(run.workdir), meta, run.task.meta)
         abstract = run.train_step.abstract_state
         state = abstract.replace(
             step=jax.device_put(jnp.int32(start), abstract.step.sharding),
@@ -270,13 +274,15 @@ def train(run: Run, state: TrainState, progress: Progress) -> TrainState:
         batches = stack.enter_context(open_batches(run, start, plan.workers))
         stack.enter_context(jax.set_mesh(mesh))
         steps = stack.enter_context(contextlib.closing(traced_steps(run, start)))
+        reporting.release_warnings()
         for step in steps:
             with reporter.waiting_for_data():
                 batch = next(batches)
             bad_videos.collect(step, batch.bad)
             arrays = sharding.to_devices(batch.arrays, mesh)
             input_report.before_step(batch, (state, arrays))
-            state, values = run.train_step.apply(state, arrays, step_key)
+            with reporter.compiling(is_first=step == start + 1):
+                state, values = run.train_step.apply(state, arrays, step_key)
             input_report.after_step(state)
             metrics.add(step, values, batch.ids)
             progress.step = step
@@ -398,6 +404,7 @@ def traced_steps(run: Run, start: int) -> Generator[int, None, None]:
 def test(run: Run, state: TrainState, progress: Progress) -> None:
     """Runs the final test of the task, with the last or the best parameters."""
     preemption.leave_sigterm()
+    reporting.release_warnings()
     mesh, step = run.train_step.mesh, progress.tested_step(run.config)
     if step != progress.step:
         checkpoints = Checkpoints(str(run.workdir), read_only=True)
@@ -438,5 +445,6 @@ def evaluate(config: Config, workdir: str) -> TrainState:
     preemption.leave_sigterm()
     mesh, state = train_step.restore_for_test(config, task, checkpoints, step)
     checkpoints.close()
+    reporting.release_warnings()
     task.test(state, mesh, pathlib.Path(workdir))
     return state

@@ -111,18 +111,6 @@ def release_warnings() -> None:
     _handler.release()
 
 
-@contextlib.contextmanager
-def compiling(name: str, *, active: bool = True) -> Iterator[None]:
-    """Logs that the block compiles a function, and then the time it took."""
-    if not active:
-        yield
-        return
-    log.info("compiling %s ...", name)
-    start = time.perf_counter()
-    yield
-    log.info("compiled %s in %.1f s", name, time.perf_counter() - start)
-
-
 def log_parameters(params: Any) -> None:
     """Logs the number of parameters, and, at level DEBUG, a table of them."""
     sizes = [x.size for x in jax.tree.leaves(params)]
@@ -277,6 +265,21 @@ class Reporter:
         start = time.perf_counter()
         yield
         self._paused += time.perf_counter() - start
+
+    @contextlib.contextmanager
+    def compiling(self, is_first: bool) -> Iterator[None]:
+        """Logs the time inside, and excludes it, if it is the first call of the step.
+
+        JAX compiles a function when it is called first.
+        """
+        if not is_first:
+            yield
+            return
+        log.info("compiling the train step ...")
+        start = time.perf_counter()
+        with self.pause():
+            yield
+        log.info("compiled the train step in %.1f s", time.perf_counter() - start)
 
     def metrics(self, step: int, values: Mapping[str, float]) -> tuple[float, float]:
         """Reports metrics after `step` steps, and the speed since the last report.

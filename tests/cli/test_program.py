@@ -1,0 +1,154 @@
+"""What main.py and `python -m videomae_jax` answer at once, and their exit codes."""
+
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+
+import flax
+import jax
+import pytest
+
+from tests.test_configs import RECIPES
+from videomae_jax import __main__ as commands
+from videomae_jax.cli import program
+from videomae_jax.errors import CompleteRunError, VideoError
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+# Runs a program, and says at the end whether JAX was imported.
+PROGRAM = """
+import runpy, sys
+name, sys.argv = sys.argv[1], sys.argv[1:]
+try:
+    if name == "main.py":
+        runpy.run_path(name, run_name="__main__")
+    else:
+        runpy.run_module(name, run_name="__main__", alter_sys=True)
+finally:
+    print("JAX" if "jax" in sys.modules else "no JAX")
+"""
+
+
+def call(*arguments):
+    """Returns the exit code, stdout and stderr of a program that does not need JAX."""
+    result = subprocess.run(
+        [sys.executable, "-c", PROGRAM, *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    output, _, imported = result.stdout.rstrip().rpartition("\n")
+    assert imported == "no JAX"
+    return result.returncode, output, result.stderr
+
+
+def test_help_of_main_lists_recipes_and_says_how_to_set_fields():
+    code, output, errors = call("main.py", "--help")
+    assert (code, errors) == (0, "")
+    for name in RECIPES:
+        assert re.search(rf"^  configs/{name}\.py +\w+", output, re.MULTILINE)
+    assert "--config.FIELD=VALUE" in output and "143" in output
+
+
+@pytest.mark.parametrize("name", ["main.py", "videomae_jax"])
+def test_version(name):
+    code, output, _ = call(name, "--version")
+    assert code == 0
+    assert f"jax {jax.__version__}, flax {flax.__version__}" in output
+
+
+@pytest.mark.parametrize(
+    "code, message, arguments",
+    [
+        (2, "--config is missing, such as configs/digits_pretrain.py", []),
+        (2, "--confg: unknown flag; the nearest is --config", ["--confg=x"]),
+        (
+            1,
+            "digits_pretrian.py: file not found; the nearest is "
+            "configs/digits_pretrain.py",
+            ["--config", "configs/digits_pretrian.py"],
+        ),
+        (
+            1,
+            "config.data.flip=1.5 must be in [0, 1]",
+            ["--config=configs/digits_pretrain.py", "--config.data.flip=1.5"],
+        ),
+    ],
+)
+def test_mistakes_are_one_line_before_jax_is_imported(code, message, arguments):
+    result, _, errors = call("main.py", *arguments)
+    assert result == code
+    assert (
+        errors.count("\n") == 1 and errors.startswith("error: ") and message in errors
+    )
+
+
+@pytest.mark.parametrize(
+    "message, arguments",
+    [
+        ("predcit: unknown command; the nearest is predict", ["predcit", "a.mp4"]),
+        ("--modle: unknown flag; the nearest is --model", ["predict", "--modle=x"]),
+        ("unrecognized arguments: b", ["inspect", "a", "b"]),
+        ("required: --config, --topology", ["compile-for-tpu"]),
+        (
+            "--largset: unknown flag; the nearest is --largest",
+            ["compile-for-tpu", "--config.steps=3", "--largset"],
+        ),
+    ],
+)
+def test_mistakes_in_commands_are_one_line(message, arguments, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        commands.main(arguments)
+    errors = capsys.readouterr().err
+    assert errors.startswith("error: ") and errors.count("\n") == 1
+    assert message in errors and "--help" in errors
+
+
+@pytest.mark.parametrize(
+    "error, code, message",
+    [
+        (VideoError("a.mp4: broken"), 1, "error: a.mp4: broken"),
+        (CompleteRunError("complete"), 2, "error: complete"),
+        (FileNotFoundError(2, "No such file", "x"), 1, "No such file: 'x'"),
+        (KeyboardInterrupt(), 130, "interrupted; what was written is kept"),
+    ],
+)
+def test_exit_codes(error, code, message, capsys):
+    def fail():
+        raise error
+
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        assert program.run(fail) == code
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert message in capsys.readouterr().err
+    assert program.run(lambda: 0) == 0
+
+
+def test_defects_keep_their_traceback():
+    with pytest.raises(ZeroDivisionError):
+        program.run(lambda: 1 // 0)
+
+
+def test_a_reader_may_leave():
+    """As in `python -m videomae_jax | head -1`."""
+    script = (
+        "import sys, time; from videomae_jax.cli import program\n"
+        "def main():\n    sys.stdin.read()\n    print('x' * 100000)\n    return 0\n"
+        "sys.exit(program.run(main))"
+    )
+    reader, writer = os.pipe()
+    with subprocess.Popen(
+        [sys.executable, "-c", script],
+        stdin=subprocess.PIPE,
+        stdout=writer,
+        stderr=subprocess.PIPE,
+    ) as process:
+        os.close(writer)
+        os.close(reader)
+        _, errors = process.communicate(b"")
+    assert process.returncode == 1 and errors == b""

@@ -1,0 +1,101 @@
+"""What main.py and the commands share: one-line errors, exit codes, --version.
+
+Exit codes:
+
+    0    done
+    1    failed; the last line says why, or a traceback shows a defect of this library
+    2    the command line is wrong, or nothing was done because a run is complete
+    130  interrupted by Ctrl-C; what was written is kept
+    143  training was stopped by SIGTERM or Ctrl-C, after it has saved its last step
+
+Imports nothing heavy: --help and mistakes are answered at once.
+"""
+
+import argparse
+import difflib
+import itertools
+import os
+import platform
+import signal
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from importlib import metadata
+from typing import NoReturn
+
+from videomae_jax import __version__
+from videomae_jax.errors import UserError
+
+USAGE = 2
+INTERRUPTED = 128 + signal.SIGINT
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose errors are one line, and name what was probably meant."""
+
+    def __init__(self, **options):
+        """Creates a parser that keeps line breaks and takes no abbreviations."""
+        super().__init__(
+            allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            **options,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        """Ends the program; --help has the usage."""
+        self.exit(USAGE, f"error: {message}; see {self.prog} --help\n")
+
+    def check_flags(self, argv: Sequence[str], prefixes: tuple[str, ...] = ()) -> None:
+        """Ends the program if it does not have a flag, even if it also lacks another.
+
+        Args:
+            argv: its arguments.
+            prefixes: what other flags may start with, such as "--config.".
+        """
+        for argument in itertools.takewhile(lambda x: x != "--", argv):
+            name = argument.partition("=")[0]
+            if not name.startswith("--") or name in self._option_string_actions:
+                continue
+            if not name.startswith(prefixes):
+                hint = nearest(name, self._option_string_actions)
+                self.error(f"{name}: unknown flag{hint}")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Returns "; the nearest is ..." for a misspelt name, or an empty string."""
+    found = difflib.get_close_matches(name, known, n=1)
+    return f"; the nearest is {found[0]}" if found else ""
+
+
+def add_version(parser: argparse.ArgumentParser) -> None:
+    """Adds --version, which names the packages that results depend on."""
+    packages = [f"videomae_jax {__version__}"]
+    for name in ("jax", "flax"):
+        try:
+            packages.append(f"{name} {metadata.version(name)}")
+        except metadata.PackageNotFoundError:
+            packages.append(f"{name} not installed")
+    packages.append(f"Python {platform.python_version()}")
+    parser.add_argument("--version", action="version", version=", ".join(packages))
+
+
+def run(main: Callable[[], int]) -> int:
+    """Calls a program; returns its exit code.
+
+    Errors that the user can fix and interrupts end it with one line. Anything else is a
+    defect and keeps its traceback.
+    """
+    try:
+        return main()
+    except KeyboardInterrupt:
+        # Another one ends this process at once, whatever it is still cleaning up.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        print("\ninterrupted; what was written is kept", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader of the output, such as `head`, has ended. Python would complain
+        # again when it flushes stdout at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (UserError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return getattr(error, "exit_code", 1)
