@@ -14,10 +14,12 @@ from videomae_jax import VideoClassifier, VideoMAE, __main__, save_pretrained
 from videomae_jax.data import augmentation, clips, sampling
 from videomae_jax.errors import PretrainedError, VideoError
 from videomae_jax.inference import predict as prediction
+from videomae_jax.inference.features import features
 from videomae_jax.inference.predict import predict
 from videomae_jax.inference.timeline import plot_timeline, timeline
 from videomae_jax.interop.pretrained import Preprocessing, Pretrained
 from videomae_jax.models.problem import MULTI_LABEL, Problem
+from videomae_jax.models.sizes import Framing
 from videomae_jax.video.decoder import Video
 
 LABELS = ("running", "jumping", "flying", "swimming", "sleeping")
@@ -73,6 +75,41 @@ def test_fast_mode_is_the_central_clip(pretrained, video):
     assert probability == pytest.approx(expected.max(), abs=1e-6)
 
 
+def test_every_clip_is_framed_as_the_model_says(pretrained, video):
+    framing = Framing((SIZE, SIZE), False, "bicubic")
+    preprocessing = dataclasses.replace(pretrained.preprocessing, framing=framing)
+    squashed = dataclasses.replace(pretrained, preprocessing=preprocessing)
+    with Video(video) as opened:
+        frames = opened.read(range(opened.num_frames))
+    small = augmentation.resize(frames, (SIZE, SIZE), "bicubic")
+    indices = sampling.dense_center_indices(61, FRAMES, STRIDE)
+    np.testing.assert_array_equal(
+        prediction.center_clip(squashed, video), small[indices]
+    )
+    expected = apply(pretrained, small[indices][None])[0]
+    top = predict(squashed, video, segments=1)
+    assert dict(top) == as_dict(zip(LABELS, expected, strict=True))
+    first = timeline(squashed, video).probabilities[0]
+    window = small[: FRAMES * STRIDE : STRIDE][None]
+    np.testing.assert_allclose(first, apply(pretrained, window)[0], atol=1e-6)
+    [row, *_] = features(squashed, video)
+    expected = pretrained.model.apply(pretrained.variables, window, method="features")
+    np.testing.assert_allclose(row, expected[0], atol=1e-5)
+
+
+def test_several_crops_of_whole_frames_are_refused(pretrained, video):
+    preprocessing = dataclasses.replace(
+        pretrained.preprocessing, framing=Framing((SIZE, SIZE), False, "bilinear")
+    )
+    squashed = dataclasses.replace(pretrained, preprocessing=preprocessing)
+    assert predict(squashed, video) == predict(squashed, video, crops=1)
+    with pytest.raises(
+        PretrainedError, match="crops=3 must be 1 for tiny.*cuts nothing"
+    ):
+        predict(squashed, video, crops=3)
+    assert predict(pretrained, video) == predict(pretrained, video, crops=3)
+
+
 def test_without_labels_classes_are_numbered(pretrained, video):
     nameless = dataclasses.replace(pretrained, labels=None)
     top = predict(pretrained, video, segments=1, crops=1)
@@ -85,13 +122,13 @@ def test_all_videos_share_one_compilation(pretrained):
     # A model of its own: the cache may hold that of other tests.
     model = pretrained.model.clone(head_norm_epsilon=1e-5)
     pretrained = dataclasses.replace(pretrained, model=model)
-    before = prediction._probabilities._cache_size()
+    before = prediction._outputs._cache_size()
     for length in (5, 30):
         other = video_bytes(moving_noise(length, 40, 72, seed=length))
         predict(pretrained, other, segments=2, crops=2)
         predict(pretrained, other, segments=1, crops=1)
         timeline(pretrained, other)
-    assert prediction._probabilities._cache_size() == before + 1
+    assert prediction._outputs._cache_size() == before + 1
 
 
 @pytest.mark.parametrize("backend", ["cpu", "tpu"])
@@ -159,6 +196,24 @@ def test_command_prints_a_table_for_each_video(command, capsys, tmp_path):
     assert lines[1].split()[0].endswith("%") and lines[1].split()[1] in LABELS
 
 
+def test_command_takes_the_frames_that_transformers_takes(
+    command, pretrained, capsys, tmp_path
+):
+    folder = write_folder(tmp_path, 1)  # a video of 12 frames
+    with Video(folder / "0.mp4") as opened:
+        frames = opened.read(range(12))
+    for frames_option, indices in (
+        ("like-transformers", [0, 3, 6, 9]),
+        ("like-transformers-first", [0, 1, 2, 3]),
+    ):
+        assert command(folder, "--json", f"--frames={frames_option}") == 0
+        row = json.loads(capsys.readouterr().out)
+        clip = augmentation.spatial_crops(frames[indices], SIZE, 1)
+        expected = as_dict(zip(LABELS, apply(pretrained, clip)[0], strict=True))
+        top = {x["label"]: x["probability"] for x in row["predictions"]}
+        assert top == expected
+
+
 def test_command_prints_json(command, pretrained, capsys, tmp_path):
     write_folder(tmp_path, 2)
     pattern = tmp_path / "*.mp4"
@@ -186,6 +241,7 @@ def test_command_refuses_options_that_exclude_each_other(command, capsys, tmp_pa
     folder = write_folder(tmp_path, 2)
     for arguments, message in [
         ((folder, "--timeline", "--fast"), "cannot be combined with --timeline"),
+        ((folder, "--hop=1", "--frames=like-transformers"), "--frames and --overlays"),
         ((folder, "--fast", "--crops=1"), "--fast means --segments=1 --crops=1"),
         ((folder, "--plot=a.png"), "--plot must be used with one video, got 2"),
         ((tmp_path / "*.avi",), "no video matches"),

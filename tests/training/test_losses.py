@@ -136,7 +136,14 @@ def test_a_run_with_several_heads_predicts_as_it_tests(
     sums = timelines["verb"].probabilities.sum(axis=1)
     np.testing.assert_allclose(sums, 1, atol=1e-5)
 
+    names = tmp_path / "names.txt"
+    names.write_text("ei\npfanne")
+    verbs = workdir.parent / "verbs.txt"
+    wrong = f"--labels={names},{verbs}"
     arguments = [str(video), f"--model={tmp_path / 'export'}"]
+    assert __main__.main(["predict", *arguments, wrong]) == 1
+    assert "2 + 3 class names, but the head of" in capsys.readouterr().err
+    arguments.append(f"--labels={verbs},{workdir.parent / 'nouns.txt'}")
     flags = [
         "--segments=2",
         "--crops=1",
