@@ -28,6 +28,7 @@ from videomae_jax.datasets.probe import Job, ProbeResult
 from videomae_jax.errors import VideoError
 from videomae_jax.video.decoder import Video
 from videomae_jax.video.record import LabelKind
+from videomae_jax.video.source import PixelFormat
 
 _SIZE = (48, 64)
 
@@ -460,3 +461,24 @@ def test_corrupted_videos_are_each_accounted_for(check, tmp_path):
         elif row["status"] == "frame_count_mismatch":
             with Video(row["path"]) as video, pytest.raises(VideoError):
                 video.read(range(video.num_frames))
+
+
+def test_arrays_and_16_bits_need_their_channels_and_range(in_process, check, tmp_path):
+    deep = np.random.default_rng(0).integers(0, 4096, (9, 8, 12, 1)).astype(np.uint16)
+    np.save(tmp_path / "a.npy", deep)
+    np.save(tmp_path / "copy.npy", deep)
+    np.save(tmp_path / "colour.npy", np.zeros((9, 8, 12, 3), np.uint8))
+    (tmp_path / "list.txt").write_text("a.npy\ncopy.npy\ncolour.npy\n")
+    out = tmp_path / "out"
+    arguments = (f"--out={out}", "--channels=1", "--value-range=0,4095")
+    status, _, _ = check(tmp_path / "list.txt", *arguments)
+    assert status == 0
+    _, rows = _report(out)
+    assert [rows[name]["status"] for name in ("a.npy", "copy.npy", "colour.npy")] == [
+        *("short", "duplicate", "unreadable")
+    ]
+    assert (rows["a.npy"]["num_frames"], rows["a.npy"]["container"]) == (9, "npy")
+    assert "expected [time, height, width, 1]" in rows["colour.npy"]["reason"]
+    record = sources.load(str(tmp_path / "list.txt"))[0]
+    reason = probe.probe(Job(record, True, False, PixelFormat(1)))
+    assert isinstance(reason, str) and "config.data.value_range" in reason

@@ -127,3 +127,16 @@ def test_class_weights():
 def test_targets_of_several_labels():
     targets = losses.soft_targets(jnp.array([[2, 0], [1, -1]]), 3, 0.0)
     np.testing.assert_array_equal(targets, [[1, 0, 1], [0, 1, 0]])
+
+
+def test_other_channels_are_normalized_by_their_own_statistics():
+    gray = np.random.default_rng(0).integers(0, 65536, (2, 2, *SIZE, 1))
+    gray = gray.astype(np.uint16)
+    mix = draw(0, batch=2, cutmix=0.0)
+    own = (gray / 65535 - 0.5) / 0.25
+    weight = float(mix.weight[0])
+    result = mixup.mix_videos(
+        gray, gray[::-1], mix, jnp.float32, mean=(0.5,), std=(0.25,)
+    )
+    expected = weight * own + (1 - weight) * own[::-1]
+    np.testing.assert_allclose(result, expected, atol=1e-5)

@@ -49,6 +49,7 @@ from videomae_jax.errors import RecordError
 from videomae_jax.files import json_line, write_json
 from videomae_jax.video.open import file_size
 from videomae_jax.video.record import Record, labels_to_json
+from videomae_jax.video.source import PixelFormat
 
 _SHOWN = 5  # names, reasons, classes in a line
 
@@ -63,6 +64,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_option(parser, "--out FOLDER", "where to write the files")
     arguments.add_json(parser)
     arguments.add_flag(parser, "--strict", "exit with status 1 if a problem was found")
+
+    pixels = parser.add_argument_group("pixels")
+    arguments.add_count(
+        pixels, "--channels", "config.model.channels of the run", default=3
+    )
+    arguments.add_option(
+        pixels,
+        "--value-range LOW,HIGH",
+        "config.data.value_range of the run, such as 0,65535",
+        lambda text: tuple(map(float, text.split(","))),
+    )
 
     clean = parser.add_argument_group("clean list")
     arguments.add_count(
@@ -164,7 +176,8 @@ def _check_all(
 ) -> list[CheckedVideo]:
     """Probes and classifies all videos; writes the bad ones to a file as found."""
     sizes = [file_size(record) for record in records]
-    jobs = report.probe_jobs(records, sizes, decode=not args.fast)
+    format = PixelFormat(args.channels, args.value_range)
+    jobs = report.probe_jobs(records, sizes, decode=not args.fast, format=format)
     results: list[ProbeResult | str] = [_unlistable(record) for record in records]
     to_probe = [index for index, result in enumerate(results) if not result]
     probed = process_map(

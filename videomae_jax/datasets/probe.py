@@ -9,11 +9,18 @@ from av.error import FFmpegError
 
 from videomae_jax.errors import VideoError
 from videomae_jax.files import is_url
-from videomae_jax.video.container import decode_all, open_container, read_packets
+from videomae_jax.video.arrays import is_array_file
+from videomae_jax.video.container import (
+    decode_all,
+    open_container,
+    read_packets,
+    video_stream,
+)
 from videomae_jax.video.images import ImageVideo, image_format
 from videomae_jax.video.open import open_video, read_bytes
 from videomae_jax.video.packets import packet_table
 from videomae_jax.video.record import Record
+from videomae_jax.video.source import RGB, FrameSource, PixelFormat
 
 _IMAGES_PER_READ = 16  # bounds the memory of a frame folder
 
@@ -24,6 +31,7 @@ class Job(NamedTuple):
     record: Record
     decode: bool  # all frames; otherwise only headers and packets are read
     digest: bool  # hash the content
+    format: PixelFormat = RGB  # that training converts frames to
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -72,6 +80,8 @@ def probe(job: Job) -> ProbeResult | str:
     try:
         if record.is_images:
             return _probe_images(job)
+        if is_array_file(record.path) and not record.is_stored:
+            return _probe_array(job)
         result = _probe_file(job)
         if not record.is_part or result.frame_count_mismatch:
             return result
@@ -94,13 +104,13 @@ def _probe_file(job: Job) -> ProbeResult:
     """Probes a video file, on disk or in a shard."""
     record = dataclasses.replace(job.record, frame_range=None, time_range=None)
     is_file = not record.is_stored and not is_url(record.path)
-    with open_video(record) as video:
+    with open_video(record, job.format) as video:
         num_frames, fps = video.num_frames, video.fps
         if job.decode:
             video.read([0])  # also checks the conversion to RGB
     file = record.path if is_file else read_bytes(record)
     with open_container(file, record.location) as container:
-        stream = container.streams.video[0]
+        stream = video_stream(container, record.location)
         codec = stream.codec_context
         packets = read_packets(container, record.location)
         table = packet_table(stream, packets)
@@ -129,15 +139,11 @@ def _probe_file(job: Job) -> ProbeResult:
 
 def _probe_images(job: Job) -> ProbeResult:
     """Probes a video whose frames are images."""
-    with open_video(job.record) as video:
+    with open_video(job.record, job.format) as video:
         assert isinstance(video, ImageVideo)
         count = video.num_frames
         size = sum(video.size(index) for index in range(count))
-        digest = hashlib.blake2b()
-        to_decode = range(count if job.decode else 1)
-        for start in to_decode[::_IMAGES_PER_READ]:
-            indices = to_decode[start : start + _IMAGES_PER_READ]
-            digest.update(video.read(indices).data)
+        digest = _read_frames(video, job.decode)
         return ProbeResult(
             num_frames=count,
             decoded_frames=count if job.decode else None,
@@ -149,9 +155,38 @@ def _probe_images(job: Job) -> ProbeResult:
             keyframe_interval=1.0,
             codec=image_format(video.content(0)),
             container="frame folder" if job.record.frame_name else "tfds",
-            digest=digest.hexdigest() if job.digest else None,
+            digest=digest if job.digest else None,
             size=size,
         )
+
+
+def _probe_array(job: Job) -> ProbeResult:
+    """Probes a video that is an array."""
+    with open_video(job.record, job.format) as video:
+        digest = _read_frames(video, job.decode)
+        return ProbeResult(
+            num_frames=video.num_frames,
+            decoded_frames=video.num_frames if job.decode else None,
+            indexed=True,
+            fps=None,
+            seconds=None,
+            width=video.width,
+            height=video.height,
+            keyframe_interval=1.0,
+            codec="array",
+            container=os.path.splitext(job.record.path)[1].lower().removeprefix("."),
+            digest=digest if job.digest else None,
+        )
+
+
+def _read_frames(video: FrameSource, decode: bool) -> str:
+    """Reads all frames, or the first; returns the hash of their pixels."""
+    digest = hashlib.blake2b()
+    to_decode = range(video.num_frames if decode else 1)
+    for start in to_decode[::_IMAGES_PER_READ]:
+        indices = to_decode[start : start + _IMAGES_PER_READ]
+        digest.update(video.read(indices).data)
+    return digest.hexdigest()
 
 
 def _container_name(path: str, name: str) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 
 from videomae_jax.datasets.probe import Job, ProbeResult
 from videomae_jax.video.record import LabelKind, Record
+from videomae_jax.video.source import RGB, PixelFormat
 
 # Each video has one status: the last of these that applies.
 STATUSES = {
@@ -59,7 +60,11 @@ def reason(record: Record, result: ProbeResult | str) -> str | None:
 
 
 def probe_jobs(
-    records: Sequence[Record], sizes: Sequence[int | None], *, decode: bool
+    records: Sequence[Record],
+    sizes: Sequence[int | None],
+    *,
+    decode: bool,
+    format: PixelFormat = RGB,
 ) -> list[Job]:
     """Returns the jobs that find all duplicates with little hashing.
 
@@ -68,7 +73,7 @@ def probe_jobs(
     """
     times = collections.Counter(sizes)
     return [
-        Job(record, decode, decode if size is None else times[size] > 1)
+        Job(record, decode, decode if size is None else times[size] > 1, format)
         for record, size in zip(records, sizes, strict=True)
     ]
 
