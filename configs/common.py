@@ -136,6 +136,11 @@ def _training() -> ConfigDict:
     # None: chosen automatically.
     config.mesh.shard_optimizer = placeholder(bool)
 
+    config.wandb = ConfigDict()
+    # Project of Weights & Biases that gets the metrics too, under the name of the work
+    # directory; needs the package wandb. Empty: none.
+    config.wandb.project = ""
+
     config.profile = ConfigDict()
     # First step to trace for XProf, into <workdir>/profile, counted from the start or
     # resumption of the run; for example 20. 0: no trace.

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import sys
 import time
 import types
 
@@ -11,6 +12,7 @@ import pytest
 from configs import common
 from tests.training import test_loop
 from tests.training.test_loop import tiny
+from videomae_jax.errors import ConfigError
 from videomae_jax.training import loop, reporting
 from videomae_jax.training.finetune import Finetuning
 from videomae_jax.training.pretrain import Pretraining
@@ -119,3 +121,71 @@ def test_flops_per_clip_agree_with_published_figures():
     counted = Pretraining(common.pretrain()).flops_per_clip
     assert counted == 2 * 3 * multiply_adds
     assert counted == pytest.approx(203e9, rel=0.005)
+
+
+class FakeWandb(types.ModuleType):
+    """Records what a run is started with, and what it is given."""
+
+    def __init__(self):
+        super().__init__("wandb")
+        self.runs = []
+
+    def init(self, **settings):
+        run = types.SimpleNamespace(settings=settings, rows=[], finished=0)
+        run.log = lambda values, step: run.rows.append((step, values))
+        run.finish = lambda: setattr(run, "finished", run.finished + 1)
+        self.runs.append(run)
+        return run
+
+
+def report_to_wandb(workdir, start_step=0):
+    config = common.finetune()
+    assert reporting.start_wandb(config, workdir) is None
+    config.wandb.project = "gestures"
+    reporter = Reporter(
+        workdir,
+        start_step=start_step,
+        total_steps=10,
+        clips_per_device=1.0,
+        wandb_run=reporting.start_wandb(config, workdir),
+    )
+    reporter.metrics(
+        start_step + 2, {"loss": 1.5, "grad_norm": 1.0, "learning_rate": 0.1}
+    )
+    reporter.values(start_step + 2, {"validation/top1": 50.0})
+    reporter.close()
+
+
+def test_a_resumed_run_continues_its_run_of_wandb(tmp_path, monkeypatch):
+    wandb = FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    for step in (0, 2):
+        report_to_wandb(tmp_path, step)
+    first, second = wandb.runs
+    assert first.settings["id"] == second.settings["id"]
+    assert first.settings["resume"] == "allow" and first.finished == 1
+    assert first.settings["project"] == "gestures"
+    assert first.settings["name"] == tmp_path.name
+    assert first.settings["config"]["loss"]["kind"] == "softmax"
+    (step, metrics), validation = second.rows
+    assert step == 4 and metrics["loss"] == 1.5 and "step" not in metrics
+    assert validation == (4, {"validation/top1": 50.0})
+    # Another work directory is another run.
+    (tmp_path / "other").mkdir()
+    report_to_wandb(tmp_path / "other")
+    assert wandb.runs[2].settings["id"] != first.settings["id"]
+
+
+def test_a_run_of_the_real_wandb(tmp_path, monkeypatch):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    for step in (0, 2):
+        report_to_wandb(tmp_path, step)
+    id = json.loads((tmp_path / "wandb.json").read_text())["id"]
+    assert len(list((tmp_path / "wandb").glob(f"offline-run-*-{id}"))) >= 1
+
+
+def test_without_the_package_the_field_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ConfigError, match="wandb.project=gestures needs the package"):
+        report_to_wandb(tmp_path)

@@ -83,13 +83,13 @@ def train_and_evaluate(config: Config, workdir: str) -> TrainState:
     """
     run = set_up(config, pathlib.Path(workdir))
     state, progress = restore_or_init(run)
+    is_tested = False
     if progress.is_complete:
         run.checkpoints.close()
-        tested = run.task.is_tested(run.workdir, progress.tested_step(config))
-        if not hosts.gather(tested)[0]:
-            test(run, state, progress)
+        is_tested = run.task.is_tested(run.workdir, progress.tested_step(config))
     else:
         state = train(run, state, progress)
+    if not hosts.gather(is_tested)[0]:
         test(run, state, progress)
     if progress.best is not None:
         log.info("best validation %s", progress.best)
@@ -243,9 +243,7 @@ def restore_or_init(run: Run) -> tuple[TrainState, Progress]:
 
 
 def train(run: Run, state: TrainState, progress: Progress) -> TrainState:
-    """Takes the steps that are left, and saves checkpoints on the way.
-
-    The progress is updated in place.
+    """Takes the steps that `progress` lacks, which it updates, and saves checkpoints.
 
     The host never waits for the devices between two lines of the log, except for a few
     steps to be done before it queues more (`MetricBuffer`).
@@ -340,8 +338,8 @@ def open_bad_videos(run: Run, start: int) -> BadVideos:
 
 
 def open_reporter(run: Run, start: int) -> Reporter:
-    """Opens metrics.jsonl, TensorBoard and the progress bar."""
-    mesh = run.train_step.mesh
+    """Opens metrics.jsonl, TensorBoard, Weights & Biases and the progress bar."""
+    mesh, is_first = run.train_step.mesh, jax.process_index() == 0
     num_clips = run.config.batch_size * run.config.data.num_samples
     return Reporter(
         run.workdir,
@@ -350,7 +348,8 @@ def open_reporter(run: Run, start: int) -> Reporter:
         clips_per_device=num_clips / mesh.size,
         flops_per_clip=run.task.flops_per_clip,
         peak_flops=reporting.peak_flops(mesh.devices.flat[0]),
-        active=jax.process_index() == 0,
+        wandb_run=reporting.start_wandb(run.config, run.workdir) if is_first else None,
+        active=is_first,
     )
 
 

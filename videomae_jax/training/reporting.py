@@ -1,10 +1,12 @@
-"""Reports of a run: the log, metrics.jsonl, TensorBoard and pictures."""
+"""Reports of a run: the log, metrics.jsonl, TensorBoard, Weights & Biases, pictures."""
 
 import contextlib
+import json
 import logging
 import pathlib
 import sys
 import time
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -14,8 +16,9 @@ import tensorboardX
 import tqdm
 from clu import parameter_overview
 
-from videomae_jax.errors import NonFiniteLossError
-from videomae_jax.files import JsonLines
+from videomae_jax.config import Config
+from videomae_jax.errors import ConfigError, NonFiniteLossError
+from videomae_jax.files import JsonLines, atomic_write, read_json
 from videomae_jax.inference import visualize
 
 log = logging.getLogger(__name__)
@@ -194,6 +197,42 @@ class MetricBuffer:
         return means | {"learning_rate": rows[-1]["learning_rate"]}
 
 
+def start_wandb(config: Config, workdir: pathlib.Path) -> Any:
+    """Starts or resumes the run of Weights & Biases that belongs to a work directory.
+
+    `<workdir>/wandb.json` keeps its id. Other settings are W&B's own: WANDB_ENTITY,
+    WANDB_MODE=offline ...
+
+    Returns:
+        The `wandb.Run`; None if `config.wandb.project` is empty.
+
+    Raises:
+        ConfigError: the package wandb is not installed.
+    """
+    project = config.wandb.project
+    if not project:
+        return None
+    try:
+        import wandb
+    except ImportError as error:
+        raise ConfigError(
+            f"config.wandb.project={project} needs the package wandb: pip install wandb"
+        ) from error
+    file = workdir / "wandb.json"
+    id = (read_json(file) or {"id": uuid.uuid4().hex[:8]})["id"]
+    run = wandb.init(
+        project=project,
+        name=workdir.name,
+        id=id,
+        resume="allow",
+        dir=str(workdir),
+        config=json.loads(config.to_json()),
+    )
+    with atomic_write(file) as opened:
+        opened.write(json.dumps({"id": id}) + "\n")
+    return run
+
+
 class Reporter:
     """Writes the reports of a run; on all processes but the first it only keeps time.
 
@@ -211,6 +250,7 @@ class Reporter:
         clips_per_device: float,
         flops_per_clip: float | None = None,
         peak_flops: float | None = None,
+        wandb_run: Any = None,
         active: bool = True,
     ):
         """Continues the reports of a run; removes those after `start_step`.
@@ -223,8 +263,10 @@ class Reporter:
             flops_per_clip: operations of a training step per clip.
             peak_flops: operations per second of a device; MFU is reported if both are
                 known.
+            wandb_run: of `start_wandb`, which is finished by `close`.
             active: whether to write files and log lines.
         """
+        self._wandb_run = wandb_run
         self._active, self._workdir = active, workdir
         self._total_steps, self._clips_per_device = total_steps, clips_per_device
         self._mfu_of_rate = None
@@ -334,6 +376,9 @@ class Reporter:
         for name, value in row.items():
             if name != "step":
                 self._tensorboard.add_scalar(name, value, row["step"])
+        if self._wandb_run is not None:
+            values = {name: value for name, value in row.items() if name != "step"}
+            self._wandb_run.log(values, step=row["step"])
 
     def picture(self, step: int, rows: list[np.ndarray]) -> None:
         """Writes original, masked and reconstructed clips as PNG and animated GIF.
@@ -352,10 +397,12 @@ class Reporter:
         log.info("picture=%s", folder / f"{step:08d}.png")
 
     def close(self) -> None:
-        """Flushes TensorBoard's file and closes the progress bar."""
+        """Flushes TensorBoard and Weights & Biases, and closes the progress bar."""
         if self._active:
             self._bar.close()
             self._tensorboard.close()
+            if self._wandb_run is not None:
+                self._wandb_run.finish()
 
 
 def _clock(seconds: float) -> str:
