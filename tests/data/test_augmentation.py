@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from videomae_jax.data import augmentation
+from videomae_jax.errors import VideoError
+from videomae_jax.models.sizes import Framing
 
 SCALES = (1, 0.875, 0.75, 0.66)
 
@@ -204,6 +206,114 @@ def test_center_crop(height, width, size, scaled, corner):
 def test_center_crop_of_any_size(height, width, size):
     result = augmentation.spatial_crops(noise(height, width, num_frames=1), size, 1)[0]
     assert result.shape == (1, size, size, 3) and result.dtype == np.uint8
+
+
+@pytest.mark.parametrize(
+    ("frame", "size", "scaled", "corner"),
+    [
+        ((48, 64), (24, 40), (30, 40), (3, 0)),  # taller than the size
+        ((48, 96), (24, 40), (24, 48), (0, 4)),
+        ((48, 80), (24, 40), (24, 40), (0, 0)),
+        ((64, 48), (40, 24), (40, 30), (0, 3)),
+        ((10, 100), (16, 8), (16, 160), (0, 76)),
+    ],
+)
+def test_crops_of_other_shapes_cover_them_tightly(frame, size, scaled, corner):
+    clip = noise(*frame)
+    whole = augmentation.crop_and_resize(clip, (0, 0, *frame), *scaled)
+    (top, left), (height, width) = corner, size
+    expected = whole[:, top : top + height, left : left + width]
+    [result] = augmentation.spatial_crops(clip, size, 1)
+    np.testing.assert_array_equal(result, expected)
+    # Several crops go from end to end of what is left over.
+    crops = augmentation.spatial_crops(clip, size, 3)
+    np.testing.assert_array_equal(crops[0], whole[:, :height, :width])
+    np.testing.assert_array_equal(crops[2], whole[:, -height:, -width:])
+
+
+def pillow(clip, height, width, filter):
+    images = [Image.fromarray(frame).resize((width, height), filter) for frame in clip]
+    return np.stack([np.asarray(image) for image in images])
+
+
+def test_framing_by_the_rules_of_transformers():
+    """Their equality with its processors is tested in tests/interop."""
+    clip = noise(45, 80)
+    filters = Image.Resampling
+
+    def crops(count=1, size=(32, 32), **framing):
+        return augmentation.spatial_crops(clip, size, count, Framing(**framing))
+
+    squashed = crops(resize=(32, 32), crop=False, interpolation="bilinear")
+    expected = pillow(clip, 32, 32, filters.BILINEAR)
+    np.testing.assert_array_equal(squashed, [expected])
+    # The shorter side to 37, the other 65.8 rounded down; corners 2.5 and 16.5 too.
+    large = crops(resize=37, interpolation="bicubic")
+    whole = pillow(clip, 37, 65, filters.BICUBIC)
+    np.testing.assert_array_equal(large, [whole[:, 2:34, 16:48]])
+    # Several crops go along the side with more room, and are central on the other.
+    several = crops(3, resize=37, interpolation="bicubic")
+    for crop, left in zip(several, (0, 16, 33), strict=True):
+        np.testing.assert_array_equal(crop, whole[:, 2:34, left : left + 32])
+    unscaled = crops(resize=None, size=(32, 64))
+    np.testing.assert_array_equal(unscaled, [clip[:, 6:38, 8:72]])
+    # Black around smaller frames.
+    padded = crops(resize=None, size=(64, 96))[0]
+    np.testing.assert_array_equal(padded[:, 9:54, 8:88], clip)
+    assert padded.sum() == clip.sum()
+
+
+def test_any_channels_are_resized():
+    clip = noise(20, 30)
+    for channels in (1, 2, 4):
+        many = np.concatenate([clip, clip], -1)[..., :channels]
+        small = augmentation.resize(many, (8, 9), "lanczos")
+        expected = np.asarray(pillow(clip, 8, 9, Image.Resampling.LANCZOS))
+        expected = np.concatenate([expected, expected], -1)[..., :channels]
+        np.testing.assert_array_equal(small, expected)
+
+
+@pytest.mark.parametrize("resize", [None, 32])
+def test_frames_that_are_neither_cut_nor_of_the_size_are_refused(resize):
+    framing = Framing(resize, crop=False)
+    square = augmentation.spatial_crops(noise(32, 32), 32, 1, framing)
+    assert square.shape == (1, 2, 32, 32, 3)
+    with pytest.raises(VideoError, match="must have 32 x 32 pixels.*does not cut"):
+        augmentation.spatial_crops(noise(32, 40), 32, 1, framing)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"resize": "squash"}, {"resize": 0}, {"resize": (1, 2, 3)}]
+)
+def test_framing_is_checked(wrong):
+    with pytest.raises(ValueError, match="resize=.* must be a whole number"):
+        Framing(**wrong)
+    with pytest.raises(ValueError, match="interpolation='area' must be one of: opencv"):
+        Framing(interpolation="area")
+
+
+def test_random_crops_have_the_shape_of_the_output():
+    clip = noise(90, 120)
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        top, left, height, width = augmentation.multi_scale_box(
+            rng, 90, 120, size=(32, 64), scales=(0.5,)
+        )
+        # The largest box of this shape is 60 x 120.
+        assert (height, width) == (32, 60)  # 30 snaps to 32
+        rngs = [np.random.default_rng(seed) for _ in range(2)]
+        options = {"area": (0.2, 0.4)}
+        [top, left, height, width] = augmentation.random_resized_box(
+            rngs[0], 90, 120, aspect=(2, 2), **options
+        )
+        assert width / height == pytest.approx(2, rel=0.05)
+        crop = augmentation.random_resized_crop(
+            rngs[1], clip, (32, 64), aspect=(1, 1), **options
+        )
+        expected = augmentation.crop_and_resize(
+            clip, (top, left, height, width), 32, 64
+        )
+        np.testing.assert_array_equal(crop, expected)
 
 
 def test_flip_mirrors_columns_only():

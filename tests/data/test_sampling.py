@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.helpers.official import GOLDEN
-from videomae_jax.data import sampling
+from videomae_jax.data import clips, sampling
 from videomae_jax.data.sampling import pretrain_indices, sample_pretrain
 
 GOLDEN_ROWS = json.loads((GOLDEN / "frame_sampling.json").read_text())
@@ -268,16 +268,18 @@ def test_middles_of_segments():
 @any_test
 @quick
 def test_test_clips_of_any_video(num_video_frames, num_frames, stride, segments):
-    dense, uniform, mmaction = (
+    dense, uniform, mmaction, first = (
         sampling.dense_test_indices(num_video_frames, num_frames, stride, segments),
         sampling.uniform_test_indices(num_video_frames, num_frames, segments),
         sampling.mmaction_test_indices(num_video_frames, num_frames, stride, segments),
+        sampling.first_indices(num_video_frames, num_frames, segments),
     )
-    for clips in (dense, uniform, mmaction):
+    for clips in (dense, uniform, mmaction, first):
         assert clips.shape == (segments, num_frames) and clips.dtype == np.int64
         assert 0 <= clips.min() and clips.max() < num_video_frames
     reach = (num_frames - 1) * stride + 1
-    for clips in (dense, uniform) + ((mmaction,) if num_video_frames >= reach else ()):
+    ordered = (dense, uniform, first)
+    for clips in ordered + ((mmaction,) if num_video_frames >= reach else ()):
         assert (np.diff(clips, axis=0) >= 0).all()
         assert (np.diff(clips, axis=1) >= 0).all()
 
@@ -324,6 +326,19 @@ def test_uniform_clips_by_the_reference_formula(num_frames, segments):
         assert clips.tolist() == expected
 
 
+@pytest.mark.parametrize("num_video_frames", [5, 16, 17, 61, 300])
+def test_frames_of_the_pipeline_of_transformers(num_video_frames):
+    """By its formulas: pipelines/video_classification.py, video_utils.py (5.24)."""
+    rule = clips.SAMPLERS["transformers"]
+    spread = np.arange(16) * num_video_frames // 16
+    np.testing.assert_array_equal(rule.validation(num_video_frames, 16, 4), spread)
+    np.testing.assert_array_equal(rule.test(num_video_frames, 16, 4, 1), [spread])
+    rule = clips.SAMPLERS["transformers_first"]
+    first = np.linspace(0, 15, 16, dtype=np.int64).clip(max=num_video_frames - 1)
+    np.testing.assert_array_equal(rule.validation(num_video_frames, 16, 4), first)
+    np.testing.assert_array_equal(rule.test(num_video_frames, 16, 4, 1), [first])
+
+
 def test_one_segment_is_in_the_middle():
     assert sampling.dense_test_indices(40, 4, 2, 1).tolist() == [[16, 18, 20, 22]]
     assert sampling.mmaction_test_indices(40, 4, 2, 1).tolist() == [[16, 18, 20, 22]]
@@ -340,6 +355,7 @@ def test_one_segment_is_in_the_middle():
         ("dense_test_indices", (300, 16, 4, 0), "segments", 0),
         ("mmaction_test_indices", (300, 16, 0, 5), "stride", 0),
         ("uniform_test_indices", (0, 16, 2), "num_video_frames", 0),
+        ("first_indices", (300, 16, 0), "segments", 0),
     ],
 )
 def test_sizes_below_one_are_errors_in_every_rule(rule, counts, name, wrong):
