@@ -1,5 +1,6 @@
 """Round trips with Hugging Face's models; needs transformers."""
 
+import dataclasses
 import filecmp
 import json
 import pathlib
@@ -10,7 +11,12 @@ import pytest
 
 import videomae_jax as vmae
 import videomae_jax.__main__
+from tests.helpers.videos import moving_noise, video_bytes, write_video
+from videomae_jax.data import sampling
 from videomae_jax.inference.predict import classify
+from videomae_jax.interop import processor
+from videomae_jax.models.sizes import Framing
+from videomae_jax.video.decoder import Video
 
 torch = pytest.importorskip("torch", reason="the extra `parity` is not installed")
 transformers = pytest.importorskip("transformers", minversion="5.18")
@@ -194,6 +200,81 @@ def test_labels_and_preprocessing(tmp_path):
     assert processor.size["shortest_edge"] == 32
 
 
+IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
+CROP = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
+WIDE = {"height": 32, "width": 64}
+PROCESSORS = {
+    "crop": CROP | IMAGENET,
+    "squash": {"size": {"height": 32, "width": 32}, "do_center_crop": False} | IMAGENET,
+    "larger edge": CROP | {"size": {"shortest_edge": 41}} | IMAGENET,
+    "half": CROP | {"image_mean": [0.5] * 3, "image_std": [0.5] * 3},
+    "wide": {"size": WIDE, "do_center_crop": False} | IMAGENET,
+    "wide crop": {"size": {"shortest_edge": 45}, "crop_size": WIDE} | IMAGENET,
+    "no resize": CROP | {"do_resize": False} | IMAGENET,
+    "larger than the frame": {"do_resize": False, "crop_size": WIDE | {"height": 80}},
+    "bicubic": CROP | {"resample": 3} | IMAGENET,
+    "no rescale": CROP
+    | {"do_rescale": False, "image_mean": [120.0] * 3, "image_std": [60.0] * 3},
+}
+
+
+@pytest.mark.parametrize("name", PROCESSORS)
+def test_predict_sees_what_the_processor_makes(tmp_path, name):
+    settings = PROCESSORS[name]
+    size = settings.get("crop_size", settings.get("size"))
+    image_size = [size["height"], size["width"]]
+    model = make("mean", tmp_path, num_hidden_layers=2, image_size=image_size)
+    with torch.no_grad():  # otherwise, all classes would be nearly as likely
+        model.classifier.weight.mul_(50)
+    model.save_pretrained(tmp_path)
+    process = transformers.VideoMAEImageProcessor(**settings)
+    process.save_pretrained(tmp_path)
+    loaded = vmae.load_pretrained(tmp_path)
+    every = []
+    for frame_size in ((60, 90), (90, 60), (64, 64)):
+        video = video_bytes(moving_noise(40, *frame_size))
+        with Video(video) as opened:
+            frames = opened.read(sampling.dense_center_indices(40, 4, 4))
+        pixels = process([list(frames)], return_tensors="pt").pixel_values
+        with torch.no_grad():
+            expected = model(pixel_values=pixels).logits.softmax(-1)[0].numpy()
+        top = dict(vmae.predict(loaded, video, segments=1, crops=1, top_k=7))
+        result = np.array([top[f"class {i}"] for i in range(7)])
+        assert result.argmax() == expected.argmax()
+        # With torchvision, transformers rounds some resized pixels otherwise, by 1.
+        np.testing.assert_allclose(result, expected, rtol=0, atol=2e-3)
+        every.append(expected)
+    assert np.ptp(every, axis=0).max() > 0.02
+
+
+def test_verify_compares_with_the_processor_of_the_source(
+    tmp_path, capsys, monkeypatch
+):
+    for kind in ("pretraining", "mean"):
+        source, target = tmp_path / kind, tmp_path / f"{kind} again"
+        make(kind, source, num_hidden_layers=1, decoder_num_hidden_layers=1)
+        process = transformers.VideoMAEImageProcessor(**PROCESSORS["larger edge"])
+        process.save_pretrained(source)
+        arguments = ["convert", str(source), str(target), "--verify"]
+        assert vmae.__main__.main([*arguments, "--format=huggingface"]) == 0
+        printed = capsys.readouterr().out
+        assert "with the source: outputs of" in printed
+        assert "the source's processor on a video: pixels agree to" in printed
+    clip = tmp_path / "clip.mp4"
+    write_video(clip, moving_noise(8, 48, 64))
+    arguments += ["--format=jax", f"--clip={clip}"]
+    assert (
+        vmae.__main__.main(arguments[:2] + [str(tmp_path / "c"), *arguments[3:]]) == 0
+    )
+    assert f"processor on {clip}: pixels agree to" in capsys.readouterr().out
+    # A fault of ours in following the processor.
+    monkeypatch.setattr(processor, "_framing", lambda settings: Framing(32))
+    assert (
+        vmae.__main__.main(arguments[:2] + [str(tmp_path / "d"), *arguments[3:]]) == 1
+    )
+    assert "those that the source's own processor makes" in capsys.readouterr().err
+
+
 def test_encoder_alone_returns_the_same_tokens(tmp_path):
     make("pretraining", tmp_path / "whole")
     for name in ("whole", "alone"):  # in an autoencoder, and by itself
@@ -267,3 +348,65 @@ def test_official_scripts_can_load_our_files(tmp_path):
     assert all(x.dtype == torch.float32 and x.is_contiguous() for x in weights.values())
     again = vmae.load_pretrained(tmp_path / "official/checkpoint.pth")
     jax.tree.map(np.testing.assert_array_equal, again.params, loaded.params)
+
+
+TINY = dict(
+    hidden_size=48,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    intermediate_size=96,
+    decoder_hidden_size=24,
+    decoder_num_hidden_layers=1,
+    decoder_num_attention_heads=2,
+    decoder_intermediate_size=48,
+    patch_size=8,
+)
+
+
+@pytest.mark.parametrize("kind", ["pretraining", "mean"])
+@pytest.mark.parametrize(
+    "channels, size, frames, tubelet",
+    [
+        (1, (32, 32), 4, 2),
+        (1, (24, 40), 4, 2),
+        (2, (16, 32), 10, 5),
+        (4, (40, 16), 4, 2),
+    ],
+)
+def test_other_channels_and_sizes(tmp_path, kind, channels, size, frames, tubelet):
+    settings = TINY | dict(
+        num_channels=channels,
+        image_size=list(size),
+        num_frames=frames,
+        tubelet_size=tubelet,
+    )
+    model = make(kind, tmp_path / "theirs", **settings)
+    loaded = vmae.load_pretrained(tmp_path / "theirs")
+    assert loaded.model.channels == channels == len(loaded.model.pixel_mean)
+    assert loaded.preprocessing.image_size == size
+    video = np.random.default_rng(0).normal(size=(2, frames, *size, channels))
+    video = video.astype(np.float32)
+    pixels = torch.from_numpy(video.transpose(0, 1, 4, 2, 3).copy())
+    ids, arguments = (), {"pixel_values": pixels}
+    if kind == "pretraining":
+        mask = np.arange(frames // tubelet * np.prod(size) // 64) % 3 > 0
+        mask = np.stack([mask, mask])
+        ids = vmae.masking.ids_from_mask(mask)
+        arguments["bool_masked_pos"] = torch.from_numpy(mask)
+    output = jax.jit(loaded.model.apply)(loaded.variables, video, *ids)
+    with torch.no_grad():
+        expected = model.eval()(**arguments).logits.numpy()
+    np.testing.assert_allclose(output, expected, atol=2e-5)
+    # Written back as it was read, with a framing that transformers knows.
+    framing = Framing(resize=size, crop=False)
+    clips = dataclasses.replace(loaded.preprocessing, framing=framing)
+    vmae.save_pretrained(
+        tmp_path / "ours", dataclasses.replace(loaded, preprocessing=clips)
+    )
+    written = json.loads((tmp_path / "ours/config.json").read_text())
+    assert written["num_channels"] == channels
+    assert tuple(np.broadcast_to(written["image_size"], 2)) == size
+    again = type(model).from_pretrained(tmp_path / "ours").eval()
+    with torch.no_grad():
+        logits = again(**arguments).logits.numpy()
+    np.testing.assert_allclose(logits, expected, atol=2e-5)
