@@ -22,7 +22,7 @@ class Reconstruction:
     """A clip, its visible part, and the prediction of the hidden part.
 
     Attributes:
-        original: the clip, uint8 [T, H, W, C].
+        original: the clip, uint8 [T, H, W, C]; uint16 with a `value_range`.
         masked: the same, with the hidden patches grey.
         reconstruction: the same, with the hidden patches as predicted.
         loss: of pretraining: mean squared error over the hidden patches, of the targets
@@ -148,7 +148,7 @@ def _read(
 def _mask_and_fill(
     model, mask, mask_ratio, normalized_targets, unpatch_stats, variables, video, key
 ):
-    """Returns masked and reconstructed clips, uint8 [B, T, H, W, 3], and the loss."""
+    """Returns masked and reconstructed clips [B, T, H, W, C], and the loss."""
     patch = {"patch_size": model.patch_size, "tubelet_size": model.tubelet_size}
     grid = vit.token_grid(video.shape, **patch)
     visible, masked = masking.KINDS[mask](key, len(video), grid=grid, ratio=mask_ratio)

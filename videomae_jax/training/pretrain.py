@@ -177,7 +177,7 @@ class Pretraining:
 
     @functools.partial(jax.jit, static_argnums=0)
     def reconstruct(self, params: dict, video: jax.Array) -> list[Array]:
-        """Returns original, masked and reconstructed clips, each uint8 like video."""
+        """Returns original, masked and reconstructed clips, each like video."""
         # The same masks every time, so that the reconstructions of a run compare.
         visible, masked = self._draw_mask(jax.random.key(0), len(video))
         prediction: Any = self.model.apply({"params": params}, video, visible, masked)

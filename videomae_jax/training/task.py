@@ -65,7 +65,7 @@ class Task(Protocol):
 
         Args:
             key: of the random numbers.
-            video: uint8 [B, T, H, W, 3], of the shape that is trained on.
+            video: raw pixels [B, T, H, W, C], of the shape that is trained on.
         """
         ...
 
