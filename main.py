@@ -41,7 +41,7 @@ def main() -> int:
         parser.error("--config is missing, such as configs/digits_pretrain.py")
     config = config_lib.load(args.config, overrides)
     workdir = args.workdir or f"runs/{default_name(args.config)}"
-    return train(config, workdir, verbose=args.verbose)
+    return train(config, workdir, recipe=args.config, verbose=args.verbose)
 
 
 def make_parser() -> program.Parser:
@@ -84,7 +84,7 @@ def recipes() -> list[str]:
     return lines
 
 
-def train(config: Config, workdir: str, *, verbose: bool) -> int:
+def train(config: Config, workdir: str, *, recipe: str, verbose: bool) -> int:
     """Joins the cluster, if there is one, and runs the experiment."""
     import jax
     from absl import flags
@@ -113,7 +113,7 @@ def train(config: Config, workdir: str, *, verbose: bool) -> int:
                 log.info("%s", stop)
                 return preemption.EXIT_CODE
     except UserError as error:
-        log.error("%s", error)
+        log.error("%s", config_lib.name_defaults(str(error), config, recipe))
         return error.exit_code
     return 0
 

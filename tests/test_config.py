@@ -6,7 +6,7 @@ import pytest
 
 from configs import common
 from videomae_jax import config as config_lib
-from videomae_jax.errors import CheckpointError, ConfigError
+from videomae_jax.errors import CheckpointError, CompleteRunError, ConfigError
 
 RECIPE = "configs/k400_vitb_pretrain.py"
 
@@ -149,6 +149,39 @@ def test_a_test_must_use_the_model_as_it_was_trained():
     config.model.heads = 3
     with pytest.raises(CheckpointError, match="config.model.heads=3, but .* None"):
         config_lib.check_same_model("runs/x", saved, config)
+
+
+def test_defaults_that_fail_are_named():
+    """So that nobody looks for a file that they never named."""
+    recipe = "configs/custom_finetune.py"
+    config = config_lib.load(recipe, ["--config.data.test=mine.txt"])
+    message = "file or folder not found: 'data/custom/train.txt'"
+    assert config_lib.name_defaults(message, config, recipe) == (
+        f"{message}\n  This is the default of config.data.train of {recipe}, which "
+        "--config.data.train=... replaces."
+    )
+    # Validation and test often are one list.
+    both = config_lib.load(recipe)
+    named = config_lib.name_defaults("data/custom/val.txt:3: bad", both, recipe)
+    assert "config.data.validation and config.data.test of" in named
+    message = "file or folder not found: 'mine.txt'"
+    assert config_lib.name_defaults(message, config, recipe) == message
+
+
+def test_settings_of_a_complete_run():
+    config = common.finetune()
+    saved = json.loads(config.to_json())
+    del saved["wandb"]  # of a release before the field
+    config.log_every, config.data.num_workers, config.model.remat = 7, 3, "dots"
+    config_lib.check_same_run("runs/x", saved, config)
+    config.steps, config.optimizer.base_lr = 9, 0.1
+    with pytest.raises(CompleteRunError) as error:
+        config_lib.check_same_run("runs/x", saved, config)
+    assert str(error.value) == (
+        "nothing was trained: the run in runs/x is complete with other settings "
+        "(config.optimizer.base_lr=0.1, was 0.0005; config.steps=9, was 0); give a new "
+        "--workdir, or test the run with --config.mode=eval"
+    )
 
 
 def test_choices():

@@ -29,6 +29,9 @@ RENAMED = {
     "picture.statistics": "picture.unpatch_stats",
 }
 
+# Fields that name files, whose defaults may not exist.
+_FILES = ("data.train", "data.validation", "data.test", "data.labels", "init.source")
+
 # Fields that may differ between training and a test, with a warning.
 PREPROCESSING_FIELDS = (
     "data.num_frames",
@@ -139,6 +142,28 @@ def _not_found(path: str) -> str:
     what = "must be a file" if os.path.isdir(path) else "file not found"
     hint = f"; the nearest is {recipes[nearest[0]]}" if nearest else ""
     return f"--config={path}: {what}{hint}"
+
+
+def name_defaults(message: str, config: Config, file: str) -> str:
+    """Says which file names in an error message are defaults, not the user's choice.
+
+    Args:
+        message: of the error.
+        config: of the run.
+        file: the recipe, as for `load`.
+    """
+    ours, defaults = flatten(config.to_dict()), flatten(load(file).to_dict())
+    fields = [
+        f"config.{field}"
+        for field in _FILES
+        if ours.get(field) and ours[field] in message and ours[field] == defaults[field]
+    ]
+    if not fields:
+        return message
+    return (
+        f"{message}\n  This is the default of {' and '.join(fields)} of {file}, which "
+        f"--{fields[0]}=... replaces."
+    )
 
 
 def unknown_field(arguments: Iterable[str], config: Config) -> str | None:

@@ -10,9 +10,9 @@ import pytest
 from configs import custom_finetune
 from tests.helpers import official
 from tests.training import test_finetune
-from tests.training.test_finetune import folder, pretrained  # noqa: F401
+from tests.training.test_finetune import folder  # noqa: F401
 from videomae_jax import checkpointing
-from videomae_jax.errors import CheckpointError, ConfigError
+from videomae_jax.errors import CheckpointError, ConfigError, RecordError
 from videomae_jax.interop.loading import load_pretrained
 from videomae_jax.models import build
 from videomae_jax.training import finetune, initialization, train_step
@@ -46,18 +46,12 @@ def test_sizes_are_those_of_the_source(folder, name, tmp_path):
     # What is saved with a checkpoint is read back as the same model.
     saved = json.loads(config.to_json())["model"]
     assert build.classifier(type(config)(saved), 5) == model
-    if name == "hf_pretrain":
-        video = np.zeros((1, 8, 64, 64, 3), np.uint8)
-        task = finetune.Finetuning(config)
-        params, _ = task.init(jax.random.key(0), video)
-        loaded = task.load_source(params)["encoder"]["blocks"]
-        expected = theirs.params["encoder"]["blocks"]
-        jax.tree.map(np.testing.assert_array_equal, loaded, expected)
 
 
-def test_a_run_keeps_the_sizes_of_its_source(folder, pretrained, tmp_path):
+def test_a_run_keeps_the_sizes_of_its_source(folder, tmp_path):
     """It resumes, and is tested, when the source is gone."""
-    source = shutil.copytree(pretrained, tmp_path / "source")
+    source = tmp_path / "source"
+    save(test_finetune.tiny(folder), source, step=8)
     config = of_source(folder, source, **{"model.heads": 3})
     resolved = initialization.with_source_sizes(config, tmp_path / "run")
     assert (resolved.model.width, resolved.model.depth) == (24, 2)
@@ -139,6 +133,9 @@ def test_the_default_source_is_one_that_everybody_has(folder, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     config = custom_finetune.get_config()
     source = config.init.source
+    with pytest.raises(RecordError, match="data/custom/train.txt"):  # that first
+        initialization.with_source_sizes(config, folder / "no run")
+    config.data.train = str(folder / "good.txt")
     assert source == "MCG-NJU/videomae-base"
 
     def unreachable(*_, **__):

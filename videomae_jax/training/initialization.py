@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from videomae_jax.checkpointing import Checkpoints, restore_part
 from videomae_jax.config import Config, upgrade
+from videomae_jax.data import sources
 from videomae_jax.errors import CheckpointError, ConfigError, PretrainedError
 from videomae_jax.interop import edit_head, hub, loading
 from videomae_jax.models import build
@@ -22,6 +23,7 @@ from videomae_jax.models.classifier import VideoClassifier
 from videomae_jax.models.mae import VideoMAE
 from videomae_jax.models.sizes import height_and_width
 from videomae_jax.models.variants import SOURCE
+from videomae_jax.video.record import LabelKind
 
 log = logging.getLogger(__name__)
 
@@ -197,6 +199,7 @@ def with_source_sizes(config: Config, workdir: pathlib.Path) -> Config:
 
     Raises:
         ConfigError: there is no source.
+        RecordError: the training list is not found.
         CheckpointError: it cannot be read.
     """
     if config.model.variant != SOURCE:
@@ -207,6 +210,13 @@ def with_source_sizes(config: Config, workdir: pathlib.Path) -> Config:
     if step is not None:
         taken = upgrade(checkpoints.meta(step)["config"])["model"]
     elif config.init.source:
+        # A wrong path, the most common mistake, should fail before a download.
+        sources.load(
+            config.data.train,
+            config.data.root,
+            label_kind=LabelKind.UNUSED,
+            frame_name=config.data.frame_name,
+        )
         weights = _open(config.init.source, None, None)
         taken = {x: getattr(weights.model, x, None) for x in _SOURCE_FIELDS}
         taken["position_size"] = weights.position_size
