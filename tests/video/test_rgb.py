@@ -128,3 +128,10 @@ def test_colour_becomes_gray_for_a_model_of_one_channel():
         with open_video(path, PixelFormat(2)) as video:
             with pytest.raises(VideoError, match="has 3 channels .RGB. .*expected 2"):
                 video.read([0])
+
+
+def test_alpha_beside_the_packets_of_webm_is_refused(tmp_path):
+    """FFmpeg's decoders of VP8 and VP9 return such videos without their alpha."""
+    path = _write(tmp_path / "a.webm", "libvpx", "yuva420p", RGBA, "rgba")
+    with pytest.raises(VideoError, match=r"a.webm: its alpha channel would be lost"):
+        open_video(path)

@@ -63,9 +63,16 @@ def open_container(file: VideoFile, name: str) -> InputContainer:
             f"{name}: not a video, or one that is cut off: {error.strerror}"
         ) from error
     try:
-        codec = video_stream(container, name).codec_context
+        stream = video_stream(container, name)
+        codec = stream.codec_context
         if codec is None:
             raise VideoError(f"{name}: no decoder for its video codec")
+        # WebM keeps alpha beside the packets, where FFmpeg's own decoders ignore it.
+        if stream.metadata.get("alpha_mode") == "1":
+            raise VideoError(
+                f"{name}: its alpha channel would be lost: convert it without alpha, "
+                "for example with ffmpeg -i in.webm -pix_fmt yuv420p out.mp4"
+            )
         use_one_thread(codec)
     except BaseException:
         container.close()
