@@ -55,9 +55,10 @@ def test_prepared_frames_of_interlaced_videos_are_the_same(name):
         assert abs(prepared - as_a_whole).mean() < abs(prepared - by_field).mean() / 3
 
 
-def _write(path, codec: str, pixel_format: str, frames: np.ndarray, layout: str):
+def _write(path, codec: str, pixel_format: str, frames, layout: str, **options) -> str:
+    """Encodes frames, an array whose pixels are in PyAV's format `layout`."""
     with av.open(str(path), "w") as file:
-        stream = file.add_stream(codec, rate=25)
+        stream = file.add_stream(codec, rate=25, options=options)
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = pixel_format
         for frame in frames:
@@ -132,6 +133,7 @@ def test_colour_becomes_gray_for_a_model_of_one_channel():
 
 def test_alpha_beside_the_packets_of_webm_is_refused(tmp_path):
     """FFmpeg's decoders of VP8 and VP9 return such videos without their alpha."""
-    path = _write(tmp_path / "a.webm", "libvpx", "yuva420p", RGBA, "rgba")
+    options = {"auto-alt-ref": "0"}
+    path = _write(tmp_path / "a.webm", "libvpx", "yuva420p", RGBA, "rgba", **options)
     with pytest.raises(VideoError, match=r"a.webm: its alpha channel would be lost"):
         open_video(path)
