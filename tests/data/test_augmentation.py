@@ -296,23 +296,19 @@ def test_random_crops_have_the_shape_of_the_output():
     clip = noise(90, 120)
     for seed in range(5):
         rng = np.random.default_rng(seed)
-        top, left, height, width = augmentation.multi_scale_box(
-            rng, 90, 120, size=(32, 64), scales=(0.5,)
-        )
-        # The largest box of this shape is 60 x 120.
-        assert (height, width) == (32, 60)  # 30 snaps to 32
+        box = augmentation.multi_scale_box(rng, 90, 120, size=(32, 64), scales=(0.5,))
+        # Half of the largest box of this shape, 60 x 120; 30 snaps to 32.
+        assert box[2:] == (32, 60)
         rngs = [np.random.default_rng(seed) for _ in range(2)]
         options = {"area": (0.2, 0.4)}
-        [top, left, height, width] = augmentation.random_resized_box(
+        box = augmentation.random_resized_box(
             rngs[0], 90, 120, aspect=(2, 2), **options
         )
-        assert width / height == pytest.approx(2, rel=0.05)
+        assert box[3] / box[2] == pytest.approx(2, rel=0.05)
         crop = augmentation.random_resized_crop(
             rngs[1], clip, (32, 64), aspect=(1, 1), **options
         )
-        expected = augmentation.crop_and_resize(
-            clip, (top, left, height, width), 32, 64
-        )
+        expected = augmentation.crop_and_resize(clip, box, 32, 64)
         np.testing.assert_array_equal(crop, expected)
 
 

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.helpers.official import GOLDEN
-from videomae_jax.data import clips, sampling
+from videomae_jax.data import sampling
+from videomae_jax.data.clips import SAMPLERS
 from videomae_jax.data.sampling import pretrain_indices, sample_pretrain
 
 GOLDEN_ROWS = json.loads((GOLDEN / "frame_sampling.json").read_text())
@@ -329,11 +330,11 @@ def test_uniform_clips_by_the_reference_formula(num_frames, segments):
 @pytest.mark.parametrize("num_video_frames", [5, 16, 17, 61, 300])
 def test_frames_of_the_pipeline_of_transformers(num_video_frames):
     """By its formulas: pipelines/video_classification.py, video_utils.py (5.24)."""
-    rule = clips.SAMPLERS["transformers"]
+    rule = SAMPLERS["transformers"]
     spread = np.arange(16) * num_video_frames // 16
     np.testing.assert_array_equal(rule.validation(num_video_frames, 16, 4), spread)
     np.testing.assert_array_equal(rule.test(num_video_frames, 16, 4, 1), [spread])
-    rule = clips.SAMPLERS["transformers_first"]
+    rule = SAMPLERS["transformers_first"]
     first = np.linspace(0, 15, 16, dtype=np.int64).clip(max=num_video_frames - 1)
     np.testing.assert_array_equal(rule.validation(num_video_frames, 16, 4), first)
     np.testing.assert_array_equal(rule.test(num_video_frames, 16, 4, 1), [first])

@@ -13,7 +13,7 @@ import videomae_jax as vmae
 import videomae_jax.__main__
 from tests.helpers.videos import moving_noise, video_bytes, write_video
 from videomae_jax.data import sampling
-from videomae_jax.inference.predict import classify
+from videomae_jax.inference.predict import center_clip, classify
 from videomae_jax.interop import processor
 from videomae_jax.models.sizes import Framing
 from videomae_jax.video.decoder import Video
@@ -176,7 +176,10 @@ def test_labels_and_preprocessing(tmp_path):
     names = {index: f"class {index}" for index in range(7)}
     model = make("mean", tmp_path, id2label=names, label2id={})
     transformers.VideoMAEImageProcessor(
-        image_mean=[0.5] * 3, image_std=[0.5] * 3, size={"shortest_edge": 32}
+        image_mean=[0.5] * 3,
+        image_std=[0.5] * 3,
+        size={"shortest_edge": 32},
+        crop_size=CLIP["image_size"],
     ).save_pretrained(tmp_path)
     loaded = vmae.load_pretrained(tmp_path)
     assert loaded.labels == tuple(names.values())
@@ -209,7 +212,9 @@ PROCESSORS = {
     "larger edge": CROP | {"size": {"shortest_edge": 41}} | IMAGENET,
     "half": CROP | {"image_mean": [0.5] * 3, "image_std": [0.5] * 3},
     "wide": {"size": WIDE, "do_center_crop": False} | IMAGENET,
-    "wide crop": {"size": {"shortest_edge": 45}, "crop_size": WIDE} | IMAGENET,
+    # Partly black. By an odd number of pixels, transformers' two kinds of processor
+    # differ about where the last one is.
+    "wide crop": {"size": {"shortest_edge": 46}, "crop_size": WIDE} | IMAGENET,
     "no resize": CROP | {"do_resize": False} | IMAGENET,
     "larger than the frame": {"do_resize": False, "crop_size": WIDE | {"height": 80}},
     "bicubic": CROP | {"resample": 3} | IMAGENET,
@@ -225,54 +230,49 @@ def test_predict_sees_what_the_processor_makes(tmp_path, name):
     image_size = [size["height"], size["width"]]
     model = make("mean", tmp_path, num_hidden_layers=2, image_size=image_size)
     with torch.no_grad():  # otherwise, all classes would be nearly as likely
-        model.classifier.weight.mul_(50)
+        model.classifier.weight.mul_(10)
     model.save_pretrained(tmp_path)
     process = transformers.VideoMAEImageProcessor(**settings)
     process.save_pretrained(tmp_path)
     loaded = vmae.load_pretrained(tmp_path)
-    every = []
     for frame_size in ((60, 90), (90, 60), (64, 64)):
         video = video_bytes(moving_noise(40, *frame_size))
         with Video(video) as opened:
             frames = opened.read(sampling.dense_center_indices(40, 4, 4))
         pixels = process([list(frames)], return_tensors="pt").pixel_values
+        mean, std = loaded.model.pixel_mean, loaded.model.pixel_std
+        clip = (center_clip(loaded, video) / 255 - mean) / std
+        difference = np.abs(clip - pixels[0].numpy().transpose(0, 2, 3, 1))
+        # With torchvision, transformers rounds some resized pixels otherwise.
+        assert (255 * difference * std).max() < 1.01
         with torch.no_grad():
             expected = model(pixel_values=pixels).logits.softmax(-1)[0].numpy()
         top = dict(vmae.predict(loaded, video, segments=1, crops=1, top_k=7))
         result = np.array([top[f"class {i}"] for i in range(7)])
         assert result.argmax() == expected.argmax()
-        # With torchvision, transformers rounds some resized pixels otherwise, by 1.
         np.testing.assert_allclose(result, expected, rtol=0, atol=2e-3)
-        every.append(expected)
-    assert np.ptp(every, axis=0).max() > 0.02
 
 
-def test_verify_compares_with_the_processor_of_the_source(
-    tmp_path, capsys, monkeypatch
-):
-    for kind in ("pretraining", "mean"):
-        source, target = tmp_path / kind, tmp_path / f"{kind} again"
+def test_verify_compares_with_the_source(tmp_path, capsys, monkeypatch):
+    clip = tmp_path / "clip.mp4"
+    write_video(clip, moving_noise(8, 48, 64))
+
+    def convert(kind, *arguments):
+        source, target = tmp_path / kind, tmp_path / f"{kind}{len(arguments)}"
         make(kind, source, num_hidden_layers=1, decoder_num_hidden_layers=1)
         process = transformers.VideoMAEImageProcessor(**PROCESSORS["larger edge"])
         process.save_pretrained(source)
-        arguments = ["convert", str(source), str(target), "--verify"]
-        assert vmae.__main__.main([*arguments, "--format=huggingface"]) == 0
-        printed = capsys.readouterr().out
-        assert "with the source: outputs of" in printed
-        assert "the source's processor on a video: pixels agree to" in printed
-    clip = tmp_path / "clip.mp4"
-    write_video(clip, moving_noise(8, 48, 64))
-    arguments += ["--format=jax", f"--clip={clip}"]
-    assert (
-        vmae.__main__.main(arguments[:2] + [str(tmp_path / "c"), *arguments[3:]]) == 0
-    )
-    assert f"processor on {clip}: pixels agree to" in capsys.readouterr().out
+        arguments = ["convert", str(source), str(target), "--verify", *arguments]
+        status = vmae.__main__.main([*arguments, "--format=jax"])
+        return status, "".join(capsys.readouterr())
+
+    status, printed = convert("pretraining")
+    assert status == 0 and "with the source: outputs of (1, " in printed
+    assert "the source's processor on a video: pixels agree to" in printed
     # A fault of ours in following the processor.
     monkeypatch.setattr(processor, "_framing", lambda settings: Framing(32))
-    assert (
-        vmae.__main__.main(arguments[:2] + [str(tmp_path / "d"), *arguments[3:]]) == 1
-    )
-    assert "those that the source's own processor makes" in capsys.readouterr().err
+    status, printed = convert("mean", f"--clip={clip}")
+    assert status == 1 and f"pixels of {clip} differ by" in printed
 
 
 def test_encoder_alone_returns_the_same_tokens(tmp_path):

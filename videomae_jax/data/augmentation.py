@@ -274,7 +274,10 @@ def _resize_averaged(
 
 
 def _extend(clip: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Puts frames that are smaller than the size into the middle of black ones."""
+    """Puts frames that are smaller than the size into the middle of black ones.
+
+    The odd one of the added rows comes last, as in transformers with torchvision.
+    """
     missing = [max(x - y, 0) for x, y in zip(size, clip.shape[1:3], strict=True)]
     if not any(missing):
         return clip
