@@ -232,8 +232,73 @@ def test_frames_that_are_images(tmp_path, serial):
     with pytest.raises(RecordError, match="--copy needs a video file, but the frames"):
         prepare(*given, "--copy", "--overwrite")
     (tmp_path / "parts.txt").write_text("path,start,total\na.mp4 2 3\n")
-    with pytest.raises(RecordError, match="a part of a video file cannot be prepared"):
-        prepare(tmp_path / "parts.txt", tmp_path / "parts")
+    for option in ("--copy", "--trim=:2"):
+        with pytest.raises(RecordError, match="need whole videos, but the list names"):
+            prepare(tmp_path / "parts.txt", tmp_path / "parts", option)
+
+
+def test_parts_of_videos(tmp_path, serial):
+    # 25 frames a second, of which the eighth is shown for 10 frames.
+    frames = moving_noise(16, 48, 64)
+    ticks = [i + 10 * (i > 8) for i in range(16)]
+    write_video(str(tmp_path / "a.mp4"), frames, ticks=ticks)
+    rows = ["path,start_frame,end_frame,start_seconds,end_seconds,label"]
+    rows += ["a.mp4,2,9,,,put plate", "a.mp4,,,0.24,0.8,take knife", "a.mp4,,,,,run"]
+    (tmp_path / "list.csv").write_text("\n".join(rows))
+    prepare(tmp_path / "list.csv", tmp_path / "parts", "--crf=5")
+    with open_video(str(tmp_path / "a.mp4")) as video:
+        whole = video.read(range(16))
+    listed = sources.load(str(tmp_path / "list.csv"), label_kind=LabelKind.ONE)
+    stored = sources.load(f"tfds:{tmp_path}/parts/train", label_kind=LabelKind.ONE)
+    assert [record.labels for record in stored] == [(0,), (2,), (1,)]
+    names = (tmp_path / "parts/1.0.0/label.labels.txt").read_text().split("\n")
+    assert names[:3] == ["put plate", "run", "take knife"]
+    for first, count, before, after in zip(
+        (2, 6, 0), (7, 4, 16), listed, stored, strict=True
+    ):
+        with open_video(before) as direct, open_video(after) as prepared:
+            assert direct.num_frames == prepared.num_frames == count
+            got = prepared.read(range(count)).astype(int)
+            expected = direct.read(range(count)).astype(int)
+            np.testing.assert_array_equal(expected, whole[first : first + count])
+            errors = [np.abs(got - np.roll(expected, i, 0)).mean() for i in range(3)]
+            assert np.argmin(errors) == 0
+            np.testing.assert_allclose(direct.frame_times, prepared.frame_times)
+    # Another part of the same video is another video.
+    (tmp_path / "list.csv").write_text("\n".join(rows).replace("0.24", "0.2"))
+    with pytest.raises(RecordError, match="other videos or labels"):
+        prepare(tmp_path / "list.csv", tmp_path / "parts", "--crf=5")
+    (tmp_path / "long.csv").write_text("path,start,total\na.mp4,10,9\n")
+    with pytest.raises(RecordError, match="too short: the list asks for 9 frames"):
+        prepare(tmp_path / "long.csv", tmp_path / "long")
+
+
+def test_values_and_heads(videos, tmp_path, serial):
+    path = f"{videos.parent}/0.mp4"
+    (tmp_path / "values.csv").write_text(f"path,x,y\n{path},7.25,-1\n{path},0,2\n")
+    prepare(tmp_path / "values.csv", tmp_path / "values", "--values")
+    source = f"tfds:{tmp_path}/values/train"
+    loaded = sources.load(source, label_kind=LabelKind.VALUES)
+    assert [record.values for record in loaded] == [(7.25, -1.0), (0.0, 2.0)]
+    with pytest.raises(RecordError, match="has no label"):
+        sources.load(source, label_kind=LabelKind.ONE)
+    with pytest.raises(RecordError, match="run `prepare` with --heads"):
+        sources.load(source, label_kind=LabelKind.HEADS)
+
+    (tmp_path / "heads.csv").write_text(f"path,noun,verb\n{path},egg,cut\n")
+    for name, classes in (("verbs", "mix\ncut\n"), ("nouns", "egg\n")):
+        (tmp_path / f"{name}.txt").write_text(classes)
+    given = (tmp_path / "heads.csv", tmp_path / "heads", "--heads=verb,noun")
+    with pytest.raises(RecordError, match="--labels=verbs.txt,nouns.txt"):
+        prepare(*given)
+    prepare(*given, f"--labels={tmp_path}/verbs.txt,{tmp_path}/nouns.txt")
+    source = f"tfds:{tmp_path}/heads/train"
+    [record] = sources.load(source, label_kind=LabelKind.HEADS)
+    assert record.labels == (1, 0)
+    with pytest.raises(RecordError, match="set config.data.heads=verb,noun"):
+        sources.load(source, label_kind=LabelKind.ONE)
+    with pytest.raises(RecordError, match="run `prepare` with --values"):
+        sources.load(source, label_kind=LabelKind.VALUES)
 
 
 def test_classes_several_labels_and_none(videos, tmp_path, serial):
@@ -425,8 +490,16 @@ def test_classes_of_heads_and_values_are_kept(videos, tmp_path, serial):
     with pytest.raises(RecordError, match="set config.data.heads=noun,verb"):
         sources.load(source, label_kind=LabelKind.ONE)
 
-    path.write_text(f"path,score\n{videos.parent}/0.mp4,7.25\n")
+    path.write_text(f"path,arousal,valence\n{videos.parent}/0.mp4,7.25,3\n")
     prepare(path, tmp_path / "values", "--values", "--copy")
-    source = f"tfds:{tmp_path}/values/train"
-    (record,) = sources.load(source, label_kind=LabelKind.VALUES)
-    assert record.values == (7.25,)
+    for source in (f"tfds:{tmp_path}/values/train", str(path)):
+        for columns, values in {
+            (): (7.25, 3.0),
+            ("arousal", "valence"): (7.25, 3.0),
+            ("valence", "arousal"): (3.0, 7.25),
+            ("other", "names"): (7.25, 3.0),
+        }.items():
+            kind = LabelKind.VALUES
+            (record,) = sources.load(source, label_kind=kind, label_columns=columns)
+            assert record.values == values
+            assert sorted(record.value_names) == ["arousal", "valence"]

@@ -71,11 +71,13 @@ def heads_run(folder, tmp_path_factory):
 def regression_run(folder, tmp_path_factory):
     """The config and the work directory of a model of two values."""
     base = tmp_path_factory.mktemp("regression")
-    lines = [f"{i}.mp4 {100 + 10 * i} {-i / 100}\n" for i in range(11)]
-    (base / "list.txt").write_text("".join(lines))
-    (base / "names.txt").write_text("height\nslope\n")
-    labels = str(base / "names.txt")
-    config = regression_config(folder, base / "list.txt", **{"data.labels": labels})
+    lines = [f"{i}.mp4,{100 + 10 * i},{-i / 100}\n" for i in range(11)]
+    (base / "list.txt").write_text("path,tilt,slope\n" + "".join(lines))
+    # The columns of the test are in another order.
+    lines = [f"{i}.mp4,{-i / 100},{100 + 10 * i}\n" for i in range(11)]
+    (base / "test.txt").write_text("path,slope,tilt\n" + "".join(lines))
+    config = regression_config(folder, base / "list.txt")
+    config.data.test = str(base / "test.txt")
     trained(config, base / "run")
     return config, base / "run"
 
@@ -178,10 +180,10 @@ def test_run_of_a_regression(regression_run):
     _, workdir = regression_run
     metrics = json.loads((workdir / "test" / "metrics.json").read_text())
     assert metrics["videos"] == 10 and metrics["unreadable"] == 1
-    names = {"mean_absolute_error", "height_mean_absolute_error", "rank_correlation"}
+    names = {"mean_absolute_error", "tilt_mean_absolute_error", "rank_correlation"}
     assert names <= metrics.keys()
     rows = rows_of(workdir)
-    assert rows[2]["targets"] == {"height": 120.0, "slope": -0.02}
+    assert rows[2]["targets"] == {"tilt": 120.0, "slope": -0.02}
     values = np.array([[*row["values"].values()] for row in rows])
     # In the units of the list: within some deviations of the training's mean.
     assert np.all(np.abs(values - [150, -0.05]) < 10 * np.array([31.6, 0.0316]))
@@ -199,7 +201,7 @@ def test_a_regression_predicts_as_it_tests(regression_run, folder, tmp_path, cap
     assert loaded.problem == Problem(REGRESSION)
     result = predict(loaded, folder / "1.mp4", segments=2, crops=1, top_k=1)
     tested = rows_of(workdir)[1]["values"]
-    assert [name for name, _ in result] == ["height", "slope"]
+    assert [name for name, _ in result] == ["tilt", "slope"]
     values = [value for _, value in result]
     np.testing.assert_allclose(values, [*tested.values()], rtol=1e-4)
 
@@ -207,7 +209,7 @@ def test_a_regression_predicts_as_it_tests(regression_run, folder, tmp_path, cap
     written = json.loads((tmp_path / "hf" / "config.json").read_text())
     assert written["problem_type"] == "regression"
     again = load_pretrained(tmp_path / "hf")
-    assert again.problem == loaded.problem and again.labels == ("height", "slope")
+    assert again.problem == loaded.problem and again.labels == ("tilt", "slope")
     with pytest.raises(PretrainedError, match="official code does not support regr"):
         save_pretrained(tmp_path / "official", loaded, format="official")
     with pytest.raises(PretrainedError, match="predicts values, but a timeline"):
@@ -216,9 +218,9 @@ def test_a_regression_predicts_as_it_tests(regression_run, folder, tmp_path, cap
     flags = ["--segments=2", "--crops=1", f"--overlays={tmp_path / 'overlays'}"]
     __main__.main(["predict", str(folder / "1.mp4"), f"--model={workdir}", *flags])
     output = capsys.readouterr().out.splitlines()
-    assert output[1].split() == [f"{values[0]:.5g}", "height"]
+    assert output[1].split() == [f"{values[0]:.5g}", "tilt"]
     assert "%" not in "".join(output)
-    assert (tmp_path / "overlays" / "1_height_activation.png").exists()
+    assert (tmp_path / "overlays" / "1_tilt_activation.png").exists()
 
 
 def test_evaluation_of_a_regression_is_in_the_same_units(regression_run):
@@ -237,7 +239,7 @@ def test_a_resumed_regression_keeps_its_units(regression_run, tmp_path):
     """Another list has another mean: the head would predict in other units."""
     config, workdir = regression_run
     config = config.copy_and_resolve_references()
-    (tmp_path / "longer.txt").write_text("0.mp4 100 0\n1.mp4 900 0\n")
+    (tmp_path / "longer.txt").write_text("path,tilt,slope\n0.mp4,100,0\n")
     config.data.train = str(tmp_path / "longer.txt")
     config.steps = 3
     with pytest.raises(CheckpointError, match="target_mean is .150.0, .* in the check"):

@@ -138,7 +138,7 @@ def run(args: argparse.Namespace) -> None:
         "classes": classes,
     }
     if args.values:
-        settings["values"] = True
+        settings["values"] = list(records[0].value_names) or True
     if args.heads:
         settings["heads"] = args.heads
     if any(record.is_images for record in records):

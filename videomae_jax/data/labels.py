@@ -278,7 +278,8 @@ def value_names(
     Args:
         records: the training videos, with values.
         source: the source of the videos, for messages.
-        label_file: see `read`. Without it, they are "value", or "value 0", "value 1".
+        label_file: see `read`. Without it, the names are those of the list's columns,
+            or "value", or "value 0", "value 1".
         num_values: their number, if it is set: config.data.num_classes.
 
     Raises:
@@ -291,6 +292,8 @@ def value_names(
             f"config.data.num_classes={num_values}, but the videos of {source} have "
             f"{count} values each: unset config.data.num_classes, or correct it"
         )
+    if not label_file and records[0].value_names:
+        return list(records[0].value_names)
     if not label_file:
         return ["value"] if count == 1 else [f"value {i}" for i in range(count)]
     names = read(label_file)

@@ -104,6 +104,7 @@ class Row:
         time_range: start and end in seconds; None for all.
         labels: whole numbers or class names, as written.
         values: the targets of a regression.
+        value_names: the names of their columns, if they have names.
         is_cut: True if columns that are neither a label nor a range were left out.
     """
 
@@ -113,6 +114,7 @@ class Row:
     time_range: tuple[float, float] | None = None
     labels: tuple[int | str, ...] = ()
     values: tuple[float, ...] = ()
+    value_names: tuple[str, ...] = ()
     is_cut: bool = False
 
 

@@ -121,7 +121,8 @@ def load(
             LabelKind.HEADS, a sequence of them for each head. By default the names that
             occur in the source, sorted.
         label_columns: for LabelKind.HEADS, the columns of a list with a header that
-            hold the labels; by default all that may be labels.
+            hold the labels, by default all that may be labels; for VALUES, the columns
+            that hold the values, if the header has them.
 
     Raises:
         RecordError: the source is missing, empty or not text, or a line cannot be
@@ -226,7 +227,9 @@ def _json_line(record: Record) -> str:
         row |= {"start_frame": start, "end_frame": start + total}
     if record.time_range:
         row["start_seconds"], row["end_seconds"] = record.time_range
-    if record.values:
+    if record.value_names:
+        row |= zip(record.value_names, record.values, strict=True)
+    elif record.values:
         row["value"] = record.values
     else:
         row["label"] = record.label_names or record.labels
@@ -383,6 +386,7 @@ def _load_list(
             path,
             _unique(row.name, counts),
             values=row.values,
+            value_names=row.value_names,
             frame_name=frame_name if row.is_folder else "",
             frame_range=row.frame_range,
             # If some lines have other numbers, these are not times either.

@@ -5,6 +5,7 @@ table is a list of rows, each of which becomes a `list_format.Row`.
 """
 
 import csv
+import dataclasses
 import json
 import logging
 import re
@@ -52,7 +53,7 @@ _OTHER = (
 _INDEX = re.compile(r"|unnamed.*")  # of pandas
 _WHOLE_FLOAT = re.compile(r"([0-9]+)\.0")  # what pandas makes of labels with gaps
 # What a path between brackets hardly begins with.
-_JSON = re.compile(r'\{\s*("|$)|\[\s*([{"]|$)|\[\[".*\]')
+_JSON = re.compile(r'\{\s*"|\[\s*(\{\s*)?"|\[\s*\[".*\]')
 _SEPARATORS = ",\t; "
 
 _KNOWN = (
@@ -72,8 +73,8 @@ def read(
         source: name of the list in messages.
         text: its content.
         label_kind: the labels that each row must have.
-        label_columns: names of the columns with a label for each head; by default all
-            that may be labels.
+        label_columns: names of the columns with a label for each head, or with values,
+            if the table has them; by default all that may be labels or values.
 
     Raises:
         RecordError: the text is not valid JSON or CSV, or its columns are not known.
@@ -82,7 +83,7 @@ def read(
     number, first = next(
         ((n, x) for n, x in enumerate(lines, 1) if x and x[0] != "#"), (0, "")
     )
-    if _JSON.match(first):
+    if _JSON.match("\n".join(lines[number - 1 :])):
         rows, place = _json_rows(source, text, first), ""
     elif separator := _separator(first):
         rows, place = _csv_rows(source, lines, number, separator), f":{number}"
@@ -169,6 +170,10 @@ class _Table:
             for names in (_HEADS, _VALUE)
         )
         if label_kind is LabelKind.VALUES:
+            wanted = map(_normal, label_columns)
+            named = [self._by_name[name] for name in wanted if name in self._by_name]
+            if named and len(named) == len(label_columns):
+                return named
             return values or ([one] if one is not None else self._unknown())
         if label_kind is LabelKind.HEADS:
             return heads or self._unknown() or ([one] if one is not None else [])
@@ -182,11 +187,17 @@ class _Table:
                 "label. Name it label. "
                 + (
                     f"If {_listed(unknown)} are numbers to predict (regression), set "
-                    "config.loss.kind=mse; if they are classes, a head for each, set "
-                    f"config.data.heads={','.join(unknown)}. "
+                    "config.loss.kind=mse"
                     if unknown
                     else ""
                 )
+                + (
+                    "; if they are classes, a head for each, set "
+                    f"config.data.heads={','.join(unknown)}"
+                    if len(unknown) > 1
+                    else ""
+                )
+                + (". " if unknown else "")
                 + _KNOWN
             )
         return []
@@ -238,7 +249,7 @@ class _Table:
             texts += [text for text in cell if text or label_kind is LabelKind.HEADS]
         if label_kind is not LabelKind.VALUES:
             texts = [_WHOLE_FLOAT.sub(r"\1", text) for text in texts]
-        return list_format.make_row(
+        row = list_format.make_row(
             _one(cells, self._path or ""),
             texts,
             label_kind,
@@ -248,6 +259,10 @@ class _Table:
             if any(times)
             else None,
         )
+        # A cell of JSON may hold several.
+        if len(row.values) == len(targets):
+            row = dataclasses.replace(row, value_names=tuple(targets))
+        return row
 
 
 def _frames(get: Mapping[str, str]) -> tuple[int | None, int | None]:
@@ -321,13 +336,14 @@ def _separator(line: str) -> str | None:
         except LineError:
             continue
         names = [_normal(cell) for cell in cells]
-        known = [x for x in names if x in _ALL_NAMES]
-        if any(labels.DECIMAL.fullmatch(x) or is_video(x) for x in names):
+        if len(names) < 2 or any(labels.DECIMAL.fullmatch(x) for x in names):
             continue
-        # Of words between spaces, a sentence or a path may consist.
-        enough = len(names) if separator == " " else 2 if "\t" not in line else 1
-        has_path = any(name in _PATH for name in names)
-        if len(names) > 1 and (len(known) >= enough or has_path and separator != " "):
+        if any(map(is_video, cells)):
+            continue
+        known = sum(name in _ALL_NAMES for name in names)
+        # Of words between spaces, a path may consist.
+        has_path = any(name in _PATH for name in names) and separator in ",\t"
+        if known == len(names) or separator != " " and (known > 1 or has_path):
             return separator
     return None
 

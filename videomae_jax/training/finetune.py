@@ -98,13 +98,15 @@ class Finetuning:
         if saved is None:
             splits.append("validation")
             names = losses.read_class_names(self._config)
-            self.training_videos = self._load(data.train, names)
+            columns = losses.label_columns(self._config)
+            self.training_videos = self._load(data.train, names, columns)
             objective = losses.make_objective(self._config, self.training_videos)
         else:
             objective = losses.saved_objective(self._config, saved)
         self.objective = objective
+        names, columns = objective.class_names, objective.label_columns
         self._held_out = {
-            split: self._load(data[split], objective.class_names) if data[split] else []
+            split: self._load(data[split], names, columns) if data[split] else []
             for split in splits
         }
         for split, videos in self._held_out.items():
@@ -115,7 +117,9 @@ class Finetuning:
         """The name of each logit: of a class, or of a value."""
         return list(self.objective.names)
 
-    def _load(self, source: str, class_names: Sequence | None) -> list[Record]:
+    def _load(
+        self, source: str, class_names: Sequence | None, label_columns: Sequence[str]
+    ) -> list[Record]:
         data = self._config.data
         records = sources.load(
             source,
@@ -123,7 +127,7 @@ class Finetuning:
             label_kind=self.label_kind,
             frame_name=data.frame_name,
             class_names=class_names,
-            label_columns=losses.head_names(self._config),
+            label_columns=label_columns,
         )
         if not any(record.labels or record.values for record in records):
             raise RecordError(f"{source}: no video has a label, as fine-tuning needs")

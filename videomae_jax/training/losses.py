@@ -221,6 +221,12 @@ class Objective:
         return self.names
 
     @property
+    def label_columns(self) -> Sequence[str]:
+        """The columns with the labels of heads or the values, if a list names them."""
+        heads = [name for name, _ in self.problem.heads]
+        return self.names if self.problem.is_regression else heads
+
+    @property
     def meta(self) -> dict[str, Any]:
         """What a checkpoint keeps, a JSON object; `saved_objective` reads it."""
         meta = {"class_names": list(self.names), "problem": self.problem.to_json()}
@@ -304,6 +310,13 @@ def head_names(config: Config) -> list[str]:
     """Returns the names in config.data.heads."""
     heads = config.data.heads
     return [name.strip() for name in heads.split(",")] if heads else []
+
+
+def label_columns(config: Config) -> Sequence[str]:
+    """Returns `Objective.label_columns` as far as the config names them."""
+    if config.loss.kind == "mse" and config.data.labels:
+        return labels.read(config.data.labels)
+    return head_names(config)
 
 
 def read_class_names(config: Config) -> Sequence | None:

@@ -59,6 +59,7 @@ class Record:
             the order of the heads for LabelKind.HEADS.
         label_names: the names of these classes, if the list gives names, not numbers.
         values: the targets of a regression; empty for classes.
+        value_names: the names of these values, if the columns of the list have names.
         position: index of the video in `path`, if that is an ArrayRecord shard; None
             if the file is the video.
         frame_name: template of the image names, if `path` is a frame folder.
@@ -77,6 +78,7 @@ class Record:
     labels: tuple[int, ...] = ()
     label_names: tuple[str, ...] = ()
     values: tuple[float, ...] = ()
+    value_names: tuple[str, ...] = ()
     position: int | None = None
     frame_name: str = ""
     frame_range: tuple[int, int] | None = None

@@ -40,8 +40,8 @@ def load(
     Args:
         source: `tfds:FOLDER/SPLIT`, with the folder that `prepare` was given.
         label_kind: the labels that each video must have.
-        label_columns: for LabelKind.HEADS, which of the data set's heads, in order; by
-            default all.
+        label_columns: for LabelKind.HEADS, which of the data set's heads, in order, by
+            default all; for VALUES, which of its values, if it has them.
 
     Raises:
         RecordError: the split is unknown or incomplete, or shards are missing or cut
@@ -61,7 +61,7 @@ def load(
             f"--split={split}`"
         )
     _check_kind(source, index["settings"], label_kind)
-    places = _places(source, index["settings"], label_kind, label_columns)
+    columns, places = _columns(source, index["settings"], label_kind, label_columns)
     records, videos = [], iter(index["videos"])
     for shard in index["shards"]:
         path = os.fspath(folder / shard["file"])
@@ -75,11 +75,20 @@ def load(
             labels = labels_from_json(row["label"])
             values = tuple(row.get("values", ()))
             label_kind.check(labels, f"{source}: {row['id']}")
-            if places is not None:
+            is_regression = label_kind is LabelKind.VALUES
+            if places and is_regression:
+                values = tuple(values[place] for place in places)
+            elif places:
                 labels = tuple(labels[place] for place in places)
-            records.append(
-                Record(path, row["id"], labels=labels, values=values, position=position)
+            record = Record(
+                path,
+                row["id"],
+                labels=labels,
+                values=values,
+                value_names=columns if is_regression else (),
+                position=position,
             )
+            records.append(record)
     return records
 
 
@@ -105,23 +114,27 @@ def _check_kind(
         )
 
 
-def _places(
+def _columns(
     source: str,
     settings: Mapping[str, Any],
     label_kind: LabelKind,
     label_columns: Sequence[str],
-) -> list[int] | None:
-    """Returns the places of columns among the labels of a video; None for all."""
-    if label_kind is not LabelKind.HEADS or not label_columns:
-        return None
-    heads = [name.strip() for name in settings["heads"].split(",")]
-    absent = [name for name in label_columns if name not in heads]
-    if absent:
-        raise RecordError(
-            f"{source} has labels for the heads {', '.join(heads)}, not for "
-            f"{', '.join(absent)}: correct config.data.heads"
-        )
-    return [heads.index(name) for name in label_columns]
+) -> tuple[tuple[str, ...], list[int]]:
+    """Returns the names of the heads or values to take, and their places if known."""
+    known: list[str] = []
+    if label_kind is LabelKind.HEADS:
+        known = [name.strip() for name in settings["heads"].split(",")]
+        absent = [name for name in label_columns if name not in known]
+        if absent:
+            raise RecordError(
+                f"{source} has labels for the heads {', '.join(known)}, not for "
+                f"{', '.join(absent)}: correct config.data.heads"
+            )
+    elif label_kind is LabelKind.VALUES and isinstance(settings["values"], list):
+        known = settings["values"]
+    is_known = label_columns and set(label_columns) <= set(known)
+    columns = tuple(label_columns if is_known else known)
+    return columns, [known.index(name) for name in columns]
 
 
 def parse(source: str) -> tuple[str, str]:
