@@ -19,7 +19,7 @@ import logging
 import os
 import pathlib
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from videomae_jax.data import labels, list_format, tables
@@ -55,10 +55,10 @@ _UNPACK = (
     "their folder, or a list; `python -m videomae_jax prepare` packs them again"
 )
 _TO_CSV = "write it as CSV, with columns path and label (pandas: DataFrame.to_csv)"
-_ONE_VIDEO = "which is one video: give its folder, or a list that names it"
+_ONE_VIDEO = "give its folder, or a list that names it"
 _FORMATS = (
     ("a video", EXTENSIONS, (), _ONE_VIDEO),
-    ("an array", (".npy", ".npz"), (b"\x93NUMPY",), _ONE_VIDEO),
+    ("an array, which is one video", (".npy", ".npz"), (b"\x93NUMPY",), _ONE_VIDEO),
     ("a Parquet table", (".parquet",), (b"PAR1",), _TO_CSV),
     ("an Arrow table", (".arrow", ".feather"), (b"ARROW1",), _TO_CSV),
     ("a spreadsheet", (".xlsx", ".xls", ".ods"), (), _TO_CSV),
@@ -74,7 +74,8 @@ _FORMATS = (
     ),
 )
 
-# Annotations of known data sets: how they begin, and which `lists` command reads them.
+# Annotations of known data sets: how they begin, and which `lists` command reads them
+# or, without one, what to do.
 _ANNOTATIONS = (
     ("Kinetics", r"[^\n]*\byoutube_id\b[^\n]*\btime_start\b", "kinetics400"),
     ("Something-Something V2", r'\s*\[\s*\{[^}]*"(template|placeholders)"', "ssv2"),
@@ -85,16 +86,18 @@ _ANNOTATIONS = (
     ("Diving48", r'\s*\[\s*\{[^}]*"vid_name"', "diving48"),
     ("UCF101", r"\w+/v_\w+_g[0-9]{2}_c[0-9]{2}\.avi( 1)?\s*\n", "ucf101"),
     ("HMDB51", r"[^\n/]+_(f|h|u|l)_(cm|nm)_np[0-9]_[^\n/]*\.avi [0-2]\s*\n", "hmdb51"),
-    ("AVA", r"[\w-]{11},[0-9]{4}(\.[0-9]+)?,([01]?\.[0-9]+,){4}", ""),
-    ("Jester or Something-Something V1", r"[0-9]+;[A-Z]", ""),
+    (
+        "AVA",
+        r"[\w-]{11},[0-9]{4}(\.[0-9]+)?,([01]?\.[0-9]+,){4}",
+        "they mark persons in frames (detection), which is not supported",
+    ),
+    (
+        "Jester or Something-Something V1",
+        r"[0-9]+;[A-Z]",
+        "their videos are folders of images. Begin the file with a line path;label, "
+        "write 34870/ for 34870, and set config.data.frame_name={:05}.jpg",
+    ),
 )
-# What to do with those that no command reads.
-_OTHER_ANNOTATIONS = {
-    "AVA": "they mark persons in frames (detection), which is not supported",
-    "Jester or Something-Something V1": "their videos are folders of images. Begin the "
-    "file with a line path;label, write 34870/ for 34870, and set "
-    "config.data.frame_name={:05}.jpg",
-}
 
 
 def load(
@@ -198,8 +201,7 @@ def write_records(target: str | os.PathLike, records: Sequence[Record]) -> None:
         if record.is_stored:
             raise RecordError(f"{record.id}: a list cannot name a video in a shard")
     if any(x.time_range or x.values or x.label_names for x in records):
-        _write(target, map(_json_line, records))
-        return
+        return _write(target, map(_json_line, records))
     layout = _layout(records)
     lines = [",".join(["path", *layout])] if layout else []
     for record in records:
@@ -295,6 +297,8 @@ def _load_folder(
         other_images += [name for name in files if name.lower().endswith(_IMAGES)][:3]
     if not records:
         message = f"the folder {source!r} holds no videos ({' '.join(EXTENSIONS)})"
+        for name in filter(_other_format, os.listdir(root)[:9]):
+            message += f"; {name} is {_other_format(name)}"
         if other_images:
             message += f"; {frame_name_advice(frame_name, other_images)}"
         raise RecordError(message)
@@ -306,16 +310,13 @@ def _load_folder(
 
 
 def _read_text(source: str, path: str) -> str:
-    def check(is_format: Callable[[Any, Any], bool]) -> None:
-        for name, endings, magic, remedy in _FORMATS:
-            if is_format(endings, magic):
-                raise RecordError(f"{source} is {name}, not a list of videos: {remedy}")
-
-    check(lambda endings, _: path.lower().endswith(endings))
+    if found := _other_format(path):
+        raise RecordError(f"{source} is not a list of videos, but {found}")
     try:
         with open_binary(path) as file:
             data = file.read(4096)  # enough to recognize a video, which may be large
-            check(lambda _, magic: data.startswith(magic))
+            if found := _other_format("", data):
+                raise RecordError(f"{source} is not a list of videos, but {found}")
             if b"\0" not in data:
                 data += file.read()
     except FileNotFoundError:
@@ -336,15 +337,23 @@ def _read_text(source: str, path: str) -> str:
     )
 
 
+def _other_format(name: str, data: bytes = b"") -> str:
+    """Returns the format of a file that is no list, and what to do; "" if unknown."""
+    for format_name, endings, magic, remedy in _FORMATS:
+        if name.lower().endswith(endings) or data.startswith(magic):
+            return f"{format_name}: {remedy}"
+    return ""
+
+
 def _refuse_annotations(source: str, text: str, label_kind: LabelKind) -> None:
     """Names the data set if a list is what its publisher distributes."""
-    for name, pattern, command in _ANNOTATIONS:
+    for name, pattern, remedy in _ANNOTATIONS:
         # The files of these two are lists, but their numbers are not labels from 0 up.
-        if command in ("ucf101", "hmdb51") and label_kind is LabelKind.UNUSED:
+        if remedy in ("ucf101", "hmdb51") and label_kind is LabelKind.UNUSED:
             continue
         if re.match(pattern, text):
-            remedy = f"`python -m videomae_jax lists {command}` makes lists of them"
-            remedy = remedy if command else _OTHER_ANNOTATIONS[name]
+            if " " not in remedy:
+                remedy = f"`python -m videomae_jax lists {remedy}` makes lists of them"
             raise RecordError(f"{source}: annotations of {name}: {remedy}")
 
 
@@ -371,11 +380,8 @@ def _load_list(
         raise RecordError(f"the list {source!r} names no videos. {_HELP}")
     is_cut = any(row.is_cut for row in rows)
     if is_cut:
-        log.warning(
-            "%s: columns after the path are ignored; if they are parts of the videos, "
-            "begin the list with a line such as path,start_seconds,end_seconds",
-            source,
-        )
+        advice = "begin the list with a line such as path,start_seconds,end_seconds"
+        log.warning("%s: columns ignored; if they are parts, %s", source, advice)
     records: list[Record] = []
     counts: dict[str, int] = {}
     for row in rows:
@@ -412,7 +418,7 @@ def _load_tars(
     records, found = [], []
     counts: dict[str, int] = {}
     for tar in tars:
-        for member in tar_shards.members(tar, FILMS, with_labels=is_used):
+        for member in tar_shards.members(tar, with_labels=is_used):
             try:
                 classes, values = labels.parse(member.labels, label_kind)
             except LineError as error:
@@ -423,8 +429,7 @@ def _load_tars(
             records.append(record)
             found.append(classes)
     if not records:
-        endings = " ".join(FILMS)
-        raise RecordError(f"{source}: the tar holds no videos ({endings})")
+        raise RecordError(f"{source}: the tar holds no videos ({' '.join(FILMS)})")
     return labels.attach(
         records,
         found,

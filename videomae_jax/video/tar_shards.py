@@ -15,10 +15,10 @@ import json
 import os
 import re
 import tarfile
-from collections.abc import Sequence
 
 from videomae_jax.errors import RecordError, VideoError
 from videomae_jax.files import absolute, is_url, open_binary
+from videomae_jax.video.container import FILMS, is_video
 from videomae_jax.video.record import Record
 
 PREFIX = "wds:"
@@ -50,16 +50,20 @@ def find(source: str) -> list[str] | None:
 
     Args:
         source: a .tar file, a pattern such as `train-*.tar` or
-            `train-{000000..000012}.tar`, or a folder of .tar files after `wds:`.
+            `train-{000000..000012}.tar`, any of these after `wds:`, or a folder of
+            .tar files, after `wds:` if it holds videos or folders too.
 
     Raises:
         RecordError: the source names tars, but none exists.
     """
     text = source.removeprefix(PREFIX)
-    is_folder = os.path.isdir(absolute(text))
-    if not text.endswith(".tar") and source == text or is_folder and source == text:
+    folder = absolute(text)
+    if os.path.isdir(folder) and (text != source or _is_all_tars(folder)):
+        patterns = [f"{glob.escape(folder)}/*.tar"]
+    elif text.endswith(".tar") and not os.path.isdir(folder) or text != source:
+        patterns = _expand(text)
+    else:
         return None
-    patterns = [f"{text}/*.tar"] if is_folder else _expand(text)
     paths = []
     for pattern in map(absolute, patterns):
         has_magic = glob.has_magic(pattern) and not is_url(pattern)
@@ -69,6 +73,14 @@ def find(source: str) -> list[str] | None:
             raise RecordError(f"{source}: tar not found: {(missing or [pattern])[0]}")
         paths += found
     return paths
+
+
+def _is_all_tars(folder: str) -> bool:
+    """Returns whether a folder has tars, and neither videos nor folders."""
+    with os.scandir(folder) as entries:
+        names = [x for x in entries if not x.name.startswith(".")]
+        others = (x.is_dir() or is_video(x.name) for x in names)
+        return any(x.name.endswith(".tar") for x in names) and not any(others)
 
 
 def _expand(pattern: str) -> list[str]:
@@ -86,14 +98,11 @@ def _expand(pattern: str) -> list[str]:
     return [f"{before}{part}{tail}" for part in parts for tail in tails]
 
 
-def members(
-    path: str, extensions: Sequence[str], *, with_labels: bool = True
-) -> list[Member]:
+def members(path: str, *, with_labels: bool = True) -> list[Member]:
     """Lists the videos of a tar.
 
     Args:
         path: the tar, or its URL.
-        extensions: what the names of videos end in, in lower case.
         with_labels: whether to read the labels.
 
     Raises:
@@ -107,7 +116,7 @@ def members(
                 stem, extension = os.path.splitext(info.name)
                 if not info.isreg() or os.path.basename(info.name).startswith("."):
                     continue
-                if extension.lower() in extensions:
+                if extension.lower() in FILMS:
                     videos.append(info)
                 elif with_labels and extension.lower() in _LABELS:
                     content = tar.extractfile(info)
