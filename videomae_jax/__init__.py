@@ -18,9 +18,11 @@ if TYPE_CHECKING:
     from videomae_jax.models.classifier import VideoClassifier
     from videomae_jax.models.mae import VideoMAE, pixel_targets, reconstruction_loss
     from videomae_jax.models.problem import Problem
+    from videomae_jax.models.sizes import Framing
     from videomae_jax.video.decoder import read_clip
 
 __all__ = [
+    "Framing",
     "InputError",
     "Preprocessing",
     "Pretrained",
@@ -50,6 +52,7 @@ __version__ = "0.1.0"
 # Public names are imported when first used: some need packages that the models do not,
 # and processes that decode videos start many times faster without JAX.
 _MODULES = {
+    "Framing": "videomae_jax.models.sizes",
     "Preprocessing": "videomae_jax.interop.pretrained",
     "Pretrained": "videomae_jax.interop.pretrained",
     "InputError": "videomae_jax.errors",
