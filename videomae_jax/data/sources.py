@@ -5,8 +5,8 @@ A source is one of
     data/train.txt              a list file; its format is documented in list_format.py
     /data/videos                a folder, for all videos and frame folders in and below
                                 it, without labels
-    data/train-{000..127}.tar   tar shards of WebDataset (video/tar_shards.py); also
-                                data/*.tar, wds:data, or a folder with .tar files only
+    data/train-{000..127}.tar   WebDataset's tar shards; also a pattern, or a folder of
+                                them (video/tar_shards.py)
     tfds:/data/tfds/k400/train  a data set that `python -m videomae_jax prepare` wrote
                                 (tfds:, its OUT folder, the split), or a data set of
                                 decoded frames that TFDS made (video/tfds.py)
@@ -415,8 +415,7 @@ def _load_tars(
     class_names: Sequence | None,
 ) -> list[Record]:
     is_used = label_kind is not LabelKind.UNUSED
-    records, found = [], []
-    counts: dict[str, int] = {}
+    records, found, counts = [], [], {}
     for tar in tars:
         for member in tar_shards.members(tar, with_labels=is_used):
             try:
