@@ -84,8 +84,8 @@ _ANNOTATIONS = (
     ("EPIC-KITCHENS", r"[^\n]*\bparticipant_id\b[^\n]*\bnarration", "epic-kitchens"),
     ("Charades", r"id,subject,scene,", "charades"),
     ("Diving48", r'\s*\[\s*\{[^}]*"vid_name"', "diving48"),
-    ("UCF101", r"\w+/v_\w+_g[0-9]{2}_c[0-9]{2}\.avi( 1)?\s*\n", "ucf101"),
-    ("HMDB51", r"[^\n/]+_(f|h|u|l)_(cm|nm)_np[0-9]_[^\n/]*\.avi [0-2]\s*\n", "hmdb51"),
+    ("UCF101", r"ApplyEyeMakeup/v_\w+_g[0-9]+_c[0-9]+\.avi( 1)?\s*(\n|$)", "ucf101"),
+    ("HMDB51", r"[^\n]+_test_split[123]\.txt$", "hmdb51"),  # the name of the file
     (
         "AVA",
         r"[\w-]{11},[0-9]{4}(\.[0-9]+)?,([01]?\.[0-9]+,){4}",
@@ -347,11 +347,12 @@ def _other_format(name: str, data: bytes = b"") -> str:
 
 def _refuse_annotations(source: str, text: str, label_kind: LabelKind) -> None:
     """Names the data set if a list is what its publisher distributes."""
+    is_labelled = label_kind not in (LabelKind.UNUSED, LabelKind.OPTIONAL)
     for name, pattern, remedy in _ANNOTATIONS:
         # The files of these two are lists, but their numbers are not labels from 0 up.
-        if remedy in ("ucf101", "hmdb51") and label_kind is LabelKind.UNUSED:
+        if remedy in ("ucf101", "hmdb51") and not is_labelled:
             continue
-        if re.match(pattern, text):
+        if re.match(pattern, text) or re.match(pattern, source):
             if " " not in remedy:
                 remedy = f"`python -m videomae_jax lists {remedy}` makes lists of them"
             raise RecordError(f"{source}: annotations of {name}: {remedy}")
@@ -382,8 +383,7 @@ def _load_list(
     if is_cut:
         advice = "begin the list with a line such as path,start_seconds,end_seconds"
         log.warning("%s: columns ignored; if they are parts, %s", source, advice)
-    records: list[Record] = []
-    counts: dict[str, int] = {}
+    records, counts = [], {}
     for row in rows:
         path = row.name if is_url(row.name) else os.path.join(base, row.name)
         if not row.is_folder and not has_extension(path):
