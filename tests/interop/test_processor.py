@@ -41,11 +41,12 @@ def write(folder, settings, name="preprocessor_config.json"):
         (SQUARE | {"resample": 1}, Framing(64, True, "lanczos")),
         (SQUARE | {"resample": 3}, Framing(64, True, "bicubic")),
         (SQUARE | {"resample": 5}, Framing(64, True, "hamming")),
+        # null: not done, or transformers' default
         (
-            SQUARE
-            | {"resample": None, "do_resize": None, "image_processor_type": None},
-            Framing(64, True, "bilinear"),
+            SQUARE | {"do_resize": None, "resample": None},
+            Framing(None, True, "bilinear"),
         ),
+        (SQUARE | {"image_processor_type": None}, Framing(64, True, "bilinear")),
     ],
 )
 def test_framing_of_a_processor_makes_a_round_trip(tmp_path, settings, framing):
@@ -125,10 +126,10 @@ def test_without_a_processor(tmp_path):
 
 def test_the_processor_that_transformers_takes_wins(tmp_path, caplog):
     """In the order of `BaseVideoProcessor.get_video_processor_dict` (5.24)."""
-    nested = {"image_processor": SQUARE | {"image_mean": 0.2}, "tokenizer": {}}
+    nested = {"image_processor": SQUARE | {"image_mean": 0.1}, "tokenizer": {}}
     files = [
-        ("preprocessor_config.json", SQUARE | {"image_mean": 0.1}, 0.1, None),
-        ("processor_config.json", nested, 0.2, "image_processor"),
+        ("processor_config.json", nested, 0.1, "image_processor"),
+        ("preprocessor_config.json", SQUARE | {"image_mean": 0.2}, 0.2, None),
         ("video_preprocessor_config.json", SQUARE | {"image_mean": 0.3}, 0.3, None),
         (
             "processor_config.json",
@@ -150,7 +151,7 @@ def test_the_processor_that_transformers_takes_wins(tmp_path, caplog):
     # Files that agree are no reason to warn.
     write(tmp_path, SQUARE | {"image_mean": 0.4})
     write(tmp_path, SQUARE | {"image_mean": 0.4}, "video_preprocessor_config.json")
-    write(tmp_path, {"video_processor": SQUARE | {"image_mean": 0.4}}, files[1][0])
+    write(tmp_path, {"video_processor": SQUARE | {"image_mean": 0.4}}, files[0][0])
     caplog.clear()
     processor.read(tmp_path, (64, 64), 3)
     assert not caplog.messages

@@ -13,12 +13,12 @@ from videomae_jax.models.sizes import FILTERS, OFFICIAL, Framing, height_and_wid
 log = logging.getLogger(__name__)
 
 # Files, and the section inside them, in the order in which transformers looks for a
-# model's video processor, then for its image processor (5.24).
+# model's video processor; the last is of an image processor alone (5.24).
 _PLACES = (
     ("processor_config.json", "video_processor"),
     ("video_preprocessor_config.json", None),
-    ("processor_config.json", "image_processor"),
     ("preprocessor_config.json", None),
+    ("processor_config.json", "image_processor"),
 )
 _FILE = "preprocessor_config.json"  # which all releases read
 _TYPES = (
@@ -28,8 +28,8 @@ _TYPES = (
     "VideoMAEFeatureExtractor",
     "VideoMAEVideoProcessor",
 )
-# transformers' values of fields that are missing or null. The published files have
-# ImageNet's mean and deviation.
+# transformers' values of missing fields. The published files have ImageNet's mean and
+# deviation.
 _DEFAULTS = {
     "do_resize": True,
     "size": {"shortest_edge": 224},
@@ -141,7 +141,12 @@ def config(pretrained: Pretrained) -> dict[str, dict[str, Any]]:
 
 def _settings(content: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the fields that decide about pixels, with transformers' defaults."""
-    given = {name: value for name, value in content.items() if value is not None}
+    given = {
+        name: value
+        for name, value in content.items()
+        # What is not to be done may be null; other fields then have their defaults (4).
+        if value is not None or name.startswith("do_")
+    }
     return {name: given.get(name, default) for name, default in _DEFAULTS.items()}
 
 
