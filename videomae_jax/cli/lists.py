@@ -71,7 +71,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         command = parsers.add_parser(
             name,
             help=f"{data_set.num_classes} classes; reads {data_set.files}",
-            allow_abbrev=False,
         )
         _add_common(command, name, data_set.numbered_splits)
         command.add_argument(
@@ -89,7 +88,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                 help="one of the three splits (default 1); its test videos become val",
             )
     command = parsers.add_parser(
-        "folder", help="your own videos, in one folder per class", allow_abbrev=False
+        "folder", help="your own videos, in one folder per class"
     )
     _add_common(command, "folder")
     command.add_argument(

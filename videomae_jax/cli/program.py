@@ -51,12 +51,17 @@ class Parser(argparse.ArgumentParser):
             argv: its arguments.
             prefixes: what other flags may start with, such as "--config.".
         """
+        known = dict(self._option_string_actions)
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                for name in set(argv) & set(action.choices):
+                    known |= action.choices[name]._option_string_actions
         for argument in itertools.takewhile(lambda x: x != "--", argv):
             name = argument.partition("=")[0]
-            if not name.startswith("--") or name in self._option_string_actions:
+            if not name.startswith("--") or name in known:
                 continue
             if not name.startswith(prefixes):
-                hint = nearest(name, self._option_string_actions)
+                hint = nearest(name, known)
                 self.error(f"{name}: unknown flag{hint}")
 
 
