@@ -92,12 +92,12 @@ def test_folders_contradict_labels(names, problem, labels):
         for folder, label in labels.items()
         for record in records(label, label, folder=folder)
     ]
-    found = find(names, training, problem=problem)
+    found = find(names, training, test=training, problem=problem)
     first = next(iter(labels))
     assert f"labels contradict folders, such as {first}/0.mp4: 2 in folder" in found
     assert "config.data.labels" in found
     if problem is None:
-        assert "contradict" not in find(names[::-1], training)
+        assert "contradict" not in find(names[::-1], training, test=training)
 
 
 def test_folders_of_other_names_say_nothing():

@@ -155,7 +155,7 @@ def test_the_best_is_kept_and_tested_and_patience_ends(
     state = loop.train_and_evaluate(config, str(tmp_path))
     assert state.step == 4 and steps(tmp_path) == {2, 4}
     assert caplog.messages[-2:] == [
-        "best validation top1=30 at step=2",
+        "best validation top1=30 at step=2, kept",
         f"{tmp_path} is complete: 4 of 8 steps",
     ]
     saved = json.loads((tmp_path / "test" / "metrics.json").read_text())

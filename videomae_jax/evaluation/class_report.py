@@ -100,17 +100,20 @@ def _contradicting_folders(
     offsets = np.cumsum([0, *(size for _, size in problem.heads)])
     words = [_word(name) for name in names]
     known, pairs, example = set(words), collections.Counter(), ""
-    for records in lists.values():
-        for record in records:
-            path = record.id if record.is_stored else record.path
-            folder = os.path.basename(os.path.dirname(path))
-            if _word(folder) not in known:
-                continue
-            heads = offsets if problem.heads else [0] * len(record.labels)
-            own = [o + label for o, label in zip(heads, record.labels, strict=False)]
-            if own and _word(folder) not in {words[index] for index in own}:
-                example = example or record.id
-                pairs[folder, " ".join(names[index] for index in own)] += 1
+    # A video that several lists name is counted once.
+    videos = {
+        (x.path, x.id, x.labels): x for records in lists.values() for x in records
+    }
+    for record in videos.values():
+        path = record.id if record.is_stored else record.path
+        folder = os.path.basename(os.path.dirname(path))
+        if _word(folder) not in known:
+            continue
+        heads = offsets if problem.heads else [0] * len(record.labels)
+        own = [o + label for o, label in zip(heads, record.labels, strict=False)]
+        if own and _word(folder) not in {words[index] for index in own}:
+            example = example or record.id
+            pairs[folder, " ".join(names[index] for index in own)] += 1
     if pairs:
         shown = [
             f"{count} in folder {folder!r} have the label of {name!r}"

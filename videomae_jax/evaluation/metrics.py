@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -139,7 +140,7 @@ def compute(predictions: Predictions) -> dict[str, int | float]:
         mean_average_precision, only of several labels a video: over the classes of the
             readable videos.
         top1, top5, only of one label a video: share of the readable videos that is
-            correct in the top 1 and in the top 5 (100 with C <= 5 classes).
+            correct in the top 1 and in the top 5; top5 only of more than 5 classes.
         mean_class, likewise: recall in the top 1, averaged over the classes of the
             readable videos (MMAction2's mean1).
         top1_counting_unreadable_wrong, top5_counting_unreadable_wrong, likewise: as
@@ -159,7 +160,9 @@ def compute(predictions: Predictions) -> dict[str, int | float]:
     for head, part in predictions.by_head().items():
         values = compute(part)
         metrics |= {f"{head}_{x}": values[x] for x in values if x not in metrics}
-    correct = {f"top{k}": is_correct(predictions, k) for k in (1, 5)}
+    sizes = [size for _, size in predictions.heads] or [len(predictions.class_names)]
+    ranks = (1, 5) if math.prod(sizes) > 5 else (1,)
+    correct = {f"top{k}": is_correct(predictions, k) for k in ranks}
     prefix = "all_" if predictions.heads else ""
     for name, hits in correct.items():
         metrics[prefix + name] = 100 * float(hits.sum()) / readable

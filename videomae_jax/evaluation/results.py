@@ -44,9 +44,9 @@ def write(
       the values.
     - unreadable.jsonl: id, label (labels, targets) and reason of each of the others.
     - per_class.csv: for each class its name, label and readable videos, and in percent,
-      empty without videos: top1, top5 and the class that its videos were most often
-      wrongly predicted as, or average_precision. With several heads, the first column
-      is the head. Not for a regression.
+      empty without videos: top1, top5 (of more than 5 classes) and the class that its
+      videos were most often wrongly predicted as, or average_precision. With several
+      heads, the first column is the head. Not for a regression.
     - confusion.png: `plot_confusion`, of each head confusion_<head>.png; not for
       several labels or a regression.
     - metrics.json: the step of training and the metrics. It is written last: if it
@@ -170,6 +170,8 @@ def _class_table(predictions: Predictions) -> Iterator[list]:
         for k in (1, 5):
             hits = np.bincount(labels, metrics.is_correct(predictions, k), len(names))
             percent = 100 * hits / np.where(videos, videos, np.nan)
+            if k > 1 and len(names) <= k:
+                percent[:] = np.nan
             columns[f"top{k}"] = _percent_texts(percent)
         wrong = metrics.confusion_matrix(predictions)
         np.fill_diagonal(wrong, 0)

@@ -92,7 +92,8 @@ def train_and_evaluate(config: Config, workdir: str) -> TrainState:
     if not hosts.gather(is_tested)[0]:
         test(run, state, progress)
     if progress.best is not None:
-        log.info("best validation %s", progress.best)
+        kept = config.checkpoint.keep_best
+        log.info("best validation %s%s", progress.best, ", kept" if kept else "")
     # Scripts wait for this line (docs/tpu_pods.md).
     log.info("%s is complete: %d of %d steps", workdir, state.step, run.total_steps)
     return state
