@@ -501,7 +501,7 @@ def test_command_line(capsys):
     output = capsys.readouterr().out
     assert all(name in output for name in command_line.COMMANDS)
     for args, message in [
-        (["list"], "invalid choice: 'list'"),
+        (["list"], "list: unknown command; the nearest is lists"),
         (["lists"], "DATA_SET"),
         (["lists", "ucf101"], "--videos"),
         (["lists", "folder", "--videos=v", "--val-fraction=1"], "must be in [0, 1)"),
