@@ -156,24 +156,20 @@ class _Table:
 
     def targets(self, label_kind: LabelKind, label_columns: Sequence[str]) -> list[str]:
         """Returns the columns that the model is to predict."""
-        if label_columns and label_kind is LabelKind.HEADS:
-            missing = [x for x in label_columns if _normal(x) not in self._by_name]
-            if missing:
-                raise RecordError(
-                    f"{self._place}: config.data.heads={','.join(label_columns)}, but "
-                    f"the columns are {_listed(self._columns)}"
-                )
-            return [self._by_name[_normal(name)] for name in label_columns]
+        named = [self._by_name.get(_normal(name), "") for name in label_columns]
+        if named and all(named):
+            return named
+        if named and label_kind is LabelKind.HEADS:
+            raise RecordError(
+                f"{self._place}: config.data.heads={','.join(label_columns)}, but the "
+                f"columns are {_listed(self._columns)}"
+            )
         one = self._best(_LABEL)
         heads, values = (
             [x for x in self._columns if _normal(x) in names]
             for names in (_HEADS, _VALUE)
         )
         if label_kind is LabelKind.VALUES:
-            wanted = map(_normal, label_columns)
-            named = [self._by_name[name] for name in wanted if name in self._by_name]
-            if named and len(named) == len(label_columns):
-                return named
             return values or ([one] if one is not None else self._unknown())
         if label_kind is LabelKind.HEADS:
             return heads or self._unknown() or ([one] if one is not None else [])
@@ -182,23 +178,14 @@ class _Table:
         unknown = heads or values or self._unknown()
         is_many = label_kind is LabelKind.MANY
         if label_kind is LabelKind.ONE or is_many and unknown:
+            names, heads = _listed(unknown), ",".join(unknown)
+            advice = f"If {names} are numbers to predict (regression), set "
+            advice += "config.loss.kind=mse"
+            if len(unknown) > 1:
+                advice += f"; if classes, a head for each, config.data.heads={heads}"
             raise RecordError(
                 f"{self._place}: none of the columns {_listed(self._columns)} is the "
-                "label. Name it label. "
-                + (
-                    f"If {_listed(unknown)} are numbers to predict (regression), set "
-                    "config.loss.kind=mse"
-                    if unknown
-                    else ""
-                )
-                + (
-                    "; if they are classes, a head for each, set "
-                    f"config.data.heads={','.join(unknown)}"
-                    if len(unknown) > 1
-                    else ""
-                )
-                + (". " if unknown else "")
-                + _KNOWN
+                f"label. Name it label. {advice + '. ' if unknown else ''}{_KNOWN}"
             )
         return []
 
