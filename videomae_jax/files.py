@@ -18,6 +18,7 @@ _Path = TypeVar("_Path", pathlib.Path, "epath.Path")
 # Ends the names of files that are not finished.
 PARTIAL_SUFFIX = ".part"
 _WEB = ("http://", "https://")
+_TIMEOUT = 60  # seconds without an answer
 
 
 def is_url(path: str | os.PathLike) -> bool:
@@ -45,7 +46,7 @@ def open_binary(path: str) -> Iterator[IO[bytes]]:
         with open(path, "rb") as file:
             yield file
         return
-    with _one_line_errors(path), _open_url(path) as file:
+    with _one_line_errors(), _open_url(path) as file:
         yield file
 
 
@@ -57,23 +58,30 @@ def list_folder(path: str) -> list[str]:
         raise OSError("a web server does not list its folders")
     from etils import epath
 
-    with _one_line_errors(path):
+    with _one_line_errors():
         return [entry.name for entry in epath.Path(path).iterdir()]
 
 
 def _open_url(url: str) -> Any:
     if url.startswith(_WEB):
-        # Imported here: few runs need it.
+        # Imported here: few runs need them.
+        import urllib.error
         import urllib.request
 
-        return urllib.request.urlopen(url, timeout=60)
+        try:
+            return urllib.request.urlopen(url, timeout=_TIMEOUT)
+        except urllib.error.HTTPError as error:
+            error.close()
+            if error.code == 404:
+                raise FileNotFoundError(url) from error
+            raise OSError(f"HTTP {error.code} {error.reason}") from error
     from etils import epath
 
     return epath.Path(url).open("rb")
 
 
 @contextlib.contextmanager
-def _one_line_errors(url: str) -> Iterator[None]:
+def _one_line_errors() -> Iterator[None]:
     """Makes an OSError of whatever the client of a store raises."""
     try:
         yield
@@ -84,12 +92,8 @@ def _one_line_errors(url: str) -> Iterator[None]:
             f"{error} is not supported here: expected https://, gs://, s3:// or hf://"
         ) from error
     except Exception as error:
-        if getattr(error, "code", None) == 404:  # of urllib
-            raise FileNotFoundError(url) from error
-        reason = getattr(error, "reason", None) or error
+        reason = getattr(error, "reason", None) or error  # without urllib's brackets
         message = str(reason).strip().partition("\n")[0] or type(error).__name__
-        if isinstance(error, ImportError):
-            message = f"a package is missing: {message} with pip"
         raise OSError(message) from error
 
 
@@ -100,7 +104,7 @@ def file_size(path: str) -> int | None:
             return os.path.getsize(path)
         from etils import epath
 
-        with _one_line_errors(path):
+        with _one_line_errors():
             return epath.Path(path).stat().length
     except (OSError, ValueError):  # ValueError: a NUL in the path
         return None
