@@ -59,7 +59,7 @@ def test_only_requested_images_are_opened_and_each_once(folder, monkeypatch):
     monkeypatch.setattr(
         images,
         "decode_image",
-        lambda content: opened.append(content) or decode(content),
+        lambda content, format: opened.append(content) or decode(content, format),
     )
     with FrameFolder(str(folder), "img_{:05}.png") as video:
         assert not opened
@@ -72,9 +72,9 @@ def test_only_requested_images_are_opened_and_each_once(folder, monkeypatch):
     "content, message",
     [
         (b"", "is empty"),
-        (b"hello" * 9, "is not a JPEG, PNG or WebP"),
+        (b"hello" * 9, "is not a JPEG, PNG, WebP or TIFF"),
         (encode(FRAMES[0])[:999], "is damaged"),
-        (cv2.imencode(".png", np.zeros((8, 8), np.uint16))[1].tobytes(), "8 bits"),
+        (cv2.imencode(".png", np.zeros((8, 8), np.uint16))[1].tobytes(), "of uint16"),
         (encode(FRAMES[0][:40]), "resolution: img_00005.png is 64x40, others 64x48"),
     ],
 )

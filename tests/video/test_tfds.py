@@ -77,9 +77,9 @@ def test_only_requested_frames_are_decoded(made, monkeypatch):
     decoded = []
     decode = images.decode_image
 
-    def spy(content):
+    def spy(content, format):
         decoded.append(content)
-        return decode(content)
+        return decode(content, format)
 
     monkeypatch.setattr(images, "decode_image", spy)
     with open_video(sources.load(f"tfds:{made}/train")[0]) as video:
