@@ -85,11 +85,11 @@ class _LogHandler(logging.Handler):
             self.warnings.append(record)
             return
         if record.levelno >= logging.ERROR:
-            self.release()
+            self.write_waiting()
         now = time.strftime("%H:%M:%S", time.localtime(record.created))
         tqdm.tqdm.write(f"{now} {record.getMessage()}", file=sys.stderr)
 
-    def release(self) -> None:
+    def write_waiting(self) -> None:
         """Writes the warnings that have waited."""
         warnings, self.warnings = self.warnings or [], None
         for record in warnings:
@@ -106,12 +106,12 @@ def warnings_last() -> Iterator[None]:
     try:
         yield
     finally:
-        _handler.release()
+        _handler.write_waiting()
 
 
 def release_warnings() -> None:
     """Writes the warnings that have waited since `warnings_last`; later ones do not."""
-    _handler.release()
+    _handler.write_waiting()
 
 
 def log_parameters(params: Any) -> None:
