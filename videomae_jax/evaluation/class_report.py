@@ -81,7 +81,7 @@ def _absent_classes(
         if not records:
             continue
         for head, classes, counts in _by_head(records, names, problem):
-            absent = [classes[label] for label in np.flatnonzero(counts == 0)]
+            absent = [classes[i] for i in np.flatnonzero(counts == 0).tolist()]
             # Held-out sets of many classes lack some; only training must not.
             if absent and (split == "training" or len(absent) > len(classes) // 2):
                 kind = f"{head} classes" if head else "classes"
