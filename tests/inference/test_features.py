@@ -21,6 +21,7 @@ from videomae_jax.inference.features import features as extract
 from videomae_jax.interop.pretrained import Preprocessing, Pretrained
 from videomae_jax.models.classifier import VideoClassifier
 from videomae_jax.models.mae import VideoMAE
+from videomae_jax.models.sizes import Framing
 from videomae_jax.video.decoder import Video
 
 PREPROCESSING = Preprocessing(num_frames=4, stride=2, image_size=32)
@@ -109,6 +110,16 @@ def test_windows_with_a_stride_lie_within_the_video():
         [4, 7, 10, 13],
     ]
     assert windows.indices(5).tolist() == [[0, 3, 4, 4]]
+
+
+def test_another_framing_is_another_setting(pretrained):
+    assert (
+        Windows.of(pretrained).to_json()["framing"] is None
+    )  # as before there were any
+    framing = Framing((32, 32), crop=False)
+    preprocessing = dataclasses.replace(PREPROCESSING, framing=framing)
+    squashed = dataclasses.replace(pretrained, preprocessing=preprocessing)
+    assert Windows.of(squashed).to_json()["framing"]["resize"] == [32, 32]
 
 
 def test_windows_fit_the_model_and_are_checked(pretrained):

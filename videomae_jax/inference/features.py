@@ -123,14 +123,14 @@ class Windows:
     def to_json(self) -> dict[str, Any]:
         """Returns the fields as JSON values, as feature folders store them.
 
-        What was added later is left out where it says nothing new, so that features of
-        earlier versions remain valid.
+        What was added later is null, which equals its absence, where it says nothing
+        new, so that features of earlier versions remain valid.
         """
         fields = json.loads(json.dumps(dataclasses.asdict(self)))
         if self.size[0] == self.size[1]:
             fields["size"] = self.size[0]
         if self.framing == OFFICIAL:
-            del fields["framing"]
+            fields["framing"] = None
         return fields
 
     def read(self, video: FrameSource) -> Iterator[np.ndarray]:
