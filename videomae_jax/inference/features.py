@@ -193,8 +193,9 @@ def features(
 def without_normalization(pretrained: Pretrained) -> Pretrained:
     """Returns the model with pixels only divided by 255, as in the script of V2."""
     channels = pretrained.model.channels
-    stats = {"pixel_mean": (0.0,) * channels, "pixel_std": (1.0,) * channels}
-    model = pretrained.model.clone(**stats)
+    model = pretrained.model.clone(
+        pixel_mean=(0.0,) * channels, pixel_std=(1.0,) * channels
+    )
     return dataclasses.replace(pretrained, model=model)
 
 
