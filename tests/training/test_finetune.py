@@ -4,12 +4,14 @@ import csv
 import json
 import re
 import shutil
+from unittest import mock
 
 import jax
 import numpy as np
 import pytest
 
 from configs import common
+from tests.evaluation import test_metrics, test_regression
 from tests.helpers import official
 from tests.helpers.videos import write_folder
 from tests.training import test_loop
@@ -180,6 +182,26 @@ def test_the_best_is_kept_and_tested_and_patience_ends(
     with pytest.raises(CompleteRunError, match=message) as error:
         loop.train_and_evaluate(config, str(tmp_path))
     assert error.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    "predictions, name",
+    [
+        (test_metrics.example, "top1"),
+        (test_metrics.heads_example, "all_top1"),
+        (test_metrics.multi_label_example, "mean_average_precision"),
+        (test_regression.two_values, "-mean_absolute_error"),
+    ],
+)
+def test_each_kind_of_target_has_a_score(folder, monkeypatch, predictions, name):
+    task = finetune.Finetuning(tiny(folder))
+    monkeypatch.setattr(task, "_evaluate", lambda *_: predictions())
+    reporter = mock.MagicMock()
+    score = task.validate(4, None, None, reporter)
+    expected = predictions().metrics[name.removeprefix("-")]
+    assert score == (name, expected)
+    step, values = reporter.values.call_args.args
+    assert step == 4 and values[f"validation/{name.removeprefix('-')}"] == expected
 
 
 @pytest.mark.slow
