@@ -2,11 +2,14 @@
 
 import json
 import logging
+import re
 import sys
+import threading
 import time
 import types
 
 import jax
+import numpy as np
 import pytest
 
 from configs import common
@@ -189,3 +192,74 @@ def test_without_the_package_the_field_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(ConfigError, match="wandb.project=gestures needs the package"):
         report_to_wandb(tmp_path)
+
+
+@pytest.fixture
+def printed_log():
+    """Lets this package's lines go to stderr, as in a program."""
+    logger = logging.getLogger("videomae_jax")
+    before = logger.level, logger.propagate
+    yield reporting.start_log(logging.INFO)
+    logger.removeHandler(reporting._handler)
+    logger.setLevel(before[0])
+    logger.propagate = before[1]
+
+
+def test_warnings_come_last_until_training_begins(printed_log, capsys):
+    def lines():
+        return [line[9:] for line in capsys.readouterr().err.splitlines()]
+
+    with reporting.warnings_last():
+        printed_log.warning("low on memory")
+        printed_log.info("videos=12")
+        assert lines() == ["videos=12"]
+        reporting.release_warnings()
+        assert lines() == ["low on memory"]
+        printed_log.warning("skipped a step")
+        assert lines() == ["skipped a step"]
+    with reporting.warnings_last():
+        printed_log.warning("low on memory")
+        printed_log.error("no video")
+        assert lines() == ["low on memory", "no video"]
+    with pytest.raises(ZeroDivisionError), reporting.warnings_last():
+        printed_log.warning("low on memory")
+        raise ZeroDivisionError
+    assert lines() == ["low on memory"]
+
+
+def test_other_threads_log_too(printed_log, capsys):
+    with reporting.warnings_last():
+        pass
+    printed_log.error("of this thread")
+    thread = threading.Thread(target=printed_log.info, args=["of the other"])
+    thread.daemon = True
+    thread.start()
+    thread.join(10)
+    assert not thread.is_alive() and "of the other" in capsys.readouterr().err
+
+
+def test_parameters_are_one_line_unless_asked_for(printed_log, capsys):
+    params = {"encoder": {"kernel": jax.numpy.ones((30, 50)), "bias": np.ones(50)}}
+    reporting.log_parameters(params)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith("parameters=1,550 in 2 arrays")
+    printed_log.setLevel(logging.DEBUG)
+    reporting.log_parameters(params)
+    assert "encoder/kernel" in capsys.readouterr().err
+
+
+def test_compilation_is_timed_and_no_part_of_the_speed(tmp_path, caplog):
+    reporter = Reporter(tmp_path, start_step=0, total_steps=9, clips_per_device=1)
+    with caplog.at_level(logging.INFO, "videomae_jax"):
+        with reporter.compiling(is_first=True):
+            time.sleep(0.5)
+        with reporter.compiling(is_first=False):
+            pass
+    seconds, _ = reporter.metrics(
+        1, {"loss": 1.0, "grad_norm": 1.0, "learning_rate": 0.1}
+    )
+    reporter.close()
+    assert seconds < 0.4
+    messages = [record.getMessage() for record in caplog.records]
+    assert messages[0] == "compiling the train step ..."
+    assert re.fullmatch(r"compiled the train step in [0-9.]+ s", messages[1])
