@@ -13,7 +13,7 @@ import pathlib
 import numpy as np
 
 import videomae_jax as vmae
-from videomae_jax.inference import attribution, visualize
+from videomae_jax.inference import attribution, predict, visualize
 
 IMAGES = pathlib.Path(__file__).parent / "images"
 VIDEOS = 2
@@ -52,7 +52,7 @@ def main():
         IMAGES / "evidence", clips, maps, label="evidence", fps=FPS, formats=["gif"]
     )
     for video, index in zip(videos, classes.tolist(), strict=True):
-        print(f"{video.id}: {model.labels[index]}")
+        print(f"{video.id}: {predict.labels(model)[index]}")
 
 
 if __name__ == "__main__":

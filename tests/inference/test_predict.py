@@ -266,13 +266,15 @@ def test_a_model_without_classes_ends_the_command(command, capsys, tmp_path):
     assert "a pretraining model and predicts no classes" in capsys.readouterr().err
 
 
-def test_overlays_show_the_likeliest_class(command, tmp_path):
+def test_overlays_show_the_likeliest_class(command, capsys, tmp_path):
     folder = write_folder(tmp_path, 2)
     out = tmp_path / "overlays"
     assert command(folder, "--fast", f"--overlays={out}") == 0
     assert sorted(file.name for file in out.iterdir()) == [
         f"{i}_activation.{kind}" for i in range(2) for kind in ("gif", "png")
     ]
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == f"wrote {out}/1_activation.gif {out}/1_activation.png"
     with Image.open(out / "0_activation.gif") as picture:
         assert picture.n_frames == FRAMES
 

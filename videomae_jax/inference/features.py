@@ -193,9 +193,8 @@ def features(
 def without_normalization(pretrained: Pretrained) -> Pretrained:
     """Returns the model with pixels only divided by 255, as in the script of V2."""
     channels = pretrained.model.channels
-    model = pretrained.model.clone(
-        pixel_mean=(0.0,) * channels, pixel_std=(1.0,) * channels
-    )
+    mean, std = (0.0,) * channels, (1.0,) * channels
+    model = pretrained.model.clone(pixel_mean=mean, pixel_std=std)
     return dataclasses.replace(pretrained, model=model)
 
 
