@@ -13,7 +13,7 @@ import safetensors.numpy
 
 import videomae_jax as vmae
 from tests.helpers import official
-from videomae_jax.interop import saving
+from videomae_jax.interop import loading, saving
 
 CHECKPOINTS = official.GOLDEN / "checkpoints"
 HEADS = {"heads": 3, "decoder_heads": 2}
@@ -219,6 +219,18 @@ def test_export_with_the_old_name_of_frame_sampling_loads(tmp_path):
     fields["frames"] = fields.pop("frame_sampling")
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert vmae.load_pretrained(tmp_path).preprocessing == preprocessing
+
+
+def test_a_misspelt_run_is_not_looked_for_on_the_hub(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(loading.hub, "download", lambda *_: pytest.fail("asked the hub"))
+    (tmp_path / "runs" / "k400_vitb_finetune").mkdir(parents=True)
+    with pytest.raises(vmae.PretrainedError) as caught:
+        vmae.load_pretrained("runs/k400_vitb_finetnue")
+    message = str(caught.value)
+    assert "not found; the nearest is runs/k400_vitb_finetune. For a model" in message
+    with pytest.raises(vmae.PretrainedError, match="runs/other' not found. For"):
+        vmae.load_pretrained("runs/other")
 
 
 def test_offline_hub(monkeypatch):

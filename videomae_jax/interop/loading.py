@@ -1,6 +1,7 @@
 """Loads checkpoints of any format, which it recognizes by content, not by name."""
 
 import dataclasses
+import difflib
 import os
 import pathlib
 import re
@@ -96,8 +97,10 @@ def read(
     name = os.fspath(source)
     path = pathlib.Path(os.path.expanduser(name))
     if not name or not path.exists():
-        if not hub.is_name(name):
-            raise PretrainedError(f"file or folder {name!r} not found")
+        # runs/typo also has the form of a name on the hub.
+        in_known_folder = "/" in name and path.parent.is_dir()
+        if not hub.is_name(name) or in_known_folder:
+            raise PretrainedError(_not_found(name, path, in_known_folder))
         path = hub.download(name, revision)
     elif revision is not None:
         raise PretrainedError(
@@ -110,6 +113,19 @@ def read(
         )
     loaded = _load(path, step, strict, fields)
     return dataclasses.replace(loaded, source=name)
+
+
+def _not_found(name: str, path: pathlib.Path, in_known_folder: bool) -> str:
+    """Returns the message about a path that does not exist."""
+    message = f"file or folder {name!r} not found"
+    if not in_known_folder:
+        return message
+    siblings = [str(x) for x in path.parent.iterdir()]
+    nearest = difflib.get_close_matches(str(path), siblings, n=1, cutoff=0.8)
+    message += f"; the nearest is {nearest[0]}" if nearest else ""
+    if hub.is_name(name):
+        message += f". For a model on the hub, run where no folder {path.parent} is"
+    return message
 
 
 def _load(
@@ -252,12 +268,13 @@ def _with_config(source: Source, folder: pathlib.Path) -> Source:
         source.fields |= huggingface.EPSILONS
         if file.exists():
             config = huggingface.read_config(file)
-            clips = config["preprocessing"]
-            channels = config["sizes"].get("channels", 3)
-            stats, framing = processor.read(folder, clips["image_size"], channels)
-            config["fields"] |= stats
-            clips["framing"] = framing
     elif source.format == "official" and huggingface.is_v2_config(file):
         config = huggingface.read_v2_config(file)
+    if config:
+        clips = config["preprocessing"]
+        channels = config["sizes"].get("channels", 3)
+        stats, framing = processor.read(folder, clips["image_size"], channels)
+        config["fields"] |= stats
+        clips["framing"] = framing
     fields = source.fields | config.pop("fields", {})
     return dataclasses.replace(source, fields=fields, **config)
