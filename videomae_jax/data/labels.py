@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from videomae_jax.errors import LineError, RecordError
-from videomae_jax.video.record import LabelKind, Record
+from videomae_jax.video.record import SEVERAL_LABELS, LabelKind, Record
 
 # At most nine digits: no data set has more classes, and longer numbers are not labels.
 WHOLE_NUMBER = re.compile(r"[+-]?[0-9]{1,9}")
@@ -78,7 +78,9 @@ def _parse_label(text: str) -> int | str:
 def not_a_label(text: str, remedy: str = "") -> LineError:
     """Returns an error about a column that is no label, and what else it may be."""
     if DECIMAL.fullmatch(text) and "." in text:
-        remedy = "For numbers to predict (regression), set config.loss.kind=mse"
+        remedy = (
+            "For numbers to predict (regression), set config.loss.kind=mse, or --values"
+        )
     return LineError(
         f"{text[:40]!r} is not a label: expected a whole number from 0 up, or the name "
         f"of a class, after the path.{remedy and f' {remedy}.'} If it belongs to the "
@@ -96,10 +98,9 @@ def too_many_columns(columns: Sequence[str], part: str = "") -> LineError:
     advice = f"; if they are a part of a video, begin the list with a line {part}"
     return LineError(
         f"{1 + len(columns)} columns, expected `path label` or, for folders of images, "
-        "`folder start total` or `folder total label`. If the numbers are several "
-        "labels, set config.loss.kind=sigmoid; if they are a label for each head of "
-        "the model, name the heads, as in config.data.heads=verb,noun; if they belong "
-        f"to the path, put it in quotes{advice if part else ''}"
+        "`folder start total` or `folder total label`. Several labels: "
+        f"{SEVERAL_LABELS}. If the numbers belong to the path, put it in quotes"
+        f"{advice if part else ''}"
     )
 
 

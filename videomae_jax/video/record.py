@@ -7,10 +7,9 @@ from videomae_jax.errors import RecordError
 
 # What to do about several labels, which lists of two kinds have.
 SEVERAL_LABELS = (
-    "if a video may have several classes of one vocabulary (multi-label), set "
-    "config.loss.kind=sigmoid, or give --multi-label; if each column has its own "
-    "classes, such as verb and noun, name them with config.data.heads=verb,noun, and "
-    "the model gets a head for each"
+    "for classes of one vocabulary (multi-label), set config.loss.kind=sigmoid, or "
+    "--multi-label; for a class of each of several, such as verb and noun, "
+    "config.data.heads=verb,noun, or --heads"
 )
 
 
