@@ -5,10 +5,11 @@ import logging
 
 import numpy as np
 import pytest
+import safetensors.numpy
 
 import videomae_jax as vmae
 from tests.helpers import official
-from videomae_jax.interop import edit_head, processor
+from videomae_jax.interop import edit_head, processor, saving
 from videomae_jax.models.sizes import OFFICIAL, Framing
 
 SQUARE = {"size": {"shortest_edge": 64}, "crop_size": {"height": 64, "width": 64}}
@@ -172,6 +173,21 @@ def test_loading_and_every_format_keep_the_framing(tmp_path):
     assert larger.preprocessing.framing == Framing((96, 96), False, "bicubic")
     with pytest.raises(ValueError, match="crop=False must be the image_size"):
         vmae.Preprocessing(image_size=96, framing=loaded.preprocessing.framing)
+
+
+def test_encoders_of_v2_on_the_hub_have_a_processor_too(tmp_path):
+    file = official.CHECKPOINTS / "official_finetune.pth"
+    loaded = vmae.load_pretrained(file, heads=3)
+    tensors = saving.official_tensors(loaded)
+    tensors = {f"model.{name}": x.copy() for name, x in tensors.items()}
+    safetensors.numpy.save_file(tensors, tmp_path / "model.safetensors")
+    sizes = {"num_heads": 3, "img_size": 64, "num_frames": 8, "layer_norm_eps": 1e-6}
+    write(tmp_path, {"model_config": sizes}, "config.json")
+    write(tmp_path, SQUASH | {"image_mean": [0.5] * 3, "image_std": [0.25] * 3})
+    again = vmae.load_pretrained(tmp_path)
+    assert again.format == "official" and again.model.heads == 3
+    assert again.preprocessing.framing == Framing((64, 64), False, "bilinear")
+    assert again.model.pixel_std == (0.25,) * 3
 
 
 def test_unusual_heads_are_loaded_with_a_warning(tmp_path, caplog):
