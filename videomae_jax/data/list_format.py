@@ -1,25 +1,31 @@
 """The format of list files: parses and writes single lines.
 
 A list file is UTF-8 text with one video per line: its path and, unless the list is for
-pretraining, its label (0, 1, 2, ...):
+pretraining, its label, which is a whole number (0, 1, 2, ...) or the name of a class:
 
     abseiling/a1.mp4 0
     "juggling balls/b 2.mp4" 1
 
 Paths and labels:
 
-- Path and label are separated by spaces, a comma or a tab.
+- Path and label are separated by spaces, a comma or a tab; after the ending of a video
+  also by a semicolon.
 - A path in double or single quotes may contain anything but a line break; the quote
   itself is doubled, as in CSV.
 - Without quotes, a tab always separates. Otherwise, the whole number at the end of the
   line, after a space or a comma, is the label, and everything before it is the path:
   `my video.mp4 3` means what it seems to. A line with spaces or commas but without a
-  number at its end is a path only if it ends like a video (`my video.mp4`). Any other
-  ambiguous line is an error that asks for quotes.
-- In a multi-label list, any number of labels may follow the path.
+  number at its end is a path that ends like a video (`my video.mp4`), or one with a
+  name after it: `a.mp4 run`, `a.mp4,run fast`, `a.mp4 "run fast"`. Any other ambiguous
+  line is an error that asks for quotes.
+- A list has numbers or names. Names become numbers in the order of config.data.labels
+  or, without it, of the alphabet; validation and test follow the training list.
+- Any number of labels may follow the path in a multi-label list; one for each head of
+  the model with config.data.heads; and the numbers to predict in a regression.
+- Pretraining leaves out whatever it does not need.
 - A relative path starts at the folder of the list file, or at `root`. A path without an
   extension gets `.mp4`, which published Kinetics lists leave out.
-- List and videos may be URLs (gs://...), for `prepare` on a cluster.
+- List and videos may be URLs (https://, gs://, s3://, hf://).
 - Blank lines are ignored, as is everything after a `#` at the beginning of a line or
   after a space or tab.
 
@@ -31,11 +37,14 @@ Frame folders and parts of videos:
   `folder total label` selects the images 1 to `total`; otherwise, `folder start total`
   selects `total` images from number `start` on.
 - `path 0 -1` (VideoMAE V2) is a whole video without a label.
+- `a.mp4 2.5 4.0 3` is the part from 2.5 to before 4 seconds, with label 3: two numbers
+  before a label, at least one with a decimal point.
 - The first line may be a header such as `path,label`. A header with `total`, which is
   one of `path,start,total`, `path,total,label` and `path,start,total,label`, fixes the
   meaning of the columns, whatever the list is read for. A negative `total` then means a
   whole video file, or all images of `folder/`. With a `start`, a line may also select a
   part of a video file: `total` frames from frame `start` on, counted from 0.
+- Files with other headers, and JSON, are read by tables.py.
 """
 
 import contextlib
@@ -95,27 +104,16 @@ def parse_header(line: str) -> tuple[str, ...] | None:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Row:
-    """The content of a line.
+    """The content of a line."""
 
-    Attributes:
-        name: the path, without the slash at the end of a folder.
-        is_folder: True for a frame folder.
-        frame_range: first and number of frames; None for all.
-        time_range: start and end in seconds; None for all.
-        labels: whole numbers or class names, as written.
-        values: the targets of a regression.
-        value_names: the names of their columns, if they have names.
-        is_cut: True if columns that are neither a label nor a range were left out.
-    """
-
-    name: str
-    is_folder: bool = False
-    frame_range: tuple[int, int] | None = None
-    time_range: tuple[float, float] | None = None
-    labels: tuple[int | str, ...] = ()
-    values: tuple[float, ...] = ()
-    value_names: tuple[str, ...] = ()
-    is_cut: bool = False
+    name: str  # the path, without the slash at the end of a folder
+    is_folder: bool = False  # a frame folder
+    frame_range: tuple[int, int] | None = None  # first and number; None for all
+    time_range: tuple[float, float] | None = None  # start and end in seconds
+    labels: tuple[int | str, ...] = ()  # whole numbers or class names, as written
+    values: tuple[float, ...] = ()  # the targets of a regression
+    value_names: tuple[str, ...] = ()  # of their columns, if these have names
+    is_cut: bool = False  # columns that are neither a label nor a part were left out
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
