@@ -38,6 +38,7 @@ PREPROCESSING_FIELDS = (
     "data.stride",
     "data.frame_sampling",
     "data.image_size",
+    "data.value_range",
 )
 # Fields of the model that a test does not depend on.
 _TRAINING_ONLY = (
