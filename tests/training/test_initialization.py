@@ -12,6 +12,7 @@ from tests.helpers import official
 from tests.training import test_finetune
 from tests.training.test_finetune import folder  # noqa: F401
 from videomae_jax import checkpointing
+from videomae_jax.__main__ import main
 from videomae_jax.errors import CheckpointError, ConfigError, RecordError
 from videomae_jax.interop.loading import load_pretrained
 from videomae_jax.models import build
@@ -70,7 +71,7 @@ def save(config, workdir, *, step, **meta):
     params, batch_stats = task.init(jax.random.key(0), train_step.dummy_clip(config))
     state = train_step.TrainState(step, params, (), batch_stats)
     items = {name: x for name, x in state.items().items() if name != "opt_state"}
-    checkpoints = checkpointing.Checkpoints(str(workdir))
+    checkpoints = checkpointing.Checkpoints(str(workdir), keep_last=2)
     meta |= {"config": json.loads(config.to_json())} | task.meta
     checkpoints.save(step, items, meta)
     checkpoints.close()
@@ -111,6 +112,18 @@ def test_statistics_of_a_probe_are_read_back(folder, tmp_path):
         loaded.model.apply(loaded.variables, video),
         task.model.apply(state.evaluated_variables, video),
     )
+
+
+def test_commands_choose_a_step(folder, tmp_path, capsys):
+    for step in (3, 5):
+        save(test_finetune.tiny(folder), tmp_path, step=step, best={"step": 3})
+    for step in ("best", "3", "last"):
+        assert main(["inspect", str(tmp_path), f"--step={step}"]) == 0
+    assert main(["inspect", str(tmp_path), "--step=4"]) == 1
+    assert "step=4 not found: " in capsys.readouterr().err
+    file = CHECKPOINTS / "hf_pretrain"
+    assert main(["inspect", str(file), "--step=best"]) == 1
+    assert "step=best needs a work directory" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ name by different paths nothing is known.
 """
 
 import collections
+import functools
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -125,6 +126,7 @@ def _contradicting_folders(
         )
 
 
+@functools.cache
 def _word(name: str) -> str:
     """Returns a name as it compares: jump_rope, "Jump Rope" and jumprope are one."""
     return "".join(character for character in name.lower() if character.isalnum())
