@@ -267,7 +267,7 @@ def test_verify_compares_with_the_source(tmp_path, capsys, monkeypatch):
         return status, "".join(capsys.readouterr())
 
     status, printed = convert("pretraining")
-    assert status == 0 and "with the source: outputs of (1, " in printed
+    assert status == 0 and "verified with the source in transformers" in printed
     assert "the source's processor on a video: pixels agree to" in printed
     # A fault of ours in following the processor.
     monkeypatch.setattr(processor, "_framing", lambda settings: Framing(32))

@@ -66,7 +66,7 @@ def source(
     theirs = ours if process is None else process(frames, cut=False)
     expected = _their_outputs(model, theirs)
     worst = _difference(_our_outputs(pretrained, frames), expected)
-    lines = [_agree(f"{_library()} with the source", expected, worst)]
+    lines = [_agree(f"the source in {_library()}", expected, worst)]
     if process is None:
         return [*lines, "the source has no processor's config that could be compared"]
     with _video(clip) as video:
