@@ -529,3 +529,70 @@ def test_both_sides_get_a_video(count, fraction):
     if count > 1:
         assert parts["train"] and bool(parts["val"]) == (fraction > 0)
         assert abs(len(parts["val"]) - fraction * count) <= 1
+
+
+def test_activitynet(run, tmp_path):
+    segments = [
+        {"label": "Zumba", "segment": [1.5, 4.25]},
+        {"label": "Archery", "segment": [5, 9]},
+        {"label": "Archery", "segment": [9, 9]},
+    ]
+    database = {
+        "abc": {"subset": "training", "annotations": segments},
+        "d_e": {"subset": "validation", "annotations": segments[:1]},
+        "f": {"subset": "testing", "annotations": []},
+        "gone": {"subset": "training", "annotations": segments[:1]},
+    }
+    (tmp_path / "labels").mkdir()
+    file = tmp_path / "labels/activity_net.v1-3.min.json"
+    file.write_text(json.dumps({"taxonomy": [], "database": database}))
+    make(tmp_path / "v", "v_abc.mp4", "d_e.mkv", "v_f.webm", "other.mp4")
+    status, output, errors = run("activitynet", "--videos=v", "--annotations=labels")
+    assert (status, errors) == (0, "")
+    assert "1 missing" in output and "for example other.mp4" in output
+    out = tmp_path / "data/activitynet"
+    assert (out / "labels.txt").read_text() == "Archery\nZumba\n"
+    train, val = (
+        [
+            (os.path.basename(x.path), x.labels, x.time_range)
+            for x in sources.load(str(out / f"{name}.txt"), label_kind=LabelKind.ONE)
+        ]
+        for name in ("train", "val")
+    )
+    assert train == [("v_abc.mp4", (1,), (1.5, 4.25)), ("v_abc.mp4", (0,), (5.0, 9.0))]
+    assert val == [("d_e.mkv", (1,), (1.5, 4.25))]
+    [test] = sources.load(str(out / "test.txt"))
+    assert (os.path.basename(test.path), test.labels) == ("v_f.webm", ())
+    file.write_text('{"database": {"abc": {"subset": "training"}}}')
+    status, output, errors = run("activitynet", "--videos=v", "--annotations=labels")
+    assert status == 1 and "expected ActivityNet's form" in errors
+
+
+def test_diving48(run, tmp_path):
+    vocabulary = [
+        ["Back", "15som", "05Twis", "FREE"],
+        ["Reverse", "Dive", "NoTwis", "PIKE"],
+    ]
+    rows = [
+        {"vid_name": f"{i}_00001", "label": i % 2, "end_frame": 9} for i in range(4)
+    ]
+    (tmp_path / "labels").mkdir()
+    for name, content in (
+        ("vocab", vocabulary),
+        ("V2_train", rows[:3]),
+        ("V2_test", rows[3:]),
+    ):
+        (tmp_path / f"labels/Diving48_{name}.json").write_text(json.dumps(content))
+    make(tmp_path / "rgb", *(f"{i}_00001.mp4" for i in range(4)))
+    command = ["diving48", "--videos=rgb", "--annotations=labels"]
+    status, _, errors = run(*command)
+    assert (status, errors) == (0, "")
+    out = tmp_path / "data/diving48"
+    assert load(out / "train.txt", tmp_path / "rgb") == {
+        f"{i}_00001.mp4": i % 2 for i in range(3)
+    }
+    assert load(out / "val.txt", tmp_path / "rgb") == {"3_00001.mp4": 1}
+    assert (out / "labels.txt").read_text().startswith("Back 15som 05Twis FREE\n")
+    rows[0]["label"] = 2
+    (tmp_path / "labels/Diving48_V2_train.json").write_text(json.dumps(rows))
+    assert "has label 2, but Diving48_vocab.json names 2 classes" in run(*command)[2]

@@ -533,14 +533,14 @@ ACTIVITYNET_13 = '{"taxonomy": [{"parentName": null}], "database": {"a": {}}}'
         ('{"Approaching something with your camera":"0"}', ".*V2: .*lists ssv2"),
         (ACTIVITYNET, "ActivityNet: .*lists activitynet"),
         (ACTIVITYNET_13, "ActivityNet: .*lists activitynet"),
-        (EPIC, "EPIC-KITCHENS: .*lists epic-kitchens"),
-        (EPIC_100, "EPIC-KITCHENS: .*lists epic-kitchens"),
-        (CHARADES, "Charades: .*lists charades"),
+        (EPIC, "EPIC-KITCHENS: list path,start_times"),
+        (EPIC_100, "EPIC-KITCHENS: list path,start_times"),
+        (CHARADES, "Charades: list path,label as in a,c092,c147"),
         (DIVING, "Diving48: .*lists diving48"),
         ("ApplyEyeMakeup/v_ApplyEyeMakeup_g08_c01.avi 1\n", "UCF101: .*lists ucf101"),
         ("ApplyEyeMakeup/v_ApplyEyeMakeup_g01_c01.avi\n", "UCF101: .*lists ucf101"),
         ("-5KQ66BBWC4,0902,0.077,0.151,0.283,0.811,80,1\n", "AVA: they mark persons"),
-        ("34870;Drumming Fingers\n", "Jester or .*path;label, write 34870/ for 34870"),
+        ("34870;Drumming Fingers\n", "Jester or .*path;label, write 34870/ for the"),
     ],
 )
 def test_annotations_of_known_data_sets_are_named(load, text, message):

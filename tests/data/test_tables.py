@@ -221,6 +221,12 @@ def test_several_heads(load):
     with pytest.raises(RecordError, match=":3: 'cut' is none of the 1 classes"):
         load(text, HEADS, class_names=[["mix", "cut"], ["egg"]])
     assert load('{"path": "a.mp4", "label": [4, 2]}', HEADS)[0].labels == (4, 2)
+    # As is advised for EPIC-KITCHENS and Charades.
+    text = "path,start_timestamp,stop_timestamp,verb,noun\nP01_01.MP4,00:00:01.5,00:02,"
+    [record] = load(text + "wash,mug\n", HEADS, label_columns=("verb", "noun"))
+    assert (record.time_range, record.label_names) == ((1.5, 2.0), ("wash", "mug"))
+    [record] = load("path,label\na,c092,c147\n", MANY)
+    assert record.label_names == ("c092", "c147")
 
 
 @pytest.mark.parametrize(

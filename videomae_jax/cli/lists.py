@@ -17,6 +17,7 @@ from videomae_jax.data import sources
 from videomae_jax.datasets import annotations
 from videomae_jax.datasets.annotations import SPLIT_NAMES, Annotations, Entry
 from videomae_jax.errors import RecordError
+from videomae_jax.video.record import Record
 
 _SHOWN = 3  # names in a message
 
@@ -50,14 +51,27 @@ _ANNOTATED = {
         "the files of testTrainMulti_7030_splits",
         numbered_splits=True,
     ),
+    "activitynet": _DataSet(
+        annotations.activitynet, 200, "activity_net.v1-3.min.json; a line per segment"
+    ),
+    "diving48": _DataSet(
+        annotations.diving48,
+        48,
+        "Diving48_V2_train.json, Diving48_V2_test.json, Diving48_vocab.json",
+    ),
 }
 
 
 @dataclasses.dataclass(slots=True)
 class _Split:
-    """The content of a list: paths relative to the videos folder, with labels."""
+    """The content of a list: paths relative to the videos folder, with labels.
 
-    rows: list[tuple[str, int | None]] = dataclasses.field(default_factory=list)
+    Each row also has the start and end of a part in seconds, or None.
+    """
+
+    rows: list[tuple[str, int | None, tuple[float, float] | None]] = dataclasses.field(
+        default_factory=list
+    )
     # Names of videos that were not found, or are empty files.
     missing: list[str] = dataclasses.field(default_factory=list)
 
@@ -185,7 +199,7 @@ def run(args: argparse.Namespace) -> None:
     for name, split in splits.items():
         if not split.rows:
             messages.append(f"{name}.txt is not written: none of its videos was found")
-        elif any(label is None for _, label in split.rows):
+        elif any(label is None for _, label, _ in split.rows):
             messages.append(f"{name}.txt has no labels: the annotations have none")
     written = [f"{name}.txt" for name, split in splits.items() if split.rows]
     messages.append(f"written to {out}: {' '.join(written)} labels.txt")
@@ -232,11 +246,13 @@ def _match(
     for key, entries in known.splits.items():
         splits[key] = split = _Split()
         for entry in entries:
-            path = _choose(root, by_name.get(entry.name, ()), entry)
+            names = entry.name, entry.name.removeprefix("v_")
+            own = next((by_name[name] for name in names if name in by_name), ())
+            path = _choose(root, own, entry)
             if path is None:
                 split.missing.append(entry.name)
             else:
-                split.rows.append((path, entry.label))
+                split.rows.append((path, entry.label, entry.times))
     names = [entry.name for entries in known.splits.values() for entry in entries]
     if not any(split.rows for split in splits.values()):
         raise RecordError(
@@ -245,7 +261,7 @@ def _match(
             f"({' '.join(sources.EXTENSIONS)}, not empty); the {len(paths)} videos "
             f"there have names such as {_some(paths)}"
         )
-    named = known.unused.union(names)
+    named = known.unused.union(names, (name.removeprefix("v_") for name in names))
     return splits, [path for path in paths if _name(path) not in named]
 
 
@@ -292,7 +308,7 @@ def _from_folders(
         chosen = {split: good} if is_split else _divide(good, val_fraction, seed)
         for key, selected in chosen.items():
             label = classes.index(class_name)
-            splits[key].rows += [(path, label) for path in selected]
+            splits[key].rows += [(path, label, None) for path in selected]
         splits[split or "train"].missing += empty
     return classes, {k: v for k, v in splits.items() if v.rows or v.missing}, others
 
@@ -326,8 +342,16 @@ def _write(
     out.mkdir(parents=True, exist_ok=True)
     for name, split in splits.items():
         if split.rows:
-            rows = [(os.path.join(root, path), label) for path, label in split.rows]
-            sources.write_list(out / f"{name}.txt", rows)
+            records = [
+                Record(
+                    os.path.join(root, path),
+                    "",
+                    labels=() if label is None else (label,),
+                    time_range=times,
+                )
+                for path, label, times in split.rows
+            ]
+            sources.write_records(out / f"{name}.txt", records)
     text = "".join(f"{name}\n" for name in classes)
     (out / "labels.txt").write_text(text, encoding="utf-8", newline="\n")
 
@@ -335,7 +359,7 @@ def _write(
 def _table(splits: dict[str, _Split]) -> str:
     rows: list[tuple] = [("split", "videos", "classes", "missing")]
     for name, split in splits.items():
-        labels = {label for _, label in split.rows} - {None}
+        labels = {label for _, label, _ in split.rows} - {None}
         rows.append((name, len(split.rows), len(labels), len(split.missing)))
     return "\n".join(f"{a:6} {b:>8} {c:>8} {d:>8}" for a, b, c, d in rows)
 

@@ -335,7 +335,7 @@ def _split(
     if not columns and not is_video(path) and not path.endswith("/"):
         # Below a header, a comma separates as in any CSV file.
         cells = [cell.strip() for cell in line.split(",")]
-        if layout == ("label",) and len(cells) == 2:
+        if layout == ("label",) and len(cells) > 1:
             return cells[0], cells[1:], True
         raise not_a_label(re.split("[ ,]", path)[-1])
     return path, columns, False

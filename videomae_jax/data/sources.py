@@ -77,15 +77,19 @@ _FORMATS = (
 # Annotations of known data sets: how they begin, and which `lists` command reads them
 # or, without one, what to do.
 _ANNOTATIONS = (
-    ("Kinetics", r"[^\n]*\byoutube_id\b[^\n]*\btime_start\b", "kinetics400"),
+    ("Kinetics", r".*\byoutube_id\b.*\btime_start\b", "kinetics400"),
     ("Something-Something V2", r'\s*\[\s*\{[^}]*"(template|placeholders)"', "ssv2"),
     ("Something-Something V2", r'\s*\{\s*"[^"]*something[^"]*"\s*:', "ssv2"),
     ("ActivityNet", r'\s*\{(?s:.)*"database"\s*:\s*\{', "activitynet"),
-    ("EPIC-KITCHENS", r"[^\n]*\bparticipant_id\b[^\n]*\bnarration", "epic-kitchens"),
-    ("Charades", r"id,subject,scene,", "charades"),
+    (
+        "EPIC-KITCHENS",
+        r".*\bparticipant_id\b.*\bnarration",
+        "list path,start_timestamp,stop_timestamp,verb,noun with data.heads=verb,noun",
+    ),
+    ("Charades", "id,subj", "list path,label as in a,c092,c147 with loss.kind=sigmoid"),
     ("Diving48", r'\s*\[\s*\{[^}]*"vid_name"', "diving48"),
     ("UCF101", r"ApplyEyeMakeup/v_\w+_g[0-9]+_c[0-9]+\.avi( 1)?\s*(\n|$)", "ucf101"),
-    ("HMDB51", r"[^\n]+_test_split[123]\.txt$", "hmdb51"),  # the name of the file
+    ("HMDB51", r".+_test_split[123]\.txt$", "hmdb51"),  # the name of the file
     (
         "AVA",
         r"[\w-]{11},[0-9]{4}(\.[0-9]+)?,([01]?\.[0-9]+,){4}",
@@ -94,8 +98,8 @@ _ANNOTATIONS = (
     (
         "Jester or Something-Something V1",
         r"[0-9]+;[A-Z]",
-        "their videos are folders of images. Begin the file with a line path;label, "
-        "write 34870/ for 34870, and set config.data.frame_name={:05}.jpg",
+        "begin the file with a line path;label, write 34870/ for the folder of images "
+        "34870, and set config.data.frame_name={:05}.jpg",
     ),
 )
 
@@ -197,9 +201,8 @@ def write_records(target: str | os.PathLike, records: Sequence[Record]) -> None:
         RecordError: a list file cannot hold a record, such as a video in a shard;
             nothing is written.
     """
-    for record in records:
-        if record.is_stored:
-            raise RecordError(f"{record.id}: a list cannot name a video in a shard")
+    if stored := next((record for record in records if record.is_stored), None):
+        raise RecordError(f"{stored.id}: a list cannot name a video in a shard")
     if any(x.time_range or x.values or x.label_names for x in records):
         return _write(target, map(_json_line, records))
     layout = _layout(records)
@@ -210,12 +213,9 @@ def write_records(target: str | os.PathLike, records: Sequence[Record]) -> None:
         numbers += [total] if "total" in layout else []
         # Without numbers, or if it ends like a video, a folder needs its slash.
         needs_slash = not record.frame_range or is_video(record.path)
-        is_folder = bool(record.frame_name) and needs_slash
-        lines.append(
-            list_format.write(
-                record.path, record.labels, numbers=numbers, is_folder=is_folder
-            )
-        )
+        options = {"is_folder": bool(record.frame_name) and needs_slash}
+        line = list_format.write(record.path, record.labels, numbers=numbers, **options)
+        lines.append(line)
     _write(target, lines)
 
 
@@ -349,9 +349,8 @@ def _refuse_annotations(source: str, text: str, label_kind: LabelKind) -> None:
     """Names the data set if a list is what its publisher distributes."""
     is_labelled = label_kind not in (LabelKind.UNUSED, LabelKind.OPTIONAL)
     for name, pattern, remedy in _ANNOTATIONS:
-        # The files of these two are lists, but their numbers are not labels from 0 up.
         if remedy in ("ucf101", "hmdb51") and not is_labelled:
-            continue
+            continue  # they are lists, but their numbers are not labels from 0 up
         if re.match(pattern, text) or re.match(pattern, source):
             if " " not in remedy:
                 remedy = f"`python -m videomae_jax lists {remedy}` makes lists of them"

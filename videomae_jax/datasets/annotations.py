@@ -36,6 +36,7 @@ class Entry:
     label: int | None  # None if it is not published
     # Names of the folders to prefer if several files have this name, best first.
     folders: tuple[str, ...] = ()
+    times: tuple[float, float] | None = None  # start and end of a part, in seconds
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -233,6 +234,62 @@ def hmdb51(folder: pathlib.Path, split: int) -> Annotations:
                 key = "train" if match[2] == "1" else "val"
                 splits[key].append(Entry(name, label, (class_name,)))
     return Annotations(classes, splits, frozenset(unused))
+
+
+def activitynet(folder: pathlib.Path) -> Annotations:
+    """Reads activity_net.v1-3.min.json, or that of version 1.2: a row per segment.
+
+    Labels follow the alphabetical order of the class names. The videos of the test
+    split have no annotations, and are listed whole.
+    """
+    file = _find(folder, ["activity_net*.json", "*activitynet*.json"])
+    keys = {"training": "train", "validation": "val", "testing": "test"}
+    found: list[tuple[str, str, str | None, tuple[float, float] | None]] = []
+    try:
+        for name, video in _read_json(file, dict)["database"].items():
+            split = keys[video["subset"]]
+            if split == "test":
+                found.append((split, name, None, None))
+            for part in video["annotations"]:
+                start, end = map(float, part["segment"])
+                if start < end:  # some segments are empty
+                    found.append((split, name, str(part["label"]), (start, end)))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise RecordError(
+            f"{file}: expected ActivityNet's form, `database` with a subset and "
+            f"annotations of each video, but {error!r}"
+        ) from None
+    classes = sorted({label for _, _, label, _ in found if label is not None})
+    label_of = {name: number for number, name in enumerate(classes)}
+    splits: dict[str, list[Entry]] = {"train": [], "val": []}
+    for split, name, label, times in found:
+        number = None if label is None else label_of[label]
+        # Downloaders write v_ before the id.
+        own = splits.setdefault(split, [])
+        own.append(Entry(f"v_{name}", number, times=times))
+    return Annotations(classes, splits)
+
+
+def diving48(folder: pathlib.Path) -> Annotations:
+    """Reads Diving48_V2_train.json, Diving48_V2_test.json and Diving48_vocab.json.
+
+    The test videos are val. Videos are cut already, so the frames that the files name
+    are all of each.
+    """
+    vocabulary = _read_json(_find(folder, ["Diving48_vocab.json"]), list)
+    classes = [" ".join(x) if isinstance(x, list) else str(x) for x in vocabulary]
+    splits = {}
+    for key, word in (("train", "train"), ("val", "test")):
+        file = _find(folder, [f"Diving48_V2_{word}.json", f"Diving48_{word}.json"])
+        splits[key] = []
+        for name, number in _read_videos(file, "vid_name", "label"):
+            if not number.isdecimal() or int(number) >= len(classes):
+                raise RecordError(
+                    f"{file}: video {name} has label {number}, but Diving48_vocab.json "
+                    f"names {len(classes)} classes: are both files of one release?"
+                )
+            splits[key].append(Entry(name, int(number)))
+    return Annotations(classes, splits)
 
 
 def _find(folder: pathlib.Path, patterns: Sequence[str]) -> pathlib.Path:
