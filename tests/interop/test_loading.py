@@ -223,7 +223,9 @@ def test_export_with_the_old_name_of_frame_sampling_loads(tmp_path):
 
 def test_a_misspelt_run_is_not_looked_for_on_the_hub(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(loading.hub, "download", lambda *_: pytest.fail("asked the hub"))
+    monkeypatch.setattr(
+        loading.hub, "download", lambda *_: pytest.fail("asked the hub")
+    )
     (tmp_path / "runs" / "k400_vitb_finetune").mkdir(parents=True)
     with pytest.raises(vmae.PretrainedError) as caught:
         vmae.load_pretrained("runs/k400_vitb_finetnue")
@@ -405,6 +407,27 @@ def test_multi_label_survives_a_round_trip(tmp_path):
     assert loaded.problem == vmae.Problem("multi_label_classification")
     vmae.save_pretrained(tmp_path / "again", loaded)
     assert vmae.load_pretrained(tmp_path / "again").problem == loaded.problem
+
+    vmae.save_pretrained(tmp_path / "old", loaded, format="jax")
+    file = tmp_path / "old" / "config.json"
+    config = json.loads(file.read_text())
+    del config["problem"]
+    config["multi_label"] = True  # as earlier releases wrote it
+    file.write_text(json.dumps(config))
+    assert vmae.load_pretrained(tmp_path / "old").problem == loaded.problem
+
+
+def test_an_unknown_problem_is_refused(tmp_path):
+    folder = official.rewritten(tmp_path, problem_type="ranking")
+    with pytest.raises(vmae.PretrainedError, match="problem_type='ranking' must be"):
+        vmae.load_pretrained(folder)
+
+
+def test_heads_must_fit_the_model():
+    model = vmae.VideoClassifier(width=8, depth=1, heads=2, num_classes=4)
+    problem = vmae.Problem(heads=(("verb", 3), ("noun", 2)))
+    with pytest.raises(vmae.PretrainedError, match=r"\[3, 2\] classes do not fit"):
+        vmae.Pretrained(model, {}, problem=problem)
 
 
 def test_local_path_has_no_revision(tmp_path):

@@ -267,6 +267,24 @@ def test_command_reads_configs_as_training_does():
 
 
 @functools.cache
+def test_heads_and_values_are_known_without_a_list(tmp_path):
+    for name, classes in (("verbs.txt", "take\nput\ncut"), ("nouns.txt", "egg\npan")):
+        (tmp_path / name).write_text(classes)
+    config = common.debug(common.finetune())
+    config.data.labels = f"{tmp_path}/verbs.txt,{tmp_path}/nouns.txt"
+    config.data.heads = "verb,noun"
+    task = make_task(config)
+    assert task.objective.problem.heads == (("verb", 3), ("noun", 2))
+    assert task.model.num_classes == 5
+
+    config = common.debug(common.finetune())
+    config.loss.update(kind="mse", smoothing=0.0)
+    assert make_task(config).model.num_classes == 1
+    config.data.num_classes = 3
+    task = make_task(config)
+    assert task.objective.problem.is_regression and task.model.num_classes == 3
+
+
 def parameters() -> int:
     config = tiny()
     shapes = jax.eval_shape(
