@@ -119,6 +119,26 @@ def test_a_pretraining_that_is_killed_again_and_again(folder, tmp_path):
     assert_same_run(workdir, whole)
 
 
+def test_ctrl_c_of_a_terminal(folder, tmp_path):
+    """It reaches all processes of the run."""
+    recipe = [
+        "--config=configs/k400_vits_pretrain.py:debug",
+        f"--config.data.train={folder}",
+        "--config.mask.ratio=0.75",
+        "--config.data.num_workers=2",
+    ]
+    with running(recipe, tmp_path, "--config.steps=100000") as (process, read_log):
+        wait_until(lambda: " loss=" in read_log(), process, read_log)
+        children = pathlib.Path(f"/proc/{process.pid}/task").glob("*/children")
+        for pid in [process.pid, *" ".join(x.read_text() for x in children).split()]:
+            os.kill(int(pid), signal.SIGINT)
+        assert process.wait(timeout=120) == 143, read_log()
+        log = read_log()
+    saved = max(int(path.name) for path in (tmp_path / "checkpoints").iterdir())
+    assert f"saved step {saved}" in log and "press Ctrl-C again" in log
+    assert "Traceback" not in log
+
+
 def test_a_killed_finetuning_goes_on_with_its_averages(folder, tmp_path):
     videos = folder / "labelled.txt"
     videos.write_text("".join(f"{i}.mp4 {i % 3}\n" for i in range(12)))

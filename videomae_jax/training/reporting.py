@@ -310,18 +310,20 @@ class Reporter:
 
     @contextlib.contextmanager
     def compiling(self, is_first: bool) -> Iterator[None]:
-        """Logs the time inside, and excludes it, if it is the first call of the step.
+        """Logs the time inside, if it is the first call of the step.
 
-        JAX compiles a function when it is called first.
+        JAX compiles a function when it is called first. The speed of training is
+        measured from there on: without the compilation and the start of the workers.
         """
         if not is_first:
             yield
             return
         log.info("compiling the train step ...")
         start = time.perf_counter()
-        with self.pause():
-            yield
-        log.info("compiled the train step in %.1f s", time.perf_counter() - start)
+        yield
+        self._last_time = time.perf_counter()
+        self._waited = self._paused = 0.0
+        log.info("compiled the train step in %.1f s", self._last_time - start)
 
     def metrics(self, step: int, values: Mapping[str, float]) -> tuple[float, float]:
         """Reports metrics after `step` steps, and the speed since the last report.
