@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> None:
         # With other heads than the source's, the outputs differ on purpose.
         if not (args.heads or args.decoder_heads):
             lines = verify.source(pretrained, args.source, args.revision, args.clip)
-            print(*lines, sep="\n")
+            print("".join(f"{line}\n" for line in lines), end="")
     if args.aliases and not args.classes:
         raise PretrainedError("--aliases must be used together with --classes")
     if args.classes:

@@ -44,7 +44,7 @@ def source(
         clip: a video to cut the clip from; None makes one.
 
     Returns:
-        Lines that tell what agrees; none without transformers, or for an encoder alone.
+        Lines that tell what agrees; none for an encoder alone.
 
     Raises:
         PretrainedError: something differs.
@@ -53,8 +53,10 @@ def source(
     path = path if path.exists() else hub.download(name, revision)
     folder = path if path.is_dir() else path.parent
     is_encoder = getattr(pretrained.model, "num_classes", None) == 0
-    if is_encoder or not (folder / "config.json").exists() or not _has_transformers():
+    if is_encoder or not (folder / "config.json").exists():
         return []
+    if not _has_transformers():
+        return ["transformers is not installed: the source was not compared"]
     model = _from_pretrained(folder, isinstance(pretrained.model, VideoMAE))
     config = model.config
     size = height_and_width(config.image_size)
