@@ -66,6 +66,36 @@ def test_segments(path, decoded):
         open_video(Record(str(path), "c", frame_range=(4, 4)))
 
 
+def test_parts_in_seconds_follow_the_times_of_frames(tmp_path):
+    # Red for 2 s, a frame every 0.5 s; then blue, a frame every 0.1 s.
+    red, blue = (
+        np.full((1, 48, 64, 3), rgb, np.uint8) for rgb in ((255, 0, 0), (0, 0, 255))
+    )
+    frames = np.concatenate([red] * 4 + [blue] * 20)
+    ticks = [0, 50, 100, 150, *range(200, 400, 10)]
+    write_video(str(tmp_path / "a.mp4"), frames, ticks=ticks)
+    for times, count, first in (
+        ((0, 2), 4, 0),  # the end is left out
+        ((0.5, 1.5), 2, 1),
+        ((2, 4), 20, 4),
+        ((1.99, 2.01), 1, 4),
+        ((2.3, 9), 17, 7),
+    ):
+        with open_video(
+            Record(str(tmp_path / "a.mp4"), "a", time_range=times)
+        ) as video:
+            assert (video.num_frames, video.first_frame) == (count, first)
+            is_red = video.read(range(count))[..., 0].mean(axis=(1, 2)) > 128
+            assert is_red.tolist() == [first + i < 4 for i in range(count)]
+    for times in ((4.5, 5), (0.6, 0.9)):
+        record = Record(str(tmp_path / "a.mp4"), "a", time_range=times)
+        with pytest.raises(VideoError, match="a.mp4: none of its 24 frames is within"):
+            open_video(record)
+        assert file_size(record) is None
+        with pytest.raises(VideoError, match="is not a whole video file"):
+            read_bytes(record)
+
+
 def test_urls(path, decoded, remote, tmp_path):
     with open_video(Record(f"gs://{path}", "c")) as video:
         np.testing.assert_array_equal(video.read(range(7)), decoded)

@@ -112,9 +112,12 @@ def run(args: argparse.Namespace) -> None:
         left_out.add("duplicate")
     kept = [video.status not in left_out for video in videos]
     num_classes = len(names) if names else None
-    label_stats = report.label_statistics(
-        records, kept, num_classes=num_classes, label_kind=arguments.label_kind(args)
-    )
+    label_stats = None
+    if not args.heads:  # whose classes would be mixed up
+        kind = arguments.label_kind(args)
+        label_stats = report.label_statistics(
+            records, kept, num_classes=num_classes, label_kind=kind
+        )
     can_be_listed = not any(record.is_stored for record in records)
     summary = {
         "list": args.list,
@@ -125,7 +128,7 @@ def run(args: argparse.Namespace) -> None:
         **report.summarize(videos, kept, clip_span=clip_span),
         "labels": label_stats and dataclasses.asdict(label_stats),
     }
-    rows = _rows(videos, kept, args.multi_label)
+    rows = _rows(videos, kept, args.multi_label or bool(args.heads))
     write_json(out / "report.json", summary, {"records": rows})
     if summary["clean_list"]:
         clean = list(itertools.compress(records, kept))
@@ -245,7 +248,7 @@ def _rows(
         row: dict[str, Any] = {
             "id": record.id,
             "path": record.path,
-            "label": labels_to_json(record.labels, multi_label),
+            "label": record.values or labels_to_json(record.labels, multi_label),
             "status": video.status,
             "clean": keep,
             "reason": report.reason(record, result),
