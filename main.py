@@ -49,7 +49,7 @@ def make_parser() -> program.Parser:
     parser = program.Parser(
         prog="main.py",
         usage="main.py --config=FILE [--workdir=FOLDER] [--config.FIELD=VALUE ...]",
-        description=__doc__.partition("\n")[0],
+        description="Trains a model, or tests it.",
         epilog=FIELDS + "\n".join(recipes()),
     )
     program.add_version(parser)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 
+import cv2
 import pytest
 
 from videomae_jax.datasets.process_pool import TaskFailure, process_map
@@ -31,6 +32,8 @@ def _act(item):
             time.sleep(1000)
         case "hold the GIL":  # so that no thread of the process can do anything
             re.match("(a+)+b", "a" * 60)
+        case "threads of OpenCV":
+            return cv2.getNumThreads()
         case pathlib.Path():
             (item / str(os.getpid())).touch()
             time.sleep(1000)
@@ -49,6 +52,7 @@ def test_each_item_is_yielded_once_with_its_outcome():
         "memory": TaskFailure("error", "MemoryError"),
         "sleep": hang,
         "hold the GIL": hang,
+        "threads of OpenCV": 1,  # there are as many processes as cores
         "nothing": None,
     }
     items = ["lambda", *expected, *range(20)]

@@ -19,7 +19,7 @@ from collections.abc import Callable, Generator, Sequence
 from multiprocessing import connection
 from typing import Any, Literal
 
-from videomae_jax.processes import exit_with_parent, signals_blocked
+from videomae_jax.processes import exit_with_parent, set_up_worker, signals_blocked
 
 # Forking a process with threads, such as JAX's, may deadlock.
 _CONTEXT = multiprocessing.get_context("spawn")
@@ -189,6 +189,7 @@ def _wait(workers: Sequence[_Worker]) -> list[_Worker]:
 def _work(pipe: connection.Connection, function: Callable[[Any], Any]) -> None:
     """Processes items until it is killed; runs in a worker process."""
     exit_with_parent()
+    set_up_worker()
     # If memory runs out, Linux should kill a worker rather than the parent or another
     # program of the machine.
     with contextlib.suppress(OSError):
