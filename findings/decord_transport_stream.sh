@@ -3,8 +3,9 @@
 #
 # decord 0.6.0 lists the packets of a file (IndexKeyframes), then seeks back to the time
 # of the first frame (SeekStart). In a transport stream it then continues one group of
-# pictures too late: all frames are shifted, and the last is repeated. len() is right, and the same packets in
-# an mp4 are read right. A plain decode, by PyAV 18.1.0, returns every frame.
+# pictures too late: all frames are shifted, and the last is repeated. len() is right,
+# and the same pictures in an mp4 are read right. A plain decode of the stream, by PyAV
+# 18.1.0, returns every frame.
 #
 # Source: https://github.com/dmlc/decord, src/video/video_reader.cc
 #
