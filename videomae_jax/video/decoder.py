@@ -88,7 +88,8 @@ class Video(FrameSource):
         stream = video_stream(self._container, self.name)
         packets = read_packets(self._container, self.name)
         table = packet_table(stream, packets)
-        self._time_base = stream.time_base
+        unit = stream.time_base  # a Fraction, or from PyAV 19 on a class of its own
+        self._time_base = unit and Fraction(unit.numerator, unit.denominator)
         if table is None:
             ticks = self._decode_ticks()
             self.num_frames = len(ticks)
