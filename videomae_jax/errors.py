@@ -43,6 +43,10 @@ class InputError(UserError, ValueError):
     """An array of another shape, dtype or range than a model takes."""
 
 
+class WorkerError(UserError, RuntimeError):
+    """A process that reads videos has died; the message says how."""
+
+
 class PretrainedError(UserError, ValueError):
     """A model that cannot be read, edited or written; the message says why."""
 

@@ -111,6 +111,18 @@ def exit_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
+def describe_exit(exitcode: int | None) -> str:
+    """Returns how a process of `multiprocessing` ended, from its exit code."""
+    if exitcode is None or exitcode >= 0:
+        return f"ended with exit code {exitcode}"
+    try:
+        name = signal.Signals(-exitcode).name
+    except ValueError:
+        name = f"signal {-exitcode}"
+    memory = " (possibly out of memory)" if -exitcode == signal.SIGKILL else ""
+    return f"was killed by {name}{memory}"
+
+
 def _control_groups(root: pathlib.Path) -> Iterator[pathlib.Path]:
     """Yields the folder of each group of this process.
 

@@ -17,6 +17,7 @@ from tests.helpers.videos import write_folder
 from videomae_jax.data import pipeline, prefetch, sources
 from videomae_jax.data.clips import PretrainingClips
 from videomae_jax.data.workers import WorkerConfig
+from videomae_jax.errors import WorkerError
 
 ROOT = pathlib.Path(__file__).parents[2]
 SHARED = pathlib.Path("/dev/shm")
@@ -240,3 +241,20 @@ def test_clips_cost_time_on_a_core(tmp_path):
         ) as batches:
             for batch in batches:
                 assert 1e-4 < batch.cpu_seconds < 5
+
+
+class Deadly(Numbers):
+    """The process that reads its tenth element is killed, as if memory had run out."""
+
+    def __getitem__(self, index):
+        if index == 10:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__getitem__(index)
+
+
+def test_a_worker_that_dies_is_named():
+    with pytest.raises(WorkerError, match="killed by SIGKILL .possibly out of memory"):
+        with prefetch.read_ahead(
+            Deadly(), 4, steps=range(9), workers=WorkerConfig(1, 1, 2)
+        ) as batches:
+            list(batches)

@@ -8,6 +8,7 @@ on the chunks nor on the number of workers. Only this module and pipeline.py use
 
 import contextlib
 import os
+import re
 import resource
 import signal
 import time
@@ -27,7 +28,13 @@ from videomae_jax.data.workers import (
     DEFAULT_WORKERS,
     WorkerConfig,
 )
-from videomae_jax.processes import exit_with_parent, set_up_worker, signals_blocked
+from videomae_jax.errors import WorkerError
+from videomae_jax.processes import (
+    describe_exit,
+    exit_with_parent,
+    set_up_worker,
+    signals_blocked,
+)
 
 # Open files of this process: per worker (pipes and chunks; 14 were counted), and other.
 _FILES_PER_WORKER, _OTHER_FILES = 20, 512
@@ -92,7 +99,19 @@ def read_ahead(
                     join_seconds=_JOIN_SECONDS,
                 )
             )
-        yield batches
+        try:
+            yield batches
+        except RuntimeError as error:
+            # Grain's error when a worker has ended: it was killed, or could not import
+            # the main module of this program.
+            ended = re.fullmatch(r"Worker process .* exit code (-?\d+)\..*", str(error))
+            if ended is None:
+                raise
+            raise WorkerError(
+                f"a worker process {describe_exit(int(ended[1]))}. Its own error, if "
+                "it had one, is in the lines above; if memory ran out, lower "
+                "config.data.num_workers"
+            ) from error
 
 
 class _Chunks(grain.MapDataset):

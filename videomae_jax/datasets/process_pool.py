@@ -19,7 +19,12 @@ from collections.abc import Callable, Generator, Sequence
 from multiprocessing import connection
 from typing import Any, Literal
 
-from videomae_jax.processes import exit_with_parent, set_up_worker, signals_blocked
+from videomae_jax.processes import (
+    describe_exit,
+    exit_with_parent,
+    set_up_worker,
+    signals_blocked,
+)
 
 # Forking a process with threads, such as JAX's, may deadlock.
 _CONTEXT = multiprocessing.get_context("spawn")
@@ -162,7 +167,9 @@ class _Worker:
             succeeded, value = self.pipe.recv()
         except (EOFError, OSError):
             self._process.join(_EXIT_SECONDS)
-            return TaskFailure("crash", _describe_exit(self._process.exitcode))
+            return TaskFailure(
+                "crash", f"crashes: its process {describe_exit(self._process.exitcode)}"
+            )
         return value if succeeded else TaskFailure("error", value)
 
     def kill(self) -> None:
@@ -204,14 +211,3 @@ def _work(pipe: connection.Connection, function: Callable[[Any], Any]) -> None:
                 text = f"{type(error).__name__}: {error}".rstrip(": ")
                 message = pickle.dumps((False, text))
             pipe.send_bytes(message)
-
-
-def _describe_exit(exitcode: int | None) -> str:
-    if exitcode is None or exitcode >= 0:
-        return f"crashes: its process ended with exit code {exitcode}"
-    try:
-        name = signal.Signals(-exitcode).name
-    except ValueError:
-        name = f"signal {-exitcode}"
-    memory = " (possibly out of memory)" if -exitcode == signal.SIGKILL else ""
-    return f"crashes: its process was killed by {name}{memory}"
