@@ -90,8 +90,9 @@ def test_run_leaves_metrics_checkpoints_and_pictures(undisturbed):
     assert list((workdir / "tensorboard").iterdir())
     with Image.open(workdir / "pictures" / "00000008.png") as file:
         image = np.asarray(file)
-    # Two clips of three rows of four 64-pixel frames, and lines between them.
-    assert image.shape == (2 * (3 * 66) + 6 - 2, 4 * 66 - 2, 3)
+    # Two clips of three rows: a label, four 128-pixel frames, and lines between them.
+    height, width, _ = image.shape
+    assert height == 2 * (3 * 130) + 6 - 2 and 50 < width - (4 * 130 - 2) < 150
     with Image.open(workdir / "pictures" / "00000008.gif") as animation:
         assert animation.n_frames == 4
     assert json.loads((workdir / "config.json").read_text())["steps"] == 8
