@@ -559,6 +559,35 @@ def test_class_names_come_from_folders_where_they_can(tmp_path):
     assert finetune.Finetuning(config).class_names == ["0", "1"]
 
 
+def test_names_of_a_list_are_classes_for_all_lists(tmp_path):
+    (tmp_path / "train.csv").write_text("path,label\na.mp4,sit down\nb.mp4,run\n")
+    (tmp_path / "val.jsonl").write_text('{"path": "c.mp4", "label": "sit down"}\n')
+    config = tiny(tmp_path)
+    config.data.update(
+        train=str(tmp_path / "train.csv"),
+        validation=str(tmp_path / "val.jsonl"),
+        test="",
+        labels="",
+    )
+    task = finetune.Finetuning(config)
+    assert task.class_names == ["run", "sit down"]
+    # Alone, the name would be class 0.
+    assert [[x.labels for x in videos] for videos in task.lists] == [
+        [(1,), (0,)],
+        [],
+        [(1,)],
+    ]
+    (tmp_path / "names.txt").write_text("sit down\nwalk\nrun\n")
+    config.data.labels = str(tmp_path / "names.txt")
+    task = finetune.Finetuning(config)
+    assert [x.labels for x in task.training_videos] == [(0,), (2,)]
+    (tmp_path / "val.jsonl").write_text('{"path": "c.mp4", "label": "sit"}\n')
+    with pytest.raises(
+        RecordError, match="val.jsonl:1: 'sit' is none of the 3 classes"
+    ):
+        finetune.Finetuning(config)
+
+
 def test_several_labels_need_at_least_one_in_the_list(folder):
     config = tiny(folder, **{"loss.kind": "sigmoid"})
     config.data.update(train=str(folder), labels="")
