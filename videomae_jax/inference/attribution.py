@@ -145,7 +145,7 @@ def class_activation(
         pretrained: a classifier with its weights.
         video: as in `attention_rollout`.
         class_index: the class, one for all clips or one for each. Classes of several
-            heads follow each other. Of a regression, the value, whose rise is explained.
+            heads follow each other. Of a regression, the value whose rise is explained.
 
     Returns:
         float32 [B, T', H', W'], or [T', H', W'] for one video; not negative, in units
