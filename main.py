@@ -101,6 +101,7 @@ def train(config: Config, workdir: str, *, recipe: str, verbose: bool) -> int:
         # Orbax logs every action. Errors are raised; our own lines have their logger.
         absl_logging.set_verbosity(absl_logging.ERROR)
     log = reporting.start_log(logging.DEBUG if verbose else logging.INFO)
+    log.info("workdir=%s", workdir)
     try:
         hosts.initialize()
         if jax.process_index() > 0:
