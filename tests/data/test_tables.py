@@ -221,6 +221,11 @@ def test_several_heads(load):
     with pytest.raises(RecordError, match=":3: 'cut' is none of the 1 classes"):
         load(text, HEADS, class_names=[["mix", "cut"], ["egg"]])
     assert load('{"path": "a.mp4", "label": [4, 2]}', HEADS)[0].labels == (4, 2)
+    # More columns than heads are for the caller to refuse.
+    [record] = load(
+        "a.mp4 x y z\n".replace(" ", ","), HEADS, class_names=[["x"], ["y"]]
+    )
+    assert record.labels == (0, 0, 0)
     # As is advised for EPIC-KITCHENS and Charades.
     text = "path,start_timestamp,stop_timestamp,verb,noun\nP01_01.MP4,00:00:01.5,00:02,"
     [record] = load(text + "wash,mug\n", HEADS, label_columns=("verb", "noun"))

@@ -104,23 +104,21 @@ def too_many_columns(columns: Sequence[str], part: str = "") -> LineError:
     )
 
 
-def attach(
-    records: Sequence[Record],
+def resolve(
     found: Sequence[Labels],
     label_kind: LabelKind,
     *,
     class_names: Sequence | None = None,
     error: Callable[[int, str], RecordError],
-) -> list[Record]:
-    """Returns the records of a source with their labels, as numbers.
+) -> list[tuple[tuple[int, ...], tuple[str, ...]]]:
+    """Returns the labels of all videos of a source as numbers, and their names.
 
     Args:
-        records: without labels.
         found: the labels of each, as written. Names of UNUSED labels are left out.
         label_kind: what the labels mean; those of HEADS have names for each head.
         class_names: the names of all classes in order; for HEADS, those of each head.
             By default the names that occur, sorted.
-        error: makes an error about a record, by its index.
+        error: makes an error about a video, by its index.
 
     Raises:
         RecordError: a name is none of the classes, or both names and numbers occur.
@@ -128,7 +126,9 @@ def attach(
     heads = label_kind is LabelKind.HEADS
     if label_kind is LabelKind.UNUSED:
         found = [() if _has_names(own) else own for own in found]
-    if class_names is not None and not heads:
+    if class_names is None:
+        class_names = ()
+    elif not heads:
         class_names = [class_names]
     numbers: list[dict[str, int]] = []  # of each head, or of all labels
     for head in range(max(map(len, found), default=0) if heads else 1):
@@ -136,10 +136,10 @@ def attach(
         names = {x for own in column for x in own if isinstance(x, str)}
         if names:
             _check_mixture(column, error)
-        known = class_names[head] if class_names else sorted(names)
+        known = class_names[head] if head < len(class_names) else sorted(names)
         numbers.append({name: number for number, name in enumerate(known)})
-    labelled = []
-    for index, (record, own) in enumerate(zip(records, found, strict=True)):
+    resolved = []
+    for index, own in enumerate(found):
         try:
             pairs = [
                 (_number(label, numbers[head if heads else 0]), label)
@@ -147,12 +147,11 @@ def attach(
             ]
         except LineError as reason:
             raise error(index, str(reason)) from None
-        if not heads:
+        if not heads and len(pairs) > 1:
             pairs = sorted(set(pairs))
-        labels = tuple(number for number, _ in pairs)
         names = tuple(str(name) for _, name in pairs) if _has_names(own) else ()
-        labelled.append(dataclasses.replace(record, labels=labels, label_names=names))
-    return labelled
+        resolved.append((tuple(number for number, _ in pairs), names))
+    return resolved
 
 
 def _has_names(own: Labels) -> bool:

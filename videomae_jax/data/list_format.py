@@ -319,7 +319,7 @@ def _split(
         path, *columns = _TAB.split(line)
         return path, columns, True
     path, columns = _split_numbers(line)
-    more = _VIDEO_SEMICOLON.fullmatch(line)
+    more = ";" in line and _VIDEO_SEMICOLON.fullmatch(line)
     if more and not columns and not is_video(line):
         return more[1], [column.strip() for column in more[2].split(";")], True
     if " " not in path and "," not in path:

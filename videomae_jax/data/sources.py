@@ -317,8 +317,7 @@ def _read_text(source: str, path: str) -> str:
             data = file.read(4096)  # enough to recognize a video, which may be large
             if found := _other_format("", data):
                 raise RecordError(f"{source} is not a list of videos, but {found}")
-            if b"\0" not in data:
-                data += file.read()
+            data += b"" if b"\0" in data else file.read()
     except FileNotFoundError:
         raise RecordError(f"file not found: {source!r}. {_HELP}") from None
     except OSError as error:
@@ -378,18 +377,25 @@ def _load_list(
         entries.append(entry)
     if not rows:
         raise RecordError(f"the list {source!r} names no videos. {_HELP}")
-    is_cut = any(row.is_cut for row in rows)
-    if is_cut:
+    if is_cut := any(row.is_cut for row in rows):
         advice = "begin the list with a line such as path,start_seconds,end_seconds"
         log.warning("%s: columns ignored; if they are parts, %s", source, advice)
+    numbers = labels.resolve(
+        [row.labels for row in rows],
+        label_kind,
+        class_names=class_names,
+        error=lambda index, reason: entries[index].error(source, reason),
+    )
     records, counts = [], {}
-    for row in rows:
+    for row, (own, names) in zip(rows, numbers, strict=True):
         path = row.name if is_url(row.name) else os.path.join(base, row.name)
         if not row.is_folder and not has_extension(path):
             path += ".mp4"
         record = Record(
             path,
             _unique(row.name, counts),
+            labels=own,
+            label_names=names,
             values=row.values,
             value_names=row.value_names,
             frame_name=frame_name if row.is_folder else "",
@@ -398,13 +404,7 @@ def _load_list(
             time_range=None if is_cut else row.time_range,
         )
         records.append(record)
-    return labels.attach(
-        records,
-        [row.labels for row in rows],
-        label_kind,
-        class_names=class_names,
-        error=lambda index, reason: entries[index].error(source, reason),
-    )
+    return records
 
 
 def _load_tars(
@@ -421,20 +421,21 @@ def _load_tars(
                 classes, values = labels.parse(member.labels, label_kind)
             except LineError as error:
                 raise RecordError(f"{tar}: {member.name}: {error}") from None
-            record = dataclasses.replace(
-                member.record, id=_unique(member.name, counts), values=values
-            )
-            records.append(record)
+            name = _unique(member.name, counts)
+            records.append(dataclasses.replace(member.record, id=name, values=values))
             found.append(classes)
     if not records:
         raise RecordError(f"{source}: the tar holds no videos ({' '.join(FILMS)})")
-    return labels.attach(
-        records,
+    numbers = labels.resolve(
         found,
         label_kind,
         class_names=class_names,
         error=lambda i, reason: RecordError(f"{records[i].location}: {reason}"),
     )
+    return [
+        dataclasses.replace(record, labels=own, label_names=names)
+        for record, (own, names) in zip(records, numbers, strict=True)
+    ]
 
 
 def _unique(name: str, counts: dict[str, int]) -> str:
