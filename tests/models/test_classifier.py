@@ -1,6 +1,7 @@
 """The classifier: reference outputs, other sizes, drop-path and dropout."""
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -189,3 +190,17 @@ def test_dropped_parts_of_a_clip_depend_on_its_key_only():
     np.testing.assert_allclose(whole[:2], parts[0], atol=1e-5)
     np.testing.assert_allclose(whole[6:], parts[1], atol=1e-5)
     assert np.abs(whole - model.apply(variables, video)).max() > 1e-3
+
+
+@pytest.mark.parametrize("attention", ["xla", "by_head"])
+def test_is_exported_for_batches_of_any_size(attention):
+    model = VideoClassifier(**SMALL | {"depth": 1}, attention=attention)
+    video = jax.random.randint(jax.random.key(1), (3, 4, 16, 16, 3), 0, 256, "uint8")
+    variables = model.init(jax.random.key(0), video)
+    shape = jax.export.symbolic_shape("batch,4,16,16,3")
+    exported = jax.export.export(jax.jit(model.apply))(
+        variables, jax.ShapeDtypeStruct(shape, "uint8")
+    )
+    for clips in (video, video[:1]):
+        logits = exported.call(variables, clips)
+        assert_close(logits, model.apply(variables, clips), 1e-5)

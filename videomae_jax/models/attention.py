@@ -48,7 +48,7 @@ def attend(
         if query.shape[2] >= _FEW_TOKENS:
             implementation = _FOR_MANY_TOKENS.get(platform() or "", "xla")
     check(implementation)
-    if not divides(len(query)):
+    if not divides(query.shape[0]):
         # Fewer clips than devices, as in a visualization: each device computes all.
         implementation = "xla"
     query = query * query.shape[-1] ** -0.5

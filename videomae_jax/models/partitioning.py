@@ -22,7 +22,7 @@ def keep_clips_in_place(x: Array) -> Array:
     Where the parameters are sharded too, the compiler would otherwise move the
     activations to the shards, although the shards are smaller.
     """
-    axes = _axes(len(x))
+    axes = _axes(x.shape[0])
     return jax.lax.with_sharding_constraint(x, P(axes)) if axes else x
 
 
@@ -32,7 +32,7 @@ def on_each_device(function: Callable[..., jax.Array], *arrays: jax.Array) -> ja
     The compiler cannot split a kernel, and would gather the clips for a loop over them.
     The function must treat clips independently. Arrays and result are [batch, ...].
     """
-    axes = _axes(len(arrays[0]))
+    axes = _axes(arrays[0].shape[0])
     if axes:
         function = jax.shard_map(
             function, in_specs=P(axes), out_specs=P(axes), check_vma=False
@@ -53,12 +53,15 @@ def platform() -> str | None:
     return jax.default_backend() if jax.device_count() == 1 else None
 
 
-def divides(clips: int) -> bool:
+# Numbers of clips are Any: they are unknown where a model is exported for all of them.
+
+
+def divides(clips: Any) -> bool:
     """Returns whether each device of the current mesh gets equally many clips."""
     return jax.sharding.get_abstract_mesh().size <= 1 or bool(_axes(clips))
 
 
-def _axes(clips: int) -> tuple[str, ...]:
+def _axes(clips: Any) -> tuple[str, ...]:
     """Returns the mesh axes that split so many clips evenly; () if they cannot."""
     mesh = jax.sharding.get_abstract_mesh()
     axes = tuple(axis for axis in BATCH_AXES if axis in mesh.auto_axes)

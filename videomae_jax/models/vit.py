@@ -32,7 +32,7 @@ REMAT_POLICIES = {
 }
 
 
-def token_grid(video_shape: Sequence[int], patch_size: int, tubelet_size: int) -> Grid:
+def token_grid(video_shape: Sequence[Any], patch_size: int, tubelet_size: int) -> Grid:
     """Returns the tokens of a video [..., time, height, width, channels].
 
     Raises:
@@ -321,10 +321,10 @@ def check_channels(model: Any, section: str = "") -> None:
 
 def check_ids(name: str, ids: Any, video: Any) -> None:
     """Raises ConfigError unless there is a row of token ids for each clip."""
-    if len(ids.shape) != 2 or len(ids) != len(video):
+    if len(ids.shape) != 2 or ids.shape[0] != video.shape[0]:
         raise ConfigError(
             f"{name} has the shape {tuple(ids.shape)}; expected token ids [batch, "
-            f"number], for the {len(video)} clips of the video"
+            f"number], for the {video.shape[0]} clips of the video"
         )
 
 
