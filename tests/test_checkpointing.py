@@ -194,9 +194,42 @@ def test_no_checkpoint_is_whole(two_checkpoints, tmp_path):
     checkpoints.close()
 
 
-def test_other_errors_are_not_taken_for_damage(two_checkpoints):
-    checkpoints = checkpointing.Checkpoints(str(two_checkpoints), read_only=True)
-    with pytest.raises(TypeError, match="of the code"):
-        with checkpointing._damage_explained(checkpoints.folder, 16):
-            raise TypeError("a mistake of the code")
+@pytest.mark.parametrize("error", [TypeError, MemoryError, jax.errors.JaxRuntimeError])
+def test_other_errors_are_not_taken_for_damage(two_checkpoints, monkeypatch, error):
+    """They come at once: a checkpoint may have hundreds of gigabytes to read."""
+    folder = two_checkpoints / "checkpoints"
+    find_damage, read = checkpointing.find_damage, []
+
+    def watched(checkpoint, *, read_arrays=False):
+        read.append(read_arrays)
+        return find_damage(checkpoint, read_arrays=read_arrays)
+
+    monkeypatch.setattr(checkpointing, "find_damage", watched)
+    with pytest.raises(error, match="not of a file"):
+        with checkpointing._damage_explained(folder, 16):
+            raise error("not of a file")
+    assert read == [False]
+    with pytest.raises(OSError, match="of a file"):
+        with checkpointing._damage_explained(folder, 16):
+            raise OSError("of a file that is whole by now")
+    assert read == [False, False, True]
+
+
+@pytest.mark.parametrize("name", ["exp#1", "50%", "a?b", "a%20b", "lr=1e-3, seed 2"])
+def test_work_directories_have_any_name(tmp_path, name):
+    """Such as one that means something in a URL."""
+    checkpoints = checkpointing.Checkpoints(str(tmp_path / name))
+    saved = {"x": np.arange(3.0, dtype=np.float32)}
+    checkpoints.save(7, {"params": jax.tree.map(jnp.asarray, saved)}, {"best": None})
     checkpoints.close()
+    checkpoints = checkpointing.Checkpoints(str(tmp_path / name), read_only=True)
+    assert checkpoints.meta(7) == {"best": None}
+    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    abstract = {"x": jax.ShapeDtypeStruct((3,), np.float32, sharding=place)}
+    for restored in (
+        checkpoints.restore(7, {"params": abstract})["params"],
+        checkpointing.restore_part(str(tmp_path / name), 7, "params", abstract),
+    ):
+        np.testing.assert_array_equal(restored["x"], saved["x"])
+    checkpoints.close()
+    assert checkpointing.find_damage(checkpoints.folder / "7", read_arrays=True) is None

@@ -275,14 +275,20 @@ def _damage_explained(folder: pathlib.Path, step: int) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except Exception:  # Orbax raises all kinds, the bare Exception among them
-        damage = find_damage(folder / str(step), read_arrays=True)
+    except Exception as error:  # Orbax raises all kinds, the bare Exception among them
+        if _is_of_reading(error):
+            damage = find_damage(folder / str(step), read_arrays=True)
         if damage is None:
             raise
         _refuse_damage(folder, step, damage)
     finally:
         if damage is None:  # otherwise, tracebacks may come for a while
             sys.unraisablehook = report
+
+
+def _is_of_reading(error: Exception) -> bool:
+    """Returns whether files may be the cause: of others, no array need be read."""
+    return isinstance(error, OSError) or "tensorstore" in str(error).lower()
 
 
 def _report_others(report: Callable[[Any], Any], unraisable: Any) -> None:
@@ -338,7 +344,9 @@ def find_damage(checkpoint: pathlib.Path, *, read_arrays: bool = False) -> str |
             json.loads(file.read_text())
             file = checkpoint / item / "manifest.ocdbt"
             file.stat()
-            store = {"driver": "ocdbt", "base": f"file://{checkpoint / item}/"}
+            # No URL, in which a "#", "%" or "?" of the path would mean something.
+            base = {"driver": "file", "path": f"{checkpoint / item}/"}
+            store = {"driver": "ocdbt", "base": base}
             tables = tensorstore.KvStore.open(store).result().list().result()
             for table in sorted(tables) if read_arrays else ():
                 if not table.endswith(b"/.zarray"):
