@@ -113,8 +113,12 @@ def train(config: Config, workdir: str, *, recipe: str, verbose: bool) -> int:
                 # All processes get here together: a regular end.
                 log.info("%s", stop)
                 return preemption.EXIT_CODE
+            except UserError as error:
+                # Here: with several processes, `ending_together` reports it.
+                error.args = (config_lib.name_defaults(str(error), config, recipe),)
+                raise
     except UserError as error:
-        log.error("%s", config_lib.name_defaults(str(error), config, recipe))
+        log.error("%s", error)
         return error.exit_code
     return 0
 

@@ -1,8 +1,8 @@
 """Ends all processes of a run when one of them fails; each says why.
 
-An error raised in one process is written to `last_error.txt` in the work directory. A
-thread of every other process polls that file and ends its process. Without it the
-others would wait in a collective operation.
+An error raised in one process is written to `last_error.txt` in the work directory,
+with its exit code. A thread of every other process polls that file and ends its process
+with the same code. Without it the others would wait in a collective operation.
 
 A process that is killed, or loses its host, cannot write the file. JAX's coordination
 service, a part of process 0, then misses its heartbeats and aborts the others. JAX's
@@ -14,6 +14,7 @@ import contextlib
 import logging
 import os
 import pathlib
+import re
 import threading
 import time
 import traceback
@@ -33,11 +34,15 @@ _POLL_SECONDS = 1
 # must have read the file by then.
 _FAREWELL_SECONDS = 4
 _MAX_CHARACTERS = 4000
+# The last line of the file; without it the file is still being written.
+_EXIT_CODE = re.compile(r"exit_code=(\d+)\n\Z")
 
 
 @contextlib.contextmanager
 def ending_together(workdir: str) -> Iterator[None]:
-    """Ends all processes, with exit code 1, if the body raises in one of them.
+    """Ends all processes, with one exit code, if the body raises in one of them.
+
+    It is the `exit_code` of a UserError, and 1 for every other error.
 
     Every process must leave the body. A process that is the only one is not affected.
 
@@ -86,8 +91,8 @@ class _Watch:
             ):
                 file.seek(0)
                 error = file.read()
-            if error.endswith("\n"):  # otherwise it is still being written
-                self._end(error)
+            if code := _EXIT_CODE.search(error):
+                self._end(error[: code.start()], int(code[1]))
 
     def fail(self, error: BaseException) -> NoReturn:
         """Ends this process because of its error, and the others with it."""
@@ -104,19 +109,25 @@ class _Watch:
         process = f"process {index} of {jax.process_count()} ({hosts.names()[index]})"
         summary = f"{process} failed: {type(error).__name__}: {error}"
         summary = summary[:_MAX_CHARACTERS] + "\n"
+        code = error.exit_code if isinstance(error, UserError) else 1
         with contextlib.suppress(OSError):
-            self._file.write_text(summary, encoding="utf-8")
-        self._end(summary)
+            text = f"{summary}exit_code={code}\n"
+            self._file.write_text(text, encoding="utf-8")
+        self._end(summary, code)
 
-    def _end(self, error: str) -> NoReturn:
+    def _end(self, error: str, code: int) -> NoReturn:
         """Ends this process at once, without waiting for others or running threads."""
         if self._is_first:
             time.sleep(_FAREWELL_SECONDS)
+        # Other codes say that the same command would fail again.
+        remedy = f" Start the job again: it {self._resumes()}." if code == 1 else ""
+        log.error("%sAll processes end with exit code %d.%s", error, code, remedy)
+        os._exit(code)
+
+    def _resumes(self) -> str:
         folder = self._workdir / "checkpoints"
         steps = [int(x.name) for x in folder.glob("*") if x.name.isdigit()]
-        resume = f"resumes from step {max(steps)}" if steps else "starts from step 0"
-        log.error("%sAll processes end. Start the job again: it %s.", error, resume)
-        os._exit(1)
+        return f"resumes from step {max(steps)}" if steps else "starts from step 0"
 
     def close(self) -> None:
         self._stop.set()
