@@ -104,9 +104,21 @@ def test_numbers_out_of_range_are_refused(override, message):
         config_lib.load(RECIPE, [f"--config.{override}"])
 
 
-def test_ranges_are_of_fields_that_exist():
-    known = {*config_lib.flatten(common.pretrain().to_dict())}
-    known |= {*config_lib.flatten(common.finetune().to_dict())}
+def test_numbers_out_of_range_are_refused_in_fine_tuning():
+    message = "config.evaluation.patience=-1 must be at least 0"
+    override = "--config.evaluation.patience=-1"
+    with pytest.raises(ConfigError, match=f"^{message}$"):
+        config_lib.load("configs/custom_finetune.py", [override])
+
+
+@pytest.fixture(scope="module")
+def known():
+    """The fields of all runs."""
+    configs = (common.pretrain(), common.finetune())
+    return {name for x in configs for name in config_lib.flatten(x.to_dict())}
+
+
+def test_ranges_are_of_fields_that_exist(known):
     fields = " ".join(fields for _, _, fields in config_lib._RANGES).split()
     assert set(fields) <= known and len(set(fields)) == len(fields)
 
@@ -139,6 +151,50 @@ def test_saved_configs_have_todays_names():
     saved["data"]["frames"] = "uniform"
     change = ("data.frame_sampling", "uniform", "dense")
     assert config_lib.changes(saved, config) == [change]
+
+
+def of_an_old_release():
+    """A saved config without the fields that came later."""
+    saved = json.loads(common.finetune().to_json())
+    for name in config_lib._BEFORE_THE_FIELD:
+        group, field = name.split(".")
+        saved[group].pop(field, None)
+    return saved
+
+
+def test_fields_that_a_run_was_saved_without(known):
+    assert config_lib._BEFORE_THE_FIELD.keys() <= known
+    saved, config = of_an_old_release(), common.finetune()
+    # The only default that is not what earlier releases did.
+    keep_best = ("checkpoint.keep_best", False, True)
+    assert config_lib.changes(saved, config) == [keep_best]
+    config_lib.check_same_run("runs/x", saved, config)
+    config_lib.check_same_model("runs/x", saved, config)
+
+
+@pytest.mark.parametrize(
+    "name, before, value, of_model",
+    [
+        ("model.pixel_mean", None, (0.5, 0.5, 0.5), True),
+        ("model.channels", None, 1, True),
+        ("model.norm_epsilon", None, 1e-12, True),
+        ("loss.kind", "softmax", "sigmoid", True),
+        ("data.value_range", None, (0, 65535), False),
+        ("evaluation.step", "last", "best", False),
+        ("evaluation.patience", 0, 3, False),
+    ],
+)
+def test_later_fields_of_an_old_run_are_compared(name, before, value, of_model):
+    saved, config = of_an_old_release(), common.finetune()
+    config.update_from_flattened_dict({name: value})
+    message = rf"config.{name}=.*, was {before!r}\)"
+    with pytest.raises(CompleteRunError, match=message):
+        config_lib.check_same_run("runs/x", saved, config)
+    if of_model:
+        with pytest.raises(CheckpointError, match=f"config.{name}=.* is {before!r}"):
+            config_lib.check_same_model("runs/x", saved, config)
+    else:
+        config_lib.check_same_model("runs/x", saved, config)
 
 
 def test_a_test_must_use_the_model_as_it_was_trained():

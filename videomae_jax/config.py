@@ -29,6 +29,30 @@ RENAMED = {
     "picture.statistics": "picture.unpatch_stats",
 }
 
+# What releases did that did not have a field yet: a run that they saved is compared by
+# these values. They stay, whatever the default of the field becomes.
+_BEFORE_THE_FIELD = {
+    "checkpoint.keep_best": False,
+    "data.frame_name": "img_{:05}.jpg",
+    "data.heads": "",
+    "data.memory_gb": None,
+    "data.value_range": None,
+    "evaluation.patience": 0,
+    "evaluation.step": "last",
+    "loss.kind": "softmax",
+    "mesh.shard_optimizer": None,
+    "model.attention": None,
+    "model.channels": None,
+    "model.decoder_attention": None,
+    "model.decoder_mlp_ratio": None,
+    "model.decoder_remat": None,
+    "model.head_norm_epsilon": None,
+    "model.norm_epsilon": None,
+    "model.pixel_mean": None,
+    "model.pixel_std": None,
+    "wandb.project": "",
+}
+
 # Fields that name files, whose defaults may not exist.
 _FILES = ("data.train", "data.validation", "data.test", "data.labels", "init.source")
 
@@ -51,7 +75,7 @@ _TRAINING_ONLY = (
 )
 
 # Fields that change how a run is computed and reported, not what it computes.
-_RESULT_FREE = (
+_NO_EFFECT_ON_RESULTS = (
     "checkpoint.",
     "data.max_bad_fraction",
     "data.memory_gb",
@@ -201,7 +225,7 @@ _RANGES = (
         "steps max_nonfinite_steps data.num_workers optimizer.min_lr "
         "optimizer.warmup_epochs optimizer.weight_decay optimizer.clip_norm "
         "profile.first checkpoint.keep_period picture.every evaluation.every "
-        "mix.mixup mix.cutmix model.head_init_scale",
+        "evaluation.patience mix.mixup mix.cutmix model.head_init_scale",
     ),
     (
         "at least 1",
@@ -216,7 +240,8 @@ _RANGES = (
     (
         "above 0",
         lambda x: x > 0,
-        "epochs model.mlp_ratio data.memory_gb optimizer.base_lr optimizer.eps",
+        "epochs model.mlp_ratio model.decoder_mlp_ratio data.memory_gb "
+        "optimizer.base_lr optimizer.eps",
     ),
     (
         "in [0, 1]",
@@ -335,7 +360,7 @@ def check_same_run(workdir: str, saved: dict, config: Config) -> None:
     differing = [
         f"config.{name}={after!r}, was {before!r}"
         for name, before, after in changes(saved, config)
-        if not name.startswith(_RESULT_FREE)
+        if not name.startswith(_NO_EFFECT_ON_RESULTS)
     ]
     if differing:
         raise CompleteRunError(
@@ -360,10 +385,6 @@ def check_evaluation(config: Config) -> None:
             "needs config.mode=eval"
         )
     field = "patience" if evaluation.patience else "step"
-    if evaluation.patience < 0:
-        raise ConfigError(
-            f"config.evaluation.patience={evaluation.patience} must be at least 0"
-        )
     if not (config.data.validation and evaluation.every) and (
         evaluation.patience or evaluation.step == "best"
     ):
@@ -410,10 +431,10 @@ def log_changes(saved: dict, config: Config, only: Collection[str] = ()) -> None
 def changes(saved: dict, config: Config) -> list[tuple[str, Any, Any]]:
     """Returns (name, saved value, current value) of the fields that differ.
 
-    Fields that the saving release did not have are left out: their defaults are what it
-    did.
+    Fields that the saving release did not have count as what it did without them.
     """
-    before, after = flatten(upgrade(saved)), flatten(json.loads(config.to_json()))
+    before = _BEFORE_THE_FIELD | flatten(upgrade(saved))
+    after = flatten(json.loads(config.to_json()))
     return [
         (name, before[name], after[name])
         for name in sorted(before.keys() & after.keys())

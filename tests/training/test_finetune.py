@@ -237,7 +237,6 @@ def test_a_stopped_run_knows_its_best(folder, tmp_path, scored):
     "overrides, message",
     [
         ({"evaluation.step": "3"}, "evaluation.step=3 must be last or best"),
-        ({"evaluation.patience": -1}, "patience=-1 must be at least 0"),
         (
             {"evaluation.patience": 3, "data.validation": ""},
             "patience=3 needs validations: set config.data.validation",
