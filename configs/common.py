@@ -168,6 +168,8 @@ def pretrain() -> ConfigDict:
     config.model.decoder_width = placeholder(int)
     config.model.decoder_depth = placeholder(int)
     config.model.decoder_heads = placeholder(int)
+    # None: the encoder's.
+    config.model.decoder_mlp_ratio = placeholder(float)
     # As `remat`, for the decoder. None: the encoder's.
     config.model.decoder_remat = placeholder(str)
     # As `attention`, for the decoder. None: chosen automatically.

@@ -417,6 +417,24 @@ def test_multi_label_survives_a_round_trip(tmp_path):
     assert vmae.load_pretrained(tmp_path / "old").problem == loaded.problem
 
 
+@pytest.mark.parametrize("format", ["huggingface", "jax"])
+def test_a_single_class_stays_a_class(tmp_path, format):
+    """transformers takes one output without a `problem_type` for a value."""
+    model = vmae.VideoClassifier(width=8, depth=1, heads=2, num_classes=1)
+    saved = vmae.Pretrained(model, random_params(model), labels=("fall",))
+    vmae.save_pretrained(tmp_path, saved, format=format)
+    loaded = vmae.load_pretrained(tmp_path)
+    assert loaded.problem == vmae.Problem() and loaded.labels == ("fall",)
+
+
+def test_heads_that_the_caller_changes_are_told(tmp_path):
+    model = vmae.VideoClassifier(width=8, depth=1, heads=2, num_classes=1)
+    saved = vmae.Pretrained(model, random_params(model))
+    vmae.save_pretrained(tmp_path, saved, format="jax")
+    loaded = vmae.load_pretrained(tmp_path, heads=4, decoder_heads=2)
+    assert (loaded.model.heads, loaded.stated) == (4, {"heads": 2})
+
+
 def test_an_unknown_problem_is_refused(tmp_path):
     folder = official.rewritten(tmp_path, problem_type="ranking")
     with pytest.raises(vmae.PretrainedError, match="problem_type='ranking' must be"):

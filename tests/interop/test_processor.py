@@ -204,7 +204,10 @@ def test_unusual_heads_are_loaded_with_a_warning(tmp_path, caplog):
         assert vmae.load_pretrained(folder).model.heads == 16
     [message] = caplog.messages
     assert "heads=16 by its config, but the published" in message
-    assert message.endswith("has 6; if its outputs are wrong, pass heads=6")
+    assert message.endswith(
+        "has 6; if its outputs are wrong, pass heads=6 (in training, "
+        "--config.model.heads=6)"
+    )
     caplog.clear()
     assert vmae.load_pretrained(folder, heads=6).model.heads == 6
     assert not caplog.messages

@@ -4,18 +4,24 @@ import json
 import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import unflatten_dict
 
-from configs import custom_finetune
+from configs import common, custom_finetune
 from tests.helpers import official
 from tests.training import test_finetune
 from tests.training.test_finetune import folder  # noqa: F401
 from videomae_jax import checkpointing
 from videomae_jax.__main__ import main
 from videomae_jax.errors import CheckpointError, ConfigError, RecordError
+from videomae_jax.interop.assemble import param_shapes
 from videomae_jax.interop.loading import load_pretrained
+from videomae_jax.interop.pretrained import Preprocessing, Pretrained
+from videomae_jax.interop.saving import save_pretrained
 from videomae_jax.models import build
+from videomae_jax.models.mae import VideoMAE
 from videomae_jax.training import finetune, initialization, train_step
 
 CHECKPOINTS = official.GOLDEN / "checkpoints"
@@ -167,3 +173,135 @@ def test_the_default_source_is_one_that_everybody_has(folder, monkeypatch):
     with pytest.raises(ConfigError, match="name a variant here"):
         build.classifier(config.model, 2)
     assert not custom_finetune.get_config("debug").init.source
+
+
+def autoencoder_config(source, **overrides):
+    """A config of pretraining that gives no size."""
+    config = common.pretrain()
+    config.data.update(num_frames=8, image_size=64)
+    config.model.variant = "source"
+    config.init.source = str(source)
+    config.update_from_flattened_dict(overrides)
+    return config
+
+
+def initialized(config, workdir):
+    """Loads the source of a config into its model; returns the module."""
+    config = initialization.with_source_sizes(config, workdir)
+    is_autoencoder = "decoder_heads" in config.model
+    model = (
+        build.autoencoder(config.model)
+        if is_autoencoder
+        else build.classifier(config.model, 2)
+    )
+    shapes = param_shapes(model)
+    params = unflatten_dict({x: jnp.zeros(shapes[x]) for x in shapes}, sep="/")
+    options = {} if is_autoencoder else {"load_head": False}
+    loaded, _ = initialization.load(
+        config.init.source, params, config=config.model, **options
+    )
+    assert jax.tree.structure(loaded) == jax.tree.structure(params)
+    return model
+
+
+@pytest.fixture
+def train_list(monkeypatch):
+    """Lists are read before a source; here only the source counts."""
+    monkeypatch.setattr(initialization.sources, "load", lambda *_, **__: [])
+
+
+@pytest.mark.parametrize("name", ["hf_pretrain", "official_pretrain.pth"])
+@pytest.mark.parametrize("variant", ["source", "base"])
+def test_pretraining_starts_from_every_autoencoder(train_list, tmp_path, name, variant):
+    """Their decoder's ratio is a number, that of the config the encoder's."""
+    heads = {"model.heads": 3, "model.decoder_heads": 2}
+    sizes = {"model.width": 48, "model.depth": 2}
+    sizes |= {"model.decoder_width": 32, "model.decoder_depth": 2}
+    overrides = heads | (sizes if variant == "base" else {})
+    config = autoencoder_config(CHECKPOINTS / name, **overrides)
+    config.model.variant = variant
+    model = initialized(config, tmp_path)
+    assert (model.heads, model.decoder_heads) == (3, 2)
+
+
+def test_the_ratio_of_a_decoder_is_taken_and_compared(train_list, tmp_path):
+    sizes = {"width": 24, "depth": 1, "heads": 3}
+    sizes |= {"decoder_width": 24, "decoder_depth": 1, "decoder_heads": 3}
+    model = VideoMAE(**sizes, decoder_mlp_ratio=2.0)
+    clips = Preprocessing(8, 2, 32)
+    shapes = param_shapes(model)
+    params = unflatten_dict({x: np.zeros(shapes[x], "f") for x in shapes}, sep="/")
+    trained = Pretrained(model, params, preprocessing=clips)
+    save_pretrained(tmp_path / "source", trained, format="jax")
+    config = autoencoder_config(tmp_path / "source")
+    assert initialized(config, tmp_path / "run").decoder_mlp_ratio == 2
+    config.model.decoder_mlp_ratio = 4.0
+    message = "config.model.decoder_mlp_ratio=4.0 must be 2.0, as in the source"
+    with pytest.raises(CheckpointError, match=message):
+        initialized(config, tmp_path / "run")
+
+
+def test_pretraining_needs_a_decoder(train_list, tmp_path):
+    config = autoencoder_config(CHECKPOINTS / "hf_classifier")
+    with pytest.raises(ConfigError, match="source .*hf_classifier.* has no decoder"):
+        initialization.with_source_sizes(config, tmp_path)
+
+
+def test_heads_of_the_config_correct_those_of_the_source(folder, tmp_path, caplog):
+    """A conversion script of transformers wrote 16 heads for ViT-S, which has 6."""
+    small = {"hidden_size": 384, "intermediate_size": 64, "num_attention_heads": 16}
+
+    def widen(tensors):
+        for name, x in tensors.items():
+            shape = [{48: 384, 192: 64}.get(n, n) for n in x.shape]
+            tensors[name] = np.zeros(shape, np.float32)
+
+    source = official.rewritten(tmp_path, widen, **small)
+    fields = {"data.num_frames": 8, "data.image_size": 64}
+    config = of_source(folder, source, **fields)
+    initialization.log.propagate = True
+    with caplog.at_level("WARNING"):
+        assert initialized(config, tmp_path / "run").heads == 16
+        # The source is read once, and its warning shown once.
+        [message] = [x for x in caplog.messages if "by its config" in x]
+        assert "--config.model.heads=6" in message
+        caplog.clear()
+        config.model.heads = 6
+        assert initialized(config, tmp_path / "run").heads == 6
+        [message] = [x for x in caplog.messages if "heads" in x]
+    assert "config.model.heads=6 is used" in message and "says 16" in message
+    config.model.update(variant="small", depth=2, mlp_ratio=64 / 384, heads=None)
+    config.model.position_size = 64
+    with pytest.raises(CheckpointError, match="heads=6 must be 16"):
+        initialized(config, tmp_path / "run")
+    config.model.heads = 6
+    assert initialized(config, tmp_path / "run").heads == 6
+    config.model.heads = 4
+    with pytest.raises(CheckpointError, match="heads=4 must be 16"):
+        initialized(config, tmp_path / "run")
+
+
+@pytest.mark.parametrize("name", ["official_pretrain.pth", "official_finetune.pth"])
+def test_a_source_that_states_no_heads_takes_the_configs(folder, tmp_path, name):
+    fields = {"data.num_frames": 8, "data.image_size": 64}
+    config = of_source(folder, CHECKPOINTS / name, **fields)
+    with pytest.raises(CheckpointError, match=r"--config.model.heads=<number>\)"):
+        initialized(config, tmp_path)
+    config.model.heads = 3
+    assert initialized(config, tmp_path).heads == 3
+
+
+def test_a_source_is_read_once(folder, tmp_path, monkeypatch):
+    reads, original = [], initialization.loading.read
+
+    def read(*arguments, **fields):
+        reads.append(arguments)
+        return original(*arguments, **fields)
+
+    monkeypatch.setattr(initialization.loading, "read", read)
+    fields = {"data.num_frames": 8, "data.image_size": 64}
+    config = of_source(folder, CHECKPOINTS / "hf_classifier", **fields)
+    initialized(config, tmp_path)
+    assert len(reads) == 1
+    initialized(config, tmp_path)  # of another run: the file may have changed
+    assert len(reads) == 2

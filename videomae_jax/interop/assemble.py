@@ -129,6 +129,11 @@ def assemble(source: Source, *, strict: bool, fields: Mapping[str, Any]) -> Pret
         format=source.format,
         unused=unused,
         missing=missing,
+        stated={
+            name: source.fields[name]
+            for name in fields.keys() & source.fields.keys()
+            if hasattr(model, name) and source.fields[name] != fields[name]
+        },
     )
 
 
@@ -240,7 +245,11 @@ def _model(source: Source, given: Mapping[str, Any]) -> VideoMAE | VideoClassifi
     if unknown:
         raise source.error(
             "the number of attention heads is unknown, because no published model has "
-            "this width; pass " + " and ".join(f"{name}=<number>" for name in unknown)
+            "this width; pass "
+            + " and ".join(f"{name}=<number>" for name in unknown)
+            + " (in training, "
+            + " ".join(f"--config.model.{name}=<number>" for name in unknown)
+            + ")"
         )
     _check_sizes(source, fields, given)
     kind = VideoMAE if pretraining else VideoClassifier
@@ -272,13 +281,13 @@ def _warn_of_heads(
         if name not in given and count is not None and stated != count:
             log.warning(
                 "%s: %s=%s by its config, but the published model of this width has %s;"
-                " if its outputs are wrong, pass %s=%s",
+                " if its outputs are wrong, pass %s=%s (in training, "
+                "--config.model.%s=%s)",
                 source.path,
                 name,
                 stated,
                 count,
-                name,
-                count,
+                *(name, count) * 2,
             )
 
 

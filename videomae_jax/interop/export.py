@@ -68,7 +68,14 @@ def read(folder: pathlib.Path, fields: Mapping[str, Any]) -> Pretrained:
             name: tuple(value) if isinstance(value, list) else value
             for name, value in config["fields"].items()
         }
-        model = _MODELS[config["model"]](**(saved | dict(fields)))
+        kind = _MODELS[config["model"]]
+        # The decoder's heads may be given for any source, as in `assemble`.
+        given = {
+            name: value
+            for name, value in fields.items()
+            if name != "decoder_heads" or kind is VideoMAE
+        }
+        model = kind(**(saved | given))
         expected = {f"params/{path}": x for path, x in param_shapes(model).items()}
         actual = {
             name: x.shape
@@ -114,4 +121,9 @@ def read(folder: pathlib.Path, fields: Mapping[str, Any]) -> Pretrained:
             problem=problem,
             source=str(folder),
             format="jax",
+            stated={
+                name: saved[name]
+                for name in given.keys() & saved.keys()
+                if saved[name] != given[name]
+            },
         )

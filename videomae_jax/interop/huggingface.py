@@ -248,8 +248,8 @@ def config(pretrained: Pretrained) -> dict[str, Any]:
         names = pretrained.labels or _placeholders(model.num_classes)
         content["id2label"] = {str(index): name for index, name in enumerate(names)}
         content["label2id"] = {name: index for index, name in enumerate(names)}
-        if pretrained.problem.type != SINGLE_LABEL:
-            content["problem_type"] = pretrained.problem.type
+        # Always: one class without a type would be read as a value, see `_problem`.
+        content["problem_type"] = pretrained.problem.type
     return content
 
 

@@ -100,6 +100,8 @@ class Pretrained:
         unused: with strict=False, tensors of the source that the model does not use.
         missing: with strict=False, tensors that the source lacks; they are initialized
             randomly.
+        stated: fields of the model by the source's own config, where the caller gave
+            others.
     """
 
     model: VideoMAE | VideoClassifier
@@ -115,6 +117,7 @@ class Pretrained:
     format: str = ""
     unused: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
+    stated: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         """Raises PretrainedError if the heads have not as many classes as the model."""

@@ -5,7 +5,7 @@ import dataclasses
 import logging
 import os
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -18,11 +18,12 @@ from videomae_jax.config import Config, upgrade
 from videomae_jax.data import sources
 from videomae_jax.errors import CheckpointError, ConfigError, PretrainedError
 from videomae_jax.interop import edit_head, hub, loading
+from videomae_jax.interop.pretrained import Pretrained
 from videomae_jax.models import build
 from videomae_jax.models.classifier import VideoClassifier
 from videomae_jax.models.mae import VideoMAE
 from videomae_jax.models.sizes import height_and_width
-from videomae_jax.models.variants import SOURCE
+from videomae_jax.models.variants import SOURCE, VARIANTS
 from videomae_jax.video.record import LabelKind
 
 log = logging.getLogger(__name__)
@@ -49,6 +50,11 @@ _SOURCE_FIELDS = (
     "decoder_width",
     "decoder_depth",
 )
+# Heads by width, and those of decoders: of the published models.
+_PUBLISHED = {
+    "heads": {x.width: x.heads for x in VARIANTS.values()},
+    "decoder_heads": {x.decoder_width: x.decoder_heads for x in VARIANTS.values()},
+}
 _SCRATCH = "Empty (--config.init.source=) trains from scratch"
 
 
@@ -142,7 +148,7 @@ def load(
             "batch norm are not taken from another run"
         )
     ours = _build(config)
-    weights = _open(source, ours.pixel_mean, ours.pixel_std)
+    weights = _open(source, config, ours)
     _check_model(weights, ours, config)
     if weights.incomplete:
         log.warning(
@@ -198,10 +204,11 @@ def with_source_sizes(config: Config, workdir: pathlib.Path) -> Config:
         A copy; for another variant, the config itself.
 
     Raises:
-        ConfigError: there is no source.
+        ConfigError: there is no source, or it has no decoder to pretrain.
         RecordError: the training list is not found.
         CheckpointError: it cannot be read.
     """
+    _read_for_sizes.clear()  # of an earlier run
     if config.model.variant != SOURCE:
         return config
     config = config.copy_and_resolve_references()
@@ -217,7 +224,13 @@ def with_source_sizes(config: Config, workdir: pathlib.Path) -> Config:
             label_kind=LabelKind.UNUSED,
             frame_name=config.data.frame_name,
         )
-        weights = _open(config.init.source, None, None)
+        weights = _open(config.init.source, config.model)
+        if "decoder_heads" in config.model and not isinstance(weights.model, VideoMAE):
+            raise ConfigError(
+                f"config.model.variant=source: the source {weights.name} has no decoder"
+                ", which pretraining needs. Choose the source of an autoencoder, such "
+                "as MCG-NJU/videomae-base, or fine-tune (config.task=finetune)"
+            )
         taken = {x: getattr(weights.model, x, None) for x in _SOURCE_FIELDS}
         taken["position_size"] = weights.position_size
         log.info("config.model.variant=source: sizes of %s", weights.name)
@@ -237,10 +250,21 @@ def with_source_sizes(config: Config, workdir: pathlib.Path) -> Config:
     return config
 
 
+# The source that variant=source read for its sizes, until its weights are taken: a
+# second reading would take as long, and repeat the warnings.
+_read_for_sizes: dict[str, Pretrained] = {}
+
+
 def _open(
-    source: str, mean: Sequence[float] | None, std: Sequence[float] | None
+    source: str, config: Config, ours: VideoMAE | VideoClassifier | None = None
 ) -> _Source:
-    """Opens a source; weights of others are converted to a pixel mean and deviation.
+    """Opens a source.
+
+    Args:
+        source: see `load`.
+        config: `config.model`.
+        ours: the model to initialize: weights of others are converted to its pixel
+            mean and deviation. None: only the sizes of the source are needed.
 
     Raises:
         CheckpointError: it is not found, or cannot be read.
@@ -257,8 +281,11 @@ def _open(
             f"such as MCG-NJU/videomae-base. {_SCRATCH}"
         )
     try:
-        loaded = loading.read(source)
-        if mean is not None and std is not None:
+        loaded = _read_for_sizes.pop(source, None) or _read(source, config)
+        if ours is None:
+            _read_for_sizes[source] = loaded
+        else:
+            mean, std = ours.pixel_mean, ours.pixel_std
             loaded = edit_head.with_pixel_stats(loaded, mean, std)
     except PretrainedError as error:
         raise CheckpointError(
@@ -284,6 +311,33 @@ def _open(
             path: _to_devices(arrays[path], x.sharding) for path, x in abstract.items()
         },
     )
+
+
+def _read(source: str, config: Config) -> Pretrained:
+    """Reads a source with the heads that the config sets.
+
+    These are used if the source does not state its own, or states others than the
+    published model of its width, which the config's are.
+    """
+    # A classifier has no use for the decoder, nor for its unknown heads.
+    given = {"heads": config.heads, "decoder_heads": config.get("decoder_heads", 1)}
+    given = {name: heads for name, heads in given.items() if heads is not None}
+    loaded = loading.read(source, **given)
+    model = loaded.model
+    for name, stated in loaded.stated.items():
+        width = getattr(model, name.replace("heads", "width"))
+        if _PUBLISHED[name].get(width) == given[name]:
+            log.warning(
+                "config.model.%s=%s is used for config.init.source=%s, whose own "
+                "config says %s",
+                name,
+                given[name],
+                source,
+                stated,
+            )
+        else:  # as good as no such setting: the models are compared later
+            model = model.clone(**{name: stated})
+    return dataclasses.replace(loaded, model=model)
 
 
 def _from_workdir(source: str) -> _Source:
@@ -337,12 +391,11 @@ def _check_model(
     Raises:
         CheckpointError: they differ; the message names the fields.
     """
+    fields = [(x, _field(ours, x), _field(weights.model, x)) for x in _MODEL_FIELDS]
     lines = [
-        f"  config.model.{name}={getattr(ours, name)} must be "
-        f"{getattr(weights.model, name)}, as in the source"
-        for name in _MODEL_FIELDS
-        if hasattr(ours, name) and hasattr(weights.model, name)
-        if getattr(ours, name) != getattr(weights.model, name)
+        f"  config.model.{name}={value} must be {theirs}, as in the source"
+        for name, value, theirs in fields
+        if None not in (value, theirs) and value != theirs
     ]
     if lines:
         raise CheckpointError(
@@ -361,3 +414,10 @@ def _check_model(
             "interpolates its position table to config.data.image_size; 0 uses the "
             "plain 1-D table of any size."
         )
+
+
+def _field(model: VideoMAE | VideoClassifier, name: str) -> Any:
+    """Returns a field of a model; None if models of its kind do not have it."""
+    if name == "decoder_mlp_ratio" and isinstance(model, VideoMAE):
+        return model.decoder_mlp_ratio or model.mlp_ratio
+    return getattr(model, name, None)
