@@ -16,6 +16,7 @@ from videomae_jax.errors import ConfigError, UserError
 # Worker processes import this file, and mistakes in the arguments are reported at once:
 # what takes seconds to import is imported where it is used.
 
+JAX_FLAGS = ("--jax_", "--nojax_")
 FIELDS = """
 fields of the recipe:
   --config.FIELD=VALUE sets any of them, for example --config.batch_size=64 or
@@ -34,9 +35,9 @@ recipes:
 def main() -> int:
     """Runs the experiment that the arguments name; returns the exit code."""
     parser = make_parser()
-    parser.check_flags(sys.argv[1:], ("--config.", "--jax_"))
+    parser.check_flags(sys.argv[1:], ("--config.", *JAX_FLAGS))
     args, unknown = parser.parse_known_args()
-    overrides = [x for x in unknown if not x.startswith("--jax_")]
+    overrides = [x for x in unknown if not x.startswith(JAX_FLAGS)]
     if not args.config:
         parser.error("--config is missing, such as configs/digits_pretrain.py")
     config = config_lib.load(args.config, overrides)
@@ -79,7 +80,10 @@ def recipes() -> list[str]:
     for file in sorted(root.glob("configs/*.py")):
         text = file.read_text()
         if "def get_config" in text:
-            summary = (ast.get_docstring(ast.parse(text)) or "").partition("\n")[0]
+            try:
+                summary = (ast.get_docstring(ast.parse(text)) or "").partition("\n")[0]
+            except SyntaxError as error:
+                summary = f"(line {error.lineno}: {error.msg})"
             lines.append(f"  {file.relative_to(root)!s:35} {summary}")
     return lines
 
@@ -93,9 +97,12 @@ def train(config: Config, workdir: str, *, recipe: str, verbose: bool) -> int:
     from videomae_jax.distributed import failures, hosts
     from videomae_jax.training import loop, preemption, reporting
 
-    jax.config.parse_flags_with_absl()
-    for name in (x.partition("=")[0] for x in sys.argv if x.startswith("--jax_")):
-        if name.removeprefix("--") not in flags.FLAGS:
+    try:
+        jax.config.parse_flags_with_absl()
+    except flags.Error as error:
+        raise ConfigError(f"{error}; write flags of JAX as --jax_NAME=VALUE") from None
+    for name in (x.partition("=")[0] for x in sys.argv if x.startswith(JAX_FLAGS)):
+        if name.removeprefix("--").removeprefix("no") not in flags.FLAGS:
             raise ConfigError(f"{name}: unknown flag of JAX")
     if not verbose:
         # Orbax logs every action. Errors are raised; our own lines have their logger.

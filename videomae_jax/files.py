@@ -9,6 +9,8 @@ import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from typing import IO, TYPE_CHECKING, Any, TypeVar
 
+from videomae_jax.errors import UserError
+
 if TYPE_CHECKING:
     from etils import epath
 
@@ -85,7 +87,7 @@ def _one_line_errors() -> Iterator[None]:
     """Makes an OSError of whatever the client of a store raises."""
     try:
         yield
-    except FileNotFoundError:
+    except (FileNotFoundError, UserError):  # the latter are about the content
         raise
     except KeyError as error:  # of epath
         raise OSError(

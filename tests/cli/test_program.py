@@ -3,6 +3,7 @@
 import os
 import pathlib
 import re
+import runpy
 import signal
 import subprocess
 import sys
@@ -132,6 +133,22 @@ def test_exit_codes(error, code, message, capsys):
 def test_defects_keep_their_traceback():
     with pytest.raises(ZeroDivisionError):
         program.run(lambda: 1 // 0)
+
+
+def test_a_broken_pipe_that_is_not_the_output_is_a_defect(capfd):
+    def fail():
+        raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        program.run(fail)
+
+
+def test_a_recipe_that_does_not_parse_breaks_no_other(tmp_path):
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs/mine.py").write_text("def get_config(:\n")
+    (tmp_path / "main.py").write_text((ROOT / "main.py").read_text())
+    recipes = runpy.run_path(str(tmp_path / "main.py"))["recipes"]
+    assert "mine.py" in recipes()[0] and "line 1" in recipes()[0]
 
 
 def test_a_reader_may_leave():

@@ -16,6 +16,7 @@ import difflib
 import itertools
 import os
 import platform
+import select
 import signal
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -86,8 +87,8 @@ def add_version(parser: argparse.ArgumentParser) -> None:
 def run(main: Callable[[], int]) -> int:
     """Calls a program; returns its exit code.
 
-    Errors that the user can fix and interrupts end it with one line. Anything else is a
-    defect and keeps its traceback.
+    Errors that the user can fix, those of files and networks, and interrupts end it
+    with one line. Anything else is a defect and keeps its traceback.
     """
     try:
         return main()
@@ -96,11 +97,23 @@ def run(main: Callable[[], int]) -> int:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         print("\ninterrupted; what was written is kept", file=sys.stderr)
         return INTERRUPTED
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
     except BrokenPipeError:
+        if not _output_is_broken():
+            raise
         # The reader of the output, such as `head`, has ended. Python would complain
         # again when it flushes stdout at the end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (UserError, OSError) as error:
+    except OSError as error:
         print(f"error: {error}", file=sys.stderr)
-        return getattr(error, "exit_code", 1)
+        return 1
+
+
+def _output_is_broken() -> bool:
+    """Returns whether stdout is a pipe that is not read any more."""
+    poll = select.poll()
+    poll.register(sys.stdout, 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))

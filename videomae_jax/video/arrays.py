@@ -69,7 +69,8 @@ class ArrayVideo(FrameSource):
     def close(self) -> None:
         """Releases the array."""
         super().close()
-        self._frames = self._frames[:0]
+        # A slice would keep the array, and its file, open.
+        self._frames = np.empty((0, *self._frames.shape[1:]), self._frames.dtype)
 
     def decode(self, indices: Indices) -> ArrayFrames:
         """Returns at least one frame, not yet read.
