@@ -89,6 +89,10 @@ class Checkpoints:
         """Returns the step of the newest complete checkpoint, or None."""
         return self._manager.latest_step()
 
+    def steps(self) -> list[int]:
+        """Returns the steps of all complete checkpoints, in order."""
+        return sorted(self._manager.all_steps())
+
     def find_step(self, choice: int | str) -> int:
         """Returns the step of a checkpoint.
 
@@ -98,7 +102,7 @@ class Checkpoints:
         Raises:
             CheckpointError: it is not found; the message lists those that are.
         """
-        steps = sorted(self._manager.all_steps())
+        steps = self.steps()
         if not steps:
             raise CheckpointError(f"{self.folder.parent}: no complete checkpoint found")
         listed = f"{self.folder} holds {', '.join(map(str, steps))}"

@@ -153,9 +153,11 @@ def test_the_best_is_kept_and_tested_and_patience_ends(
 ):
     monkeypatch.setattr("logging.Logger.propagate", True, raising=False)
     caplog.set_level("INFO", "videomae_jax")
-    config = best_of(folder, **{"evaluation.patience": 2})
+    config = best_of(folder, **{"evaluation.patience": 2, "log_every": 3})
     state = loop.train_and_evaluate(config, str(tmp_path))
     assert state.step == 4 and steps(tmp_path) == {2, 4}
+    # The last step is reported, although it came between two lines of the log.
+    assert [row["step"] for row in test_loop.metrics(tmp_path)] == [3, 4]
     assert caplog.messages[-2:] == [
         "best validation top1=30 at step=2, kept",
         f"{tmp_path} is complete: 4 of 8 steps",

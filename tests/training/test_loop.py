@@ -204,7 +204,7 @@ def test_a_run_is_complete_when_nothing_is_left_to_do(
             "config.micro_batch_per_device=0 must be at least 1",
         ),
         ({"mesh.fsdp": 3}, "config.mesh.fsdp=3 must divide"),
-        ({"data.num_workers": -1}, "num_workers must be at least 0, got -1"),
+        ({"data.num_workers": -1}, "num_workers=-1 must be at least 0"),
         (
             {"model.attention": "flash"},
             "config.model.attention='flash' is unknown. Use xla, by_head, or None",

@@ -2,10 +2,13 @@
 
 import json
 import math
+from unittest import mock
 
 import pytest
 
 from configs import common
+from videomae_jax.distributed import hosts
+from videomae_jax.training import loop
 from videomae_jax.training.progress import Progress
 
 
@@ -75,3 +78,39 @@ def test_checkpoints_of_earlier_releases_have_no_best():
     config, _ = start()
     resumed = Progress.resume(config, 10, 3, {"rows": [], "nonfinite": 1})
     assert resumed.best is None and resumed.metrics.nonfinite == 1
+
+
+def test_a_best_that_is_gone_is_forgotten(caplog, monkeypatch):
+    """It was not kept, or deleted; the final test takes the best of those to come."""
+    monkeypatch.setattr("logging.Logger.propagate", True, raising=False)
+    config, progress = start(step="best", patience=3)
+    validate(progress, [10, 20, 15])
+    progress.forget_lost_best([2, 3])
+    assert progress.best.step == 2 and not caplog.messages
+    progress.forget_lost_best([1, 3])
+    assert progress.best is None and not progress.is_complete
+    assert caplog.messages == [
+        "forgot the best validation, top1=20 at step=2: its checkpoint was not kept "
+        "(config.checkpoint.keep_best)"
+    ]
+    assert validate(progress, [12, 11]) == [4]
+    assert progress.tested_step(config) == 4
+    progress.forget_lost_best([])  # nothing left to forget
+    progress.forget_lost_best([])
+    assert len(caplog.messages) == 2
+
+
+@pytest.mark.parametrize("own", [29.5, 30.5])
+def test_the_first_process_says_what_is_best(own, monkeypatch):
+    """Sums of floats differ between hosts; what they save must not."""
+    _, progress = start(patience=1)
+    run = mock.MagicMock()
+    for first, is_best in ((30, True), (30, False)):
+        progress.step += 1
+        run.task.validate.return_value = ("top1", own + progress.step)
+        monkeypatch.setattr(hosts, "gather", lambda x, y=first: [["top1", y], x])
+        assert loop.validate(run, None, progress, None) == is_best
+    assert progress.best.value == 30 and progress.stopped_early
+    monkeypatch.setattr(hosts, "gather", lambda x: [x, x])
+    run.task.validate.return_value = None  # of pretraining
+    assert not loop.validate(run, None, progress, None)

@@ -127,8 +127,7 @@ def set_up(config: Config, workdir: pathlib.Path) -> Run:
         UserError: fields of the config do not fit each other, the lists or the devices.
     """
     config_lib.check_evaluation(config)
-    # Read the lists first: a wrong path, the most common mistake, should fail within a
-    # second.
+    # The lists first: a wrong path, the most common mistake, should fail at once.
     task = TASKS[config.task](config)
     if jax.process_index() == 0:
         task.log_lists()
@@ -168,30 +167,6 @@ def check_hosts(config: Config, task: Task) -> None:
     )
 
 
-def log_overview(run: Run, state: TrainState) -> None:
-    """Logs the parameters and the plan of the run."""
-    reporting.log_parameters(state.params)
-    step = run.train_step
-    log.info(
-        "mesh=%s optimizer_state=%s (%s)",
-        dict(step.mesh.shape),
-        "split over all devices" if step.plan.shard_optimizer else "like parameters",
-        step.plan.reason,
-    )
-    num_clips = run.config.batch_size * run.config.data.num_samples
-    log.info(
-        "videos=%d steps=%d clips_per_step=%d devices=%d x %s clips_per_device=%d "
-        "micro_batches=%d",
-        len(run.task.training_videos),
-        run.total_steps,
-        num_clips,
-        step.mesh.size,
-        step.mesh.devices.flat[0].platform,
-        num_clips // step.mesh.size,
-        step.grad_accum_steps,
-    )
-
-
 # Restore or initialize ----------------------------------------------------------------
 
 
@@ -217,8 +192,11 @@ def restore_or_init(run: Run) -> tuple[TrainState, Progress]:
     if start is not None:  # 1
         meta = checkpoints.meta(start)
         progress = Progress.resume(config, run.total_steps, start, meta)
-        if progress.is_complete:
+        # Earlier releases did not save whether a run was complete.
+        if progress.is_complete and meta.get("complete", True):
             config_lib.check_same_run(str(run.workdir), meta["config"], config)
+        elif config.checkpoint.get("keep_best", False):
+            progress.forget_lost_best(hosts.gather(checkpoints.steps())[0])
         config_lib.log_changes(meta["config"], config)
         config_lib.check_same_targets(str(run.workdir), meta, run.task.meta)
         abstract = run.train_step.abstract_state
@@ -236,7 +214,12 @@ def restore_or_init(run: Run) -> tuple[TrainState, Progress]:
     if jax.process_index() == 0:
         with atomic_write(run.workdir / "config.json") as file:
             file.write(config.to_json(indent=2) + "\n")
-        log_overview(run, state)
+        reporting.log_parameters(state.params)
+        run.train_step.log_plan(
+            num_videos=len(run.task.training_videos),
+            num_clips=config.batch_size * config.data.num_samples,
+            total_steps=run.total_steps,
+        )
     return state, progress
 
 
@@ -274,6 +257,12 @@ def train(run: Run, state: TrainState, progress: Progress) -> TrainState:
         stack.enter_context(jax.set_mesh(mesh))
         steps = stack.enter_context(contextlib.closing(traced_steps(run, start)))
         reporting.release_warnings()
+
+        def report_metrics():
+            metrics.fetch(run.checkpoints.latest_step())
+            bad_videos.report(progress.step * config.batch_size)
+            input_report.advise(*reporter.metrics(progress.step, metrics.mean()))
+
         for step in steps:
             with reporter.waiting_for_data():
                 batch = next(batches)
@@ -285,16 +274,15 @@ def train(run: Run, state: TrainState, progress: Progress) -> TrainState:
             input_report.after_step(state)
             metrics.add(step, values, batch.ids)
             progress.step = step
-
             last = step == run.total_steps
-            if last or step % config.log_every == 0:
-                metrics.fetch(run.checkpoints.latest_step())
-                bad_videos.report(step * config.batch_size)
-                input_report.advise(*reporter.metrics(step, metrics.mean()))
+            is_reported = last or step % config.log_every == 0
+            if is_reported:
+                report_metrics()
             improved = False
             if task.eval_every and (last or step % task.eval_every == 0):
-                score = task.validate(step, state, mesh, reporter)
-                improved = score is not None and progress.add_validation(*score)
+                improved = validate(run, state, progress, reporter)
+            if progress.stopped_early and not is_reported:  # the last step, after all
+                report_metrics()
             due = step % config.checkpoint.every == 0 or progress.is_complete
             if due or (improved and config.checkpoint.keep_best):
                 save(run, state, progress, bad_videos)
@@ -307,6 +295,18 @@ def train(run: Run, state: TrainState, progress: Progress) -> TrainState:
     if preempted.requested(progress.step + 1):  # SIGTERM came during the last save
         raise preemption.Preempted(progress.step)
     return state
+
+
+def validate(
+    run: Run, state: TrainState, progress: Progress, reporter: Reporter
+) -> bool:
+    """Evaluates on held-out videos; returns whether no earlier result was better.
+
+    The score of process 0 counts: all must agree on what is saved and when to stop.
+    """
+    score = run.task.validate(progress.step, state, run.train_step.mesh, reporter)
+    score = hosts.gather(score)[0]
+    return score is not None and progress.add_validation(*score)
 
 
 def save(

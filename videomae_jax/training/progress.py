@@ -1,11 +1,14 @@
-"""Where a run is, as its checkpoints keep it: steps, best validation, open metrics."""
+"""The state of a run besides its arrays: steps, best validation, metrics to report."""
 
 import dataclasses
-from collections.abc import Mapping
+import logging
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from videomae_jax.config import Config
 from videomae_jax.training.reporting import MetricBuffer
+
+log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +44,7 @@ class Best:
 
 @dataclasses.dataclass
 class Progress:
-    """Where a run is.
+    """The state of a run besides its arrays; checkpoints keep it.
 
     Attributes:
         step: steps done.
@@ -110,6 +113,20 @@ class Progress:
         else:
             self.best = self.best.after(value, self.step)
         return self.best.step == self.step
+
+    def forget_lost_best(self, kept: Collection[int]) -> None:
+        """Forgets a best validation whose checkpoint is gone: nothing could test it.
+
+        Args:
+            kept: the steps of all checkpoints.
+        """
+        if self.best and self.best.step not in kept:
+            log.warning(
+                "forgot the best validation, %s: its checkpoint was not kept "
+                "(config.checkpoint.keep_best)",
+                self.best,
+            )
+            self.best = None
 
     def tested_step(self, config: Config) -> int:
         """Returns the step whose parameters the final test takes."""

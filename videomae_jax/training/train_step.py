@@ -80,6 +80,27 @@ class TrainStep:
     start: Callable
     apply: Callable
 
+    def log_plan(self, *, num_videos: int, num_clips: int, total_steps: int) -> None:
+        """Logs how videos, steps and the clips of a step are split over the devices."""
+        split = "split over all devices" if self.plan.shard_optimizer else None
+        log.info(
+            "mesh=%s optimizer_state=%s (%s)",
+            dict(self.mesh.shape),
+            split or "like parameters",
+            self.plan.reason,
+        )
+        log.info(
+            "videos=%d steps=%d clips_per_step=%d devices=%d x %s clips_per_device=%d "
+            "micro_batches=%d",
+            num_videos,
+            total_steps,
+            num_clips,
+            self.mesh.size,
+            self.mesh.devices.flat[0].platform,
+            num_clips // self.mesh.size,
+            self.grad_accum_steps,
+        )
+
 
 def build(
     config: Config,
