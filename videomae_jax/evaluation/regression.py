@@ -103,10 +103,10 @@ def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
     """
     ranks = np.stack([_ranks(a), _ranks(b)])
     ranks -= ranks.mean(axis=1, keepdims=True)
-    norms = np.sqrt(np.square(ranks).sum(axis=1))
-    if not norms.all():
+    squares = np.square(ranks).sum(axis=1)
+    if not squares.all():
         return float("nan")
-    return float(ranks[0] @ ranks[1] / norms.prod())
+    return float(ranks[0] @ ranks[1] / np.sqrt(squares.prod()))
 
 
 def _ranks(values: np.ndarray) -> np.ndarray:
