@@ -14,6 +14,7 @@ from tests.helpers import official
 from tests.training import test_finetune
 from tests.training.test_finetune import folder  # noqa: F401
 from videomae_jax import checkpointing
+from videomae_jax import config as config_lib
 from videomae_jax.__main__ import main
 from videomae_jax.errors import CheckpointError, ConfigError, RecordError
 from videomae_jax.interop.assemble import param_shapes
@@ -22,7 +23,7 @@ from videomae_jax.interop.pretrained import Preprocessing, Pretrained
 from videomae_jax.interop.saving import save_pretrained
 from videomae_jax.models import build
 from videomae_jax.models.mae import VideoMAE
-from videomae_jax.training import finetune, initialization, train_step
+from videomae_jax.training import finetune, initialization, loop, train_step
 
 CHECKPOINTS = official.GOLDEN / "checkpoints"
 
@@ -69,6 +70,45 @@ def test_a_run_keeps_the_sizes_of_its_source(folder, tmp_path):
     assert json.loads(again.to_json()) == json.loads(resolved.to_json())
     model = load_pretrained(tmp_path / "run").model
     assert (model.width, model.position_size) == (24, (32, 32))
+
+
+@pytest.mark.parametrize("heads", [None, 3])
+def test_a_run_keeps_the_variant_of_its_recipe(folder, tmp_path, heads):
+    """Recipes named a variant once where they say `source` now: `custom_finetune`."""
+    old = test_finetune.tiny(folder, **{"model.variant": "tiny"})
+    old.model.update(width=None, depth=None, heads=heads)
+    saved = json.loads(old.to_json())
+    for field in ("channels", "pixel_mean", "pixel_std", "norm_epsilon"):
+        del saved["model"][field]
+    checkpoints = checkpointing.Checkpoints(str(tmp_path))
+    checkpoints.save(3, {"params": {"x": jnp.zeros(2)}}, {"config": saved})
+    checkpoints.close()
+    now = initialization.with_source_sizes(of_source(folder, "/gone"), tmp_path)
+    assert json.loads(now.model.to_json()) == json.loads(old.model.to_json())
+    assert build.classifier(now.model, 3) == build.classifier(old.model, 3)
+    config_lib.check_same_model(str(tmp_path), saved, now)
+    # Sizes of the command line are kept, and compared.
+    other = of_source(folder, "/gone", **{"model.width": 48})
+    other = initialization.with_source_sizes(other, tmp_path)
+    with pytest.raises(CheckpointError, match="config.model.width=48, .* is None"):
+        config_lib.check_same_model(str(tmp_path), saved, other)
+
+
+@pytest.mark.parametrize("source", ["MCG-NJU/videomae-base", "/gone", ""])
+def test_only_runs_are_tested(folder, source, tmp_path, monkeypatch):
+    """A misspelt work directory is named: neither is the source read, nor the list."""
+    monkeypatch.setattr(initialization.loading, "read", None)  # would download
+    config = of_source(folder, source, mode="eval", **{"data.train": "/gone/list.txt"})
+    message = f"--workdir={tmp_path / 'misspelt'}: no checkpoint found"
+    with pytest.raises(CheckpointError, match=message):
+        loop.run(config, str(tmp_path / "misspelt"))
+    # Nor is a pretraining run.
+    saved = json.loads(common.debug(common.pretrain()).to_json())
+    checkpoints = checkpointing.Checkpoints(str(tmp_path / "pretrained"))
+    checkpoints.save(3, {"params": {"x": jnp.zeros(2)}}, {"config": saved})
+    checkpoints.close()
+    with pytest.raises(CheckpointError, match="must be of a fine-tuning run"):
+        loop.run(config, str(tmp_path / "pretrained"))
 
 
 def save(config, workdir, *, step, **meta):

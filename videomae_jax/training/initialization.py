@@ -194,14 +194,15 @@ def with_source_sizes(config: Config, workdir: pathlib.Path) -> Config:
     """Fills in the sizes that config.model.variant=source leaves to the checkpoint.
 
     A run that has checkpoints has saved them: it resumes, and is tested, without the
-    source.
+    source. It may have been started with another variant, by an earlier release of its
+    recipe; then that is filled in.
 
     Args:
         config: see configs/common.py.
         workdir: of the run.
 
     Returns:
-        A copy; for another variant, the config itself.
+        A copy; for another variant, or to test a run that is not found, the config.
 
     Raises:
         ConfigError: there is no source, or it has no decoder to pretrain.
@@ -216,6 +217,8 @@ def with_source_sizes(config: Config, workdir: pathlib.Path) -> Config:
     step = checkpoints.latest_step()
     if step is not None:
         taken = upgrade(checkpoints.meta(step)["config"])["model"]
+    elif config.mode == "eval":
+        return config  # the source is no run that could be tested in place of it
     elif config.init.source:
         # A wrong path, the most common mistake, should fail before a download.
         sources.load(
@@ -240,12 +243,13 @@ def with_source_sizes(config: Config, workdir: pathlib.Path) -> Config:
             "scratch, choose a size, such as --config.model.variant=base"
         )
     checkpoints.close()
+    config.model.variant = taken.get("variant", SOURCE)
     with config.ignore_type():  # copies of fields of any type have lost that
         for name in _SOURCE_FIELDS:
             if name in config.model and config.model[name] is None:
                 config.model[name] = taken.get(name)
         # 0, the plain table, is a choice; any other size is that of the source.
-        if config.model.get("position_size"):
+        if config.model.get("position_size") and "position_size" in taken:
             config.model.position_size = taken["position_size"]
     return config
 
