@@ -235,6 +235,26 @@ def test_a_stopped_run_knows_its_best(folder, tmp_path, scored):
     assert ours.read_bytes() == theirs.read_bytes()
 
 
+@pytest.mark.parametrize("keep_best", [False, True])
+def test_a_best_that_was_not_kept_is_not_tested(
+    folder, undisturbed, tmp_path, keep_best
+):
+    """Patience counts on, but the final test needs a checkpoint."""
+    workdir = shutil.copytree(undisturbed[0], tmp_path / "run")
+    file = workdir / "checkpoints" / "8" / "meta" / "metadata"
+    meta = json.loads(file.read_text())
+    best = {"metric": "top1", "value": 99.0, "step": 6, "since": 1}
+    file.write_text(json.dumps(meta | {"best": best, "complete": False}))
+    fields = {"checkpoint.keep_best": keep_best, "steps": 16}
+    fields["evaluation.step"] = "best" if keep_best else "last"
+    config = best_of(folder, **fields)
+    run = loop.set_up(config, workdir)
+    _, progress = loop.restore_or_init(run)
+    run.checkpoints.close()
+    assert (progress.best is None) == keep_best
+    assert progress.tested_step(config) == 8
+
+
 @pytest.mark.parametrize(
     "overrides, message",
     [

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import pathlib
+import shutil
 from unittest import mock
 
 import jax
@@ -17,6 +18,7 @@ from videomae_jax import checkpointing
 from videomae_jax.distributed import hosts
 from videomae_jax.errors import (
     CheckpointError,
+    CompleteRunError,
     NonFiniteLossError,
     RecordError,
     TooManyBadVideosError,
@@ -162,6 +164,23 @@ def test_complete_run_is_left_alone(folder, undisturbed):
     state = loop.train_and_evaluate(tiny(folder), str(undisturbed[0]))
     assert state.step == 8
     assert (undisturbed[0] / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_run_that_was_stopped_may_end_with_fewer_steps(
+    folder, undisturbed, tmp_path, caplog
+):
+    """Only a complete run has results that other settings would contradict."""
+    caplog.set_level("INFO", "videomae_jax")
+    workdir = shutil.copytree(undisturbed[0], tmp_path / "run")
+    config = tiny(folder, steps=6)
+    with pytest.raises(CompleteRunError, match="config.steps=6, was 8"):
+        loop.train_and_evaluate(config, str(workdir))
+    file = workdir / "checkpoints" / "8" / "meta" / "metadata"
+    meta = json.loads(file.read_text())
+    assert meta["complete"] and meta["total_steps"] == 8
+    file.write_text(json.dumps(meta | {"complete": False, "total_steps": 20}))
+    assert loop.train_and_evaluate(config, str(workdir)).step == 8
+    assert caplog.messages[-1] == f"{workdir} is complete: 8 of 6 steps"
 
 
 def test_a_run_is_complete_when_nothing_is_left_to_do(
