@@ -9,6 +9,7 @@ from videomae_jax.data import labels, sources
 from videomae_jax.errors import RecordError
 from videomae_jax.video.record import LabelKind
 
+INF = float("inf")
 ONE, MANY, HEADS, VALUES, UNUSED = (
     LabelKind.ONE,
     LabelKind.MANY,
@@ -68,6 +69,29 @@ RANGES = [(0.0, 2.0), (2.5, 4.0)]
         ('path,label,notes\n"a, b.mp4",1,"say ""hi"""\n\n# no\n', [(1, None)]),
         ("path label fps\na.mp4 1 25\n", [(1, None)]),
         ("video_id,class_name,duration\nabc,run,3.5\n", [(0, None)]),
+        # With an end, or without a start, a number of frames is metadata.
+        ("path,start_frame,end_frame,frames,label\na.mp4,5,20,300,1\n", [(1, (5, 15))]),
+        ("path,start,end_sec,total,label\na.mp4,5,20,300,1\n", [(1, (5, 20))]),
+        ("path,label,num_frames\na.mp4,1,300\nabc,2,300\n", [(1, None), (2, None)]),
+        ("video_path,label,fps,frames,duration\na.mp4,1,25,50,2\n", [(1, None)]),
+        ("path,label,frames\na/,1,300\nb.mp4,0,9\n", [(1, (1, 300)), (0, None)]),
+        # Below a comma header, a comma separates, and # does not begin a comment.
+        ("path,label\nx1,stage 1\nx2,stage 2\n", [(0, None), (1, None)]),
+        ("path,label\na.mp4,run #1\nb.mp4,run #2\n", [(0, None), (1, None)]),
+        ('path,label\n"a",run #1\n# x\n"b","run #2"\n', [(0, None), (1, None)]),
+        ('a.mp4 "run #1"\n"b.mp4" "run #2" # x\n', [(0, None), (1, None)]),
+        # Cells that are empty.
+        ("path\tlabel\tcomment\na.mp4\t1\t\nb\t0\tx\n", [(1, None), (0, None)]),
+        ("\tpath\tlabel\n0\ta.mp4\t1\n", [(1, None)]),
+        ("path,label,start_s,end_s\na,1,2,\nb,0,,3\n", [(1, (2, INF)), (0, (0, 3))]),
+        # Both: seconds, but images are counted.
+        (
+            "path,start_frame,stop_frame,start_time,stop_time,label\n"
+            "a,30,60,1,2,1\nb/,30,60,1,2,0\nc,3,6,,,0\n",
+            [(1, (1, 2)), (0, (30, 30)), (0, (3, 3))],
+        ),
+        ('"a.mp4";0\n"b c.mp4";1\n', [(0, None), (1, None)]),
+        ('{"path": "a.mp4", "label": " 3 "}\n', [(3, None)]),
     ],
 )  # fmt: skip
 def test_lists_that_people_have(load, text, expected):
@@ -92,6 +116,21 @@ def test_lists_that_people_have(load, text, expected):
             ONE,
             ":1: are start, end frames or seconds.*start_frame,end_frame or "
             "start_seconds,end_seconds",
+        ),
+        ("path,start,end,frames,label\na.mp4,5,20,300,1\n", ONE, "frames or seconds"),
+        ("path,label,fps\na.mp4,1 2,25\n", ONE, ":2: 3 columns"),
+        ("path,label\na.mp4,[run]\n", ONE, r":2: '\[run\]' is not a label.*are a list"),
+        ("path,label\na.mp4,\"['a' 'b']\"\n", MANY, ":2: .* is not a label"),
+        ('{"run": ["x/a", "x/b"]}', ONE, "train.csv: 'run' holds a list of videos"),
+        (
+            '{"train": [{"path": "a"}], "val": [{"path": "b"}]}',
+            UNUSED,
+            "train.csv: 'train' holds a list of videos, expected an object",
+        ),
+        (
+            '{"x": "a", "label": 1}\n{"x": "b", "label": 0}\n',
+            ONE,
+            "train.csv: none of the columns x, label is a path",
         ),
         ("path,score\na.mp4,7.25\n", ONE, ":1: .*score.*config.loss.kind=mse"),
         ("a.mp4 7.25\na.mp4 3.5\n", ONE, ":1: '7.25' is not a label.*loss.kind=mse"),
@@ -201,6 +240,58 @@ def test_class_names(load):
         [record] = load(several, MANY, class_names=names)
         assert (record.labels, record.label_names) == ((1, 2), ("put plate", "wash"))
     assert load("a.mp4 1 0 1\n", MANY)[0].labels == (0, 1)
+
+
+@pytest.mark.parametrize(
+    "cells, expected",
+    [
+        (["[1, 2]", "[0]", "[]"], [(1, 2), (0,), ()]),
+        (["1 2", "0", "2;1"], [(1, 2), (0,), (1, 2)]),
+        (["[1 2]", "[1.0, 2.0]", "[ ]"], [(1, 2), (1, 2), ()]),
+        (["['run', 'jump']", '[""jump""]', "['a, b']"], [(1, 2), (1,), (0,)]),
+        (["['a b']", "[Something] falls, now", "run"], [(1,), (0,), (2,)]),
+    ],
+)
+@pytest.mark.parametrize("more", ["", ",x"])
+def test_lists_in_cells(load, cells, expected, more):
+    header = f"path,label{more and ',fps'}\n"
+    rows = [f'{x}.mp4,"{cell}"{more}\n' for x, cell in zip("abc", cells, strict=True)]
+    assert [x.labels for x in load(header + "".join(rows), MANY)] == expected
+
+
+def test_pretraining_on_values(load):
+    text = "a.mp4 0.1 0.5 0.3\nb.mp4 0.2 0.7 0.1\n"
+    assert not any(x.is_part for x in load(text, UNUSED))
+    assert all(x.is_part for x in load("a.mp4 0.1 0.5 3\nb.mp4,.1,.5,run\n", UNUSED))
+
+
+def test_held_out_values_have_the_columns_of_the_training(load):
+    columns = load("path,b,c\nx.mp4,2,3\n", VALUES)[0].value_names
+    text = "path,a,b,c\nx.mp4,1,2,3\n"
+    assert load(text, VALUES, label_columns=columns)[0].values == (2, 3)
+    with pytest.raises(
+        RecordError, match="to predict are b,c, but the columns are .*a"
+    ):
+        load("path,a,b\nx.mp4,1,2\n", VALUES, label_columns=columns)
+    # Names of config.data.labels, which are none of columns.
+    [record] = load("path,a,b\nx.mp4,1,2\n", VALUES, label_columns=("x", "y"))
+    assert (record.values, record.value_names) == ((1, 2), ("a", "b"))
+
+
+@pytest.mark.parametrize(
+    "text, ids",
+    [
+        ('{"a.mp4": {"name": "Running", "label": 3}}', ["a.mp4"]),
+        ('{"x/a": {"video": "b", "label": 3}}', ["x/a"]),
+        ('{"a": {"name": "Running", "label": 3}}', ["a"]),
+        ('{"0": {"name": "b.mp4", "label": 3}}', ["b.mp4"]),
+        ('{"0": {"video_id": "b", "label": 3}}', ["b"]),
+        ("video_id\na\nb\n", ["a", "b"]),
+        ("clip\na 1\nb 2\n", ["a", "b"]),
+    ],
+)
+def test_paths(load, text, ids):
+    assert [record.id for record in load(text, UNUSED)] == ids
 
 
 def test_several_heads(load):

@@ -151,6 +151,23 @@ def test_what_is_no_tar_shard(tmp_path, contents, monkeypatch):
     (tmp_path / "c.tar").write_bytes(content[: len(contents[0]) + 2000])
     with pytest.raises(RecordError, match="c.tar: .*cut off"):
         sources.load("c.tar")
+    # Where `tarfile` would end the archive: before, in and after the second header.
+    size = 1024 + -(-len(contents[0]) // 512) * 512
+    damaged = bytearray(content)
+    damaged[size - 512 + 150] ^= 1  # in the checksum
+    for bad, message in (
+        (content[: size - 512], "cut off"),
+        (content[: size - 512 + 100], "cut off"),
+        (bytes(damaged), "damaged: no header of a member at byte"),
+        (content + content, "more follows after the end of the archive.*cat"),
+    ):
+        (tmp_path / "c.tar").write_bytes(bad)
+        with pytest.raises(RecordError, match=f"c.tar: {message}"):
+            sources.load("c.tar")
+    (tmp_path / "c.tar").write_bytes(content.rstrip(b"\0") + bytes(5000))
+    assert len(sources.load("c.tar")) == 2
+    with pytest.raises(RecordError, match="https://x.org/a.tar: a web.*: download it$"):
+        sources.load("https://x.org/a.tar")
     for source in ("none.tar", "none-*.tar", "c{0..1}.tar", "wds:none"):
         with pytest.raises(RecordError, match="tar not found: .*(none|c0)"):
             sources.load(source)

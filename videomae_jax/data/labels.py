@@ -1,7 +1,10 @@
 """The classes of a labelled data set: their number, names and frequencies."""
 
+import ast
+import contextlib
 import dataclasses
 import difflib
+import json
 import math
 import os
 import pathlib
@@ -16,6 +19,9 @@ from videomae_jax.video.record import SEVERAL_LABELS, LabelKind, Record
 # At most nine digits: no data set has more classes, and longer numbers are not labels.
 WHOLE_NUMBER = re.compile(r"[+-]?[0-9]{1,9}")
 DECIMAL = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?|nan|inf", re.I)
+_BETWEEN = re.compile(r"[\s,;|]+")  # the numbers of a cell
+_NO_COMMA = re.compile(r"""['"]\s+['"]""")
+_TEMPLATE = re.compile(r"\[[A-Za-z ]+\] \w")  # "[Something] falling", a class name
 # Kinds of which a video may have several labels or values.
 SEVERAL = (LabelKind.MANY, LabelKind.HEADS, LabelKind.VALUES)
 
@@ -38,6 +44,7 @@ def parse(
     Raises:
         LineError: the columns do not fit `label_kind`.
     """
+    texts = [part for text in texts for part in _split(text)]
     if label_kind is LabelKind.VALUES:
         return (), _parse_values(texts)
     if label_kind is LabelKind.UNUSED:
@@ -53,6 +60,38 @@ def parse(
     if not labels and label_kind is LabelKind.HEADS:
         raise LineError("the labels are missing: expected `path label label`")
     return labels, ()
+
+
+def _split(text: str) -> list[str]:
+    """Returns the labels in a cell, which may be a list: [1, 2], ['run', 'sit'], 1 2.
+
+    Tables have lists in the form of JSON, of Python (pandas) or of NumPy.
+    """
+    text = text.strip()
+    if text.isalnum():
+        return [text]
+    inner = text
+    if text[:1] == "[" and text[-1:] == "]":
+        inner = text[1:-1].strip()
+        # Python would join strings without a comma between them, as NumPy writes them.
+        value = None if _NO_COMMA.search(text) else _literal(text)
+        if isinstance(value, list) and all(
+            isinstance(x, str | int | float) for x in value
+        ):
+            is_whole = (isinstance(x, float) and x.is_integer() for x in value)
+            return [
+                str(int(x) if whole else x)
+                for x, whole in zip(value, is_whole, strict=True)
+            ]
+    parts = _BETWEEN.split(inner)
+    return parts if all(map(WHOLE_NUMBER.fullmatch, parts)) else [text]
+
+
+def _literal(text: str) -> object:
+    for parse_literal in (json.loads, ast.literal_eval):
+        with contextlib.suppress(ValueError, SyntaxError, MemoryError, RecursionError):
+            return parse_literal(text)
+    return None
 
 
 def _parse_values(texts: Sequence[str]) -> tuple[float, ...]:
@@ -72,6 +111,8 @@ def _parse_label(text: str) -> int | str:
         return int(text)
     if not text or DECIMAL.fullmatch(text):
         raise not_a_label(text)
+    if text[0] == "[" and not _TEMPLATE.match(text):
+        raise not_a_label(text, 'Several labels are a list: [1, 2] or ["run", "jump"]')
     return text
 
 
@@ -332,12 +373,12 @@ def to_array(records: Sequence[Record], label_kind: LabelKind) -> np.ndarray | N
     Returns:
         int32 [records] for LabelKind.ONE; int32 [records, K] for MANY, where K is the
         most labels of a record, padded with -1; int32 [records, heads] for HEADS;
-        float32 [records, values] for VALUES; otherwise, None.
+        float64 [records, values] for VALUES; otherwise, None.
     """
     if label_kind is LabelKind.HEADS:
         return np.array([record.labels for record in records], np.int32)
     if label_kind is LabelKind.VALUES:
-        return np.array([record.values for record in records], np.float32)
+        return np.array([record.values for record in records], np.float64)
     if label_kind is LabelKind.ONE:
         return np.array([record.labels[0] for record in records], np.int32)
     if label_kind is not LabelKind.MANY:

@@ -51,6 +51,7 @@ import contextlib
 import csv
 import dataclasses
 import functools
+import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 
@@ -72,13 +73,31 @@ _ENDING = "|".join(map(re.escape, EXTENSIONS))
 _VIDEO = re.compile(_ENDING, re.I)
 _VIDEO_THEN_MORE = re.compile(rf"({_ENDING})[ ,]", re.I)
 _VIDEO_SEMICOLON = re.compile(rf"(.+?(?:{_ENDING}));(.*)", re.I)
-_PATH_NAMES = (
-    "path paths file files filename filepath file_path video video_path".split()
-)
+# Names of columns, best first. They are compared in lower case, with _ for spaces.
+PATH = (
+    "path paths file files filename file_name filepath file_path video_path video_file "
+    "video clip_path clip video_name clip_name video_id vid_name vid name"
+).split()
+LABEL = (
+    "label labels class target label_id class_id target_id label_idx class_idx "
+    "label_index class_index category category_id action activity label_name "
+    "class_name category_name action_class"
+).split()
+RANGE = {
+    "start": "start begin",
+    "end": "end stop",
+    "start_frame": "start_frame frame_start begin_frame start_idx start_index",
+    "end_frame": "end_frame stop_frame frame_end frame_stop end_idx end_index stop_idx",
+    "start_seconds": "start_seconds start_second start_sec start_s start_time "
+    "time_start t_start begin_time start_timestamp",
+    "end_seconds": "end_seconds end_second end_sec end_s end_time time_end t_end "
+    "stop_time stop_seconds stop_timestamp end_timestamp",
+    "total": "total total_frames num_frames n_frames frames",
+}
 _COLUMN_NAMES = {
-    "label": "label labels class class_id label_id target".split(),
-    "start": "start start_idx start_index start_frame".split(),
-    "total": "total total_frames num_frames frames".split(),
+    "label": LABEL,
+    "start": f"{RANGE['start']} {RANGE['start_frame']}".split(),
+    "total": RANGE["total"].split(),
 }
 # The columns after the path that a header may name.
 _LAYOUTS = [
@@ -93,12 +112,12 @@ def parse_header(line: str) -> tuple[str, ...] | None:
     """Returns the columns after the path; None if the line is not a header."""
     path, *names = re.split(r"[ \t,]+", line.lower())
     if not names:
-        return () if path in _PATH_NAMES else None  # in quotes, it would be a path
+        return () if path in PATH else None  # in quotes, it would be a path
     columns = tuple(
         next((kind for kind, known in _COLUMN_NAMES.items() if name in known), "")
         for name in (name.strip("\"'") for name in names)
     )
-    is_header = path.strip("\"'") in _PATH_NAMES and columns in _LAYOUTS
+    is_header = path.strip("\"'") in PATH and columns in _LAYOUTS
     return columns if is_header else None
 
 
@@ -139,7 +158,7 @@ class Entry:
 
 def entries(text: str, label_kind: LabelKind) -> Iterator[Entry]:
     """Yields the lines of a list; the first may be a header that names the columns."""
-    layout, is_first = None, True
+    layout, is_csv, is_first = None, False, True
     # Not splitlines(), which also breaks lines at characters that a path may contain.
     for number, line in enumerate(text.split("\n"), start=1):
         line = line.strip(BLANK)
@@ -148,27 +167,35 @@ def entries(text: str, label_kind: LabelKind) -> Iterator[Entry]:
         header = parse_header(line) if is_first else None
         is_first = False
         if header is not None:
-            layout = header
+            layout, is_csv = header, "," in line
             continue
-        yield Entry(
-            f":{number}", line, functools.partial(parse, line, layout, label_kind)
-        )
+        row = functools.partial(parse, line, layout, label_kind, is_csv=is_csv)
+        yield Entry(f":{number}", line, row)
 
 
-def parse(line: str, layout: tuple[str, ...] | None, label_kind: LabelKind) -> Row:
+def parse(
+    line: str,
+    layout: tuple[str, ...] | None,
+    label_kind: LabelKind,
+    *,
+    is_csv: bool = False,
+) -> Row:
     """Parses a stripped line that is neither blank nor a comment.
 
     Args:
         line: the line.
         layout: the columns after the path, if a header names them.
         label_kind: the labels that the line must have.
+        is_csv: whether the names in the header are separated by commas.
 
     Raises:
         LineError: the line does not fit the format or `label_kind`.
     """
     several = label_kind in labels.SEVERAL
     is_unused = label_kind is LabelKind.UNUSED
-    path, columns, is_certain = _split(line, layout, lenient=is_unused)
+    path, columns, is_certain = _split(
+        line, is_csv and layout == ("label",), lenient=is_unused
+    )
     if layout and "total" in layout:
         start, total, targets = _split_columns(columns, layout, several)
         return make_row(path, targets, label_kind, start=start, total=total)
@@ -176,7 +203,7 @@ def parse(line: str, layout: tuple[str, ...] | None, label_kind: LabelKind) -> R
         return make_row(path, columns, label_kind)
     if columns == ["0", "-1"] and not several:
         return make_row(path, [], label_kind)
-    if _are_seconds(columns) and (several or len(columns) == 3):
+    if _are_seconds(columns, label_kind) and (several or len(columns) == 3):
         with contextlib.suppress(*[LineError] if is_unused else []):
             times = parse_times(*columns[:2])
             return make_row(path, columns[2:], label_kind, times=times)
@@ -231,7 +258,7 @@ def make_row(
         if start is None and not is_folder:
             raise LineError(
                 "a part of a video file needs a start: begin the list with the header "
-                "path,start,total,label"
+                "path,start,total,label, or leave the column out"
             )
         frames = (1 if start is None else start, total)
     if times and is_folder:
@@ -247,11 +274,13 @@ def make_row(
 def parse_times(start: str, end: str) -> tuple[float, float]:
     """Parses two times, in seconds or as hours:minutes:seconds.
 
+    Without a start, the part begins with the video; without an end, it ends with it.
+
     Raises:
         LineError: they are not such times, or the first is not below the second.
     """
     times = []
-    for text in (start, end):
+    for text in (start or "0", end or "inf"):
         *larger, seconds = text.split(":")
         if not DECIMAL.fullmatch(seconds) or not all(map(str.isdecimal, larger)):
             raise LineError(
@@ -260,7 +289,7 @@ def parse_times(start: str, end: str) -> tuple[float, float]:
             )
         minutes = functools.reduce(lambda total, x: 60 * total + int(x), larger, 0)
         times.append(60 * minutes + float(seconds))
-    if not 0 <= times[0] < times[1] < float("inf"):
+    if not 0 <= times[0] < times[1] or end and math.isinf(times[1]):
         raise LineError(
             f"the part from {start} to {end} seconds is empty: the start must be from "
             "0 up and below the end. If the numbers are values to predict "
@@ -304,19 +333,22 @@ def write(
     return " ".join([path, *map(str, [*numbers, *labels])])
 
 
-def _split(
-    line: str, layout: tuple[str, ...] | None, *, lenient: bool
-) -> tuple[str, list[str], bool]:
+def _split(line: str, is_csv: bool, *, lenient: bool) -> tuple[str, list[str], bool]:
     """Returns path, columns, and whether the line can be split in only one way.
 
-    If `lenient`, columns that cannot be split are left out.
+    Below a header `path,label` (`is_csv`), a comma separates wherever the label is not
+    a number. If `lenient`, columns that cannot be split are left out.
     """
     if line[0] in "\"'":
-        return *_split_quoted(line), True
-    if "#" in line:
-        line = _COMMENT.split(line, maxsplit=1)[0].rstrip(BLANK)
+        return *_split_quoted(line, is_csv), True
+    if "#" in line and not is_csv:
+        line = _without_comment(line)
     if "\t" in line:
         path, *columns = _TAB.split(line)
+        return path, columns, True
+    last = line.rpartition(",")[2] if is_csv and "," in line else ""
+    if last and not WHOLE_NUMBER.fullmatch(last.strip()) and not _VIDEO.search(last):
+        path, *columns = split_cells(line, ",")
         return path, columns, True
     path, columns = _split_numbers(line)
     more = ";" in line and _VIDEO_SEMICOLON.fullmatch(line)
@@ -333,12 +365,16 @@ def _split(
             columns = _split_names(rest)
         return path, columns, False
     if not columns and not is_video(path) and not path.endswith("/"):
-        # Below a header, a comma separates as in any CSV file.
-        cells = [cell.strip() for cell in line.split(",")]
-        if layout == ("label",) and len(cells) > 1:
-            return cells[0], cells[1:], True
         raise not_a_label(re.split("[ ,]", path)[-1])
     return path, columns, False
+
+
+def _without_comment(text: str) -> str:
+    """Cuts off what follows a # after a blank, unless it is between double quotes."""
+    for match in _COMMENT.finditer(text):
+        if text.count('"', 0, match.start()) % 2 == 0:
+            return text[: match.start()].rstrip(BLANK)
+    return text
 
 
 def split_cells(line: str, separator: str) -> list[str]:
@@ -401,9 +437,14 @@ def _split_columns(
     return start, total, columns[count:]
 
 
-def _are_seconds(columns: Sequence[str]) -> bool:
+def _are_seconds(columns: Sequence[str], label_kind: LabelKind) -> bool:
     """Returns whether columns begin with two times, at least one with a fraction."""
     times = columns[:2]
+    if label_kind is LabelKind.UNUSED and len(columns) > 2:
+        # With a number that is no label, all three are values of a regression.
+        is_label = WHOLE_NUMBER.fullmatch(columns[2]) and columns[2][0] != "-"
+        if not is_label and DECIMAL.fullmatch(columns[2]):
+            return False
     return (
         len(columns) > 2
         and all(map(DECIMAL.fullmatch, times))
@@ -411,7 +452,7 @@ def _are_seconds(columns: Sequence[str]) -> bool:
     )
 
 
-def _split_quoted(line: str) -> tuple[str, list[str]]:
+def _split_quoted(line: str, is_csv: bool) -> tuple[str, list[str]]:
     quote = line[0]
     match = _QUOTED.match(line)
     if not match:
@@ -421,12 +462,14 @@ def _split_quoted(line: str) -> tuple[str, list[str]]:
         )
     path = line[1 : match.end() - 1].replace(quote * 2, quote)
     rest = line[match.end() :]
+    if rest[:1] == ";":
+        return path, split_cells(rest[1:], ";")
     if rest and rest[0] not in " \t,":
         raise LineError(
             f"expected a space, comma or tab after the closing {quote}; double a "
             f"{quote} inside the path"
         )
-    rest = _COMMENT.split(rest, maxsplit=1)[0].rstrip(BLANK)
+    rest = rest.rstrip(BLANK) if is_csv else _without_comment(rest)
     columns = _SEPARATOR.split(rest)[1:]
     if all(map(DECIMAL.fullmatch, columns)):
         return path, columns

@@ -6,6 +6,7 @@ table is a list of rows, each of which becomes a `list_format.Row`.
 
 import csv
 import dataclasses
+import functools
 import json
 import logging
 import re
@@ -13,36 +14,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from videomae_jax.data import labels, list_format
-from videomae_jax.data.list_format import Entry, Row
+from videomae_jax.data.list_format import LABEL, PATH, RANGE, Entry, Row
 from videomae_jax.errors import LineError, RecordError
 from videomae_jax.video.container import is_video
 from videomae_jax.video.record import LabelKind
 
 log = logging.getLogger(__name__)
 
-# Names of columns, best first. They are compared in lower case, with _ for spaces.
-_PATH = (
-    "path paths file files filename file_name filepath file_path video_path video_file "
-    "video clip_path clip video_name clip_name video_id vid_name vid name"
-).split()
-_LABEL = (
-    "label labels class target label_id class_id target_id label_idx class_idx "
-    "label_index class_index category category_id action activity label_name "
-    "class_name category_name action_class"
-).split()
+# Names of columns, beside those in list_format.
 _HEADS = "verb noun verb_class noun_class".split()
 _VALUE = "value values score scores rating ratings".split()
-_RANGE = {
-    "start": "start begin",
-    "end": "end stop",
-    "start_frame": "start_frame frame_start begin_frame start_idx start_index",
-    "end_frame": "end_frame stop_frame frame_end frame_stop end_idx end_index stop_idx",
-    "start_seconds": "start_seconds start_second start_sec start_s start_time "
-    "time_start t_start begin_time start_timestamp",
-    "end_seconds": "end_seconds end_second end_sec end_s end_time time_end t_end "
-    "stop_time stop_seconds stop_timestamp end_timestamp",
-    "total": "total total_frames num_frames n_frames frames",
-}
 _SPLIT = "split subset partition".split()
 # Never what a model is to predict, whatever their values.
 _OTHER = (
@@ -79,11 +60,11 @@ def read(
     Raises:
         RecordError: the text is not valid JSON or CSV, or its columns are not known.
     """
-    lines = [line.strip(list_format.BLANK) for line in text.split("\n")]
+    lines = text.replace("\r\n", "\n").split("\n")
     number, first = next(
-        ((n, x) for n, x in enumerate(lines, 1) if x and x[0] != "#"), (0, "")
+        ((n, x) for n, x in enumerate(lines, 1) if x.strip() and x[0] != "#"), (0, "")
     )
-    if _JSON.match("\n".join(lines[number - 1 :])):
+    if _JSON.match("\n".join(lines[number - 1 :]).lstrip()):
         rows, place = _json_rows(source, text, first), ""
     elif separator := _separator(first):
         rows, place = _csv_rows(source, lines, number, separator), f":{number}"
@@ -94,7 +75,7 @@ def read(
     targets = table.targets(label_kind, label_columns)
     table.check(targets)
     return [
-        Entry(place, text, lambda cells=cells: table.parse(cells, targets, label_kind))
+        Entry(place, text, functools.partial(table.parse, cells, targets, label_kind))
         for place, text, cells in rows
     ]
 
@@ -107,14 +88,14 @@ class _Table:
     ):
         self._place, self._columns, self._rows = place, columns, rows
         self._by_name = {_normal(name): name for name in reversed(columns)}
-        self._path = self._best(_PATH)
+        self._path = self._best(PATH)
         if self._path is None:
             raise RecordError(
                 f"{place}: none of the columns {_listed(columns)} is a path. {_KNOWN}"
             )
         self._range = {
             kind: column
-            for kind, names in _RANGE.items()
+            for kind, names in RANGE.items()
             if (column := self._best(names.split())) is not None
         }
         self._find_units()
@@ -125,6 +106,14 @@ class _Table:
     def _find_units(self) -> None:
         """Decides whether `start` and `end` are frames or seconds."""
         plain = [x for x in ("start", "end") if x in self._range]
+        has_start = {"start", "start_frame"} & self._range.keys()
+        is_known = {"end", "end_frame"} & self._range.keys() or (
+            "start_frame" not in self._range and "end_seconds" in self._range
+        )
+        # Then it is only metadata. Without a start, it selects images of `folder/`.
+        folders = (str(row.get(self._path, "")).endswith("/") for row in self._rows)
+        if is_known or not has_start and not any(folders):
+            self._range.pop("total", None)
         units = {name.partition("_")[2] for name in self._range} - {""}
         if plain and "total" not in self._range:
             cells = [
@@ -159,12 +148,15 @@ class _Table:
         named = [self._by_name.get(_normal(name), "") for name in label_columns]
         if named and all(named):
             return named
-        if named and label_kind is LabelKind.HEADS:
+        # Without any, names of values are no names of columns.
+        if named and (label_kind is LabelKind.HEADS or any(named)):
+            heads = label_kind is LabelKind.HEADS
+            field = "config.data.heads=" if heads else "the values to predict are "
             raise RecordError(
-                f"{self._place}: config.data.heads={','.join(label_columns)}, but the "
-                f"columns are {_listed(self._columns)}"
+                f"{self._place}: {field}{','.join(label_columns)}, but the columns are "
+                f"{_listed(self._columns)}: rename or add columns, as in the training"
             )
-        one = self._best(_LABEL)
+        one = self._best(LABEL)
         heads, values = (
             [x for x in self._columns if _normal(x) in names]
             for names in (_HEADS, _VALUE)
@@ -192,7 +184,7 @@ class _Table:
     def _unknown(self) -> list[str]:
         """Returns the columns that may hold anything."""
         used = {self._path, *self._range.values()}
-        known = {*_PATH, *_LABEL, *_OTHER}
+        known = {*PATH, *LABEL, *_OTHER}
         return [
             name
             for name in self._columns
@@ -222,29 +214,35 @@ class _Table:
         self, cells: Mapping[str, Cell], targets: Sequence[str], label_kind: LabelKind
     ) -> Row:
         """Returns the row of the cells; raises LineError."""
-        get = {kind: _one(cells, column) for kind, column in self._range.items()}
-        start, total = _frames(get)
-        times = get.get("start_seconds", ""), get.get("end_seconds", "")
-        if start is not None and any(times):
-            raise LineError("both frames and seconds are given: leave one empty")
+        path, start, total, times = _one(cells, self._path or ""), None, None, None
+        if self._range:
+            get = {kind: _one(cells, column) for kind, column in self._range.items()}
+            is_folder = path.endswith("/")
+            if not is_folder and not any("start" in kind for kind in get):
+                get.pop("total", None)
+            ends = get.get("start_seconds", ""), get.get("end_seconds", "")
+            frames = (x for kind, x in get.items() if "seconds" not in kind)
+            # Where a row has both, seconds do not depend on the frame rate.
+            if any(ends) and not (is_folder and any(frames)):
+                times = list_format.parse_times(*ends)
+            else:
+                start, total = _frames(get)
         texts = []
         for name in targets:
             cell = cells.get(name, "")
             if isinstance(cell, str):
-                several = label_kind is LabelKind.MANY
+                several = label_kind is LabelKind.MANY and cell[:1] != "["
                 cell = re.split(r"\s*[,;|]\s*", cell) if several else [cell]
             texts += [text for text in cell if text or label_kind is LabelKind.HEADS]
         if label_kind is not LabelKind.VALUES:
             texts = [_WHOLE_FLOAT.sub(r"\1", text) for text in texts]
         row = list_format.make_row(
-            _one(cells, self._path or ""),
+            path,
             texts,
             label_kind,
             start=start,
             total=total,
-            times=list_format.parse_times(times[0] or "0", times[1])
-            if any(times)
-            else None,
+            times=times,
         )
         # A cell of JSON may hold several.
         if len(row.values) == len(targets):
@@ -278,7 +276,7 @@ def _csv_rows(
     source: str, lines: Sequence[str], header: int, separator: str
 ) -> list[tuple[str, str, dict[str, Cell]]]:
     reader = csv.reader(
-        ("" if line[:1] == "#" else line for line in lines[header - 1 :]),
+        (_csv_line(line, separator) for line in lines[header - 1 :]),
         delimiter=separator,
         skipinitialspace=True,
         strict=True,
@@ -306,11 +304,17 @@ def _csv_rows(
                     f"separator {separator!r} needs double quotes"
                 )
             own: dict[str, Cell] = dict(zip(columns, cells, strict=True))
-            rows.append((f":{number}", lines[number - 1], own))
+            rows.append((f":{number}", lines[number - 1].strip(), own))
     except csv.Error as error:
         number = header - 1 + reader.line_num
         raise RecordError(f"{source}:{number}: not valid CSV: {error}") from None
     return rows
+
+
+def _csv_line(line: str, separator: str) -> str:
+    # Tabs at the ends separate empty cells.
+    line = line.strip() if separator == " " else line
+    return "\n" if line[:1] == "#" else f"{line}\n"
 
 
 def _separator(line: str) -> str | None:
@@ -319,7 +323,7 @@ def _separator(line: str) -> str | None:
         return None  # its lines may be separated in any way
     for separator in _SEPARATORS:
         try:
-            cells = list_format.split_cells(line, separator)
+            cells = list_format.split_cells(_csv_line(line, separator), separator)
         except LineError:
             continue
         names = [_normal(cell) for cell in cells]
@@ -329,7 +333,7 @@ def _separator(line: str) -> str | None:
             continue
         known = sum(name in _ALL_NAMES for name in names)
         # Of words between spaces, a path may consist.
-        has_path = any(name in _PATH for name in names) and separator in ",\t"
+        has_path = any(name in PATH for name in names) and separator in ",\t"
         if known == len(names) or separator != " " and (known > 1 or has_path):
             return separator
     return None
@@ -343,8 +347,10 @@ def _json_rows(
         line = json.loads(first)
     except ValueError:
         line = None
-    is_object = isinstance(line, dict)
-    if is_object and (any(_normal(key) in _PATH for key in line)):
+    is_alone = text.strip() == first.strip()
+    if isinstance(line, dict) and (
+        not is_alone or any(_normal(x) in PATH for x in line)
+    ):
         items = []
         for number, row in enumerate(text.split("\n"), 1):
             if row.strip():
@@ -382,18 +388,27 @@ def _json_items(source: str, content: Any) -> Iterator[Any]:
         if len(tables) == 1:
             content = tables[0]
     if isinstance(content, dict):
-        for path, value in content.items():
-            if isinstance(value, dict):
-                yield (
-                    value
-                    if any(_normal(x) in _PATH for x in value)
-                    else {
-                        "path": path,
-                        **value,
-                    }
+        for key, value in content.items():
+            parts = value if isinstance(value, list) else []
+            if any(
+                isinstance(x, dict) or not _is_path(key) and _is_path(x) for x in parts
+            ):
+                raise RecordError(
+                    f"{source}: {key!r} holds a list of videos, expected an object of "
+                    'each path, {"a.mp4": 3} or {"a.mp4": {"label": 3}}, or a list of '
+                    'objects, [{"path": "a.mp4", "label": 3}]. Several splits or '
+                    "classes need a file each, or a label of each video"
                 )
+            if not isinstance(value, dict):
+                yield {"path": key, "label": value}
+            elif not _is_path(key) and any(
+                # A name is that of the class, unless it looks like a video.
+                _normal(x) in PATH and (_normal(x) != "name" or _is_path(y))
+                for x, y in value.items()
+            ):
+                yield value
             else:
-                yield {"path": path, "label": value}
+                yield {**value, "path": key}
         return
     for item in content:
         if isinstance(item, str):
@@ -402,6 +417,10 @@ def _json_items(source: str, content: Any) -> Iterator[Any]:
             yield {"path": item[0], "label": item[1:]}
         else:
             yield item
+
+
+def _is_path(text: Any) -> bool:
+    return isinstance(text, str) and ("/" in text or is_video(text))
 
 
 def _loads(text: str, source: str, first_line: int = 1) -> Any:
@@ -434,10 +453,10 @@ def _listed(names) -> str:
 
 
 _ALL_NAMES = {
-    *_PATH,
-    *_LABEL,
+    *PATH,
+    *LABEL,
     *_HEADS,
     *_VALUE,
     *_OTHER,
-    *" ".join(_RANGE.values()).split(),
+    *" ".join(RANGE.values()).split(),
 }

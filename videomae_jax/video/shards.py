@@ -132,6 +132,13 @@ def _columns(
             )
     elif label_kind is LabelKind.VALUES and isinstance(settings["values"], list):
         known = settings["values"]
+        absent = [name for name in label_columns if name not in known]
+        # Without any, the names are none of columns.
+        if absent and len(absent) < len(label_columns):
+            raise RecordError(
+                f"{source} has the values {', '.join(known)}, not {', '.join(absent)}: "
+                "make it of a list with the columns of the training"
+            )
     is_known = label_columns and set(label_columns) <= set(known)
     columns = tuple(label_columns if is_known else known)
     return columns, [known.index(name) for name in columns]

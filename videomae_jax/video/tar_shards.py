@@ -15,6 +15,7 @@ import json
 import os
 import re
 import tarfile
+from typing import IO
 
 from videomae_jax.errors import RecordError, VideoError
 from videomae_jax.files import absolute, is_url, open_binary
@@ -102,12 +103,16 @@ def members(path: str, *, with_labels: bool = True) -> list[Member]:
     """Lists the videos of a tar.
 
     Args:
-        path: the tar, or its URL.
+        path: the tar, or its URL in a store that can be read from any position.
         with_labels: whether to read the labels.
 
     Raises:
-        RecordError: the tar cannot be read, or is compressed or cut off.
+        RecordError: the tar cannot be read, or is compressed, damaged or cut off.
     """
+    if path.startswith(("http://", "https://")):
+        raise RecordError(
+            f"{path}: a web server gives a tar only from its beginning: download it"
+        )
     videos: list[tarfile.TarInfo] = []
     labels: dict[str, tuple[str, ...]] = {}
     try:
@@ -122,6 +127,7 @@ def members(path: str, *, with_labels: bool = True) -> list[Member]:
                     content = tar.extractfile(info)
                     if content and info.size <= _LONGEST_LABEL:
                         labels[info.name] = _parse(extension, content.read())
+            _check_end(path, file, tar.offset)
             end = file.seek(0, os.SEEK_END)
     except FileNotFoundError:
         raise RecordError(f"{path}: file not found") from None
@@ -139,6 +145,24 @@ def members(path: str, *, with_labels: bool = True) -> list[Member]:
         Member(path, x.name, x.offset_data, x.size, _labels_of(x.name, labels))
         for x in videos
     ]
+
+
+def _check_end(path: str, file: IO[bytes], offset: int) -> None:
+    """Checks that the headers of a tar end with zeros, as `tarfile` does not."""
+    file.seek(offset)
+    block = file.read(tarfile.BLOCKSIZE)
+    if len(block) < tarfile.BLOCKSIZE:
+        raise RecordError(f"{path}: cut off after {offset} bytes: copy it again")
+    if any(block):
+        raise RecordError(
+            f"{path}: damaged: no header of a member at byte {offset}: copy it again"
+        )
+    while block := file.read(2**20):
+        if block.count(0) < len(block):
+            raise RecordError(
+                f"{path}: more follows after the end of the archive, at byte {offset}. "
+                "Give tars that were joined with `cat` as files of their own"
+            )
 
 
 def _labels_of(video: str, labels: dict[str, tuple[str, ...]]) -> tuple[str, ...]:
