@@ -398,29 +398,6 @@ def check_evaluation(config: Config) -> None:
         )
 
 
-def check_same_targets(
-    workdir: str, saved: Mapping[str, Any], current: Mapping[str, Any]
-) -> None:
-    """Checks that a resumed run has the classes, heads or units of its checkpoint.
-
-    Args:
-        workdir: of the run, for the message.
-        saved: the meta of the checkpoint.
-        current: `meta` of the task.
-
-    Raises:
-        CheckpointError: they differ, because the training list or class names do.
-    """
-    for name, value in current.items():
-        if saved.get(name, value) != value:
-            before, after = (f"{str(x)[:200]}" for x in (saved[name], value))
-            raise CheckpointError(
-                f"{workdir}: {name} is {before} in the checkpoint, but {after} by "
-                "config.data. Resume with the training list and labels that the run "
-                "began with, or give a new --workdir"
-            )
-
-
 def log_changes(saved: dict, config: Config, only: Collection[str] = ()) -> None:
     """Warns about fields, all or `only` some, that differ from a saved config."""
     for name, before, after in changes(saved, config):

@@ -12,6 +12,7 @@ from videomae_jax.data.clips import (
     MultiViewClips,
     PretrainingClips,
 )
+from videomae_jax.data.labels import to_array
 from videomae_jax.data.randaugment import RandAugment
 from videomae_jax.data.workers import WorkerConfig
 from videomae_jax.video.decoder import Video
@@ -197,7 +198,8 @@ def test_labels_come_along(folder, tmp_path):
     path.write_text("".join(f"{i}.mp4 {i % 3}\n" for i in range(10)))
     videos = sources.load(str(path), str(folder))
     clips = FinetuningClips(frame_sampling="dense", num_samples=2, **FINETUNING)
-    for batch in read(videos, range(3), clips, label_kind=LabelKind.ONE):
+    label_array = to_array(videos, LabelKind.ONE)
+    for batch in read(videos, range(3), clips, label_array=label_array):
         expected = [int(name.removesuffix(".mp4")) % 3 for name in batch.ids]
         assert batch.arrays["label"].tolist() == expected
         assert batch.arrays["label"].dtype == np.int32
@@ -211,7 +213,7 @@ def test_several_labels_are_padded(folder, tmp_path):
     lines = [" ".join(map(str, [name, *own])) for name, own in labels.items()]
     path.write_text("\n".join(lines))
     videos = sources.load(str(path), str(folder), label_kind=LabelKind.MANY)
-    [batch] = read(videos, range(1), label_kind=LabelKind.MANY)
+    [batch] = read(videos, range(1), label_array=to_array(videos, LabelKind.MANY))
     expected = [(labels[name] + [-1, -1])[:2] for name in batch.ids]
     assert batch.arrays["label"].tolist() == expected
     assert batch.arrays["label"].dtype == np.int32

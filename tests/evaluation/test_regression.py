@@ -16,9 +16,10 @@ def two_values():
     return PredictedValues(
         ids=["a", "b", "c", "d"],
         targets=np.array([[1.0, 0], [2, 0], [3, 0], [4, 0]]),
-        values=np.array([[1.5, 0], [1, 1], [3, 0], [6, -1]], np.float32),
+        values=np.array([[1.5, 0], [1, 1], [3, 0], [6, -1]]),
         names=["valence", "arousal"],
         unreadable={"e": ((2.5, 0.5), "broken")},
+        std=(10.0, 0.5),
     )
 
 
@@ -54,6 +55,8 @@ def test_several_values_have_metrics_each_and_their_means():
         "mean_absolute_error": pytest.approx((3.5 / 4 + 0.5) / 2),
         "root_mean_square_error": pytest.approx((np.sqrt(5.25 / 4) + 0.5**0.5) / 2),
         "rank_correlation": pytest.approx(0.8),
+        # In deviations of the training, 10 and 0.5.
+        "standardized_mean_absolute_error": pytest.approx((0.0875 + 1) / 2),
         "valence_mean_absolute_error": pytest.approx(3.5 / 4),
         "valence_root_mean_square_error": pytest.approx(np.sqrt(5.25 / 4)),
         "valence_rank_correlation": pytest.approx(0.8),
@@ -100,6 +103,19 @@ def test_written_values_are_as_exact_as_float32(tmp_path):
     row = json.loads((tmp_path / "predictions.jsonl").read_text())
     assert np.float32(row["values"]["value"]) == value
     assert len(str(row["values"]["value"])) < 16
+
+
+@pytest.mark.parametrize(
+    "value, std, written",
+    [
+        (1600000123.456789, 30.0, 1600000123.45679),
+        (123.45678901234, 31.6, 123.456789),
+        (0.0, 1e-9, 0.0),
+        (-2.0, 1e9, -2.0),
+    ],
+)
+def test_written_values_have_the_digits_of_their_deviation(value, std, written):
+    assert results._rounded(value, std) == written
 
 
 @pytest.mark.parametrize("values", [[np.nan, 1], [np.inf, 1]])

@@ -192,7 +192,8 @@ def test_the_best_is_kept_and_tested_and_patience_ends(
         (test_metrics.example, "top1"),
         (test_metrics.heads_example, "all_top1"),
         (test_metrics.multi_label_example, "mean_average_precision"),
-        (test_regression.two_values, "-mean_absolute_error"),
+        (test_regression.two_values, "-standardized_mean_absolute_error"),
+        (lambda: test_regression.one_value([1, 2], [1, 3]), "-mean_absolute_error"),
     ],
 )
 def test_each_kind_of_target_has_a_score(folder, monkeypatch, predictions, name):

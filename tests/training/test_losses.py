@@ -1,5 +1,7 @@
 """Kinds of targets: several heads and regressions, from the list to predictions."""
 
+import dataclasses
+import functools
 import json
 
 import jax
@@ -16,10 +18,11 @@ from videomae_jax.errors import (
     PretrainedError,
     RecordError,
 )
+from videomae_jax.evaluation.evaluator import Evaluator
 from videomae_jax.inference.timeline import timeline
 from videomae_jax.interop import workdir as workdir_module
 from videomae_jax.models.problem import REGRESSION, Problem
-from videomae_jax.training import loop, losses
+from videomae_jax.training import finetune, loop, losses
 from videomae_jax.video.record import LabelKind, Record
 
 one_device = test_loop.one_device
@@ -280,7 +283,7 @@ def test_each_head_has_its_own_cross_entropy(folder):
         expected.append(optax.softmax_cross_entropy(logits[:, own], weighted).mean())
     loss = objective.loss(logits, targets)
     np.testing.assert_allclose(loss, np.mean(expected), rtol=1e-5)
-    probabilities = objective.outputs(logits)
+    probabilities = objective.problem.outputs(logits)
     np.testing.assert_allclose(
         probabilities[:, 3:], jax.nn.softmax(logits[:, 3:]), rtol=1e-6
     )
@@ -292,15 +295,68 @@ def test_values_are_standardized_and_back(folder):
     records = [Record(f"/{i}", str(i), values=x) for i, x in enumerate(values)]
     objective = losses.make_objective(config, records)
     assert objective.names == ("value 0", "value 1")
-    targets = objective.targets(np.array(values, np.float32))
+    targets = objective.targets(objective.standardize(np.array(values)))
+    assert targets.dtype == np.float32
     np.testing.assert_allclose(targets[:, 0], [-1.2247, 1.2247, 0], atol=1e-4)
     np.testing.assert_allclose(targets[:, 1], 0)  # equal for all: only shifted
-    np.testing.assert_allclose(objective.outputs(targets), values, rtol=1e-6)
     loss = objective.loss(np.zeros((3, 2), np.float32), targets)
     assert loss == pytest.approx(0.5)
     meta = json.loads(json.dumps(objective.meta))
     saved = losses.saved_objective(config, meta)
     assert (saved.mean, saved.std) == (objective.mean, objective.std)
+
+
+def times(order=range(11)):
+    """Seconds of the epoch, a minute apart, and a small value."""
+    values = [(1.6e9 + 60 * i, 0.001 * i**2) for i in range(11)]
+    return [Record(f"/{i}", f"{i}.mp4", values=values[i]) for i in order]
+
+
+def test_values_that_float32_does_not_tell_apart(folder):
+    """Batches have their standardized values, predictions their units."""
+    task = object.__new__(finetune.Finetuning)
+    task._label_kind, task.training_videos = LabelKind.VALUES, times()
+    config = regression_config(folder, "unused")
+    task.objective = losses.make_objective(config, task.training_videos)
+    batch = task.label_array
+    assert batch.dtype == np.float32
+    values = np.array([x.values for x in task.training_videos])
+    expected = (values - values.mean(axis=0)) / values.std(axis=0)
+    np.testing.assert_allclose(batch, expected, rtol=1e-5, atol=1e-6)
+
+    evaluator = object.__new__(Evaluator)
+    evaluator._problem, evaluator._records = task.objective.problem, times()
+    evaluator._class_names = list(task.objective.names)
+    evaluator._mean, evaluator._std = task.objective.mean, task.objective.std
+    predicted = evaluator._predictions(batch, np.ones(11, bool), {})
+    np.testing.assert_allclose(predicted.values, values, rtol=0, atol=1e-4)
+    assert predicted.metrics["mean_absolute_error"] < 1e-4
+
+
+def test_a_resumed_regression_keeps_the_last_digits(folder):
+    """Sums depend on the order of the list."""
+    config = regression_config(folder, "unused")
+    saved = losses.make_objective(config, times())
+    task = object.__new__(finetune.Finetuning)
+    task.objective = losses.make_objective(config, times(range(10, -1, -1)))
+    mean = tuple(np.nextafter(task.objective.mean, np.inf))
+    task.objective = dataclasses.replace(task.objective, mean=mean)
+    assert task.objective.mean != saved.mean
+    task.resume("run", json.loads(json.dumps(saved.meta)))
+    assert (task.objective.mean, task.objective.std) == (saved.mean, saved.std)
+    for name in ("mean", "std"):
+        change = np.array([1e-4, 0]) * saved.std
+        other = tuple(getattr(saved, name) + change)
+        task.objective = dataclasses.replace(saved, **{name: other})
+        with pytest.raises(CheckpointError, match=f"run: target_{name} is"):
+            task.resume("run", saved.meta)
+
+
+def test_a_head_in_units_that_float32_rounds_is_refused(folder, tmp_path):
+    check = functools.partial(workdir_module._check_units, tmp_path, ["year", "time"])
+    check((2020.0, 1.6e5), (3.0, 60.0))
+    with pytest.raises(PretrainedError, match="time has mean 1600000000 and deviation"):
+        check((2020.0, 1.6e9), (3.0, 190.0))
 
 
 def test_a_loaded_head_predicts_in_the_units_of_the_list():

@@ -13,12 +13,11 @@ from collections.abc import Callable, Iterator, Sequence
 import grain
 import numpy as np
 
-from videomae_jax.data import labels
 from videomae_jax.data.prefetch import ReadBatch, read_ahead
 from videomae_jax.data.workers import DEFAULT_WORKERS, WorkerConfig
 from videomae_jax.errors import NoReadableVideoError, VideoError
 from videomae_jax.video.open import open_video
-from videomae_jax.video.record import LabelKind, Record
+from videomae_jax.video.record import Record
 from videomae_jax.video.source import RGB, FrameSource, PixelFormat
 
 # Cuts clips out of an opened video with the given randomness: [samples, T, H, W, C] of
@@ -35,8 +34,7 @@ class Batch:
 
     Attributes:
         arrays: "video", [clips, T, H, W, C], uint8 or uint16, where the samples of a
-            video are adjacent; and, if labels are used, "label" for each clip, in the
-            form of `labels.to_array`.
+            video are adjacent; and, if labels are used, "label" for each clip.
         ids: the record id of each clip.
         bad: the records that could not be read and were replaced: index of the video
             in the global batch, record, and reason.
@@ -59,7 +57,7 @@ def batches(
     steps: range,
     workers: WorkerConfig = DEFAULT_WORKERS,
     local_indices: Sequence[int] | None = None,
-    label_kind: LabelKind = LabelKind.UNUSED,
+    label_array: np.ndarray | None = None,
     pixels: PixelFormat = RGB,
 ) -> Iterator[Iterator[Batch]]:
     """Opens the stream of training batches, which is reshuffled every epoch.
@@ -73,7 +71,7 @@ def batches(
         workers: the processes and threads that read.
         local_indices: indices, in every global batch, of the videos that this process
             reads; None for all.
-        label_kind: the labels that batches hold.
+        label_array: [records, ...], the labels that batches hold; None for none.
         pixels: what the frames of the videos are converted to.
 
     Raises:
@@ -91,7 +89,6 @@ def batches(
         )
     )
     dataset = _LocalElements(dataset, batch_size, local_indices)
-    label_array = labels.to_array(records, label_kind)
     local = len(local_indices)
     with read_ahead(dataset, local, steps=steps, workers=workers) as stream:
         yield (_to_batch(read, records, local_indices, label_array) for read in stream)

@@ -41,6 +41,8 @@ class Evaluator:
         records: Sequence[Record],
         class_names: Sequence[str],
         problem: Problem,
+        mean: Sequence[float] = (),
+        std: Sequence[float] = (),
         read_clips: CenterClips | MultiViewClips,
         image_shape: tuple[int, ...],
         pixels: PixelFormat = RGB,
@@ -51,10 +53,13 @@ class Evaluator:
         """Opens the data and builds the jitted prediction.
 
         Args:
-            outputs: maps logits to probabilities, such as `jax.nn.softmax`, or values.
+            outputs: maps logits to probabilities, such as `jax.nn.softmax`, or
+                standardized values.
             records: the videos, with labels.
             class_names: name of each logit, of a class or a value.
             problem: what the logits mean.
+            mean, std: of each value of a regression over the training videos, to
+                return to the units of the list.
             read_clips: cuts the views out of a video.
             image_shape: shape of one clip, [T, H, W, C].
             pixels: what the frames of the videos are converted to.
@@ -62,7 +67,7 @@ class Evaluator:
                 one after the other; so memory holds this many clips' activations.
             workers: processes and threads that read.
         """
-        self._problem = problem
+        self._problem, self._mean, self._std = problem, mean, std
         self._records, self._class_names = records, list(class_names)
         self._mesh = mesh
         self._open = functools.partial(
@@ -133,8 +138,14 @@ class Evaluator:
         if self._problem.is_regression:
             targets = np.array([record.values for record in records], np.float64)
             unreadable = {r.id: (r.values, reason) for r, reason in bad}
-            names = self._class_names
-            return PredictedValues(ids, targets, outputs, names, unreadable)
+            return PredictedValues(
+                ids=ids,
+                targets=targets,
+                values=outputs.astype(np.float64) * self._std + self._mean,
+                names=self._class_names,
+                unreadable=unreadable,
+                std=tuple(self._std),
+            )
         if self._problem.type == MULTI_LABEL:
             true_labels = labels.multi_hot(records, len(self._class_names))
         elif self._problem.heads:

@@ -14,9 +14,10 @@ class PredictedValues:
     Attributes:
         ids: unique names of the n readable videos, in data-set order.
         targets: float64 [n, K], the values of the list.
-        values: float32 [n, K], the predicted ones.
+        values: float64 [n, K], the predicted ones.
         names: of the K values.
         unreadable: targets and reason of each video that could not be read, by id.
+        std: of each value over the training videos; empty for ones.
 
     Raises:
         ValueError: if no video is readable, an id occurs twice, a value is not finite,
@@ -28,6 +29,7 @@ class PredictedValues:
     values: np.ndarray
     names: list[str]
     unreadable: dict[str, tuple[tuple[float, ...], str]]
+    std: tuple[float, ...] = ()
 
     def __post_init__(self):
         """Checks that the fields fit together."""
@@ -58,7 +60,9 @@ def compute(predictions: PredictedValues) -> dict[str, int | float]:
             targets or all predictions are equal.
 
     Several values have these metrics each, such as arousal_mean_absolute_error, besides
-    their means over the values.
+    their means over the values; and standardized_mean_absolute_error, the mean of the
+    errors in units of the standard deviations of training: the others are dominated by
+    the value of the largest numbers.
     """
     metrics: dict[str, int | float] = {
         "videos": len(predictions.ids),
@@ -77,6 +81,9 @@ def compute(predictions: PredictedValues) -> dict[str, int | float]:
     if len(of_values) > 1:
         for value_name, of_value in zip(predictions.names, of_values, strict=True):
             metrics |= {f"{value_name}_{name}": x for name, x in of_value.items()}
+        errors = [of_value["mean_absolute_error"] for of_value in of_values]
+        scaled = np.divide(errors, predictions.std or 1.0)
+        metrics["standardized_mean_absolute_error"] = float(scaled.mean())
     return metrics
 
 

@@ -3,6 +3,7 @@
 import csv
 import importlib.util
 import json
+import math
 import os
 import pathlib
 import pickle
@@ -89,14 +90,14 @@ def _rows(
     """Yields the rows of predictions.jsonl."""
     if isinstance(predictions, PredictedValues):
         names = predictions.names
+        stds = predictions.std or (1.0,) * len(names)
         for name, targets, values in zip(
             predictions.ids,
             predictions.targets.tolist(),
             predictions.values,
             strict=True,
         ):
-            # The shortest digits that give the same float32.
-            rounded = [float(str(value)) for value in values]
+            rounded = map(_rounded, values.tolist(), stds)
             row = {"id": name, **_label_field(predictions, targets)}
             yield row | {"values": dict(zip(names, rounded, strict=True))}
     elif predictions.heads:
@@ -112,6 +113,17 @@ def _rows(
             yield row
     else:
         yield from _class_rows(predictions, top_k)
+
+
+def _rounded(value: float, std: float) -> float:
+    """Returns a predicted value to as many digits as float32 can be exact.
+
+    That is nine, or those of a millionth of the values' standard deviation.
+    """
+    digits = 6 - math.floor(math.log10(std))
+    if value:
+        digits = max(digits, 8 - math.floor(math.log10(abs(value))))
+    return round(value, digits)
 
 
 def _write_classes(predictions: Predictions, folder: pathlib.Path) -> None:

@@ -16,6 +16,9 @@ from videomae_jax.interop.pretrained import Preprocessing, Pretrained
 from videomae_jax.models import build
 from videomae_jax.models.problem import MULTI_LABEL, Problem
 
+# Rounding that a predicted value may have, in standard deviations of training.
+_LARGEST_STEP = 0.01
+
 
 def read(
     folder: pathlib.Path, choice: int | str, fields: Mapping[str, Any]
@@ -63,7 +66,9 @@ def read(
         elif config.loss.kind == "sigmoid":  # a run of an earlier release
             problem = Problem(MULTI_LABEL)
         if problem.is_regression:
-            params = _in_units(params, meta["target_mean"], meta["target_std"])
+            units = meta["target_mean"], meta["target_std"]
+            _check_units(folder, labels, *units)
+            params = _in_units(params, *units)
         preprocessing["frame_sampling"] = config.data.frame_sampling
     return Pretrained(
         model=model.clone(**(defaults | dict(fields))),
@@ -86,10 +91,31 @@ def _in_units(
     params: Mapping[str, Any], mean: Sequence[float], std: Sequence[float]
 ) -> dict[str, Any]:
     """Returns params whose head predicts values, not standardized ones as trained."""
-    scale, shift = np.asarray(std, np.float32), np.asarray(mean, np.float32)
-    head = params["head"]
-    head = {"kernel": head["kernel"] * scale, "bias": head["bias"] * scale + shift}
-    return {**params, "head": head}
+    head = {x: np.asarray(params["head"][x], np.float64) for x in ("kernel", "bias")}
+    head = {"kernel": head["kernel"] * std, "bias": head["bias"] * std + mean}
+    return {**params, "head": {x: head[x].astype(np.float32) for x in head}}
+
+
+def _check_units(
+    folder: pathlib.Path,
+    names: Sequence[str],
+    mean: Sequence[float],
+    std: Sequence[float],
+) -> None:
+    """Checks that the values of a regression differ by more than float32 rounds.
+
+    Raises:
+        PretrainedError: a model would predict steps instead of values.
+    """
+    for name, shift, scale in zip(names, mean, std, strict=True):
+        step = float(np.spacing(np.float32(abs(shift))))
+        if step > _LARGEST_STEP * scale:
+            raise PretrainedError(
+                f"{folder}: {name} has mean {shift:.10g} and deviation {scale:.4g} in "
+                f"training, but a model predicts float32, in steps of {step:.4g} there."
+                " Subtract a constant from the values of the lists and train again; "
+                "the test of main.py (config.mode=eval) does not have this limit"
+            )
 
 
 def _restore(

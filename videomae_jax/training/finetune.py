@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from videomae_jax.config import Config, check_choices
-from videomae_jax.data import sources
+from videomae_jax.data import labels, sources
 from videomae_jax.data.clips import (
     SAMPLERS,
     CenterClips,
@@ -49,7 +50,13 @@ _CHOICES = {
 
 # The metric that chooses checkpoints is the first of these that a validation has; of
 # "-name", lower is better.
-_SCORES = ("all_top1", "top1", "mean_average_precision", "-mean_absolute_error")
+_SCORES = (
+    "all_top1",
+    "top1",
+    "mean_average_precision",
+    "-standardized_mean_absolute_error",
+    "-mean_absolute_error",
+)
 
 
 class Finetuning:
@@ -73,8 +80,8 @@ class Finetuning:
         """
         check_choices(config, _CHOICES)
         self._config, data = config, config.data
-        self.label_kind = losses.label_kind(config)
-        results.check_dump(config.evaluation.dump, self.label_kind)
+        self._label_kind = losses.label_kind(config)
+        results.check_dump(config.evaluation.dump, self._label_kind)
         dump = config.evaluation.dump
         self._dump = pathlib.Path(dump) if dump else None
         self._read_lists(saved)
@@ -124,7 +131,7 @@ class Finetuning:
         records = sources.load(
             source,
             data.root,
-            label_kind=self.label_kind,
+            label_kind=self._label_kind,
             frame_name=data.frame_name,
             class_names=class_names,
             label_columns=label_columns,
@@ -132,6 +139,12 @@ class Finetuning:
         if not any(record.labels or record.values for record in records):
             raise RecordError(f"{source}: no video has a label, as fine-tuning needs")
         return records
+
+    @property
+    def label_array(self) -> np.ndarray:
+        """The labels of the training videos, see `Objective.standardize`."""
+        array: Any = labels.to_array(self.training_videos, self._label_kind)
+        return self.objective.standardize(array)
 
     @property
     def lists(self) -> list[list[Record]]:
@@ -161,6 +174,10 @@ class Finetuning:
     def meta(self) -> dict:
         """The classes or values, which a checkpoint keeps beside the parameters."""
         return self.objective.meta
+
+    def resume(self, workdir: str, saved: Mapping[str, Any]) -> None:
+        """Checks that classes or units are a checkpoint's; see `Objective.resumed`."""
+        self.objective = self.objective.resumed(workdir, saved)
 
     def init(self, key: jax.Array, video: jax.Array) -> tuple[dict, dict]:
         """Returns random parameters and statistics for clips like video."""
@@ -304,10 +321,12 @@ class Finetuning:
         )
         return Evaluator(
             self.model,
-            self.objective.outputs,
+            self.objective.problem.outputs,
             records=videos,
             class_names=self.class_names,
             problem=self.objective.problem,
+            mean=self.objective.mean,
+            std=self.objective.std,
             read_clips=read_clips,
             image_shape=self._clip_shape,
             pixels=pixel_format(self._config),

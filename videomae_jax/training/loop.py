@@ -198,7 +198,7 @@ def restore_or_init(run: Run) -> tuple[TrainState, Progress]:
         elif config.checkpoint.get("keep_best", False):
             progress.forget_lost_best(hosts.gather(checkpoints.steps())[0])
         config_lib.log_changes(meta["config"], config)
-        config_lib.check_same_targets(str(run.workdir), meta, run.task.meta)
+        run.task.resume(str(run.workdir), meta)
         abstract = run.train_step.abstract_state
         state = abstract.replace(
             step=jax.device_put(jnp.int32(start), abstract.step.sharding),
@@ -383,7 +383,7 @@ def open_batches(run: Run, start: int, workers: WorkerConfig):
         local_indices=sharding.local_indices(
             mesh, config.batch_size, config.data.num_samples
         ).tolist(),
-        label_kind=task.label_kind,
+        label_array=task.label_array,
     )
 
 

@@ -11,7 +11,7 @@ from jaxtyping import Float, Float32, Int
 
 from videomae_jax.config import Config
 from videomae_jax.data import labels
-from videomae_jax.errors import ConfigError
+from videomae_jax.errors import CheckpointError, ConfigError
 from videomae_jax.models.arrays import Array
 from videomae_jax.models.problem import (
     MULTI_LABEL,
@@ -136,6 +136,7 @@ class Objective:
     Several heads have a cross-entropy each, of which the loss is the mean. Values of a
     regression are standardized: the model learns (value - mean) / std, with mean and
     deviation of the training videos, so that learning rates do not depend on units.
+    That is done on the host, in float64: float32 does not tell dates and times apart.
 
     Attributes:
         problem: what the logits mean.
@@ -163,10 +164,47 @@ class Objective:
             return np.zeros(len(self.problem.heads), np.int32)
         return np.zeros(1 if self.problem.type == MULTI_LABEL else (), np.int32)
 
+    def standardize(self, array: np.ndarray) -> np.ndarray:
+        """Returns the labels of batches; the array is as from `labels.to_array`.
+
+        Values of a regression become standardized ones, float32.
+        """
+        if not self.problem.is_regression:
+            return array
+        return ((array - np.array(self.mean)) / np.array(self.std)).astype(np.float32)
+
+    def resumed(self, workdir: str, saved: Mapping[str, Any]) -> "Objective":
+        """Returns the objective of a checkpoint, from its `meta`.
+
+        It has the same classes or values, and exactly the checkpoint's units: those of
+        the list may differ in the last digits, if it was sorted otherwise.
+
+        Raises:
+            CheckpointError: classes, heads or units differ, because the training list
+                or the class names do; the message names the work directory.
+        """
+        for name, value in self.meta.items():
+            if name in ("target_mean", "target_std"):
+                margin = 1e-6 * np.array(self.std)
+                same = np.allclose(saved[name], value, rtol=1e-12, atol=margin)
+            else:
+                same = saved.get(name, value) == value
+            if not same:
+                before, after = (f"{str(x)[:200]}" for x in (saved[name], value))
+                raise CheckpointError(
+                    f"{workdir}: {name} is {before} in the checkpoint, but {after} by "
+                    "config.data. Resume with the training list and labels that the "
+                    "run began with, or give a new --workdir"
+                )
+        if not self.problem.is_regression:
+            return self
+        mean, std = tuple(saved["target_mean"]), tuple(saved["target_std"])
+        return dataclasses.replace(self, mean=mean, std=std)
+
     def targets(self, label: Array) -> Float32[Array, "batch classes"]:
-        """Returns the targets of labels, which are as from `labels.to_array`."""
+        """Returns the targets of labels, which are as from `standardize`."""
         if self.problem.is_regression:
-            return (label - jnp.array(self.mean)) / jnp.array(self.std)
+            return jnp.asarray(label)
         if not self.problem.heads:
             return soft_targets(label, len(self.names), self.smoothing)
         parts = [
@@ -191,13 +229,6 @@ class Objective:
             for head, x in split(logits).items()
         ]
         return sum(losses[1:], start=losses[0]) / len(losses)
-
-    def outputs(self, logits: Array) -> jax.Array:
-        """Returns probabilities, or values in the units of the list."""
-        outputs = self.problem.outputs(logits)
-        if self.problem.is_regression:
-            outputs = outputs * jnp.array(self.std) + jnp.array(self.mean)
-        return outputs
 
     def check(self, records: Sequence[Record], source: str) -> None:
         """Raises RecordError unless the labels of held-out videos fit the training's.

@@ -3,6 +3,7 @@
 import functools
 import logging
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -33,7 +34,7 @@ log = logging.getLogger(__name__)
 class Pretraining:
     """Masked-autoencoder pretraining; implements `task.Task`."""
 
-    label_kind = LabelKind.UNUSED
+    label_array = None
     # The parameters and the config say all about the model.
     meta = {}
 
@@ -87,7 +88,7 @@ class Pretraining:
             sources.load,
             root=data.root,
             frame_name=data.frame_name,
-            label_kind=self.label_kind,
+            label_kind=LabelKind.UNUSED,
         )
         training = load(data.train)
         return [training, load(data.validation) if data.validation else training]
@@ -114,6 +115,9 @@ class Pretraining:
         visible, masked = self._draw_mask(mask_key, len(video))
         variables: Any = self.model.init(key, video, visible, masked)
         return variables["params"], {}
+
+    def resume(self, workdir: str, saved: Mapping[str, Any]) -> None:
+        """Does nothing: the config says all."""
 
     def log_lists(self) -> None:
         """Does nothing: videos without labels cannot contradict each other."""

@@ -108,7 +108,8 @@ class Progress:
             metric: its name, see Best.
             value: of the metric.
         """
-        if self.best is None:
+        # Another metric is of an earlier release: the values do not compare.
+        if self.best is None or self.best.metric != metric:
             self.best = Best(metric, value, self.step)
         else:
             self.best = self.best.after(value, self.step)

@@ -1,10 +1,11 @@
 """The interface between the training loop and what it trains."""
 
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
+import numpy as np
 from flax import linen as nn
 from jax.sharding import Mesh
 
@@ -12,7 +13,7 @@ from videomae_jax.data.pipeline import ReadClips
 from videomae_jax.models.arrays import Array
 from videomae_jax.training.reporting import Reporter
 from videomae_jax.training.train_step import TrainState
-from videomae_jax.video.record import LabelKind, Record
+from videomae_jax.video.record import Record
 
 
 class Task(Protocol):
@@ -25,11 +26,9 @@ class Task(Protocol):
     Attributes:
         training_clips: cuts clips out of an opened video; runs in the workers.
         eval_every: steps between calls of `validate`; 0 for none.
-        label_kind: the labels that batches hold.
     """
 
     training_clips: ReadClips
-    label_kind: LabelKind
     eval_every: int
 
     @property
@@ -43,6 +42,11 @@ class Task(Protocol):
         ...
 
     @property
+    def label_array(self) -> np.ndarray | None:
+        """The labels of the training videos, [videos, ...], if they are used."""
+        ...
+
+    @property
     def lists(self) -> Sequence[Sequence[Record]]:
         """The records of every list; all hosts must have read the same."""
         ...
@@ -52,6 +56,14 @@ class Task(Protocol):
         """Floating-point operations of a training step per clip; see models/flops.py.
 
         Frozen parameters count as if they were trained.
+        """
+        ...
+
+    def resume(self, workdir: str, saved: Mapping[str, Any]) -> None:
+        """Checks that the task fits the `meta` of a checkpoint, and takes that over.
+
+        Raises:
+            CheckpointError: it does not; the message names the work directory.
         """
         ...
 
