@@ -548,6 +548,48 @@ def test_annotations_of_known_data_sets_are_named(load, text, message):
         load(text, label_kind=LabelKind.ONE)
 
 
+# The same with a column of paths, and what is read.
+@pytest.mark.parametrize(
+    "text, kind, part, names",
+    [
+        (
+            f"path,{KINETICS.replace('testifying', 'x/a,testifying')}",
+            LabelKind.ONE,
+            (84, 94),
+            ("testifying",),
+        ),
+        (
+            "participant_id,video_id,narration,start_timestamp,stop_timestamp,"
+            "start_frame,stop_frame,verb,verb_class,noun,video_path\n"
+            "P01,P01_01,wash mug,00:00:01.5,00:00:02,90,120,wash,2,mug,x/a\n",
+            LabelKind.HEADS,
+            (1.5, 2),
+            ("wash", "mug"),
+        ),
+        (
+            "id,subject,actions,label,length,path\nb,X,c092 1 2,c092;c147,30,x/a\n",
+            LabelKind.MANY,
+            None,
+            ("c092", "c147"),
+        ),
+        (
+            DIVING.replace('"a_1",', '"a_1", "path": "x/a",'),
+            LabelKind.ONE,
+            (0, 18),
+            (),
+        ),
+    ],
+)
+def test_annotations_with_paths(tmp_path, text, kind, part, names):
+    (tmp_path / "train.csv").write_text(text)
+    columns = ("verb", "noun") if kind is LabelKind.HEADS else ()
+    [record] = sources.load(
+        str(tmp_path / "train.csv"), label_kind=kind, label_columns=columns
+    )
+    assert (record.id, record.label_names) == ("x/a", names)
+    assert (record.time_range or record.frame_range) == part
+
+
 def test_lists_that_look_like_annotations(load, tmp_path):
     path = tmp_path / "kick_test_split1.txt"
     path.write_text("April_09_kick_u_nm_np1_ba_goo_0.avi 1\n")

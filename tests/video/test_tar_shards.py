@@ -9,7 +9,7 @@ import pytest
 
 from tests.helpers.prepared import prepare, serial  # noqa: F401
 from tests.helpers.videos import moving_noise, write_video
-from videomae_jax.data import sources
+from videomae_jax.data import labels, sources
 from videomae_jax.data.clips import PretrainingClips
 from videomae_jax.data.pipeline import batches
 from videomae_jax.datasets import probe
@@ -102,7 +102,7 @@ def test_training_reads_the_clips_that_files_give(folder, tmp_path, contents):
             batch_size=4,
             seed=0,
             steps=range(2),
-            label_kind=LabelKind.ONE,
+            label_array=labels.to_array(records, LabelKind.ONE),
         ) as stream:
             read.append([batch.arrays for batch in stream])
     for one, other in zip(*read, strict=True):

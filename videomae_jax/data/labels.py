@@ -181,6 +181,9 @@ def resolve(
         numbers.append({name: number for number, name in enumerate(known)})
     resolved = []
     for index, own in enumerate(found):
+        if len(own) < 2 and not _has_names(own):
+            resolved.append((own, ()))
+            continue
         try:
             pairs = [
                 (_number(label, numbers[head if heads else 0]), label)

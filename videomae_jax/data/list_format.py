@@ -20,14 +20,13 @@ Paths and labels:
   line is an error that asks for quotes.
 - A list has numbers or names. Names become numbers in the order of config.data.labels
   or, without it, of the alphabet; validation and test follow the training list.
-- Any number of labels may follow the path in a multi-label list; one for each head of
-  the model with config.data.heads; and the numbers to predict in a regression.
-- Pretraining leaves out whatever it does not need.
+- Several labels, one for each head, or values may follow the path if the task has them.
+  Pretraining leaves out whatever it does not need.
 - A relative path starts at the folder of the list file, or at `root`. A path without an
   extension gets `.mp4`, which published Kinetics lists leave out.
 - List and videos may be URLs (https://, gs://, s3://, hf://).
-- Blank lines are ignored, as is everything after a `#` at the beginning of a line or
-  after a space or tab.
+- Blank lines are ignored, as is everything after a `#` at the beginning of a line or,
+  unless commas separate a header, after a space or tab.
 
 Frame folders and parts of videos:
 
@@ -39,11 +38,10 @@ Frame folders and parts of videos:
 - `path 0 -1` (VideoMAE V2) is a whole video without a label.
 - `a.mp4 2.5 4.0 3` is the part from 2.5 to before 4 seconds, with label 3: two numbers
   before a label, at least one with a decimal point.
-- The first line may be a header such as `path,label`. A header with `total`, which is
-  one of `path,start,total`, `path,total,label` and `path,start,total,label`, fixes the
-  meaning of the columns, whatever the list is read for. A negative `total` then means a
-  whole video file, or all images of `folder/`. With a `start`, a line may also select a
-  part of a video file: `total` frames from frame `start` on, counted from 0.
+- The first line may be a header such as `path,label`; below its commas, they separate
+  as in CSV. `path,start,total`, `path,total,label` and `path,start,total,label` fix the
+  meaning of the columns, whatever the list is read for. A negative `total` then means
+  all frames. With a `start`, it may also be a part of a video file, counted from 0.
 - Files with other headers, and JSON, are read by tables.py.
 """
 
@@ -59,7 +57,7 @@ from videomae_jax.data import labels
 from videomae_jax.data.labels import DECIMAL, WHOLE_NUMBER, not_a_label
 from videomae_jax.errors import LineError, RecordError
 from videomae_jax.video.container import EXTENSIONS, has_extension, is_video
-from videomae_jax.video.record import LabelKind
+from videomae_jax.video.record import LABEL, PATH, RANGE, LabelKind
 
 BLANK = " \t\r"  # what may surround a line and its columns
 _COMMENT = re.compile(r"(?:^|[ \t])#")
@@ -73,27 +71,6 @@ _ENDING = "|".join(map(re.escape, EXTENSIONS))
 _VIDEO = re.compile(_ENDING, re.I)
 _VIDEO_THEN_MORE = re.compile(rf"({_ENDING})[ ,]", re.I)
 _VIDEO_SEMICOLON = re.compile(rf"(.+?(?:{_ENDING}));(.*)", re.I)
-# Names of columns, best first. They are compared in lower case, with _ for spaces.
-PATH = (
-    "path paths file files filename file_name filepath file_path video_path video_file "
-    "video clip_path clip video_name clip_name video_id vid_name vid name"
-).split()
-LABEL = (
-    "label labels class target label_id class_id target_id label_idx class_idx "
-    "label_index class_index category category_id action activity label_name "
-    "class_name category_name action_class"
-).split()
-RANGE = {
-    "start": "start begin",
-    "end": "end stop",
-    "start_frame": "start_frame frame_start begin_frame start_idx start_index",
-    "end_frame": "end_frame stop_frame frame_end frame_stop end_idx end_index stop_idx",
-    "start_seconds": "start_seconds start_second start_sec start_s start_time "
-    "time_start t_start begin_time start_timestamp",
-    "end_seconds": "end_seconds end_second end_sec end_s end_time time_end t_end "
-    "stop_time stop_seconds stop_timestamp end_timestamp",
-    "total": "total total_frames num_frames n_frames frames",
-}
 _COLUMN_NAMES = {
     "label": LABEL,
     "start": f"{RANGE['start']} {RANGE['start_frame']}".split(),

@@ -14,12 +14,13 @@ A source is one of
 """
 
 import dataclasses
+import itertools
 import json
 import logging
 import os
 import pathlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from videomae_jax.data import labels, list_format, tables
@@ -72,6 +73,12 @@ _FORMATS = (
         (b"PK\x03\x04", b"Rar!", b"7z\xbc\xaf", b"\x1f\x8b", b"BZh", b"\xfd7zXZ"),
         _UNPACK,
     ),
+)
+
+# Unlike `video_id`, what annotations do not have.
+_PATH_COLUMN = re.compile(
+    r'(^|[,;\t{])\s*"?(path|file|(video|file|clip)_?(path|name|file))"?\s*([,;\t:]|$)',
+    re.I | re.M,
 )
 
 # Annotations of known data sets: how they begin, and which `lists` command reads them
@@ -347,6 +354,9 @@ def _other_format(name: str, data: bytes = b"") -> str:
 def _refuse_annotations(source: str, text: str, label_kind: LabelKind) -> None:
     """Names the data set if a list is what its publisher distributes."""
     is_labelled = label_kind not in (LabelKind.UNUSED, LabelKind.OPTIONAL)
+    first = re.match(r"\s*[\[{][^}]*|[^\n]*", text)
+    if first and _PATH_COLUMN.search(first[0]):
+        return  # somebody has added the paths
     for name, pattern, remedy in _ANNOTATIONS:
         if remedy in ("ucf101", "hmdb51") and not is_labelled:
             continue  # they are lists, but their numbers are not labels from 0 up
@@ -367,14 +377,20 @@ def _load_list(
     label_columns: Sequence[str],
 ) -> list[Record]:
     _refuse_annotations(source, text, label_kind)
-    table = tables.read(source, text, label_kind, label_columns)
-    entries, rows = [], []
-    for entry in table or list_format.entries(text, label_kind):
+
+    def read() -> Iterator[list_format.Entry]:
+        table = tables.read(source, text, label_kind, label_columns)
+        return table or list_format.entries(text, label_kind)
+
+    def fail(index: int, reason: str) -> RecordError:
+        return next(itertools.islice(read(), index, None)).error(source, reason)
+
+    rows = []
+    for entry in read():
         try:
             rows.append(entry.parse())
         except LineError as error:
             raise entry.error(source, error) from None
-        entries.append(entry)
     if not rows:
         raise RecordError(f"the list {source!r} names no videos. {_HELP}")
     if is_cut := any(row.is_cut for row in rows):
@@ -384,7 +400,7 @@ def _load_list(
         [row.labels for row in rows],
         label_kind,
         class_names=class_names,
-        error=lambda index, reason: entries[index].error(source, reason),
+        error=fail,
     )
     records, counts = [], {}
     for row, (own, names) in zip(rows, numbers, strict=True):

@@ -14,14 +14,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from videomae_jax.data import labels, list_format
-from videomae_jax.data.list_format import LABEL, PATH, RANGE, Entry, Row
+from videomae_jax.data.list_format import Entry, Row
 from videomae_jax.errors import LineError, RecordError
 from videomae_jax.video.container import is_video
-from videomae_jax.video.record import LabelKind
+from videomae_jax.video.record import LABEL, PATH, RANGE, LabelKind
 
 log = logging.getLogger(__name__)
 
-# Names of columns, beside those in list_format.
+# Names of columns, beside those in video/record.py.
 _HEADS = "verb noun verb_class noun_class".split()
 _VALUE = "value values score scores rating ratings".split()
 _SPLIT = "split subset partition".split()
@@ -47,7 +47,7 @@ Cell = str | list[str]
 
 def read(
     source: str, text: str, label_kind: LabelKind, label_columns: Sequence[str] = ()
-) -> list[Entry] | None:
+) -> Iterator[Entry] | None:
     """Reads a table; returns None if the text is none, but a list of plain lines.
 
     Args:
@@ -73,11 +73,15 @@ def read(
     columns = list(dict.fromkeys(name for _, _, cells in rows for name in cells))
     table = _Table(source + place, columns, [cells for _, _, cells in rows])
     targets = table.targets(label_kind, label_columns)
-    table.check(targets)
-    return [
-        Entry(place, text, functools.partial(table.parse, cells, targets, label_kind))
-        for place, text, cells in rows
-    ]
+    table.check(targets, [cells for _, _, cells in rows])
+    return _entries(table, rows, targets, label_kind)
+
+
+def _entries(table: "_Table", rows: list, targets: Sequence[str], kind: LabelKind):
+    rows.reverse()
+    while rows:  # cells are freed once they are parsed
+        place, text, cells = rows.pop()
+        yield Entry(place, text, functools.partial(table.parse, cells, targets, kind))
 
 
 class _Table:
@@ -86,7 +90,7 @@ class _Table:
     def __init__(
         self, place: str, columns: Sequence[str], rows: Sequence[Mapping[str, Cell]]
     ):
-        self._place, self._columns, self._rows = place, columns, rows
+        self._place, self._columns = place, columns
         self._by_name = {_normal(name): name for name in reversed(columns)}
         self._path = self._best(PATH)
         if self._path is None:
@@ -98,12 +102,12 @@ class _Table:
             for kind, names in RANGE.items()
             if (column := self._best(names.split())) is not None
         }
-        self._find_units()
+        self._find_units(rows)
 
     def _best(self, names: Sequence[str]) -> str | None:
         return next((self._by_name[x] for x in names if x in self._by_name), None)
 
-    def _find_units(self) -> None:
+    def _find_units(self, rows: Sequence[Mapping[str, Cell]]) -> None:
         """Decides whether `start` and `end` are frames or seconds."""
         plain = [x for x in ("start", "end") if x in self._range]
         has_start = {"start", "start_frame"} & self._range.keys()
@@ -111,14 +115,12 @@ class _Table:
             "start_frame" not in self._range and "end_seconds" in self._range
         )
         # Then it is only metadata. Without a start, it selects images of `folder/`.
-        folders = (str(row.get(self._path, "")).endswith("/") for row in self._rows)
+        folders = (str(row.get(self._path, "")).endswith("/") for row in rows)
         if is_known or not has_start and not any(folders):
             self._range.pop("total", None)
         units = {name.partition("_")[2] for name in self._range} - {""}
         if plain and "total" not in self._range:
-            cells = [
-                str(row.get(self._range[x], "")) for row in self._rows for x in plain
-            ]
+            cells = [str(row.get(self._range[x], "")) for row in rows for x in plain]
             if not units and any(set(cell) & set(".:") for cell in cells):
                 units = {"seconds"}
             if len(units) != 1:
@@ -193,10 +195,10 @@ class _Table:
             and not _INDEX.fullmatch(_normal(name))
         ]
 
-    def check(self, targets: Sequence[str]) -> None:
+    def check(self, targets: Sequence[str], rows: Sequence[Mapping[str, Cell]]) -> None:
         """Refuses lists of several splits, and logs the columns that are ignored."""
         split = self._best(_SPLIT)
-        found = {str(row.get(split, "")) for row in self._rows} if split else set()
+        found = {str(row.get(split, "")) for row in rows} if split else set()
         if len(found) > 1:
             raise RecordError(
                 f"{self._place}: the column {split} names several splits: "

@@ -5,6 +5,28 @@ import enum
 
 from videomae_jax.errors import RecordError
 
+# Names of the columns of lists and of fields of JSON, best first. They are compared in
+# lower case, with _ for spaces.
+PATH = (
+    "path paths file files filename file_name filepath file_path video_path video_file "
+    "video clip_path clip video_name clip_name video_id vid_name vid name"
+).split()
+LABEL = (
+    "label labels class target label_id class_id target_id label_idx class_idx "
+    "label_index class_index category category_id action activity label_name "
+    "class_name category_name action_class"
+).split()
+RANGE = {
+    "start": "start begin",
+    "end": "end stop",
+    "start_frame": "start_frame frame_start begin_frame start_idx start_index",
+    "end_frame": "end_frame stop_frame frame_end frame_stop end_idx end_index stop_idx",
+    "start_seconds": "start_seconds start_second start_sec start_s start_time "
+    "time_start t_start begin_time start_timestamp",
+    "end_seconds": "end_seconds end_second end_sec end_s end_time time_end t_end "
+    "stop_time stop_seconds stop_timestamp end_timestamp",
+    "total": "total total_frames num_frames n_frames frames",
+}
 # What to do about several labels, which lists of two kinds have.
 SEVERAL_LABELS = (
     "for classes of one vocabulary (multi-label), set config.loss.kind=sigmoid, or "

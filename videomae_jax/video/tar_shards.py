@@ -20,13 +20,13 @@ from typing import IO
 from videomae_jax.errors import RecordError, VideoError
 from videomae_jax.files import absolute, is_url, open_binary
 from videomae_jax.video.container import FILMS, is_video
-from videomae_jax.video.record import Record
+from videomae_jax.video.record import LABEL, Record
 
 PREFIX = "wds:"
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _NUMBERS = re.compile(r"(\d+)\.\.(\d+)")
 _LABELS = (".cls", ".json", ".txt")
-_LABEL_FIELDS = ("label", "labels", "cls", "class", "class_id", "label_id")
+_LABEL_FIELDS = (*LABEL, "cls")
 _LONGEST_LABEL = 2**20  # bytes
 
 
