@@ -282,10 +282,10 @@ def finetune() -> ConfigDict:
     # softmax: one class per video, or one per head. sigmoid: multi-label, scored by
     # mean average precision; a line of the list may have several labels, of one
     # vocabulary. mse: regression; the list has one or more numbers per video instead of
-    # labels, and smoothing and class_balance must be 0.
+    # labels.
     config.loss.kind = "softmax"
-    # Label smoothing.
-    config.loss.smoothing = 0.1
+    # Label smoothing. None: 0.1, but 0 with kind=mse, which has no labels to smooth.
+    config.loss.smoothing = placeholder(float)
     # Class-balanced loss: beta of the effective number of videos (Cui et al. 2019), for
     # example 0.999. 0: all classes weigh the same.
     config.loss.class_balance = 0.0

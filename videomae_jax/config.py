@@ -405,6 +405,16 @@ def log_changes(saved: dict, config: Config, only: Collection[str] = ()) -> None
             log.warning("config.%s: %r when saved, now %r", name, before, after)
 
 
+def smoothing(kind: str, given: float | None) -> float:
+    """Returns the label smoothing of a run with this `config.loss.kind`.
+
+    None is 0.1 for classes (VideoMAE, appendix), and 0 for values, which have none.
+    """
+    if given is not None:
+        return given
+    return 0.0 if kind == "mse" else 0.1
+
+
 def changes(saved: dict, config: Config) -> list[tuple[str, Any, Any]]:
     """Returns (name, saved value, current value) of the fields that differ.
 
@@ -412,6 +422,11 @@ def changes(saved: dict, config: Config) -> list[tuple[str, Any, Any]]:
     """
     before = _BEFORE_THE_FIELD | flatten(upgrade(saved))
     after = flatten(json.loads(config.to_json()))
+    for values in (before, after):  # earlier releases saved the number
+        if "loss.smoothing" in values:
+            values["loss.smoothing"] = smoothing(
+                values["loss.kind"], values["loss.smoothing"]
+            )
     return [
         (name, before[name], after[name])
         for name in sorted(before.keys() & after.keys())

@@ -278,7 +278,7 @@ def test_heads_and_values_are_known_without_a_list(tmp_path):
     assert task.model.num_classes == 5
 
     config = common.debug(common.finetune())
-    config.loss.update(kind="mse", smoothing=0.0)
+    config.loss.kind = "mse"
     assert make_task(config).model.num_classes == 1
     config.data.num_classes = 3
     task = make_task(config)

@@ -12,8 +12,10 @@ import pytest
 from tests.training import test_finetune, test_loop
 from tests.training.test_finetune import folder  # noqa: F401
 from videomae_jax import __main__, load_pretrained, predict, save_pretrained
+from videomae_jax import config as config_lib
 from videomae_jax.errors import (
     CheckpointError,
+    CompleteRunError,
     ConfigError,
     PretrainedError,
     RecordError,
@@ -45,8 +47,7 @@ def heads_config(folder, path, **overrides):
 
 
 def regression_config(folder, path, **overrides):
-    kind = {"loss.kind": "mse", "loss.smoothing": 0.0}
-    return config_of(folder, path, **kind | overrides)
+    return config_of(folder, path, **{"loss.kind": "mse"} | overrides)
 
 
 def trained(config, workdir):
@@ -377,6 +378,24 @@ def test_older_checkpoints_name_classes_only(folder):
     saved = losses.saved_objective(config, {"class_names": ["a", "b"]})
     assert saved.problem == Problem("multi_label_classification")
     assert saved.names == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    "kind, given, expected",
+    [("softmax", None, 0.1), ("sigmoid", None, 0.1), ("softmax", 0.2, 0.2)],
+)
+def test_smoothing_is_for_classes(folder, kind, given, expected):
+    fields = {"loss.kind": kind, "loss.smoothing": given}
+    config = config_of(folder, "unused", **fields)
+    records = [Record(f"/{i}", str(i), labels=(i,)) for i in range(2)]
+    assert losses.make_objective(config, records).smoothing == expected
+    # Earlier releases saved the number: this is the same run.
+    saved = json.loads(config.to_json())
+    saved["loss"]["smoothing"] = expected
+    config_lib.check_same_run("run", saved, config)
+    saved["loss"]["smoothing"] = 0.3
+    with pytest.raises(CompleteRunError, match=f"smoothing={expected}, was 0.3"):
+        config_lib.check_same_run("run", saved, config)
 
 
 @pytest.mark.parametrize(

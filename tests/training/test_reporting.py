@@ -190,8 +190,15 @@ def test_a_run_of_the_real_wandb(tmp_path, monkeypatch):
 
 def test_without_the_package_the_field_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(ConfigError, match="wandb.project=gestures needs the package"):
+    message = "wandb.project=gestures needs the package"
+    with pytest.raises(ConfigError, match=message):
         report_to_wandb(tmp_path)
+    # Before anything else: here the lists do not exist, either.
+    config = common.pretrain()
+    config.wandb.project = "gestures"
+    with pytest.raises(ConfigError, match=message):
+        loop.set_up(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.fixture

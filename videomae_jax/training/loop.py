@@ -127,6 +127,8 @@ def set_up(config: Config, workdir: pathlib.Path) -> Run:
         UserError: fields of the config do not fit each other, the lists or the devices.
     """
     config_lib.check_evaluation(config)
+    if jax.process_index() == 0:
+        reporting.check_wandb(config)
     # The lists first: a wrong path, the most common mistake, should fail at once.
     task = TASKS[config.task](config)
     if jax.process_index() == 0:
@@ -152,11 +154,7 @@ def set_up(config: Config, workdir: pathlib.Path) -> Run:
 
 
 def check_hosts(config: Config, task: Task) -> None:
-    """Checks that all hosts have the same flags, lists and packages.
-
-    Raises:
-        ClusterError: they do not.
-    """
+    """Raises ClusterError unless all hosts have the same flags, lists and packages."""
     hosts.check_alike(
         flags=config.to_json(),
         videos=[

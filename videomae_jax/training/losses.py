@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Float32, Int
 
-from videomae_jax.config import Config
+from videomae_jax.config import Config, smoothing
 from videomae_jax.data import labels
 from videomae_jax.errors import CheckpointError, ConfigError
 from videomae_jax.models.arrays import Array
@@ -303,7 +303,7 @@ def make_objective(config: Config, records: Sequence[Record]) -> Objective:
         Problem(kind.problem_type, tuple(several)),
         tuple(names),
         kind,
-        config.loss.smoothing,
+        smoothing(config.loss.kind, config.loss.smoothing),
         np.concatenate(weights) if weights else None,
     )
 

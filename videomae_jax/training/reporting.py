@@ -197,6 +197,19 @@ class MetricBuffer:
         return means | {"learning_rate": rows[-1]["learning_rate"]}
 
 
+def check_wandb(config: Config) -> None:
+    """Raises ConfigError if a run needs the package wandb, which is not installed."""
+    project = config.wandb.project
+    if not project:
+        return
+    try:
+        import wandb  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(
+            f"config.wandb.project={project} needs the package wandb: pip install wandb"
+        ) from error
+
+
 def start_wandb(config: Config, workdir: pathlib.Path) -> Any:
     """Starts or resumes the run of Weights & Biases that belongs to a work directory.
 
@@ -209,15 +222,12 @@ def start_wandb(config: Config, workdir: pathlib.Path) -> Any:
     Raises:
         ConfigError: the package wandb is not installed.
     """
+    check_wandb(config)
     project = config.wandb.project
     if not project:
         return None
-    try:
-        import wandb
-    except ImportError as error:
-        raise ConfigError(
-            f"config.wandb.project={project} needs the package wandb: pip install wandb"
-        ) from error
+    import wandb
+
     file = workdir / "wandb.json"
     id = (read_json(file) or {"id": uuid.uuid4().hex[:8]})["id"]
     run = wandb.init(
