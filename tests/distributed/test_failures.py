@@ -1,13 +1,17 @@
 """When one process of a run fails, all end with its exit code."""
 
+import logging
 import os
 import time
 
 import jax
 import pytest
 
+import main
+from configs import custom_finetune
 from videomae_jax.distributed import failures, hosts
-from videomae_jax.errors import CompleteRunError, ConfigError
+from videomae_jax.errors import CompleteRunError, ConfigError, RecordError
+from videomae_jax.training import loop, reporting
 
 
 class Ended(Exception):
@@ -28,7 +32,6 @@ def two_processes(monkeypatch):
     monkeypatch.setattr(hosts, "gather", lambda value: [value] * 2)
     monkeypatch.setattr(hosts, "names", lambda: ["host-a", "host-b"])
     monkeypatch.setattr(failures, "_FAREWELL_SECONDS", 0)
-    monkeypatch.setattr(failures, "_POLL_SECONDS", 0.01)
     monkeypatch.setattr("logging.Logger.propagate", True, raising=False)
     return codes
 
@@ -57,6 +60,7 @@ def test_all_processes_end_with_the_exit_code_of_one(
     failed = (tmp_path / "last_error.txt").read_text()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jax, "process_index", lambda: 1)
+        patch.setattr(failures, "_POLL_SECONDS", 0.01)
         patch.setattr(failures.threading, "excepthook", lambda _: None)
         watch = failures._Watch(tmp_path)
         watch._thread.join(10)
@@ -66,8 +70,27 @@ def test_all_processes_end_with_the_exit_code_of_one(
 
 def test_half_a_report_is_not_taken_for_the_whole(two_processes, tmp_path, monkeypatch):
     monkeypatch.setattr(jax, "process_index", lambda: 1)
+    monkeypatch.setattr(failures, "_POLL_SECONDS", 0.01)
     (tmp_path / "last_error.txt").write_text("process 0 of 2 failed: two lines\n")
     watch = failures._Watch(tmp_path)
     time.sleep(0.1)
     assert watch._thread.is_alive() and not two_processes
     watch.close()
+
+
+def test_a_default_that_fails_is_named_by_all_processes(
+    two_processes, tmp_path, monkeypatch
+):
+    def run(config, workdir):
+        raise RecordError(f"file or folder not found: {config.data.train!r}")
+
+    monkeypatch.setattr(loop, "run", run)
+    monkeypatch.setattr(hosts, "initialize", lambda: None)
+    monkeypatch.setattr(reporting, "start_log", lambda _: logging.getLogger("run"))
+    monkeypatch.setattr(jax.config, "parse_flags_with_absl", lambda: None)
+    recipe = "configs/custom_finetune.py"
+    with pytest.raises(Ended):
+        config = custom_finetune.get_config()
+        main.train(config, str(tmp_path), recipe=recipe, verbose=True)
+    failed = (tmp_path / "last_error.txt").read_text()
+    assert f"This is the default of config.data.train of {recipe}" in failed
