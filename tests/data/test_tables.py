@@ -346,6 +346,10 @@ def test_columns_that_are_ignored_are_logged(load, caplog):
     caplog.set_level(logging.INFO)
     load("path,label,fps,mood\na.mp4,1,25,good\n")
     assert "train.csv:1: columns=path,label ignored=fps,mood" in caplog.text
+    load("path,label,start_frame,end_frame,start_s,end_s\na,1,3,6,1,2\n")
+    assert "train.csv:1: seconds are used where frames are given too" in caplog.text
+    load("path,label,num_frames\na.mp4,1,25\n")
+    assert "columns=path,label ignored=num_frames" in caplog.text
     caplog.clear()
     load(",path,label\n0,a.mp4,1\n")
     assert not caplog.text
@@ -358,13 +362,15 @@ def test_records_with_names_times_and_values_are_read_back(load, tmp_path):
         {"label": 'take, "knife"', "start_seconds": 0.5, "end_seconds": 2.0},
         {"label": "#1 run", "start_seconds": 1 / 3, "end_seconds": 4},
         {"label": "b\tc", "start_frame": 3, "end_frame": 9},
+        {"label": "b", "start_seconds": 2, "end_seconds": None},
     ]
-    paths = ("a.mp4", "b 2", 'c "#3".mp4')
+    paths = ("a.mp4", "b 2", 'c "#3".mp4', "d")
     lines = (json.dumps({"path": x} | y) for x, y in zip(paths, rows, strict=True))
     assert [x.time_range for x in load("\n".join(lines))] == [
         (0.5, 2),
         (1 / 3, 4),
         None,
+        (2, INF),
     ]
     for kind, text in (
         (ONE, (tmp_path / "train.csv").read_text()),

@@ -13,25 +13,21 @@ Paths and labels:
 - A path in double or single quotes may contain anything but a line break; the quote
   itself is doubled, as in CSV.
 - Without quotes, a tab always separates. Otherwise, the whole number at the end of the
-  line, after a space or a comma, is the label, and everything before it is the path:
-  `my video.mp4 3` means what it seems to. A line with spaces or commas but without a
-  number at its end is a path that ends like a video (`my video.mp4`), or one with a
-  name after it: `a.mp4 run`, `a.mp4,run fast`, `a.mp4 "run fast"`. Any other ambiguous
-  line is an error that asks for quotes.
-- A list has numbers or names. Names become numbers in the order of config.data.labels
-  or, without it, of the alphabet; validation and test follow the training list.
+  line, after a space or a comma, is the label, and everything before it is the path. A
+  line without one is a path that ends like a video (`my video.mp4`), or one with a name
+  after it: `a.mp4 run`, `a.mp4,run fast`. Any other is an error that asks for quotes.
+- Names become numbers in the order of config.data.labels or of the alphabet.
 - Several labels, one for each head, or values may follow the path if the task has them.
   Pretraining leaves out whatever it does not need.
 - A relative path starts at the folder of the list file, or at `root`. A path without an
-  extension gets `.mp4`, which published Kinetics lists leave out.
-- List and videos may be URLs (https://, gs://, s3://, hf://).
+  extension gets `.mp4`, which published Kinetics lists leave out. It may be a URL.
 - Blank lines are ignored, as is everything after a `#` at the beginning of a line or,
   unless commas separate a header, after a space or tab.
 
 Frame folders and parts of videos:
 
-- `folder/`, with the slash, is a frame folder: a video stored as a folder of images.
-  Its frames are all files whose names fit `frame_name`, numbered without gaps.
+- `folder/`, with the slash, is a video stored as a folder of images: all files whose
+  names fit `frame_name`, numbered without gaps.
 - Two numbers (VideoMAE V2) select images. In a list that is read for its labels,
   `folder total label` selects the images 1 to `total`; otherwise, `folder start total`
   selects `total` images from number `start` on.
@@ -416,17 +412,13 @@ def _split_columns(
 
 def _are_seconds(columns: Sequence[str], label_kind: LabelKind) -> bool:
     """Returns whether columns begin with two times, at least one with a fraction."""
-    times = columns[:2]
-    if label_kind is LabelKind.UNUSED and len(columns) > 2:
-        # With a number that is no label, all three are values of a regression.
-        is_label = WHOLE_NUMBER.fullmatch(columns[2]) and columns[2][0] != "-"
-        if not is_label and DECIMAL.fullmatch(columns[2]):
-            return False
-    return (
-        len(columns) > 2
-        and all(map(DECIMAL.fullmatch, times))
-        and any("." in text for text in times)
-    )
+    times, more = columns[:2], columns[2:]
+    if not more or not all(map(DECIMAL.fullmatch, times)):
+        return False
+    # Where labels are unused, a number that is none makes all three values.
+    is_value = DECIMAL.fullmatch(more[0]) and not more[0].isdecimal()
+    is_label = label_kind is not LabelKind.UNUSED or not is_value
+    return is_label and any("." in text for text in times)
 
 
 def _split_quoted(line: str, is_csv: bool) -> tuple[str, list[str]]:

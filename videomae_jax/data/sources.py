@@ -17,10 +17,11 @@ import dataclasses
 import itertools
 import json
 import logging
+import math
 import os
 import pathlib
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from videomae_jax.data import labels, list_format, tables
@@ -134,9 +135,7 @@ def load(
         class_names: the names of all classes, by label, for lists that give names; for
             LabelKind.HEADS, a sequence of them for each head. By default the names that
             occur in the source, sorted.
-        label_columns: for LabelKind.HEADS, the columns of a list with a header that
-            hold the labels, by default all that may be labels; for VALUES, the columns
-            that hold the values, if the header has them.
+        label_columns: of a list with a header, see tables.read.
 
     Raises:
         RecordError: the source is missing, empty or not text, or a line cannot be
@@ -166,15 +165,14 @@ def load(
     if not os.path.exists(path) and not is_url(path):
         raise RecordError(f"file or folder not found: {source!r}. {_HELP}")
     base = absolute(root) if root else os.path.dirname(path)
-    return _load_list(
-        source,
-        _read_text(source, path),
-        base,
-        label_kind=label_kind,
-        frame_name=frame_name,
-        class_names=class_names,
-        label_columns=label_columns,
-    )
+    text = _read_text(source, path)
+    _refuse_annotations(source, text, label_kind)
+
+    def read() -> Iterator[list_format.Entry]:
+        table = tables.read(source, text, label_kind, label_columns)
+        return table or list_format.entries(text, label_kind)
+
+    return _load_list(source, read, base, label_kind, frame_name, class_names)
 
 
 def write_list(
@@ -235,7 +233,8 @@ def _json_line(record: Record) -> str:
         start, total = record.frame_range
         row |= {"start_frame": start, "end_frame": start + total}
     if record.time_range:
-        row["start_seconds"], row["end_seconds"] = record.time_range
+        start, end = record.time_range
+        row |= {"start_seconds": start, "end_seconds": end if end < math.inf else None}
     if record.value_names:
         row |= zip(record.value_names, record.values, strict=True)
     elif record.values:
@@ -368,20 +367,12 @@ def _refuse_annotations(source: str, text: str, label_kind: LabelKind) -> None:
 
 def _load_list(
     source: str,
-    text: str,
+    read: Callable[[], Iterator[list_format.Entry]],
     base: str,
-    *,
     label_kind: LabelKind,
     frame_name: str,
     class_names: Sequence | None,
-    label_columns: Sequence[str],
 ) -> list[Record]:
-    _refuse_annotations(source, text, label_kind)
-
-    def read() -> Iterator[list_format.Entry]:
-        table = tables.read(source, text, label_kind, label_columns)
-        return table or list_format.entries(text, label_kind)
-
     def fail(index: int, reason: str) -> RecordError:
         return next(itertools.islice(read(), index, None)).error(source, reason)
 

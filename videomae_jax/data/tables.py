@@ -71,15 +71,17 @@ def read(
     else:
         return None
     columns = list(dict.fromkeys(name for _, _, cells in rows for name in cells))
-    table = _Table(source + place, columns, [cells for _, _, cells in rows])
+    all_cells = [cells for _, _, cells in rows]
+    table = _Table(source + place, columns, all_cells)
     targets = table.targets(label_kind, label_columns)
-    table.check(targets, [cells for _, _, cells in rows])
+    table.check(targets, all_cells)
+    del all_cells  # they are freed as they are parsed
     return _entries(table, rows, targets, label_kind)
 
 
 def _entries(table: "_Table", rows: list, targets: Sequence[str], kind: LabelKind):
     rows.reverse()
-    while rows:  # cells are freed once they are parsed
+    while rows:
         place, text, cells = rows.pop()
         yield Entry(place, text, functools.partial(table.parse, cells, targets, kind))
 
@@ -135,14 +137,14 @@ class _Table:
                 self._range[f"{name}_{unit}"] = self._range.pop(name)
         elif "start" in self._range:
             self._range["start_frame"] = self._range.pop("start")
-        for name in ("start_frame", "start_seconds"):
-            ends = {name.replace("start", "end")} | (
-                {"total"} if name == "start_frame" else set()
-            )
-            if name in self._range and not ends & self._range.keys():
+        for start, *ends in (
+            ("start_frame", "end_frame", "total"),
+            ("start_seconds", "end_seconds"),
+        ):
+            if start in self._range and not any(x in self._range for x in ends):
                 raise RecordError(
-                    f"{self._place}: {self._range[name]} needs a column "
-                    f"{' or '.join(sorted(ends))}. {_KNOWN}"
+                    f"{self._place}: {self._range[start]} needs a column "
+                    f"{' or '.join(ends)}. {_KNOWN}"
                 )
 
     def targets(self, label_kind: LabelKind, label_columns: Sequence[str]) -> list[str]:
@@ -211,6 +213,10 @@ class _Table:
             names = [x for x in self._columns if x in used]
             shown = ",".join(names), ",".join(ignored)
             log.info("%s: columns=%s ignored=%s", self._place, *shown)
+        if {"start_seconds", "end_seconds"} & self._range.keys() and len(
+            self._range
+        ) > 2:
+            log.info("%s: seconds are used where frames are given too", self._place)
 
     def parse(
         self, cells: Mapping[str, Cell], targets: Sequence[str], label_kind: LabelKind
@@ -239,12 +245,7 @@ class _Table:
         if label_kind is not LabelKind.VALUES:
             texts = [_WHOLE_FLOAT.sub(r"\1", text) for text in texts]
         row = list_format.make_row(
-            path,
-            texts,
-            label_kind,
-            start=start,
-            total=total,
-            times=times,
+            path, texts, label_kind, start=start, total=total, times=times
         )
         # A cell of JSON may hold several.
         if len(row.values) == len(targets):
@@ -367,17 +368,11 @@ def _json_rows(
     for place, shown, item in items:
         if not isinstance(item, dict):
             raise RecordError(f"{source}{place}: expected an object with a path")
-        cells = {}
-        for key, value in item.items():
-            if (
-                isinstance(value, dict)
-                or isinstance(value, list)
-                and any(isinstance(x, dict | list) for x in value)
-            ):
-                continue  # cannot be a column
-            cells[key] = (
-                list(map(_text, value)) if isinstance(value, list) else _text(value)
-            )
+        cells = {
+            key: list(map(_text, value)) if isinstance(value, list) else _text(value)
+            for key, value in item.items()
+            if not _is_nested(value)
+        }
         rows.append((place, shown, cells))
     return rows
 
@@ -431,6 +426,12 @@ def _loads(text: str, source: str, first_line: int = 1) -> Any:
     except json.JSONDecodeError as error:
         line = first_line + error.lineno - 1
         raise RecordError(f"{source}:{line}: not valid JSON: {error.msg}") from None
+
+
+def _is_nested(value: Any) -> bool:
+    """Returns whether a value of JSON cannot be a cell."""
+    parts = value if isinstance(value, list) else ()
+    return isinstance(value, dict) or any(isinstance(x, dict | list) for x in parts)
 
 
 def _text(value: Any) -> str:
