@@ -21,16 +21,15 @@ Paths and labels:
   Pretraining leaves out whatever it does not need.
 - A relative path starts at the folder of the list file, or at `root`. A path without an
   extension gets `.mp4`, which published Kinetics lists leave out. It may be a URL.
-- Blank lines are ignored, as is everything after a `#` at the beginning of a line or,
+- Blank lines are ignored, as are comments: after a `#` at the beginning of a line or,
   unless commas separate a header, after a space or tab.
 
-Frame folders and parts of videos:
+Frame folders and parts:
 
 - `folder/`, with the slash, is a video stored as a folder of images: all files whose
   names fit `frame_name`, numbered without gaps.
-- Two numbers (VideoMAE V2) select images. In a list that is read for its labels,
-  `folder total label` selects the images 1 to `total`; otherwise, `folder start total`
-  selects `total` images from number `start` on.
+- Two numbers (VideoMAE V2) select images: `folder total label` the images 1 to `total`
+  if labels are read; otherwise, `folder start total` as many from number `start` on.
 - `path 0 -1` (VideoMAE V2) is a whole video without a label.
 - `a.mp4 2.5 4.0 3` is the part from 2.5 to before 4 seconds, with label 3: two numbers
   before a label, at least one with a decimal point.
@@ -190,10 +189,8 @@ def parse(
         fits = len(columns) == 2 and not (is_one and is_video(path))
         part = "path,total,label" if is_one else "path,start,total"
         raise labels.too_many_columns(columns, part if fits else "")
-    if label_kind is LabelKind.ONE:
-        start, total, targets = _split_columns(columns, ("total", "label"), False)
-    else:
-        start, total, targets = _split_columns(columns, ("start", "total"), False)
+    layout = ("total", "label") if label_kind is LabelKind.ONE else ("start", "total")
+    start, total, targets = _split_columns(columns, layout, False)
     return make_row(path, targets, label_kind, start=start, total=total)
 
 

@@ -373,9 +373,6 @@ def _load_list(
     frame_name: str,
     class_names: Sequence | None,
 ) -> list[Record]:
-    def fail(index: int, reason: str) -> RecordError:
-        return next(itertools.islice(read(), index, None)).error(source, reason)
-
     rows = []
     for entry in read():
         try:
@@ -391,7 +388,10 @@ def _load_list(
         [row.labels for row in rows],
         label_kind,
         class_names=class_names,
-        error=fail,
+        # Read again: entries are not kept.
+        error=lambda index, reason: next(itertools.islice(read(), index, None)).error(
+            source, reason
+        ),
     )
     records, counts = [], {}
     for row, (own, names) in zip(rows, numbers, strict=True):
@@ -447,11 +447,11 @@ def _load_tars(
 
 def _unique(name: str, counts: dict[str, int]) -> str:
     """Returns the name, or `name#2` and so on; updates the counts of each name."""
-    count = counts.get(name, 0) + 1
-    unique = name
-    if count > 1:
-        while (unique := f"{name}#{count}") in counts:
-            count += 1
-        counts[unique] = 1
-    counts[name] = count
+    if name not in counts:
+        counts[name] = 1
+        return name
+    count = counts[name] + 1
+    while (unique := f"{name}#{count}") in counts:
+        count += 1
+    counts[name], counts[unique] = count, 1
     return unique

@@ -43,6 +43,7 @@ _KNOWN = (
 )
 
 Cell = str | list[str]
+Rows = list[tuple[str, str, dict[str, Cell]]]  # place, text and cells of each
 
 
 def read(
@@ -71,17 +72,15 @@ def read(
     else:
         return None
     columns = list(dict.fromkeys(name for _, _, cells in rows for name in cells))
-    all_cells = [cells for _, _, cells in rows]
-    table = _Table(source + place, columns, all_cells)
+    table = _Table(source + place, columns, rows)
     targets = table.targets(label_kind, label_columns)
-    table.check(targets, all_cells)
-    del all_cells  # they are freed as they are parsed
+    table.check(targets, rows)
     return _entries(table, rows, targets, label_kind)
 
 
-def _entries(table: "_Table", rows: list, targets: Sequence[str], kind: LabelKind):
+def _entries(table: "_Table", rows: Rows, targets: Sequence[str], kind: LabelKind):
     rows.reverse()
-    while rows:
+    while rows:  # each is freed after it is parsed
         place, text, cells = rows.pop()
         yield Entry(place, text, functools.partial(table.parse, cells, targets, kind))
 
@@ -89,9 +88,7 @@ def _entries(table: "_Table", rows: list, targets: Sequence[str], kind: LabelKin
 class _Table:
     """The columns of a table, by what they mean."""
 
-    def __init__(
-        self, place: str, columns: Sequence[str], rows: Sequence[Mapping[str, Cell]]
-    ):
+    def __init__(self, place: str, columns: Sequence[str], rows: Rows):
         self._place, self._columns = place, columns
         self._by_name = {_normal(name): name for name in reversed(columns)}
         self._path = self._best(PATH)
@@ -109,7 +106,7 @@ class _Table:
     def _best(self, names: Sequence[str]) -> str | None:
         return next((self._by_name[x] for x in names if x in self._by_name), None)
 
-    def _find_units(self, rows: Sequence[Mapping[str, Cell]]) -> None:
+    def _find_units(self, rows: Rows) -> None:
         """Decides whether `start` and `end` are frames or seconds."""
         plain = [x for x in ("start", "end") if x in self._range]
         has_start = {"start", "start_frame"} & self._range.keys()
@@ -117,17 +114,18 @@ class _Table:
             "start_frame" not in self._range and "end_seconds" in self._range
         )
         # Then it is only metadata. Without a start, it selects images of `folder/`.
-        folders = (str(row.get(self._path, "")).endswith("/") for row in rows)
+        folders = (str(row.get(self._path, "")).endswith("/") for _, _, row in rows)
         if is_known or not has_start and not any(folders):
             self._range.pop("total", None)
         units = {name.partition("_")[2] for name in self._range} - {""}
         if plain and "total" not in self._range:
-            cells = [str(row.get(self._range[x], "")) for row in rows for x in plain]
+            names = [self._range[x] for x in plain]
+            cells = [str(row.get(x, "")) for _, _, row in rows for x in names]
             if not units and any(set(cell) & set(".:") for cell in cells):
                 units = {"seconds"}
             if len(units) != 1:
                 raise RecordError(
-                    f"{self._place}: are {_listed(self._range[x] for x in plain)} "
+                    f"{self._place}: are {_listed(names)} "
                     "frames or seconds? Name the columns start_frame,end_frame or "
                     "start_seconds,end_seconds; the end is the first frame, or the "
                     "time, that is left out"
@@ -197,10 +195,10 @@ class _Table:
             and not _INDEX.fullmatch(_normal(name))
         ]
 
-    def check(self, targets: Sequence[str], rows: Sequence[Mapping[str, Cell]]) -> None:
+    def check(self, targets: Sequence[str], rows: Rows) -> None:
         """Refuses lists of several splits, and logs the columns that are ignored."""
         split = self._best(_SPLIT)
-        found = {str(row.get(split, "")) for row in rows} if split else set()
+        found = {str(row.get(split, "")) for _, _, row in rows} if split else set()
         if len(found) > 1:
             raise RecordError(
                 f"{self._place}: the column {split} names several splits: "
@@ -275,16 +273,14 @@ def _frames(get: Mapping[str, str]) -> tuple[int | None, int | None]:
     return start, total
 
 
-def _csv_rows(
-    source: str, lines: Sequence[str], header: int, separator: str
-) -> list[tuple[str, str, dict[str, Cell]]]:
+def _csv_rows(source: str, lines: Sequence[str], header: int, separator: str) -> Rows:
     reader = csv.reader(
         (_csv_line(line, separator) for line in lines[header - 1 :]),
         delimiter=separator,
         skipinitialspace=True,
         strict=True,
     )
-    rows: list[tuple[str, str, dict[str, Cell]]] = []
+    rows: Rows = []
     columns: list[str] = []
     try:
         for cells in reader:
@@ -342,9 +338,7 @@ def _separator(line: str) -> str | None:
     return None
 
 
-def _json_rows(
-    source: str, text: str, first: str
-) -> list[tuple[str, str, dict[str, Cell]]]:
+def _json_rows(source: str, text: str, first: str) -> Rows:
     """Returns the rows of JSON lines, or of one JSON value."""
     try:
         line = json.loads(first)
@@ -368,11 +362,8 @@ def _json_rows(
     for place, shown, item in items:
         if not isinstance(item, dict):
             raise RecordError(f"{source}{place}: expected an object with a path")
-        cells = {
-            key: list(map(_text, value)) if isinstance(value, list) else _text(value)
-            for key, value in item.items()
-            if not _is_nested(value)
-        }
+        cells = {key: _cell(value) for key, value in item.items()}
+        cells = {key: cell for key, cell in cells.items() if cell is not None}
         rows.append((place, shown, cells))
     return rows
 
@@ -428,16 +419,15 @@ def _loads(text: str, source: str, first_line: int = 1) -> Any:
         raise RecordError(f"{source}:{line}: not valid JSON: {error.msg}") from None
 
 
-def _is_nested(value: Any) -> bool:
-    """Returns whether a value of JSON cannot be a cell."""
-    parts = value if isinstance(value, list) else ()
-    return isinstance(value, dict) or any(isinstance(x, dict | list) for x in parts)
-
-
-def _text(value: Any) -> str:
+def _cell(value: Any) -> Cell | None:
+    """Returns a value of JSON as text, or a list of texts; None if it is nested."""
+    if isinstance(value, list):
+        texts = [text for text in map(_cell, value) if isinstance(text, str)]
+        return texts if len(texts) == len(value) else None
     if value is None:
         return ""
-    return value if isinstance(value, str) else json.dumps(value)
+    text = value if isinstance(value, str) else json.dumps(value)
+    return None if isinstance(value, dict) else text
 
 
 def _one(cells: Mapping[str, Cell], column: str) -> str:
@@ -455,11 +445,5 @@ def _listed(names) -> str:
     return ", ".join(name or "''" for name in names)
 
 
-_ALL_NAMES = {
-    *PATH,
-    *LABEL,
-    *_HEADS,
-    *_VALUE,
-    *_OTHER,
-    *" ".join(RANGE.values()).split(),
-}
+_PARTS = " ".join(RANGE.values()).split()
+_ALL_NAMES = {*PATH, *LABEL, *_HEADS, *_VALUE, *_OTHER, *_PARTS}
