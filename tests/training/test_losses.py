@@ -307,6 +307,25 @@ def test_values_are_standardized_and_back(folder):
     assert (saved.mean, saved.std) == (objective.mean, objective.std)
 
 
+def test_held_out_values_are_those_of_the_training(folder):
+    def records(*names):
+        values = tuple(map(float, range(len(names))))
+        return [Record("/a", "a.mp4", values=values, value_names=names)]
+
+    config = regression_config(folder, "unused")
+    objective = losses.make_objective(config, records("b", "c"))
+    saved = losses.saved_objective(config, json.loads(json.dumps(objective.meta)))
+    plain = [Record("/a", "a.mp4", values=(1.0, 2.0))]
+    for trained in (objective, saved):
+        trained.check(records("B", "c"), "test.csv")
+        trained.check(plain, "test.txt")
+        with pytest.raises(RecordError, match="test.csv: .*are b, c, but .* are x, y"):
+            trained.check(records("x", "y"), "test.csv")
+    objective = losses.make_objective(config, plain)
+    for trained in (objective, losses.saved_objective(config, objective.meta)):
+        trained.check(records("x", "y"), "test.csv")
+
+
 def times(order=range(11)):
     """Seconds of the epoch, a minute apart, and a small value."""
     values = [(1.6e9 + 60 * i, 0.001 * i**2) for i in range(11)]

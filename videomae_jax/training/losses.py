@@ -1,6 +1,7 @@
 """Losses of a classifier, between logits [B, C] and targets [B, C]."""
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from jaxtyping import Float, Float32, Int
 
 from videomae_jax.config import Config, smoothing
 from videomae_jax.data import labels
-from videomae_jax.errors import CheckpointError, ConfigError
+from videomae_jax.errors import CheckpointError, ConfigError, RecordError
 from videomae_jax.models.arrays import Array
 from videomae_jax.models.problem import (
     MULTI_LABEL,
@@ -145,6 +146,7 @@ class Objective:
         smoothing: label smoothing, see `soft_targets`.
         weights: float32 [C], of the classes; None for equal ones.
         mean, std: of each value of a regression, over the training videos.
+        is_of_columns: whether the names of the values are of the list's columns.
     """
 
     problem: Problem
@@ -154,6 +156,7 @@ class Objective:
     weights: np.ndarray | None = None
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+    is_of_columns: bool = False
 
     @property
     def example_label(self) -> np.ndarray:
@@ -237,6 +240,14 @@ class Objective:
         """
         if self.problem.is_regression:
             labels.check_values(records, source, len(self.names))
+            columns = records[0].value_names if records else ()
+            lower = [[x.lower() for x in names] for names in (columns, self.names)]
+            if self.is_of_columns and columns and lower[0] != lower[1]:
+                raise RecordError(
+                    f"{source}: the values of the training are {', '.join(self.names)},"
+                    f" but the columns are {', '.join(columns)}: name them the same, "
+                    "or name the values by config.data.labels, for their order"
+                )
         elif not self.problem.heads:
             labels.check(records, source, len(self.names))
         else:
@@ -286,6 +297,7 @@ def make_objective(config: Config, records: Sequence[Record]) -> Objective:
             mean=tuple(values.mean(axis=0).tolist()),
             # A value that is the same for all videos is only shifted.
             std=tuple(np.where(std > 0, std, 1.0).tolist()),
+            is_of_columns=not data.labels and bool(records[0].value_names),
         )
     names, weights, sizes = [], [], []
     if data.heads:
@@ -334,6 +346,9 @@ def saved_objective(config: Config, meta: Mapping[str, Any]) -> Objective:
         kind,
         mean=tuple(meta.get("target_mean", ())),
         std=tuple(meta.get("target_std", ())),
+        # Otherwise, they are of config.data.labels, or "value", "value 0" ...
+        is_of_columns=not config.data.labels
+        and not all(re.fullmatch("value( [0-9]+)?", x) for x in meta["class_names"]),
     )
 
 
