@@ -72,12 +72,7 @@ _COLUMN_NAMES = {
     "total": RANGE["total"].split(),
 }
 # The columns after the path that a header may name.
-_LAYOUTS = [
-    ("label",),
-    ("start", "total"),
-    ("total", "label"),
-    ("start", "total", "label"),
-]
+_LAYOUTS = ("label", "start total", "total label", "start total label")
 
 
 def parse_header(line: str) -> tuple[str, ...] | None:
@@ -89,7 +84,7 @@ def parse_header(line: str) -> tuple[str, ...] | None:
         next((kind for kind, known in _COLUMN_NAMES.items() if name in known), "")
         for name in (name.strip("\"'") for name in names)
     )
-    is_header = path.strip("\"'") in PATH and columns in _LAYOUTS
+    is_header = path.strip("\"'") in PATH and " ".join(columns) in _LAYOUTS
     return columns if is_header else None
 
 

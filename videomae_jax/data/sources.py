@@ -7,14 +7,12 @@ A source is one of
                                 it, without labels
     data/train-{000..127}.tar   WebDataset's tar shards; also a pattern, or a folder of
                                 them (video/tar_shards.py)
-    tfds:/data/tfds/k400/train  a data set that `python -m videomae_jax prepare` wrote
-                                (tfds:, its OUT folder, the split), or a data set of
-                                decoded frames that TFDS made (video/tfds.py)
+    tfds:/data/tfds/k400/train  a data set of the command `prepare` (its OUT folder and
+                                the split), or of decoded frames of TFDS (video/tfds.py)
     digits:train                the embedded data set, made on first use
 """
 
 import dataclasses
-import itertools
 import json
 import logging
 import math
@@ -78,8 +76,7 @@ _FORMATS = (
 
 # Unlike `video_id`, what annotations do not have.
 _PATH_COLUMN = re.compile(
-    r'(^|[,;\t{])\s*"?(path|file|(video|file|clip)_?(path|name|file))"?\s*([,;\t:]|$)',
-    re.I | re.M,
+    r'(?im)(^|[,;\t{])\s*"?((video|clip)_?)?(path|file(_?(path|name))?)"?\s*([,;\t:]|$)'
 )
 
 # Annotations of known data sets: how they begin, and which `lists` command reads them
@@ -286,7 +283,7 @@ def _load_folder(
         raise RecordError(f"cannot list {error.filename}: {error.strerror}") from error
 
     records: list[Record] = []
-    other_images: list[str] = []
+    other_images = []
     # By default, os.walk skips folders it may not read: videos would go missing.
     for folder, folders, files in os.walk(root, onerror=fail):
         folders[:] = [name for name in folders if not name.startswith(".")]
@@ -388,10 +385,8 @@ def _load_list(
         [row.labels for row in rows],
         label_kind,
         class_names=class_names,
-        # Read again: entries are not kept.
-        error=lambda index, reason: next(itertools.islice(read(), index, None)).error(
-            source, reason
-        ),
+        # Read again: entries are not kept, to save memory.
+        error=lambda index, reason: list(read())[index].error(source, reason),
     )
     records, counts = [], {}
     for row, (own, names) in zip(rows, numbers, strict=True):
