@@ -137,4 +137,4 @@ def default_name(config_file: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(program.run(main))
+    program.end(program.run(main))

@@ -135,6 +135,18 @@ def test_defects_keep_their_traceback():
         program.run(lambda: 1 // 0)
 
 
+def test_an_interrupt_does_not_wait_for_threads():
+    script = (
+        "import threading, time; from videomae_jax.cli import program\n"
+        "threading.Thread(target=time.sleep, args=[600]).start()\n"
+        "print('kept', end='')\n"
+        "program.end(program.INTERRUPTED)"
+    )
+    command = [sys.executable, "-c", script]
+    result = subprocess.run(command, capture_output=True, timeout=120)
+    assert (result.returncode, result.stdout, result.stderr) == (130, b"kept", b"")
+
+
 def test_a_broken_pipe_that_is_not_the_output_is_a_defect(capfd):
     def fail():
         raise BrokenPipeError

@@ -112,6 +112,17 @@ def run(main: Callable[[], int]) -> int:
         return 1
 
 
+def end(code: int) -> NoReturn:
+    """Ends this process with an exit code."""
+    if code == INTERRUPTED:
+        # Threads of JAX may still compile. They crash if the interpreter is taken down
+        # under them; worker processes and shared memory end with this process.
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
 def _output_is_broken() -> bool:
     """Returns whether stdout is a pipe that is not read any more."""
     poll = select.poll()

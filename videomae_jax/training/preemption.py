@@ -85,13 +85,15 @@ class Preemption:
 
 
 def _count_interrupts(pipe: int) -> None:
-    """Answers the first Ctrl-C with a line; ends this process at the second one.
+    """Answers SIGTERM and Ctrl-C with a line; ends this process at the second Ctrl-C.
 
     Args:
         pipe: where the numbers of signals arrive, a byte each, until it is closed.
     """
     count = 0
     while number := os.read(pipe, 1):
+        if number[0] == signal.SIGTERM and not count:  # not raised by Ctrl-C
+            log.info("SIGTERM: saves after this step")
         if number[0] != signal.SIGINT:
             continue
         count += 1
