@@ -46,8 +46,7 @@ A list file has one video per line: its path and, for labelled videos, the label
 To make one without labels: find /videos -name '*.mp4' > train.txt
 A folder with an image per frame is a video, too: `folder/ 0`, with the slash.
 Other sources: a folder of videos (without labels), tar shards (train-*.tar),
-tfds:FOLDER/SPLIT (made by the command prepare, or by TFDS), digits:train (made on first
-use)."""
+tfds:FOLDER/SPLIT (made by `prepare`, or by TFDS), digits:train (made on first use)."""
 
 # Formats that are no list, by endings of the name and first bytes, and what to do.
 _UNPACK = (
@@ -277,7 +276,11 @@ def _load_folder(
     source: str, root: str, label_kind: LabelKind, frame_name: str
 ) -> list[Record]:
     if label_kind is LabelKind.ONE:
-        raise RecordError(f"the videos of a folder ({source}) have no labels. {_HELP}")
+        raise RecordError(
+            f"{source}: the videos of a folder have no labels. If its folders are the "
+            "classes, make lists: python -m videomae_jax lists folder "
+            f"--videos={source} --out=data/custom"
+        )
 
     def fail(error: OSError):
         raise RecordError(f"cannot list {error.filename}: {error.strerror}") from error
@@ -289,9 +292,8 @@ def _load_folder(
         folders[:] = [name for name in folders if not name.startswith(".")]
         files = [name for name in files if not name.startswith(".")]
         videos = [name for name in files if is_video(name)]
-        for name in videos:
-            path = os.path.join(folder, name)
-            records.append(Record(path, os.path.relpath(path, root)))
+        paths = [os.path.join(folder, name) for name in videos]
+        records += [Record(path, os.path.relpath(path, root)) for path in paths]
         numbers = (frame_number(frame_name, name) for name in files)
         if not videos and any(number is not None for number in numbers):
             name = os.path.relpath(folder, root)

@@ -114,7 +114,9 @@ class _Table:
             "start_frame" not in self._range and "end_seconds" in self._range
         )
         # Then it is only metadata. Without a start, it selects images of `folder/`.
-        folders = (str(row.get(self._path, "")).endswith("/") for _, _, row in rows)
+        folders = (
+            str(row.get(self._path or "", "")).endswith("/") for _, _, row in rows
+        )
         if is_known or not has_start and not any(folders):
             self._range.pop("total", None)
         units = {name.partition("_")[2] for name in self._range} - {""}
