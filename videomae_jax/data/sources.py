@@ -3,10 +3,8 @@
 A source is one of
 
     data/train.txt              a list file; its format is documented in list_format.py
-    /data/videos                a folder, for all videos and frame folders in and below
-                                it, without labels
-    data/train-{000..127}.tar   WebDataset's tar shards; also a pattern, or a folder of
-                                them (video/tar_shards.py)
+    /data/videos                all videos and frame folders in and below, unlabelled
+    data/train-{000..127}.tar   WebDataset's tar shards (video/tar_shards.py)
     tfds:/data/tfds/k400/train  a data set of the command `prepare` (its OUT folder and
                                 the split), or of decoded frames of TFDS (video/tfds.py)
     digits:train                the embedded data set, made on first use
@@ -78,8 +76,7 @@ _PATH_COLUMN = re.compile(
     r'(?im)(^|[,;\t{])\s*"?((video|clip)_?)?(path|file(_?(path|name))?)"?\s*([,;\t:]|$)'
 )
 
-# Annotations of known data sets: how they begin, and which `lists` command reads them
-# or, without one, what to do.
+# Annotations of known data sets: how they begin, and their `lists` command or advice.
 _ANNOTATIONS = (
     ("Kinetics", r".*\byoutube_id\b.*\btime_start\b", "kinetics400"),
     ("Something-Something V2", r'\s*\[\s*\{[^}]*"(template|placeholders)"', "ssv2"),
@@ -351,12 +348,14 @@ def _other_format(name: str, data: bytes = b"") -> str:
 
 def _refuse_annotations(source: str, text: str, label_kind: LabelKind) -> None:
     """Names the data set if a list is what its publisher distributes."""
-    is_labelled = label_kind not in (LabelKind.UNUSED, LabelKind.OPTIONAL)
     first = re.match(r"\s*[\[{][^}]*|[^\n]*", text)
     if first and _PATH_COLUMN.search(first[0]):
         return  # somebody has added the paths
     for name, pattern, remedy in _ANNOTATIONS:
-        if remedy in ("ucf101", "hmdb51") and not is_labelled:
+        if remedy in ("ucf101", "hmdb51") and label_kind.value in (
+            "unused",
+            "optional",
+        ):
             continue  # they are lists, but their numbers are not labels from 0 up
         if re.match(pattern, text) or re.match(pattern, source):
             if " " not in remedy:

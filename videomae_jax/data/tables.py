@@ -91,8 +91,8 @@ class _Table:
     def __init__(self, place: str, columns: Sequence[str], rows: Rows):
         self._place, self._columns = place, columns
         self._by_name = {_normal(name): name for name in reversed(columns)}
-        self._path = self._best(PATH)
-        if self._path is None:
+        self._path = self._best(PATH) or ""
+        if not self._path:
             raise RecordError(
                 f"{place}: none of the columns {_listed(columns)} is a path. {_KNOWN}"
             )
@@ -114,9 +114,7 @@ class _Table:
             "start_frame" not in self._range and "end_seconds" in self._range
         )
         # Then it is only metadata. Without a start, it selects images of `folder/`.
-        folders = (
-            str(row.get(self._path or "", "")).endswith("/") for _, _, row in rows
-        )
+        folders = (str(row.get(self._path, "")).endswith("/") for _, _, row in rows)
         if is_known or not has_start and not any(folders):
             self._range.pop("total", None)
         units = {name.partition("_")[2] for name in self._range} - {""}
@@ -222,7 +220,7 @@ class _Table:
         self, cells: Mapping[str, Cell], targets: Sequence[str], label_kind: LabelKind
     ) -> Row:
         """Returns the row of the cells; raises LineError."""
-        path, start, total, times = _one(cells, self._path or ""), None, None, None
+        path, start, total, times = _one(cells, self._path), None, None, None
         if self._range:
             get = {kind: _one(cells, column) for kind, column in self._range.items()}
             is_folder = path.endswith("/")
