@@ -282,8 +282,7 @@ def _load_folder(
     def fail(error: OSError):
         raise RecordError(f"cannot list {error.filename}: {error.strerror}") from error
 
-    records: list[Record] = []
-    other_images = []
+    records, other_images = [], []
     # By default, os.walk skips folders it may not read: videos would go missing.
     for folder, folders, files in os.walk(root, onerror=fail):
         folders[:] = [name for name in folders if not name.startswith(".")]
@@ -348,14 +347,12 @@ def _other_format(name: str, data: bytes = b"") -> str:
 
 def _refuse_annotations(source: str, text: str, label_kind: LabelKind) -> None:
     """Names the data set if a list is what its publisher distributes."""
+    is_free = label_kind in (LabelKind.UNUSED, LabelKind.OPTIONAL)
     first = re.match(r"\s*[\[{][^}]*|[^\n]*", text)
     if first and _PATH_COLUMN.search(first[0]):
         return  # somebody has added the paths
     for name, pattern, remedy in _ANNOTATIONS:
-        if remedy in ("ucf101", "hmdb51") and label_kind.value in (
-            "unused",
-            "optional",
-        ):
+        if remedy in ("ucf101", "hmdb51") and is_free:
             continue  # they are lists, but their numbers are not labels from 0 up
         if re.match(pattern, text) or re.match(pattern, source):
             if " " not in remedy:
