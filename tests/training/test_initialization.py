@@ -56,6 +56,7 @@ def test_sizes_are_those_of_the_source(folder, name, tmp_path):
     assert build.classifier(type(config)(saved), 5) == model
 
 
+@pytest.mark.slow
 def test_a_run_keeps_the_sizes_of_its_source(folder, tmp_path):
     """It resumes, and is tested, when the source is gone."""
     source = tmp_path / "source"
@@ -147,6 +148,7 @@ def test_a_source_that_is_not_complete_is_named(
     assert (line in caplog.messages) == warned
 
 
+@pytest.mark.slow
 def test_statistics_of_a_probe_are_read_back(folder, tmp_path):
     fields = {"freeze": "^encoder/", "model.head_norm": "batch"}
     config = test_finetune.tiny(folder, **fields)
@@ -160,6 +162,7 @@ def test_statistics_of_a_probe_are_read_back(folder, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_commands_choose_a_step(folder, tmp_path, capsys):
     for step in (3, 5):
         save(test_finetune.tiny(folder), tmp_path, step=step, best={"step": 3})

@@ -93,6 +93,7 @@ def rows_of(workdir):
     return [json.loads(line) for line in lines]
 
 
+@pytest.mark.slow
 def test_run_with_several_heads(heads_run):
     _, workdir = heads_run
     metrics = json.loads((workdir / "test" / "metrics.json").read_text())
@@ -111,6 +112,7 @@ def test_run_with_several_heads(heads_run):
             assert sum(probabilities) == pytest.approx(1, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_a_run_with_several_heads_predicts_as_it_tests(
     heads_run, folder, tmp_path, capsys
 ):
@@ -168,6 +170,7 @@ def test_a_run_with_several_heads_predicts_as_it_tests(
     assert printed["verb"]["segments"] and printed["noun"]["windows"]
 
 
+@pytest.mark.slow
 def test_evaluation_of_several_heads_takes_the_trained_ones(heads_run, tmp_path):
     config, workdir = heads_run
     before = (workdir / "test" / "predictions.jsonl").read_bytes()

@@ -37,7 +37,7 @@ def test_curves_are_written_soon_after_a_report(tmp_path):
     reporter.close()
 
 
-@pytest.mark.parametrize("known", [False, True])
+@pytest.mark.parametrize("known", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_mfu_is_reported_if_the_peak_is_known(
     folder, tmp_path, caplog, monkeypatch, known
 ):
