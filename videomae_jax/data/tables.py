@@ -210,11 +210,11 @@ class _Table:
         if any(not _INDEX.fullmatch(_normal(name)) for name in ignored):
             names = [x for x in self._columns if x in used]
             shown = ",".join(names), ",".join(ignored)
-            log.info("%s: columns=%s ignored=%s", self._place, *shown)
+            log.warning("%s: columns=%s ignored=%s", self._place, *shown)
         if {"start_seconds", "end_seconds"} & self._range.keys() and len(
             self._range
         ) > 2:
-            log.info("%s: seconds are used where frames are given too", self._place)
+            log.warning("%s: seconds are used where frames are given too", self._place)
 
     def parse(
         self, cells: Mapping[str, Cell], targets: Sequence[str], label_kind: LabelKind
