@@ -128,6 +128,7 @@ def test_batches_are_those_of_the_frames(folder):
             np.testing.assert_array_equal(videos, expected)
 
 
+@pytest.mark.slow
 def test_pretraining(folder, tmp_path):
     config = test_loop.tiny(folder / "pretrain.txt", steps=4, batch_size=4)
     config.data.frame_name = NAME

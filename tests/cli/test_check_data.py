@@ -413,6 +413,7 @@ def _probe_or_misbehave(job: Job) -> ProbeResult | str:
     return _probe(job)
 
 
+@pytest.mark.slow
 def test_workers_that_crash_hang_or_run_out_of_memory(monkeypatch, check, tmp_path):
     write_folder(tmp_path, 6)
     monkeypatch.setattr(probe, "probe", _probe_or_misbehave)

@@ -77,6 +77,7 @@ def test_the_label_is_the_direction_of_motion(folder):
     assert tuple(names) == digits.DIRECTIONS and names[2] == "down"  # rows grow down
 
 
+@pytest.mark.slow
 def test_the_whole_of_train_moves_by_its_labels():
     for index in range(0, digits.SIZES["train"], 7):
         frames, label = digits.render("train", index)
@@ -91,6 +92,7 @@ def test_motion_is_smooth_and_wraps():
         assert np.ptp(ink) < 0.02 * ink.mean()
 
 
+@pytest.mark.slow
 def test_one_frame_does_not_reveal_the_label():
     """The position of every frame is uniform on the torus, whatever the label."""
     angles = [[] for _ in digits.DIRECTIONS]

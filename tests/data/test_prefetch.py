@@ -165,8 +165,8 @@ def children_of(parent):
     "how, send, status",
     [
         ("ends", None, 0),
-        ("fails", None, 1),
-        ("terminated", signal.SIGTERM, 15),
+        pytest.param("fails", None, 1, marks=pytest.mark.slow),
+        pytest.param("terminated", signal.SIGTERM, 15, marks=pytest.mark.slow),
         ("killed", signal.SIGKILL, -signal.SIGKILL),
     ],
 )

@@ -140,6 +140,7 @@ def test_last_advice(log):
     assert "more cores" in line and "--short-side" in line
 
 
+@pytest.mark.slow
 def test_a_run_logs_its_workers_and_rates(folder, tmp_path, log):
     config = tiny(folder, **{"steps": 4})
     config.data.num_workers = None

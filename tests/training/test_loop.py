@@ -140,6 +140,7 @@ def run_until(config, workdir, step):
             loop.train_and_evaluate(config, str(workdir))
 
 
+@pytest.mark.slow
 def test_resumes_on_other_devices(folder, undisturbed, tmp_path, monkeypatch):
     config = tiny(folder)
     run_until(config, tmp_path, 4)
@@ -258,6 +259,7 @@ def test_another_models_checkpoint_is_refused(folder, undisturbed):
         loop.train_and_evaluate(config, str(undisturbed[0]))
 
 
+@pytest.mark.slow
 def test_checkpoints_keep_the_last_and_the_milestones(folder, tmp_path):
     config = tiny(folder, **{"checkpoint.every": 1, "checkpoint.keep_period": 3})
     loop.train_and_evaluate(config, str(tmp_path))
@@ -365,6 +367,7 @@ def test_loss_that_is_not_finite_stops_the_run(folder, tmp_path, explosive):
     assert f"step {last}" in message.split("checkpoint:")[1] or bad_step == 1
 
 
+@pytest.mark.slow
 def test_some_steps_that_are_not_finite_may_be_skipped(folder, tmp_path, explosive):
     config = tiny(folder, max_nonfinite_steps=8)
     state = loop.train_and_evaluate(config, str(tmp_path))
@@ -373,6 +376,7 @@ def test_some_steps_that_are_not_finite_may_be_skipped(folder, tmp_path, explosi
     assert any(np.isfinite(row["loss"]) for row in metrics(tmp_path))
 
 
+@pytest.mark.slow
 def test_list_of_good_and_bad_videos_trains_through(folder, tmp_path):
     good = sorted(folder.glob("*.mp4"))[:8]
     write_video(tmp_path / "one.mp4", moving_noise(1, 48, 64))
@@ -454,6 +458,7 @@ def test_pretraining_goes_on_from_other_weights(folder, tmp_path):
         loop.train_and_evaluate(config, str(tmp_path / "another"))
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_read_as_a_model(folder, tmp_path):
     state = loop.train_and_evaluate(tiny(folder, steps=2), str(tmp_path / "run"))
     loaded = load_pretrained(tmp_path / "run")

@@ -108,6 +108,7 @@ print("ends", flush=True)
 """
 
 
+@pytest.mark.slow
 def test_a_second_ctrl_c_ends_at_once():
     with subprocess.Popen(
         [sys.executable, "-c", LONG_CALL],
