@@ -248,8 +248,10 @@ def config(pretrained: Pretrained) -> dict[str, Any]:
         names = pretrained.labels or _placeholders(model.num_classes)
         content["id2label"] = {str(index): name for index, name in enumerate(names)}
         content["label2id"] = {name: index for index, name in enumerate(names)}
-        # Always: one class without a type would be read as a value, see `_problem`.
-        content["problem_type"] = pretrained.problem.type
+        # The type is left out as the library does, unless it would be read otherwise:
+        # one class without a type is a value, see `_problem`.
+        if pretrained.problem != Problem() or model.num_classes == 1:
+            content["problem_type"] = pretrained.problem.type
     return content
 
 
