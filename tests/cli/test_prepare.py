@@ -24,7 +24,7 @@ from tests.helpers.prepared import (  # noqa: F401
     videos,
 )
 from tests.helpers.videos import moving_noise, write_folder, write_video
-from videomae_jax.data import pipeline, sources
+from videomae_jax.data import labels, pipeline, sources
 from videomae_jax.data.clips import PretrainingClips
 from videomae_jax.data.sources import write_list
 from videomae_jax.data.workers import WorkerConfig
@@ -169,7 +169,7 @@ def test_training_sees_the_frames_of_what_was_encoded(videos, made, tmp_path):
             source,
             read_clips,
             batch_size=4,
-            label_kind=LabelKind.ONE,
+            label_array=labels.to_array(source, LabelKind.ONE),
             seed=0,
             steps=range(3),
             workers=WorkerConfig(workers),
