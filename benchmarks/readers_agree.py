@@ -124,7 +124,7 @@ def pyav(path: str) -> Open:
     return None, get, all_frames
 
 
-# By name: how to open a file, and the package whose version is told.
+# By name: how to open a file, and the package whose version is printed.
 READERS: dict[str, tuple[Callable[[str], Open], str]] = {
     "videomae_jax": (ours, "av"),
     "decord": (decord, "decord"),

@@ -1,4 +1,4 @@
-"""Gray arrays of 16 bits at a size that is no square, from lists to predictions."""
+"""Gray 16-bit arrays of non-square size, from lists to predictions."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""What main.py and `python -m videomae_jax` answer at once, and their exit codes."""
+"""Help, versions, one-line errors and exit codes of main.py and the commands."""
 
 import os
 import pathlib

@@ -112,7 +112,7 @@ def test_debug_recipes_keep_sizes_that_are_not_square():
 
 
 def test_clips_have_the_pixels_of_the_video():
-    """Crops, flips and noise of 16 bits in one channel, at a size that is no square."""
+    """Crops, flips and noise of one 16-bit channel, at a non-square size."""
     frames = np.random.default_rng(0).integers(0, 65536, (9, 30, 50, 1))
     video = open_video(frames.astype(np.uint16), PixelFormat(1, (0, 65535)))
     rng = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""What is said of lists before a training: from records alone, no video is opened."""
+"""The report on lists before training: from records alone, without opening videos."""
 
 import pytest
 

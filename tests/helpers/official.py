@@ -136,6 +136,18 @@ def classifier_parameters(arrays, prefix="param/"):
     }
 
 
+def small_with_16_heads(tmp_path):
+    """Writes a ViT-S that says 16 heads; a conversion script of transformers did."""
+
+    def widen(tensors):
+        for name, x in tensors.items():
+            shape = [{48: 384, 192: 64}.get(n, n) for n in x.shape]
+            tensors[name] = np.zeros(shape, np.float32)
+
+    sizes = {"hidden_size": 384, "intermediate_size": 64, "num_attention_heads": 16}
+    return rewritten(tmp_path, widen, **sizes)
+
+
 def rewritten(tmp_path, change=lambda tensors: None, **settings):
     """Copies the golden Hugging Face classifier and changes tensors and config."""
     folder = tmp_path / "hf_classifier"

@@ -1,4 +1,4 @@
-"""What the public functions take as videos, and what they refuse."""
+"""Videos in every form that the public functions accept, and forms they refuse."""
 
 import dataclasses
 import pathlib

@@ -1,4 +1,4 @@
-"""What a loaded model says about itself."""
+"""The repr of a loaded model, and the settings it keeps."""
 
 import dataclasses
 

@@ -1,9 +1,8 @@
-"""What the configs of transformers' processors say is followed, or refused by name."""
+"""Processor configs of transformers are followed, or refused by name."""
 
 import json
 import logging
 
-import numpy as np
 import pytest
 import safetensors.numpy
 
@@ -191,15 +190,7 @@ def test_encoders_of_v2_on_the_hub_have_a_processor_too(tmp_path):
 
 
 def test_unusual_heads_are_loaded_with_a_warning(tmp_path, caplog):
-    """transformers' conversion script wrote 16 heads for a ViT-S."""
-    small = {"hidden_size": 384, "intermediate_size": 64, "num_attention_heads": 16}
-
-    def widen(tensors):
-        for name, x in tensors.items():
-            shape = [{48: 384, 192: 64}.get(n, n) for n in x.shape]
-            tensors[name] = np.zeros(shape, np.float32)
-
-    folder = official.rewritten(tmp_path, widen, **small)
+    folder = official.small_with_16_heads(tmp_path)
     with caplog.at_level(logging.WARNING):
         assert vmae.load_pretrained(folder).model.heads == 16
     [message] = caplog.messages

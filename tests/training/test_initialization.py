@@ -291,15 +291,7 @@ def test_pretraining_needs_a_decoder(train_list, tmp_path):
 
 
 def test_heads_of_the_config_correct_those_of_the_source(folder, tmp_path, caplog):
-    """A conversion script of transformers wrote 16 heads for ViT-S, which has 6."""
-    small = {"hidden_size": 384, "intermediate_size": 64, "num_attention_heads": 16}
-
-    def widen(tensors):
-        for name, x in tensors.items():
-            shape = [{48: 384, 192: 64}.get(n, n) for n in x.shape]
-            tensors[name] = np.zeros(shape, np.float32)
-
-    source = official.rewritten(tmp_path, widen, **small)
+    source = official.small_with_16_heads(tmp_path)
     fields = {"data.num_frames": 8, "data.image_size": 64}
     config = of_source(folder, source, **fields)
     initialization.log.propagate = True

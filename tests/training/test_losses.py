@@ -88,6 +88,17 @@ def regression_run(folder, tmp_path_factory):
     return config, base / "run"
 
 
+def evaluated_again(run):
+    """Tests a run without its lists; the predictions must stay the same."""
+    config, workdir = run
+    before = (workdir / "test" / "predictions.jsonl").read_bytes()
+    config = config.copy_and_resolve_references()
+    config.data.update(train="", validation="", labels="")
+    loop.evaluate(config, str(workdir))
+    assert (workdir / "test" / "predictions.jsonl").read_bytes() == before
+    return config, workdir
+
+
 def rows_of(workdir):
     lines = (workdir / "test" / "predictions.jsonl").read_text().splitlines()
     return [json.loads(line) for line in lines]
@@ -172,12 +183,7 @@ def test_a_run_with_several_heads_predicts_as_it_tests(
 
 @pytest.mark.slow
 def test_evaluation_of_several_heads_takes_the_trained_ones(heads_run, tmp_path):
-    config, workdir = heads_run
-    before = (workdir / "test" / "predictions.jsonl").read_bytes()
-    config = config.copy_and_resolve_references()
-    config.data.update(train="", validation="", labels="")
-    loop.evaluate(config, str(workdir))
-    assert (workdir / "test" / "predictions.jsonl").read_bytes() == before
+    config, workdir = evaluated_again(heads_run)
     config.data.heads = "noun,verb"
     with pytest.raises(ConfigError, match="config.data.heads.*must be 'verb,noun'"):
         loop.evaluate(config, str(workdir))
@@ -234,12 +240,7 @@ def test_a_regression_predicts_as_it_tests(regression_run, folder, tmp_path, cap
 
 @pytest.mark.slow
 def test_evaluation_of_a_regression_is_in_the_same_units(regression_run):
-    config, workdir = regression_run
-    before = (workdir / "test" / "predictions.jsonl").read_bytes()
-    config = config.copy_and_resolve_references()
-    config.data.update(train="", validation="", labels="")
-    loop.evaluate(config, str(workdir))
-    assert (workdir / "test" / "predictions.jsonl").read_bytes() == before
+    config, workdir = evaluated_again(regression_run)
     config.loss.kind, config.data.labels = "softmax", ""
     with pytest.raises(CheckpointError, match="loss.kind='softmax'.*'mse'"):
         loop.evaluate(config, str(workdir))

@@ -1,4 +1,4 @@
-"""What main.py and the commands share: one-line errors, exit codes, --version.
+"""Parts shared by main.py and the commands: one-line errors, exit codes, --version.
 
 Exit codes:
 

@@ -30,12 +30,12 @@ from videomae_jax.video.frame_folder import (
     check_frame_name,
     frame_name_advice,
     frame_number,
+    is_image,
 )
 from videomae_jax.video.record import LabelKind, Record
 
 log = logging.getLogger(__name__)
 
-_IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff")
 
 _HELP = """\
 A list file has one video per line: its path and, for labelled videos, the label:
@@ -295,7 +295,7 @@ def _load_folder(
             name = os.path.relpath(folder, root)
             id = os.path.basename(folder) if folder == root else name
             records.append(Record(folder, id, frame_name=frame_name))
-        other_images += [name for name in files if name.lower().endswith(_IMAGES)][:3]
+        other_images += [name for name in files if is_image(name)][:3]
     if not records:
         message = f"the folder {source!r} holds no videos ({' '.join(EXTENSIONS)})"
         for name in filter(_other_format, os.listdir(root)[:9]):

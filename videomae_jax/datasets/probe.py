@@ -141,42 +141,37 @@ def _probe_images(job: Job) -> ProbeResult:
     """Probes a video whose frames are images."""
     with open_video(job.record, job.format) as video:
         assert isinstance(video, ImageVideo)
-        count = video.num_frames
-        size = sum(video.size(index) for index in range(count))
-        digest = _read_frames(video, job.decode)
-        return ProbeResult(
-            num_frames=count,
-            decoded_frames=count if job.decode else None,
-            indexed=True,
-            fps=None,
-            seconds=None,
-            width=video.width,
-            height=video.height,
-            keyframe_interval=1.0,
+        return dataclasses.replace(
+            _probe_frames(video, job),
             codec=image_format(video.content(0)),
             container="frame folder" if job.record.frame_name else "tfds",
-            digest=digest if job.digest else None,
-            size=size,
+            size=sum(video.size(index) for index in range(video.num_frames)),
         )
 
 
 def _probe_array(job: Job) -> ProbeResult:
     """Probes a video that is an array."""
     with open_video(job.record, job.format) as video:
-        digest = _read_frames(video, job.decode)
-        return ProbeResult(
-            num_frames=video.num_frames,
-            decoded_frames=video.num_frames if job.decode else None,
-            indexed=True,
-            fps=None,
-            seconds=None,
-            width=video.width,
-            height=video.height,
-            keyframe_interval=1.0,
-            codec="array",
-            container=os.path.splitext(job.record.path)[1].lower().removeprefix("."),
-            digest=digest if job.digest else None,
-        )
+        container = os.path.splitext(job.record.path)[1].lower().removeprefix(".")
+        return dataclasses.replace(_probe_frames(video, job), container=container)
+
+
+def _probe_frames(video: FrameSource, job: Job) -> ProbeResult:
+    """Probes a video whose frames are independent of each other."""
+    digest = _read_frames(video, job.decode)
+    return ProbeResult(
+        num_frames=video.num_frames,
+        decoded_frames=video.num_frames if job.decode else None,
+        indexed=True,
+        fps=None,
+        seconds=None,
+        width=video.width,
+        height=video.height,
+        keyframe_interval=1.0,
+        codec="array",
+        container="array",
+        digest=digest if job.digest else None,
+    )
 
 
 def _read_frames(video: FrameSource, decode: bool) -> str:

@@ -30,7 +30,7 @@ from videomae_jax.errors import InputError, RecordError
 from videomae_jax.files import absolute, is_url
 from videomae_jax.inference import arrays
 from videomae_jax.interop.pretrained import Pretrained
-from videomae_jax.video.frame_folder import DEFAULT_FRAME_NAME
+from videomae_jax.video.frame_folder import DEFAULT_FRAME_NAME, is_image
 from videomae_jax.video.open import Source, open_video
 from videomae_jax.video.record import LabelKind, Record
 from videomae_jax.video.source import FrameSource, PixelFormat
@@ -39,8 +39,6 @@ from videomae_jax.video.source import FrameSource, PixelFormat
 Videos = Source | Sequence[Any]
 
 _LISTS = (".txt", ".csv", ".tsv", ".json", ".jsonl", ".tar")
-# FFmpeg would read each as a video of one frame.
-_IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff")
 _DATA_SETS = ("tfds:", "digits:", "wds:")
 
 
@@ -137,7 +135,8 @@ def _named(name: str | os.PathLike, frame_name: str) -> tuple[list[Record], bool
         if not matches:
             raise RecordError(f"no video matches {name!r}")
         return find_videos(matches, frame_name=frame_name), True
-    if name.lower().endswith(_IMAGES):
+    # FFmpeg would read an image as a video of one frame.
+    if is_image(name):
         raise RecordError(
             f"{name} is an image; for a video whose frames are images, pass their "
             "folder, or a list of arrays"

@@ -298,7 +298,8 @@ def _open(
     arrays: dict[str, Any] = traverse_util.flatten_dict(loaded.params, sep="/")
     position_size = getattr(loaded.model, "position_size", None)
     clips = loaded.preprocessing
-    if not clips.framing.is_like_training(clips.image_size):
+    # Once: with variant=source, a source is opened for its sizes before.
+    if ours is not None and not clips.framing.is_like_training(clips.image_size):
         log.warning(
             "config.init.source=%s: its frames were resized otherwise (resize=%s, "
             "crop=%s) than in training and tests here, which cut crops",

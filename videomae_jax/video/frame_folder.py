@@ -17,6 +17,12 @@ from videomae_jax.video.images import ImageVideo
 from videomae_jax.video.source import read_file
 
 DEFAULT_FRAME_NAME = "img_{:05}.jpg"  # VideoMAE V2's
+_IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff")
+
+
+def is_image(path: str) -> bool:
+    """Returns whether a path ends like an image."""
+    return path.lower().endswith(_IMAGES)
 
 
 class FrameFolder(ImageVideo):
