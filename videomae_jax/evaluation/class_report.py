@@ -6,6 +6,7 @@ name by different paths nothing is known.
 
 import collections
 import functools
+import itertools
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -98,7 +99,8 @@ def _contradicting_folders(
     """Yields a line if videos are in folders with the name of another class."""
     if problem.is_regression:
         return
-    offsets = np.cumsum([0, *(size for _, size in problem.heads)])
+    sizes = (size for _, size in problem.heads)
+    offsets = list(itertools.accumulate(sizes, initial=0))
     words = [_word(name) for name in names]
     known, pairs, example = set(words), collections.Counter(), ""
     # A video that several lists name is counted once.

@@ -15,7 +15,7 @@ import numpy as np
 
 from videomae_jax.data import clips
 from videomae_jax.errors import PretrainedError
-from videomae_jax.inference import arrays, batching, inputs
+from videomae_jax.inference import batching, checks, inputs
 from videomae_jax.interop.pretrained import Pretrained
 from videomae_jax.models.classifier import VideoClassifier
 from videomae_jax.models.problem import Problem
@@ -85,6 +85,7 @@ def predict(
         ['left', 'right', 'up']
     """
     classifier(pretrained)  # before anything is read
+    checks.check_model(pretrained)
     pretrained = with_stride(pretrained, stride)
     read_clips = center_clips(pretrained)
     crops = _crops(pretrained, crops)
@@ -95,6 +96,7 @@ def predict(
 
     def one(video: Source) -> Any:
         with inputs.open_for(pretrained, video) as opened:
+            inputs.warn_of_repeats(pretrained, video, opened.num_frames)
             views = read_clips(opened, np.random.default_rng())  # draws nothing
         outputs = classify(pretrained, views)
         return interpret(pretrained, outputs.mean(axis=0), top_k)
@@ -128,6 +130,7 @@ def center_clip(
     Returns:
         np.ndarray: uint8 [T, height, width, C]; for several videos, a list.
     """
+    checks.check_model(pretrained)
     pretrained = with_stride(pretrained, stride)
     read_clip = center_clips(pretrained)
 
@@ -179,6 +182,7 @@ def top_classes(
 
 def classifier(pretrained: Pretrained) -> VideoClassifier:
     """Returns the model, or raises PretrainedError if it is not a classifier."""
+    checks.check_model(pretrained)
     model = pretrained.model
     if not isinstance(model, VideoClassifier) or not model.num_classes:
         is_encoder = isinstance(model, VideoClassifier)
@@ -239,7 +243,7 @@ def classify(
     model = classifier(pretrained)
     is_array = hasattr(windows, "ndim")
     if is_array:
-        windows = arrays.checked_clips(pretrained, windows)
+        windows = np.asarray(checks.checked_clips(pretrained, windows))
     size = 1 if jax.default_backend() == "cpu" else _ACCELERATOR_BATCH
     variables = jax.device_put(pretrained.variables)  # once, if they are on the host
     rows = iter(windows)
@@ -248,7 +252,7 @@ def classify(
         while batch := list(itertools.islice(rows, size)):
             padded = np.stack(batching.pad(batch, size))
             if not is_array:
-                arrays.checked_clips(pretrained, padded)
+                checks.checked_clips(pretrained, padded)
             results = _outputs(model, pretrained.problem, variables, padded)
             yield len(batch), results
 

@@ -89,7 +89,8 @@ class Video(FrameSource):
         packets = read_packets(self._container, self.name)
         table = packet_table(stream, packets)
         unit = stream.time_base  # a Fraction, or from PyAV 19 on a class of its own
-        self._time_base = unit and Fraction(unit.numerator, unit.denominator)
+        if unit:
+            self._time_base = Fraction(unit.numerator, unit.denominator)
         if table is None:
             ticks = self._decode_ticks()
             self.num_frames = len(ticks)
