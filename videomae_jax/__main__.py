@@ -3,9 +3,11 @@
 import importlib
 import logging
 import sys
+import warnings
 from collections.abc import Sequence
 
 from videomae_jax.cli import program
+from videomae_jax.errors import nearest
 
 # Each is implemented by cli/NAME.py, with _ in place of -, which defines
 # `add_arguments(parser)` and `run(args)`.
@@ -46,7 +48,7 @@ def _run(argv: list[str]) -> int:
         parser.print_help()
         return 0
     if not argv[0].startswith("-") and argv[0] not in COMMANDS:
-        hint = program.nearest(argv[0], COMMANDS)
+        hint = nearest(argv[0], COMMANDS)
         parser.error(f"{argv[0]}: unknown command{hint}")
     takes_config = any(x.dest == "config" for x in selected._actions)
     selected.check_flags(argv, ("--config.",) if takes_config else ())
@@ -59,7 +61,11 @@ def _run(argv: list[str]) -> int:
     args.config_flags = unknown
     # Orbax warns about each run that is opened only for reading.
     logging.getLogger("absl").setLevel(logging.ERROR)
-    args.run(args)
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_: print(
+            f"warning: {message}", file=sys.stderr
+        )
+        args.run(args)
     return 0
 
 

@@ -1,6 +1,5 @@
 """Config files: loading, overrides, renamed fields, changes since a save."""
 
-import difflib
 import json
 import logging
 import os
@@ -14,7 +13,12 @@ from typing import Any, TypeAlias
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from videomae_jax.errors import CheckpointError, CompleteRunError, ConfigError
+from videomae_jax.errors import (
+    CheckpointError,
+    CompleteRunError,
+    ConfigError,
+    nearest,
+)
 
 log = logging.getLogger(__name__)
 
@@ -162,10 +166,9 @@ def _not_found(path: str) -> str:
     """Returns the message about a config file that does not exist."""
     folders = {pathlib.Path(path).parent, pathlib.Path("configs")}
     files = [x for folder in sorted(folders) for x in folder.glob("*.py")]
-    recipes = {x.stem: x for x in files if "get_config" in x.read_text()}
-    nearest = difflib.get_close_matches(pathlib.Path(path).stem, recipes, n=1)
+    recipes = {x.stem: str(x) for x in files if "get_config" in x.read_text()}
     what = "must be a file" if os.path.isdir(path) else "file not found"
-    hint = f"; the nearest is {recipes[nearest[0]]}" if nearest else ""
+    hint = nearest(pathlib.Path(path).stem, recipes, shown=recipes.__getitem__)
     return f"--config={path}: {what}{hint}"
 
 
@@ -209,10 +212,10 @@ def unknown_field(arguments: Iterable[str], config: Config) -> str | None:
         if members:
             return f"--config.{name} must be one of its fields: {', '.join(members)}"
         if name not in fields:
-            nearest = difflib.get_close_matches(name, fields, n=1, cutoff=0)[0]
+            hint = nearest(name, fields, cutoff=0, shown="--config.{}".format)
             return (
-                f"--config.{name}: unknown field; the nearest is --config.{nearest}. "
-                "configs/common.py documents every field."
+                f"--config.{name}: unknown field{hint}. configs/common.py documents "
+                "every field."
             )
     return None
 

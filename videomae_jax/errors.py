@@ -4,19 +4,30 @@ All of them derive from `UserError`. Anything else that reaches the top is a def
 this library and keeps its traceback.
 """
 
+import difflib
+from collections.abc import Callable, Iterable
+
 
 class UserError(Exception):
     """An error the user can fix; the message says what is wrong and what to do.
 
     Attributes:
-        exit_code: of the program that it ends.
+        exit_code: of the program that it ends; see cli/program.py.
     """
 
     exit_code = 1
 
 
+class UsageError(UserError, ValueError):
+    """Arguments of a command that do not fit each other."""
+
+    exit_code = 2
+
+
 class ConfigError(UserError, ValueError):
     """Config fields that fit neither each other nor the devices, or do not exist."""
+
+    exit_code = 2
 
 
 class RecordError(UserError, ValueError):
@@ -44,11 +55,21 @@ class InputError(UserError, ValueError):
 
 
 class WorkerError(UserError, RuntimeError):
-    """A process that reads videos has died; the message says how."""
+    """A process that reads videos has died or hangs; the message says how."""
 
 
 class PretrainedError(UserError, ValueError):
     """A model that cannot be read, edited or written; the message says why."""
+
+
+class OutputError(UserError, OSError):
+    """A file that cannot be written; the message has the reason and what to do."""
+
+
+class WorkdirInUseError(UserError, RuntimeError):
+    """Another run writes to the work directory; the message names its process."""
+
+    exit_code = 2
 
 
 class CheckpointError(UserError, ValueError):
@@ -75,3 +96,22 @@ class TopologyError(UserError, ValueError):
 
 class CompilerError(UserError, ValueError):
     """The TPU compiler refused a program; the message says why and what to try."""
+
+
+def nearest(
+    name: str,
+    known: Iterable[str],
+    *,
+    cutoff: float = 0.6,
+    shown: Callable[[str], str] = str,
+) -> str:
+    """Returns "; the nearest is ..." for a misspelt name; "" if none is similar.
+
+    Args:
+        name: the misspelt name.
+        known: the right ones.
+        cutoff: the least similarity, 0 to 1.
+        shown: formats the nearest one.
+    """
+    found = difflib.get_close_matches(name, known, n=1, cutoff=cutoff)
+    return f"; the nearest is {shown(found[0])}" if found else ""

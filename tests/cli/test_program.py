@@ -15,7 +15,12 @@ import pytest
 from tests.test_configs import RECIPES
 from videomae_jax import __main__ as commands
 from videomae_jax.cli import program
-from videomae_jax.errors import CompleteRunError, VideoError
+from videomae_jax.errors import (
+    CompleteRunError,
+    ConfigError,
+    UsageError,
+    VideoError,
+)
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -67,13 +72,18 @@ def test_version(name):
         (2, "--config is missing, such as configs/digits_pretrain.py", []),
         (2, "--confg: unknown flag; the nearest is --config", ["--confg=x"]),
         (
-            1,
+            2,
             "digits_pretrian.py: file not found; the nearest is "
             "configs/digits_pretrain.py",
             ["--config", "configs/digits_pretrian.py"],
         ),
         (
-            1,
+            2,
+            "config.data.batch: unknown field; the nearest is --config.data",
+            ["--config=configs/digits_pretrain.py", "--config.data.batch=1"],
+        ),
+        (
+            2,
             "config.data.flip=1.5 must be in [0, 1]",
             ["--config=configs/digits_pretrain.py", "--config.data.flip=1.5"],
         ),
@@ -112,6 +122,8 @@ def test_mistakes_in_commands_are_one_line(message, arguments, capsys):
     "error, code, message",
     [
         (VideoError("a.mp4: broken"), 1, "error: a.mp4: broken"),
+        (ConfigError("config.x is unknown"), 2, "error: config.x is unknown"),
+        (UsageError("--a needs --b"), 2, "error: --a needs --b"),
         (CompleteRunError("complete"), 2, "error: complete"),
         (FileNotFoundError(2, "No such file", "x"), 1, "No such file: 'x'"),
         (KeyboardInterrupt(), 130, "interrupted; what was written is kept"),

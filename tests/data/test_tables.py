@@ -225,7 +225,8 @@ def test_class_names(load):
     assert [x.label_names for x in loaded] == [("put plate",), ("take knife",)]
     assert labels.class_names(loaded, "train.csv") == ["take knife", "put plate"]
     with pytest.raises(
-        RecordError, match=r":2: 'put plate' is none of the 1 classes \("
+        RecordError,
+        match=r":2: 'put plate' is none of the 1 classes; the nearest is .put plates.: correct it",
     ):
         load(text, class_names=["put plates"])
     with pytest.raises(

@@ -7,7 +7,7 @@ import pytest
 
 import videomae_jax as vmae
 from tests.helpers import official
-from videomae_jax.errors import ConfigError
+from videomae_jax.errors import ConfigError, InputError
 from videomae_jax.models import vit
 
 
@@ -250,7 +250,7 @@ def test_a_model_of_one_channel_predicts_gray_patches():
     for channels in (3, 4):
         video = np.zeros((1, 2, 16, 32, channels), np.uint8)
         message = rf"\(1, 2, 16, 32, {channels}\); expected \[batch, .* width, 1\]"
-        with pytest.raises(ConfigError, match=message):
+        with pytest.raises(InputError, match=message):
             jax.eval_shape(model.apply, variables, video, *inputs[1:])
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import videomae_jax as vmae
-from videomae_jax.errors import ConfigError
+from videomae_jax.errors import InputError
 
 
 @pytest.fixture(autouse=True)
@@ -34,9 +34,9 @@ def test_token_ids_of_another_batch_are_refused():
         "masked": (video, visible, masked[:1]),
     }.items():
         message = rf"{name} has the shape .* expected token ids \[batch, number\]"
-        with pytest.raises(ConfigError, match=message):
+        with pytest.raises(InputError, match=message):
             shape(*args)
-    with pytest.raises(ConfigError, match="for the 2 clips of the video"):
+    with pytest.raises(InputError, match="for the 2 clips of the video"):
         shape(video, visible[0], method="encode")
-    with pytest.raises(ConfigError, match=r"shape \(4, 64, 64, 3\); expected \[batch"):
+    with pytest.raises(InputError, match=r"shape \(4, 64, 64, 3\); expected \[batch"):
         shape(video[0], visible, masked)

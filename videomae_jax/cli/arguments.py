@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from videomae_jax.data import labels, sources
-from videomae_jax.errors import PretrainedError, RecordError, VideoError
+from videomae_jax.errors import PretrainedError, UsageError, VideoError
 from videomae_jax.inference import inputs
 from videomae_jax.interop.loading import load_pretrained
 from videomae_jax.interop.pretrained import Pretrained
@@ -200,7 +200,7 @@ def load_list(args: argparse.Namespace) -> tuple[list[Record], list[str] | None]
     heads = args.heads.split(",") if args.heads else []
     files = args.labels.split(",") if heads and args.labels else []
     if len(files) not in (0, len(heads)):
-        raise RecordError(
+        raise UsageError(
             f"--labels={args.labels} must name a file for each of --heads={args.heads}"
         )
     names = labels.read(args.labels) if args.labels and not heads else None

@@ -14,7 +14,7 @@ import pathlib
 
 from videomae_jax.cli import arguments, verify
 from videomae_jax.data import labels
-from videomae_jax.errors import PretrainedError
+from videomae_jax.errors import UsageError
 from videomae_jax.interop import edit_head, huggingface
 from videomae_jax.interop.saving import FORMATS, save_pretrained
 
@@ -53,14 +53,14 @@ def run(args: argparse.Namespace) -> None:
     """Converts the model."""
     pretrained = arguments.load_model(args, args.source)
     if args.clip and not args.verify:
-        raise PretrainedError("--clip must be used together with --verify")
+        raise UsageError("--clip must be used together with --verify")
     if args.verify and pretrained.format == "huggingface":
         # With other heads than the source's, the outputs differ on purpose.
         if not (args.heads or args.decoder_heads):
             lines = verify.source(pretrained, args.source, args.revision, args.clip)
             print("".join(f"{line}\n" for line in lines), end="")
     if args.aliases and not args.classes:
-        raise PretrainedError("--aliases must be used together with --classes")
+        raise UsageError("--aliases must be used together with --classes")
     if args.classes:
         aliases = {}
         if args.aliases:

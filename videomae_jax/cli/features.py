@@ -27,7 +27,7 @@ import tqdm
 
 from videomae_jax.cli import arguments
 from videomae_jax.data import sources
-from videomae_jax.errors import RecordError
+from videomae_jax.errors import RecordError, UsageError
 from videomae_jax.inference.feature_store import FeatureFolder
 from videomae_jax.inference.features import Extractor, Windows, without_normalization
 from videomae_jax.interop.pretrained import Pretrained, model_fields
@@ -182,7 +182,7 @@ def _find(videos: Sequence[str], root: str, frame_name: str) -> list[Record]:
     ):
         return [Record(os.path.abspath(name), name) for name in videos]
     if len(videos) > 1:
-        raise RecordError(
+        raise UsageError(
             "expected one list or folder, or any number of video files "
             f"({' '.join(sources.EXTENSIONS)}), got {' '.join(videos[:_SHOWN])}"
         )

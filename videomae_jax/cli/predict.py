@@ -19,7 +19,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from videomae_jax.cli import arguments
-from videomae_jax.errors import RecordError
+from videomae_jax.errors import UsageError
 from videomae_jax.inference import attribution, predict, timeline
 from videomae_jax.inference.timeline import Timeline
 from videomae_jax.interop.pretrained import Pretrained
@@ -94,18 +94,18 @@ def run(args: argparse.Namespace) -> None:
     views = (args.fast, args.segments, args.crops, args.overlays, rule)
     windows = (args.timeline, args.hop, args.window, args.plot)
     if any(views) and any(windows):
-        raise RecordError(
+        raise UsageError(
             "--fast, --segments, --crops, --frames and --overlays cannot be combined "
             "with --timeline, --hop, --window and --plot: a timeline uses one crop of "
             "each window"
         )
     if args.fast and (args.segments or args.crops):
-        raise RecordError(
+        raise UsageError(
             "--fast means --segments=1 --crops=1 and cannot be combined with them"
         )
     videos = arguments.find_videos(args)
     if args.plot and len(videos) > 1:
-        raise RecordError(f"--plot must be used with one video, got {len(videos)}")
+        raise UsageError(f"--plot must be used with one video, got {len(videos)}")
     pretrained = arguments.load_model(args, args.model, dtype=args.dtype)
     if rule:
         preprocessing = dataclasses.replace(

@@ -40,7 +40,7 @@ from videomae_jax.datasets import encode
 from videomae_jax.datasets.encode import Encoded, Settings, Trim
 from videomae_jax.datasets.process_pool import TaskFailure, process_map
 from videomae_jax.datasets.shard_writer import Shard, Split, write_shard
-from videomae_jax.errors import RecordError
+from videomae_jax.errors import RecordError, UsageError
 from videomae_jax.video.record import Record
 
 _SHOWN = 5  # videos in a message
@@ -116,7 +116,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Encodes the videos and writes the data set."""
     if args.copy and args.trim:
-        raise RecordError(
+        raise UsageError(
             f"--trim={args.trim} cannot be combined with --copy: trimmed videos must "
             "be encoded again"
         )

@@ -4,7 +4,8 @@ Exit codes:
 
     0    done
     1    failed; the last line says why, or a traceback shows a defect of this library
-    2    the command line is wrong, or nothing was done because a run is complete
+    2    wrong arguments: unknown, out of range, or not fitting each other, and the same
+         of config files and fields; or nothing was done because a run is complete
     130  interrupted by Ctrl-C; what was written is kept
     143  training was stopped by SIGTERM or Ctrl-C, after it has saved its last step
 
@@ -12,19 +13,18 @@ Imports nothing heavy: --help and mistakes are answered at once.
 """
 
 import argparse
-import difflib
 import itertools
 import os
 import platform
 import select
 import signal
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from typing import NoReturn
 
 from videomae_jax import __version__
-from videomae_jax.errors import UserError
+from videomae_jax.errors import UserError, nearest
 
 USAGE = 2
 INTERRUPTED = 128 + signal.SIGINT
@@ -64,12 +64,6 @@ class Parser(argparse.ArgumentParser):
             if not name.startswith(prefixes):
                 hint = nearest(name, known)
                 self.error(f"{name}: unknown flag{hint}")
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Returns "; the nearest is ..." for a misspelt name, or an empty string."""
-    found = difflib.get_close_matches(name, known, n=1)
-    return f"; the nearest is {found[0]}" if found else ""
 
 
 def add_version(parser: argparse.ArgumentParser) -> None:

@@ -2,11 +2,12 @@
 
 import itertools
 import logging
+import os
 import pathlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
-from videomae_jax.errors import TooManyBadVideosError
-from videomae_jax.files import JsonLines
+from videomae_jax.errors import RecordError, TooManyBadVideosError
+from videomae_jax.files import JsonLines, is_url
 from videomae_jax.video.record import Record
 
 log = logging.getLogger(__name__)
@@ -14,6 +15,35 @@ log = logging.getLogger(__name__)
 # The fraction of bad videos is taken of at least this many videos, or of the whole data
 # set if it is smaller: a few bad ones at the start of a large data set mean little.
 MIN_VIDEOS = 1000
+
+# Videos of a list that are looked for before training: enough to tell a wrong folder
+# from missing files, few enough for a slow disk.
+_LOOKED_FOR = 16
+
+
+def check_paths(records: Sequence[Record], source: str, root: str) -> None:
+    """Checks that some videos of a list exist; if its paths are wrong, none does.
+
+    Only a few are looked for. If some are missing, `BadVideos` decides.
+
+    Args:
+        records: of the list. Those in shards, tars or object stores are left out.
+        source, root: of the list, as in `sources.load`.
+
+    Raises:
+        RecordError: none exists; the message says where the first one is looked for.
+    """
+    files = [x for x in records if not (x.is_stored or x.feature or is_url(x.path))]
+    sample = files[:: -(-len(files) // _LOOKED_FOR) or 1]
+    if not sample or any(os.path.exists(x.path) for x in sample):
+        return
+    first = sample[0]
+    start = f"config.data.root={root}" if root else "the folder of the list"
+    raise RecordError(
+        f"{source}: videos not found: looked for {len(sample)} of {len(records)}, "
+        f"first for {first.id!r} at {first.path}. Relative paths start at {start}; "
+        "set config.data.root to the folder that they are relative to"
+    )
 
 
 class BadVideos:

@@ -3,7 +3,6 @@
 import ast
 import contextlib
 import dataclasses
-import difflib
 import json
 import math
 import os
@@ -13,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from videomae_jax.errors import LineError, RecordError
+from videomae_jax.errors import LineError, RecordError, nearest
 from videomae_jax.video.record import SEVERAL_LABELS, LabelKind, Record
 
 # At most nine digits: no data set has more classes, and longer numbers are not labels.
@@ -225,10 +224,9 @@ def _number(label: int | str, numbers: Mapping[str, int]) -> int:
         return label
     if label in numbers:
         return numbers[label]
-    close = difflib.get_close_matches(label, numbers, 1)
-    nearest = f" (the nearest is {close[0]!r})" if close else ""
+    hint = nearest(label, numbers, shown=repr)
     raise LineError(
-        f"{label[:40]!r} is none of the {len(numbers)} classes{nearest}: correct it, "
+        f"{label[:40]!r} is none of the {len(numbers)} classes{hint}: correct it, "
         "or add it to the names in config.data.labels or --labels. Without these, the "
         "training list names the classes"
     )

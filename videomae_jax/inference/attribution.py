@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from videomae_jax.errors import PretrainedError
-from videomae_jax.inference import arrays
+from videomae_jax.errors import InputError, PretrainedError, nearest
+from videomae_jax.inference import checks
 from videomae_jax.interop.pretrained import Pretrained
 from videomae_jax.models import vit
 from videomae_jax.models.classifier import VideoClassifier
@@ -60,6 +60,7 @@ def attention_rollout(pretrained: Pretrained, video: Any) -> np.ndarray:
         >>> attention_rollout(Pretrained(model, params), video).shape
         (1, 2, 2, 3)
     """
+    checks.check_model(pretrained)
     clips, single = _clips(pretrained, video)
     maps = np.asarray(_rollout(pretrained.model, pretrained.variables, clips))
     return maps[0] if single else maps
@@ -68,7 +69,7 @@ def attention_rollout(pretrained: Pretrained, video: Any) -> np.ndarray:
 def _clips(pretrained: Pretrained, video: Any) -> tuple[np.ndarray | jax.Array, bool]:
     """Returns clips [B, T, H, W, C], and whether they are the clip of one video."""
     if getattr(video, "ndim", 0) == 5:
-        return arrays.checked_clips(pretrained, video), False
+        return checks.checked_clips(pretrained, video), False
     # Imported here, because maps of clips do without PyAV, OpenCV and Pillow.
     from videomae_jax.inference import predict
 
@@ -122,7 +123,10 @@ def _pooling_attention(model, variables, video):
 
 
 def class_activation(
-    pretrained: Pretrained, video: Any, *, class_index: int | Sequence[int]
+    pretrained: Pretrained,
+    video: Any,
+    *,
+    class_index: int | str | Sequence[int | str],
 ) -> np.ndarray:
     """Computes which tokens are evidence for a class, by gradient times activation.
 
@@ -144,8 +148,9 @@ def class_activation(
     Args:
         pretrained: a classifier with its weights.
         video: as in `attention_rollout`.
-        class_index: the class, one for all clips or one for each. Classes of several
-            heads follow each other. Of a regression, the value whose rise is explained.
+        class_index: the class, by number or name, one for all clips or one for each.
+            The numbers of several heads follow each other. Of a regression, the value
+            whose rise is explained.
 
     Returns:
         float32 [B, T', H', W'], or [T', H', W'] for one video; not negative, in units
@@ -154,11 +159,12 @@ def class_activation(
     Raises:
         PretrainedError: if the model has no classes, or pools its first token only, so
             that the gradient of all others is zero. `attention_rollout` works for both.
-        InputError: if shape, dtype or range of the clips do not fit the model.
+        InputError: if shape, dtype or range of the clips do not fit the model, or a
+            class is none of its classes.
         VideoError: if a video cannot be read.
-        ValueError: if a class index is not in 0 to num_classes - 1, or their number is
-            neither 1 nor B.
+        ValueError: if the number of classes is neither 1 nor B.
     """
+    checks.check_model(pretrained)
     model = pretrained.model
     source = pretrained.source or "the model"
     if isinstance(model, VideoMAE) or not model.num_classes:
@@ -171,13 +177,27 @@ def class_activation(
             "attention_rollout"
         )
     clips, single = _clips(pretrained, video)
-    classes = np.broadcast_to(class_index, len(clips)).astype(np.int32)
-    if not ((classes >= 0) & (classes < model.num_classes)).all():
-        raise ValueError(
-            f"class_index={class_index} must be in 0 to {model.num_classes - 1}"
-        )
+    given: Any = [class_index] if np.ndim(class_index) == 0 else class_index
+    names = pretrained.labels or ()
+    numbers = [_number(one, model.num_classes, names) for one in given]
+    classes = np.broadcast_to(numbers, len(clips)).astype(np.int32)
     maps = np.asarray(_activation(model, pretrained.variables, clips, classes))
     return maps[0] if single else maps
+
+
+def _number(class_index: int | str, count: int, names: Sequence[str]) -> int:
+    """Returns the number of a class; raises InputError if it is none of `count`."""
+    hint = ""
+    if isinstance(class_index, str):
+        if names.count(class_index) == 1:
+            return names.index(class_index)
+        hint = nearest(class_index, names)
+    elif class_index in range(count):
+        return int(class_index)
+    raise InputError(
+        f"class_index={class_index!r} must be in 0 to {count - 1}, or the name of one "
+        f"of the classes{hint}"
+    )
 
 
 @functools.partial(jax.jit, static_argnums=0)

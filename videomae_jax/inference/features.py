@@ -20,7 +20,7 @@ from videomae_jax.data import augmentation
 from videomae_jax.data.threads import iterate_ahead
 from videomae_jax.distributed import sharding
 from videomae_jax.errors import PretrainedError, VideoError
-from videomae_jax.inference import batching, inputs
+from videomae_jax.inference import batching, checks, inputs
 from videomae_jax.interop.pretrained import Pretrained
 from videomae_jax.models import vit
 from videomae_jax.models.mae import VideoMAE
@@ -178,6 +178,7 @@ def features(
         >>> features(pretrained, "a.mp4").shape  # doctest: +SKIP
         (5, 24)
     """
+    checks.check_model(pretrained)
     found, several = inputs.resolve(pretrained, video)
     windows = windows or Windows.of(pretrained)
     extractor = Extractor(pretrained, windows, tokens=tokens)

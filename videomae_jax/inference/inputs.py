@@ -20,6 +20,7 @@ file. Functions of clips, such as `classify`, take arrays as the model does.
 import dataclasses
 import glob
 import os
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -28,16 +29,22 @@ import numpy as np
 from videomae_jax.data import sources
 from videomae_jax.errors import InputError, RecordError
 from videomae_jax.files import absolute, is_url
-from videomae_jax.inference import arrays
+from videomae_jax.inference import checks
 from videomae_jax.interop.pretrained import Pretrained
 from videomae_jax.video.frame_folder import DEFAULT_FRAME_NAME, is_image
-from videomae_jax.video.open import Source, open_video
+from videomae_jax.video.open import Source, open_video, video_name
 from videomae_jax.video.record import LabelKind, Record
 from videomae_jax.video.source import FrameSource, PixelFormat
 
 # Anything above; arrays of JAX and PyTorch and images of Pillow too.
 Videos = Source | Sequence[Any]
 
+# How the rules, if not by their last frame, fill a clip from too few frames.
+_REPEATS = {
+    "mmaction": "it starts again from the first one",
+    "transformers": "each is taken several times",
+    "uniform": "each is taken several times",
+}
 _LISTS = (".txt", ".csv", ".tsv", ".json", ".jsonl", ".tar")
 _DATA_SETS = ("tfds:", "digits:", "wds:")
 
@@ -92,6 +99,23 @@ def open_for(pretrained: Pretrained, video: Source) -> FrameSource:
     return open_video(video, PixelFormat(pretrained.model.channels, value_range))
 
 
+def warn_of_repeats(pretrained: Pretrained, video: Source, num_frames: int) -> None:
+    """Warns of a video that has fewer frames than a clip, and says which are repeated.
+
+    Not for arrays that `checks.checked_frames` has warned of.
+    """
+    clip = pretrained.preprocessing
+    whole = clip.frame_sampling in checks.WHOLE_VIDEO
+    has_warned = isinstance(video, np.ndarray) and clip.stride > 1 and not whole
+    if num_frames < clip.num_frames and not has_warned:
+        how = _REPEATS.get(clip.frame_sampling, "the last one is repeated")
+        warnings.warn(
+            f"{video_name(video)}: {num_frames} frames are fewer than the "
+            f"{clip.num_frames} of a clip, so {how}",
+            stacklevel=5,
+        )
+
+
 def resolve(pretrained: Pretrained, videos: Videos) -> tuple[list[Source], bool]:
     """Returns the videos of `for_each`, and whether `videos` names several."""
     if isinstance(videos, Record | bytes):
@@ -100,7 +124,7 @@ def resolve(pretrained: Pretrained, videos: Videos) -> tuple[list[Source], bool]
         named, several = _named(videos, DEFAULT_FRAME_NAME)
         return list(named), several
     if _is_array(videos):
-        return _split(arrays.checked_frames(pretrained, videos))
+        return _split(checks.checked_frames(pretrained, videos))
     if not isinstance(videos, Iterable):
         raise InputError(
             f"a {type(videos).__name__} is not a video; expected a path, a folder, a "
@@ -111,7 +135,7 @@ def resolve(pretrained: Pretrained, videos: Videos) -> tuple[list[Source], bool]
     if not items:
         raise InputError("the list of videos is empty")
     if all(_is_array(item) and np.ndim(item) <= 3 for item in items):
-        return _split(arrays.checked_frames(pretrained, arrays.stack(items)))
+        return _split(checks.checked_frames(pretrained, checks.stack(items)))
     found = [resolve(pretrained, item)[0] for item in items]
     return [video for group in found for video in group], True
 

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from videomae_jax.errors import PretrainedError
+from videomae_jax.inference import checks
 from videomae_jax.interop.pretrained import Pretrained
 from videomae_jax.models import inpainting, masking, vit
 from videomae_jax.models.mae import VideoMAE, pixel_targets, reconstruction_loss
@@ -93,6 +94,7 @@ def reconstruct(
         >>> reconstruct(pretrained, video, mask_ratio=0.5).reconstruction.shape
         (4, 32, 32, 3)
     """
+    checks.check_model(pretrained)
     model = pretrained.model
     if not isinstance(model, VideoMAE):
         raise PretrainedError(

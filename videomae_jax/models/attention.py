@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Float, Float32
 
 from videomae_jax.errors import ConfigError
-from videomae_jax.models.arrays import Array
+from videomae_jax.models.array_types import Array
 from videomae_jax.models.partitioning import divides, on_each_device, platform
 
 # The token blocks of splash are multiples of the lanes of a TPU's vector unit.

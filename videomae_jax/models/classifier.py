@@ -10,7 +10,7 @@ from jaxtyping import Float, Float32
 
 from videomae_jax.errors import ConfigError
 from videomae_jax.models import vit
-from videomae_jax.models.arrays import Array, ClipKeys, Tokens, Video
+from videomae_jax.models.array_types import Array, ClipKeys, Tokens, Video
 from videomae_jax.models.variants import variant_fields
 
 POOLINGS = ("mean", "first_token", "attentive")

@@ -6,7 +6,7 @@ from jaxtyping import Float, Float32, UInt
 
 from videomae_jax.errors import ConfigError
 from videomae_jax.models import vit
-from videomae_jax.models.arrays import Array, Grid, MaskedIds, VisibleIds
+from videomae_jax.models.array_types import Array, Grid, MaskedIds, VisibleIds
 from videomae_jax.models.mae import patch_stats
 
 # Where the mean and contrast of predicted patches come from, see `fill_in`.

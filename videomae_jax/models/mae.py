@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Float32
 
+from videomae_jax.errors import InputError
 from videomae_jax.models import vit
-from videomae_jax.models.arrays import Array, MaskedIds, Tokens, Video, VisibleIds
+from videomae_jax.models.array_types import Array, MaskedIds, Tokens, Video, VisibleIds
 from videomae_jax.models.positions import sincos_positions
 from videomae_jax.models.variants import variant_fields
 
@@ -165,15 +166,15 @@ class VideoMAE(nn.Module):
             masked: ascending token ids, int32: all those that are not visible.
 
         Raises:
-            ValueError: if the visible and masked tokens are not all tokens, or those of
-                another batch.
+            InputError: if the shapes do not fit the model or each other, or the visible
+                and masked tokens are not all tokens.
         """
         tokens = self.encode(video, visible)
         vit.check_ids("masked", masked, video)
         grid = vit.token_grid(video.shape, self.patch_size, self.tubelet_size)
         num_tokens = math.prod(grid)
         if visible.shape[1] + masked.shape[1] != num_tokens:
-            raise ValueError(
+            raise InputError(
                 f"{visible.shape[1]} visible and {masked.shape[1]} masked tokens must "
                 f"add up to the {num_tokens} tokens of the grid {grid}"
             )

@@ -14,8 +14,8 @@ import numpy as np
 from jaxtyping import Int32, PRNGKeyArray
 from numpy.typing import ArrayLike
 
-from videomae_jax.errors import ConfigError
-from videomae_jax.models.arrays import Array, Grid
+from videomae_jax.errors import ConfigError, InputError
+from videomae_jax.models.array_types import Array, Grid
 
 Ids = tuple[Int32[Array, "batch visible"], Int32[Array, "batch masked"]]
 
@@ -49,21 +49,21 @@ def ids_from_mask(mask: ArrayLike) -> Ids:
     """Converts a mask [batch, tokens] (True = masked) to token ids, on the host.
 
     Raises:
-        ValueError: if the mask is not 2-D, not boolean (or 0 and 1), or the clips have
+        InputError: if the mask is not 2-D, not boolean (or 0 and 1), or the clips have
             different numbers of masked tokens, which cannot share one array.
     """
     mask = np.asarray(mask)
     if mask.ndim != 2:
-        raise ValueError(f"mask must have the shape [batch, tokens], got {mask.shape}")
+        raise InputError(f"mask must have the shape [batch, tokens], got {mask.shape}")
     if mask.dtype != bool:
         if not np.isin(mask, (0, 1)).all():
-            raise ValueError(
+            raise InputError(
                 "mask must hold only True/1 (masked) and False/0 (visible)"
             )
         mask = mask.astype(bool)
     counts = np.unique(mask.sum(axis=1))
     if len(counts) > 1:
-        raise ValueError(
+        raise InputError(
             "mask must hide equally many tokens in every clip of a batch, got between "
             f"{counts[0]} and {counts[-1]}"
         )

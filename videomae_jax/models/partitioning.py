@@ -11,7 +11,7 @@ from typing import Any
 import jax
 from jax.sharding import PartitionSpec as P
 
-from videomae_jax.models.arrays import Array
+from videomae_jax.models.array_types import Array
 
 BATCH_AXES = ("data", "fsdp")
 

@@ -5,7 +5,7 @@ import functools
 import numpy as np
 from jaxtyping import Float32, Float64
 
-from videomae_jax.models.arrays import Grid
+from videomae_jax.models.array_types import Grid
 
 # Parameter of the bicubic kernel, as in PyTorch's `interpolate(mode="bicubic")`; JAX's
 # cubic resizing uses -0.5.

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from videomae_jax.errors import ConfigError
-from videomae_jax.models.arrays import Array
+from videomae_jax.models.array_types import Array
 
 SINGLE_LABEL = "single_label_classification"
 MULTI_LABEL = "multi_label_classification"

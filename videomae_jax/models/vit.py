@@ -11,9 +11,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Float32, Num, Shaped
 
-from videomae_jax.errors import ConfigError
+from videomae_jax.errors import ConfigError, InputError
 from videomae_jax.models import attention
-from videomae_jax.models.arrays import Array, ClipKeys, Grid, Tokens, Video, VisibleIds
+from videomae_jax.models.array_types import (
+    Array,
+    ClipKeys,
+    Grid,
+    Tokens,
+    Video,
+    VisibleIds,
+)
 from videomae_jax.models.partitioning import keep_clips_in_place
 from videomae_jax.models.positions import position_table
 
@@ -36,11 +43,11 @@ def token_grid(video_shape: Sequence[Any], patch_size: int, tubelet_size: int) -
     """Returns the tokens of a video [..., time, height, width, channels].
 
     Raises:
-        ConfigError: if the sizes of the video are not multiples of those of a patch.
+        InputError: if the sizes of the video are not multiples of those of a patch.
     """
     frames, height, width = video_shape[-4:-1]
     if frames % tubelet_size or height % patch_size or width % patch_size:
-        raise ConfigError(
+        raise InputError(
             f"a clip of {frames} frames of {height}x{width} pixels cannot be cut into "
             f"patches: the number of frames must be a multiple of "
             f"tubelet_size={tubelet_size}, height and width of patch_size={patch_size}"
@@ -99,12 +106,12 @@ def normalize(
         mean, std: of each channel, of values scaled to [0, 1].
 
     Raises:
-        ValueError: for any other dtype, such as int32, whose range is unknown.
+        InputError: for any other dtype, such as int32, whose range is unknown.
     """
     if jnp.issubdtype(x.dtype, jnp.floating):
         return x.astype(dtype)
     if x.dtype not in RAW_DTYPES:
-        raise ValueError(
+        raise InputError(
             f"video has dtype {x.dtype}; expected uint8 for raw pixels (0-255), uint16 "
             "(0-65535), or floating point for normalized ones"
         )
@@ -320,9 +327,9 @@ def check_channels(model: Any, section: str = "") -> None:
 
 
 def check_ids(name: str, ids: Any, video: Any) -> None:
-    """Raises ConfigError unless there is a row of token ids for each clip."""
+    """Raises InputError unless there is a row of token ids for each clip."""
     if len(ids.shape) != 2 or ids.shape[0] != video.shape[0]:
-        raise ConfigError(
+        raise InputError(
             f"{name} has the shape {tuple(ids.shape)}; expected token ids [batch, "
             f"number], for the {video.shape[0]} clips of the video"
         )
@@ -380,12 +387,12 @@ class Encoder(nn.Module):
                 [depth, batch, visible, visible], averaged over the heads.
 
         Raises:
-            ConfigError: the video does not have five axes, or not `channels` channels,
+            InputError: the video does not have five axes, or not `channels` channels,
                 or does not divide into patches, or `visible` is of another batch.
         """
         check_channels(self)
         if len(video.shape) != 5 or video.shape[-1] != self.channels:
-            raise ConfigError(
+            raise InputError(
                 f"video has the shape {tuple(video.shape)}; expected [batch, time, "
                 f"height, width, {self.channels}]"
             )

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from videomae_jax.config import Config, check_choices
 from videomae_jax.data import labels, sources
+from videomae_jax.data.bad_videos import check_paths
 from videomae_jax.data.clips import (
     SAMPLERS,
     CenterClips,
@@ -29,11 +30,12 @@ from videomae_jax.evaluation import class_report, results
 from videomae_jax.evaluation.evaluator import Evaluator
 from videomae_jax.evaluation.metrics import Predictions
 from videomae_jax.files import read_json
-from videomae_jax.models import build, flops, vit
-from videomae_jax.models.arrays import Array
+from videomae_jax.models import build, flops
+from videomae_jax.models.array_types import Array
 from videomae_jax.models.classifier import HEAD_NORMS, POOLINGS, VideoClassifier
 from videomae_jax.training import initialization, losses, mixup, optimizer
 from videomae_jax.training.reporting import Reporter
+from videomae_jax.training.task import clip_grid
 from videomae_jax.training.train_step import TrainState
 from videomae_jax.video.record import Record
 from videomae_jax.video.source import RGB
@@ -87,11 +89,7 @@ class Finetuning:
         self._read_lists(saved)
         self.model = build.classifier(config.model, len(self.class_names))
         self._clip_shape = clip_shape(config)
-        self._num_tokens = math.prod(
-            vit.token_grid(
-                self._clip_shape, self.model.patch_size, self.model.tubelet_size
-            )
-        )
+        self._num_tokens = math.prod(clip_grid(config, self.model))
         if config.model.head_norm == "batch":
             self._check_probe()
         self.training_clips, self._held_out_clips = _make_clips(config, self.model)
@@ -138,6 +136,7 @@ class Finetuning:
         )
         if not any(record.labels or record.values for record in records):
             raise RecordError(f"{source}: no video has a label, as fine-tuning needs")
+        check_paths(records, source, data.root)
         return records
 
     @property

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from videomae_jax.checkpointing import Checkpoints, restore_part
 from videomae_jax.config import Config, upgrade
 from videomae_jax.data import sources
+from videomae_jax.data.bad_videos import check_paths
 from videomae_jax.errors import CheckpointError, ConfigError, PretrainedError
 from videomae_jax.interop import edit_head, hub, loading
 from videomae_jax.interop.pretrained import Pretrained
@@ -206,7 +207,7 @@ def with_source_sizes(config: Config, workdir: pathlib.Path) -> Config:
 
     Raises:
         ConfigError: there is no source, or it has no decoder to pretrain.
-        RecordError: the training list is not found.
+        RecordError: the training list or its videos are not found.
         CheckpointError: it cannot be read.
     """
     _read_for_sizes.clear()  # of an earlier run
@@ -221,12 +222,14 @@ def with_source_sizes(config: Config, workdir: pathlib.Path) -> Config:
         return config  # the source is no run that could be tested in place of it
     elif config.init.source:
         # A wrong path, the most common mistake, should fail before a download.
-        sources.load(
-            config.data.train,
-            config.data.root,
+        data = config.data
+        records = sources.load(
+            data.train,
+            data.root,
             label_kind=LabelKind.UNUSED,
-            frame_name=config.data.frame_name,
+            frame_name=data.frame_name,
         )
+        check_paths(records, data.train, data.root)
         weights = _open(config.init.source, config.model)
         if "decoder_heads" in config.model and not isinstance(weights.model, VideoMAE):
             raise ConfigError(

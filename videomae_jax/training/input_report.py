@@ -17,6 +17,8 @@ log = logging.getLogger(__name__)
 # The step whose duration is measured. The first two compile, or set up what is used for
 # the first time.
 MEASURED_STEP = 3
+# Steps without advice: a run of fewer is a trial, and its workers have just started.
+TRIAL_STEPS = 50
 # Fraction of the time spent waiting for data above which advice is given.
 MAX_DATA_WAIT = 0.1
 # Workers that compute for less than this fraction of the time wait for files.
@@ -94,7 +96,7 @@ class InputReport:
     def advise(self, seconds: float, data_wait: float) -> None:
         """Logs the best remedy, once, if the steps since the last call waited for data.
 
-        The first call is ignored, because it contains the start of the workers.
+        Calls within TRIAL_STEPS, and the first one, are ignored.
 
         Args:
             seconds: since the last call, without evaluations.
@@ -102,7 +104,8 @@ class InputReport:
         """
         busy = self._interval_cpu_seconds / max(seconds, 1e-9) / self._plan.busy_cores
         self._intervals, self._interval_cpu_seconds = self._intervals + 1, 0.0
-        if self._intervals == 1 or self._advised or data_wait <= MAX_DATA_WAIT:
+        is_early = self._intervals == 1 or self._steps <= TRIAL_STEPS
+        if is_early or self._advised or data_wait <= MAX_DATA_WAIT:
             return
         self._advised = True
         log.info("data_wait=%.0f%%: %s", 100 * data_wait, self._best_remedy(busy))

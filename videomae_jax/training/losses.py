@@ -13,7 +13,7 @@ from jaxtyping import Float, Float32, Int
 from videomae_jax.config import Config, smoothing
 from videomae_jax.data import labels
 from videomae_jax.errors import CheckpointError, ConfigError, RecordError
-from videomae_jax.models.arrays import Array
+from videomae_jax.models.array_types import Array
 from videomae_jax.models.problem import (
     MULTI_LABEL,
     REGRESSION,

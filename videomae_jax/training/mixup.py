@@ -13,7 +13,7 @@ from flax import struct
 from jax.typing import DTypeLike
 
 from videomae_jax.models import vit
-from videomae_jax.models.arrays import Array
+from videomae_jax.models.array_types import Array
 
 MODES = ("batch", "sample")
 

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from videomae_jax.config import Config, check_choices
 from videomae_jax.data import pipeline, sources
+from videomae_jax.data.bad_videos import check_paths
 from videomae_jax.data.clips import (
     CenterClips,
     PretrainingClips,
@@ -20,11 +21,12 @@ from videomae_jax.data.clips import (
     pixel_format,
 )
 from videomae_jax.distributed import hosts
-from videomae_jax.models import build, flops, inpainting, masking, vit
-from videomae_jax.models.arrays import Array
+from videomae_jax.models import build, flops, inpainting, masking
+from videomae_jax.models.array_types import Array
 from videomae_jax.models.mae import pixel_targets, reconstruction_loss
 from videomae_jax.training import initialization
 from videomae_jax.training.reporting import Reporter
+from videomae_jax.training.task import clip_grid
 from videomae_jax.training.train_step import TrainState
 from videomae_jax.video.record import LabelKind, Record
 
@@ -59,7 +61,7 @@ class Pretraining:
         }
         self._draw_mask = functools.partial(
             masking.KINDS[config.mask.kind],
-            grid=vit.token_grid(clip_shape(config), **self._patch),
+            grid=clip_grid(config, self.model),
             ratio=config.mask.ratio,
         )
         self.training_clips = PretrainingClips(
@@ -84,12 +86,17 @@ class Pretraining:
     @functools.cached_property
     def _lists(self) -> list[list[Record]]:
         data = self._config.data
-        load = functools.partial(
-            sources.load,
-            root=data.root,
-            frame_name=data.frame_name,
-            label_kind=LabelKind.UNUSED,
-        )
+
+        def load(source: str) -> list[Record]:
+            records = sources.load(
+                source,
+                data.root,
+                label_kind=LabelKind.UNUSED,
+                frame_name=data.frame_name,
+            )
+            check_paths(records, source, data.root)
+            return records
+
         training = load(data.train)
         return [training, load(data.validation) if data.validation else training]
 

@@ -86,7 +86,8 @@ class _LogHandler(logging.Handler):
             return
         if record.levelno >= logging.ERROR:
             self.write_waiting()
-        now = time.strftime("%H:%M:%S", time.localtime(record.created))
+        # Now, not when it was made: the times of a log should increase.
+        now = time.strftime("%H:%M:%S")
         tqdm.tqdm.write(f"{now} {record.getMessage()}", file=sys.stderr)
 
     def write_waiting(self) -> None:

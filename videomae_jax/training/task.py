@@ -9,8 +9,14 @@ import numpy as np
 from flax import linen as nn
 from jax.sharding import Mesh
 
+from videomae_jax.config import Config
+from videomae_jax.data.clips import clip_shape
 from videomae_jax.data.pipeline import ReadClips
-from videomae_jax.models.arrays import Array
+from videomae_jax.errors import ConfigError, InputError
+from videomae_jax.models import vit
+from videomae_jax.models.array_types import Array, Grid
+from videomae_jax.models.classifier import VideoClassifier
+from videomae_jax.models.mae import VideoMAE
 from videomae_jax.training.reporting import Reporter
 from videomae_jax.training.train_step import TrainState
 from videomae_jax.video.record import Record
@@ -119,3 +125,18 @@ class Task(Protocol):
     def is_tested(self, workdir: pathlib.Path, step: int) -> bool:
         """Returns whether the results of `test` at this step are on disk."""
         ...
+
+
+def clip_grid(config: Config, model: VideoMAE | VideoClassifier) -> Grid:
+    """Returns the tokens of a clip of the config along time, height and width.
+
+    Raises:
+        ConfigError: the clip does not divide into the patches of the model.
+    """
+    try:
+        return vit.token_grid(clip_shape(config), model.patch_size, model.tubelet_size)
+    except InputError as error:
+        raise ConfigError(
+            f"config.data.num_frames={config.data.num_frames}, image_size="
+            f"{config.data.image_size}: {error}"
+        ) from error

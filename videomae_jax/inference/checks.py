@@ -1,5 +1,6 @@
 """Checks arrays before a model gets them: frames of videos, and clips."""
 
+import os
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -12,7 +13,7 @@ from videomae_jax.errors import InputError
 from videomae_jax.interop.pretrained import Pretrained
 
 # Rules of `data.clips.SAMPLERS` that do not use the stride.
-_WHOLE_VIDEO = ("uniform", "transformers", "transformers_first")
+WHOLE_VIDEO = ("uniform", "transformers", "transformers_first")
 
 
 def stack(frames: Sequence[Any]) -> np.ndarray:
@@ -29,6 +30,17 @@ def stack(frames: Sequence[Any]) -> np.ndarray:
             f"{_shape(shapes[1])}; expected the same [H, W, C] for all"
         )
     return np.stack(arrays)
+
+
+def check_model(pretrained: Any) -> None:
+    """Raises InputError if the first argument of a function is not a model."""
+    if not isinstance(pretrained, Pretrained):
+        is_name = isinstance(pretrained, str | os.PathLike)
+        got = repr(os.fspath(pretrained)) if is_name else type(pretrained).__name__
+        raise InputError(
+            f"the first argument must be a model, as load_pretrained returns it, got "
+            f"{got}"
+        )
 
 
 def checked_frames(pretrained: Pretrained, frames: Any) -> np.ndarray:
@@ -63,7 +75,7 @@ def checked_frames(pretrained: Pretrained, frames: Any) -> np.ndarray:
     if (
         frames.shape[-4] < span
         and clip.stride > 1
-        and clip.frame_sampling not in _WHOLE_VIDEO
+        and clip.frame_sampling not in WHOLE_VIDEO
     ):
         warnings.warn(
             f"{frames.shape[-4]} frames are fewer than a clip spans ({span}), so the "
