@@ -1,4 +1,6 @@
-"""Fine-tunes on your own videos. Copy this file and change what differs.
+"""Fine-tunes a classifier on your own videos, by default from published weights.
+
+Copy this file and change what differs.
 
     python -m videomae_jax lists folder --videos=/data/gestures --out=data/gestures
     python main.py --config=configs/custom_finetune.py \

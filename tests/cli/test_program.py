@@ -7,6 +7,7 @@ import runpy
 import signal
 import subprocess
 import sys
+import warnings
 
 import flax
 import jax
@@ -14,13 +15,15 @@ import pytest
 
 from tests.test_configs import RECIPES
 from videomae_jax import __main__ as commands
-from videomae_jax.cli import program
+from videomae_jax.cli import convert, program, reconstruct
 from videomae_jax.errors import (
     CompleteRunError,
     ConfigError,
     UsageError,
     VideoError,
 )
+from videomae_jax.interop import saving
+from videomae_jax.models import inpainting, masking
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -140,6 +143,67 @@ def test_exit_codes(error, code, message, capsys):
         signal.signal(signal.SIGINT, before)
     assert message in capsys.readouterr().err
     assert program.run(lambda: 0) == 0
+
+
+HELP_OF_ALL = """
+import sys
+from videomae_jax import __main__
+for name in __main__.COMMANDS:
+    try:
+        __main__.main([name, "--help"])
+    except SystemExit as end:
+        assert end.code == 0
+sys.exit("jax" in sys.modules)
+"""
+
+
+def test_help_of_a_command_does_not_wait_for_jax():
+    command = [sys.executable, "-c", HELP_OF_ALL]
+    assert subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "command, flag, known",
+    [
+        (convert, "--format", saving.FORMATS),
+        (reconstruct, "--mask", masking.KINDS),
+        (reconstruct, "--unpatch-stats", inpainting.UNPATCH_STATS),
+    ],
+)
+def test_choices_of_a_command_are_those_of_the_function(command, flag, known):
+    parser = program.Parser()
+    command.add_arguments(parser)
+    assert set(parser._option_string_actions[flag].choices) == set(known)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["predict", "a.mp4", "--model=x", "--fast", "--crops=3"], "--fast means"),
+        (["predict", "a", "b", "--model=x", "--plot=p.png"], "with one video, got 2"),
+        (["convert", "x", "y", "--format=jax", "--clip=a.mp4"], "--clip must be used"),
+        (["convert", "x", "y", "--format=jax", "--aliases=a"], "--aliases must be"),
+        (["features", "a.txt", "b.txt", "--model=x", "--out=o"], "expected one list"),
+        (
+            ["prepare", "a.txt", "o", "--split=train", "--copy", "--trim=:3"],
+            "cannot be combined with --copy",
+        ),
+    ],
+)
+def test_arguments_that_do_not_fit_each_other(arguments, message, capsys):
+    assert commands.main(arguments) == 2
+    errors = capsys.readouterr().err
+    assert message in errors and errors.count("\n") == 1
+
+
+def test_warnings_of_a_command_are_one_line(capsys, monkeypatch):
+    from videomae_jax.cli import inspect
+
+    monkeypatch.setattr(inspect, "run", lambda args: warnings.warn("few", stacklevel=1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        assert commands.main(["inspect", "x"]) == 0
+    assert capsys.readouterr().err == "warning: few\n"
 
 
 def test_defects_keep_their_traceback():

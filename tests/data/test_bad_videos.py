@@ -4,8 +4,10 @@ import json
 
 import pytest
 
-from videomae_jax.data.bad_videos import BadVideos
-from videomae_jax.errors import TooManyBadVideosError
+from videomae_jax.data import sources
+from videomae_jax.data.bad_videos import BadVideos, check_paths
+from videomae_jax.errors import RecordError, TooManyBadVideosError
+from videomae_jax.video.record import Record
 
 
 def bad(name, reason, step=1, row=0):
@@ -77,3 +79,31 @@ def test_too_many_bad_videos_stop_the_run(tmp_path, size, seen, allowed):
     with pytest.raises(TooManyBadVideosError, match="last: broken") as error:
         bad_videos.add([bad("last", "last: broken")], seen)
     assert "max_bad_fraction" in str(error.value) and "bad.jsonl" in str(error.value)
+
+
+@pytest.mark.parametrize("root", ["", "videos"])
+def test_a_list_without_any_video_is_refused(tmp_path, root):
+    (tmp_path / "train.txt").write_text("".join(f"a/{i}.mp4 0\n" for i in range(100)))
+    source, root = str(tmp_path / "train.txt"), root and str(tmp_path / root)
+    records = sources.load(source, root)
+    start = f"config.data.root={root};" if root else "the folder of the list;"
+    base = root or tmp_path
+    with pytest.raises(RecordError) as error:
+        check_paths(records, source, root)
+    for part in (
+        f"{source}: videos not found: looked for 15 of 100",
+        f"first for 'a/0.mp4' at {base}/a/0.mp4",
+        f"Relative paths start at {start}",
+    ):
+        assert part in str(error.value)
+    # One of those that are looked for.
+    (tmp_path / root / "a").mkdir(parents=True)
+    (tmp_path / root / "a/7.mp4").touch()
+    check_paths(records, source, root)
+
+
+def test_only_local_files_are_looked_for():
+    stored = Record("no.array_record", "a", position=0)
+    remote = Record("gs://bucket/a.mp4", "a")
+    check_paths([stored, remote], "list.txt", "")
+    check_paths([], "list.txt", "")

@@ -21,7 +21,6 @@ from tests.inference.test_features import (
     folder,  # noqa: F401
     pretrained,  # noqa: F401
 )
-from videomae_jax.cli import arguments
 from videomae_jax.cli import features as command
 from videomae_jax.errors import RecordError, VideoError
 from videomae_jax.inference.feature_store import names
@@ -31,6 +30,7 @@ from videomae_jax.inference.features import (
     without_normalization,
 )
 from videomae_jax.inference.features import features as extract
+from videomae_jax.interop import loading
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -38,7 +38,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 @pytest.fixture
 def run(pretrained, monkeypatch):
     """Runs the command, with the tiny model unless another is given."""
-    monkeypatch.setattr(arguments, "load_pretrained", load)
+    monkeypatch.setattr(loading, "load_pretrained", load)
 
     def run(*args, **options):
         parser = argparse.ArgumentParser()
@@ -171,9 +171,10 @@ def test_processes_of_one_machine_share_the_list(run, folder, tmp_path, monkeypa
 PROCESS = """
 import argparse, sys, time
 from tests.inference import test_feature_store
-from videomae_jax.cli import arguments, features
+from videomae_jax.cli import features
 from videomae_jax.inference.features import Windows
-arguments.load_pretrained = test_feature_store.load
+from videomae_jax.interop import loading
+loading.load_pretrained = test_feature_store.load
 read = Windows.read
 def slowly(self, video):
     for window in read(self, video):

@@ -1,6 +1,7 @@
 """Videos in every form that the public functions accept, and forms they refuse."""
 
 import dataclasses
+import functools
 import pathlib
 import warnings
 
@@ -239,3 +240,68 @@ def test_frames_that_were_sampled_already_are_noticed(pretrained, folder):
     assert [top] == vmae.predict(pretrained, path, segments=1, crops=1, top_k=1)
     with pytest.raises(ValueError, match="stride=0 must be at least 1"):
         vmae.predict(pretrained, clip, stride=0)
+
+
+def test_a_video_shorter_than_a_clip_is_noticed(pretrained, folder, tmp_path):
+    path = tmp_path / "short.mp4"
+    write_video(path, moving_noise(3, 48, 64, seed=0))
+    options = {"segments": 1, "crops": 1}
+    message = "short.mp4: 3 frames are fewer than the 4 of a clip, so the last one is"
+    with pytest.warns(UserWarning, match=message):
+        expected = vmae.predict(pretrained, path, **options)
+    with pytest.warns(UserWarning, match="^<array>: 3 frames .* 4 of a clip"):
+        vmae.predict(pretrained, frames_of(path), stride=1, **options)
+    uniform = dataclasses.replace(pretrained.preprocessing, frame_sampling="uniform")
+    with pytest.warns(UserWarning, match="so each is taken several times"):
+        whole = dataclasses.replace(pretrained, preprocessing=uniform)
+        vmae.predict(whole, path, **options)
+    assert sum(p for _, p in expected) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        vmae.predict,
+        vmae.timeline,
+        vmae.features,
+        vmae.reconstruct,
+        vmae.center_clip,
+        vmae.classify,
+        vmae.attention_rollout,
+        functools.partial(vmae.class_activation, class_index=0),
+    ],
+)
+def test_the_model_comes_first(function, pretrained):
+    for first, shown in (("a.mp4", "'a.mp4'"), (pathlib.Path("b"), "'b'"), (3, "int")):
+        message = f"first argument must be a model, .* got {shown}$"
+        with pytest.raises(InputError, match=message):
+            function(first, pretrained)
+
+
+def test_classes_have_numbers_and_names(pretrained, folder):
+    clip = vmae.center_clip(pretrained, folder / "videos/a.mp4")[None]
+
+    def activation(class_index, model=pretrained):
+        return vmae.class_activation(model, clip, class_index=class_index)
+
+    np.testing.assert_array_equal(activation("b"), activation(1))
+    np.testing.assert_array_equal(activation(["c"]), activation(np.array([2])))
+    for wrong, message in [
+        ("d", "'d' must be in 0 to 2, or the name of one of the classes$"),
+        ("bb", "; the nearest is b$"),
+        (3, "class_index=3 must be in 0 to 2"),
+        (1.5, "class_index=1.5 must"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            activation(wrong)
+    twice = dataclasses.replace(pretrained, labels=("a", "b", "b"))
+    with pytest.raises(InputError, match="'b' must be .* the name of one of"):
+        activation("b", twice)
+
+
+def test_models_refuse_arrays_as_the_functions_do(pretrained):
+    for shape in ((1, 4, 32, 32, 1), (1, 3, 32, 32, 3), (1, 4, 30, 32, 3)):
+        with pytest.raises(InputError):
+            jax.eval_shape(
+                pretrained.model.apply, pretrained.variables, np.zeros(shape, np.uint8)
+            )

@@ -13,11 +13,11 @@ from PIL import Image
 
 import videomae_jax as vmae
 from tests.helpers import videos
-from videomae_jax.cli import arguments as common
 from videomae_jax.cli import reconstruct as command
 from videomae_jax.data import augmentation
 from videomae_jax.errors import PretrainedError, VideoError
 from videomae_jax.inference import reconstruct
+from videomae_jax.interop import loading
 from videomae_jax.interop.pretrained import Preprocessing, Pretrained
 from videomae_jax.models import inpainting, masking, vit
 from videomae_jax.video.decoder import Video
@@ -169,7 +169,7 @@ def run_command(monkeypatch, pretrained, *arguments):
         assert source == "SRC" and revision is None
         return pretrained
 
-    monkeypatch.setattr(common, "load_pretrained", load)
+    monkeypatch.setattr(loading, "load_pretrained", load)
     parser = argparse.ArgumentParser()
     command.add_arguments(parser)
     command.run(parser.parse_args([*map(str, arguments), "--model=SRC"]))

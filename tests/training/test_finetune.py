@@ -249,9 +249,9 @@ def test_a_best_that_was_not_kept_is_not_tested(
     fields = {"checkpoint.keep_best": keep_best, "steps": 16}
     fields["evaluation.step"] = "best" if keep_best else "last"
     config = best_of(folder, **fields)
-    run = loop.set_up(config, workdir)
-    _, progress = loop.restore_or_init(run)
-    run.checkpoints.close()
+    with loop.set_up(config, workdir) as run:
+        _, progress = loop.restore_or_init(run)
+        run.checkpoints.close()
     assert (progress.best is None) == keep_best
     assert progress.tested_step(config) == 8
 
@@ -270,7 +270,7 @@ def test_a_best_that_was_not_kept_is_not_tested(
 )
 def test_fields_that_need_validations(folder, overrides, message):
     with pytest.raises(ConfigError, match=message):
-        loop.set_up(best_of(folder, **overrides), folder)
+        loop.set_up(best_of(folder, **overrides), folder).__enter__()
 
 
 @pytest.mark.parametrize("mode", ["train", "eval"])
@@ -559,6 +559,7 @@ def test_weights_of_another_model_are_refused(folder, pretrained, overrides, mes
 
 @pytest.mark.parametrize("split", ["validation", "test"])
 def test_labels_outside_the_range_and_empty_splits_are_refused(folder, split, tmp_path):
+    (tmp_path / "a.mp4").touch()
     (tmp_path / "high.txt").write_text("a.mp4 0\nb.mp4 3\n")
     with pytest.raises(RecordError, match="high.txt: b.mp4 has label 3"):
         finetune.Finetuning(
@@ -573,6 +574,9 @@ def test_labels_outside_the_range_and_empty_splits_are_refused(folder, split, tm
 
 def test_class_names_come_from_folders_where_they_can(tmp_path):
     path = tmp_path / "list.txt"
+    for name in ("jump", "all"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.mp4").touch()
     path.write_text("jump/a.mp4 1\nrun/a.mp4 0\njump/b.mp4 1\n")
     config = tiny(tmp_path)
     config.data.update(train=str(path), validation="", test="", labels="")
@@ -582,6 +586,8 @@ def test_class_names_come_from_folders_where_they_can(tmp_path):
 
 
 def test_names_of_a_list_are_classes_for_all_lists(tmp_path):
+    for name in "ac":
+        (tmp_path / f"{name}.mp4").touch()
     (tmp_path / "train.csv").write_text("path,label\na.mp4,sit down\nb.mp4,run\n")
     (tmp_path / "val.jsonl").write_text('{"path": "c.mp4", "label": "sit down"}\n')
     config = tiny(tmp_path)

@@ -96,7 +96,9 @@ def test_unmeasured_rates_are_not_logged(log):
 
 
 def advice(log, inputs, cpu_seconds=100.0):
-    inputs.advise(10.0, 0.5)  # ignored
+    for _ in range(input_report.TRIAL_STEPS):
+        inputs.before_step(batch(cpu_seconds=0.0), ())
+        inputs.advise(10.0, 0.5)  # ignored
     inputs.before_step(batch(cpu_seconds=cpu_seconds), ())
     inputs.advise(10.0, 0.1)  # not too much
     inputs.before_step(batch(cpu_seconds=cpu_seconds), ())
@@ -106,6 +108,14 @@ def advice(log, inputs, cpu_seconds=100.0):
     (line,) = log()
     assert line.startswith("data_wait=35%: ")
     return line
+
+
+def test_a_trial_gets_no_advice(log):
+    inputs = report()
+    for _ in range(input_report.TRIAL_STEPS):
+        inputs.before_step(batch(), ())
+        inputs.advise(10.0, 0.9)
+    assert log() == []
 
 
 def test_advice_to_use_all_cores(log):

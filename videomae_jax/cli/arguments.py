@@ -5,19 +5,19 @@ import dataclasses
 import itertools
 import json
 import os
-import pathlib
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from videomae_jax.data import labels, sources
 from videomae_jax.errors import PretrainedError, UsageError, VideoError
-from videomae_jax.inference import inputs
-from videomae_jax.interop.loading import load_pretrained
-from videomae_jax.interop.pretrained import Pretrained
 from videomae_jax.processes import available_resources
 from videomae_jax.video.frame_folder import DEFAULT_FRAME_NAME
 from videomae_jax.video.record import LabelKind, Record
+
+# --help does not wait for JAX: what imports it is imported where it is used.
+if TYPE_CHECKING:
+    from videomae_jax.interop.pretrained import Pretrained
 
 
 def count(text: str) -> int:
@@ -99,12 +99,14 @@ def add_model(parser: argparse.ArgumentParser, name: str = "--model") -> None:
 
 def load_model(
     args: argparse.Namespace, source: str, *, strict: bool = True, **fields: Any
-) -> Pretrained:
+) -> "Pretrained":
     """Calls `load_pretrained` with the options of `add_model`.
 
     Raises:
         PretrainedError: the model has another number of classes than the labels.
     """
+    from videomae_jax.interop.loading import load_pretrained
+
     heads = {"heads": args.heads, "decoder_heads": args.decoder_heads}
     fields |= {name: value for name, value in heads.items() if value is not None}
     loaded = load_pretrained(
@@ -256,6 +258,8 @@ def find_videos(args: argparse.Namespace) -> list[Record]:
     Raises:
         RecordError: a list, folder or pattern names no video.
     """
+    from videomae_jax.inference import inputs
+
     return inputs.find_videos(args.videos, frame_name=args.frame_name)
 
 
@@ -266,8 +270,8 @@ def stem(record: Record) -> str:
     return os.path.splitext(name)[0] if is_file else name
 
 
-def written(files: Iterable[pathlib.Path]) -> str:
-    """Returns the line that names the files that a command has written."""
+def written(files: Iterable[str | os.PathLike]) -> str:
+    """Returns the last line of a command, which names the files it has written."""
     return f"wrote {' '.join(map(str, files))}"
 
 

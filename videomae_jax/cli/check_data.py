@@ -293,15 +293,14 @@ def _as_text(summary: dict[str, Any], names: Sequence[str] | None) -> str:
     if summary["labels"]:
         lines += _labels_as_text(summary["labels"], names)
     lines += [f"advice: {line}" for line in summary["advice"]]
-    written = f"written to {summary['out']}: "
-    files = "bad_videos.jsonl, report.json, check.png"
+    files = ["bad_videos.jsonl", "report.json", "check.png"]
     if summary["clean_list"]:
         hours = summary["clean_hours"]
-        clean = f"clean.txt ({summary['clean']} videos, {hours:.2f} hours)"
-        lines.append(f"{written}{clean}, {files}")
+        lines.append(f"clean list: {summary['clean']} videos, {hours:.2f} hours")
+        files = ["clean.txt", *files]
     elif summary["clean"]:
-        reason = "because a list cannot name videos in shards"
-        lines.append(f"{written}{files}; no clean.txt, {reason}")
+        lines.append("no clean list: a list cannot name videos in shards")
+    lines.append(arguments.written(f"{summary['out']}/{name}" for name in files))
     return "\n".join(lines)
 
 

@@ -12,18 +12,14 @@ those of main.py.
 """
 
 import argparse
-
-import jax
+from typing import TYPE_CHECKING
 
 from videomae_jax import config as configuration
 from videomae_jax.cli import arguments
-from videomae_jax.tpu import topology
-from videomae_jax.tpu.compile import (
-    Compilation,
-    compile_step,
-    search_largest,
-    search_micro_batch,
-)
+
+# --help does not wait for JAX: what imports it is imported where it is used.
+if TYPE_CHECKING:
+    from videomae_jax.tpu.compile import Compilation
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,19 +48,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Compiles the step and prints the result."""
+    import jax
+
+    from videomae_jax.tpu import compile, topology
+
     # Compiling must not occupy the TPU or GPU of this machine.
     jax.config.update("jax_platforms", "cpu")
     config = configuration.load(args.config, args.config_flags)
     devices = topology.devices(args.topology, args.slices)
     clips = config.batch_size * config.data.num_samples / len(devices)
     print(f"compiling for {len(devices)} devices, {clips:g} clips each ...")
-    compilation = compile_step(config, devices)
+    compilation = compile.compile_step(config, devices)
     print(report(compilation), flush=True)
     if args.largest:
         _print_largest(config, devices, compilation)
 
 
-def report(compilation: Compilation) -> str:
+def report(compilation: "Compilation") -> str:
     """Formats a compilation for people."""
     c = compilation
     lines = {
@@ -92,10 +92,12 @@ def report(compilation: Compilation) -> str:
     return "\n".join(f"{name:{width}}  {value}" for name, value in lines.items())
 
 
-def _print_largest(config, devices, first: Compilation) -> None:
+def _print_largest(config, devices, first: "Compilation") -> None:
+    from videomae_jax.tpu import compile
+
     print("\nlargest number of clips per device:", flush=True)
     most = 0
-    for tried in search_largest(config, devices, first):
+    for tried in compile.search_largest(config, devices, first):
         print(
             f"{tried.clips:5} clips: {'fit' if tried.fits else 'do not fit'}, need "
             f"{_size(tried.needed)} of {_size(tried.available)} "
@@ -105,7 +107,7 @@ def _print_largest(config, devices, first: Compilation) -> None:
         most = max(most, tried.clips * tried.fits)
     print("the batch of the recipe in such micro-batches:", flush=True)
     best = None
-    for tried in search_micro_batch(config, devices, most):
+    for tried in compile.search_micro_batch(config, devices, most):
         at_once = tried.clips // tried.grad_accum_steps
         print(
             f"{tried.clips:5} clips, {at_once} at once: "

@@ -12,11 +12,9 @@ jax: config.json and model.safetensors, with the names of this library.
 import argparse
 import pathlib
 
-from videomae_jax.cli import arguments, verify
+from videomae_jax.cli import arguments
 from videomae_jax.data import labels
 from videomae_jax.errors import UsageError
-from videomae_jax.interop import edit_head, huggingface
-from videomae_jax.interop.saving import FORMATS, save_pretrained
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,7 +22,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_model(parser, "source")
     parser.add_argument("target", metavar="DST", help="folder to write to")
     arguments.add_option(
-        parser, "--format", "format to write", choices=FORMATS, required=True
+        parser,
+        "--format",
+        "format to write",
+        choices=("huggingface", "official", "jax"),
+        required=True,
     )
     arguments.add_option(
         parser,
@@ -51,16 +53,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Converts the model."""
-    pretrained = arguments.load_model(args, args.source)
     if args.clip and not args.verify:
         raise UsageError("--clip must be used together with --verify")
+    if args.aliases and not args.classes:
+        raise UsageError("--aliases must be used together with --classes")
+    # Imported here: --help does not wait for JAX.
+    from videomae_jax.cli import verify
+    from videomae_jax.interop import edit_head, huggingface
+    from videomae_jax.interop.saving import save_pretrained
+
+    pretrained = arguments.load_model(args, args.source)
     if args.verify and pretrained.format == "huggingface":
         # With other heads than the source's, the outputs differ on purpose.
         if not (args.heads or args.decoder_heads):
             lines = verify.source(pretrained, args.source, args.revision, args.clip)
             print("".join(f"{line}\n" for line in lines), end="")
-    if args.aliases and not args.classes:
-        raise UsageError("--aliases must be used together with --classes")
     if args.classes:
         aliases = {}
         if args.aliases:
@@ -71,4 +78,4 @@ def run(args: argparse.Namespace) -> None:
     if args.verify:
         lines = verify.written(pretrained, pathlib.Path(args.target), args.format)
         print(*lines, sep="\n")
-    print(f"written to {args.target} ({args.format})")
+    print(f"{arguments.written([args.target])} ({args.format})")

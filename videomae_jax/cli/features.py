@@ -20,19 +20,20 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import jax
 import numpy as np
 import tqdm
 
 from videomae_jax.cli import arguments
 from videomae_jax.data import sources
 from videomae_jax.errors import RecordError, UsageError
-from videomae_jax.inference.feature_store import FeatureFolder
-from videomae_jax.inference.features import Extractor, Windows, without_normalization
-from videomae_jax.interop.pretrained import Pretrained, model_fields
 from videomae_jax.processes import available_resources
 from videomae_jax.video.record import Record
+
+# --help does not wait for JAX: what imports it is imported where it is used.
+if TYPE_CHECKING:
+    from videomae_jax.interop.pretrained import Pretrained
 
 _SHOWN = 3  # names in a message
 
@@ -114,12 +115,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Extracts and writes the features."""
+    import jax
+
+    from videomae_jax.inference import features
+    from videomae_jax.inference.feature_store import FeatureFolder
+
     records = _find(args.videos, args.root, args.frame_name)
     pretrained = arguments.load_model(args, args.model, dtype=args.dtype)
     normalization = args.normalization or ("none" if args.like else "model")
     if normalization == "none":
-        pretrained = without_normalization(pretrained)
-    windows = Windows.of(
+        pretrained = features.without_normalization(pretrained)
+    windows = features.Windows.of(
         pretrained,
         num_frames=args.num_frames,
         frame_stride=args.frame_stride or (1 if args.like else None),
@@ -128,7 +134,7 @@ def run(args: argparse.Namespace) -> None:
     )
     dtype = "float16" if args.float16 else "float32"
     options = {"tokens": args.tokens, "dtype": dtype, "batch_size": args.batch_size}
-    extractor = Extractor(pretrained, windows, **options)
+    extractor = features.Extractor(pretrained, windows, **options)
     settings = {
         "model": args.model,
         "revision": args.revision,
@@ -169,7 +175,9 @@ def run(args: argparse.Namespace) -> None:
     text = "{out}: {extracted} extracted, {kept} kept from an earlier run"
     if left:
         text += "; {left} videos of other shards are still missing"
-    arguments.print_result(args, summary, text.format(**summary))
+    index = folder.path / ("" if left else "index.json")
+    text = f"{text.format(**summary)}\n{arguments.written([index])}"
+    arguments.print_result(args, summary, text)
     if reasons:
         raise RecordError(f"{len(reasons)} of {videos} videos could not be read")
 
@@ -189,8 +197,12 @@ def _find(videos: Sequence[str], root: str, frame_name: str) -> list[Record]:
     return sources.load(videos[0], root, frame_name=frame_name)
 
 
-def _fingerprint(pretrained: Pretrained) -> str:
+def _fingerprint(pretrained: "Pretrained") -> str:
     """Returns a hash of the fields and the weights of a model."""
+    import jax
+
+    from videomae_jax.interop.pretrained import model_fields
+
     model = pretrained.model
     digest = hashlib.sha256(f"{type(model).__name__} {model_fields(model)}".encode())
     for path, array in jax.tree.leaves_with_path(pretrained.variables):

@@ -8,13 +8,15 @@ python -m videomae_jax inspect runs/digits_finetune --json
 import argparse
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from flax import traverse_util
 
 from videomae_jax.cli import arguments
-from videomae_jax.interop.pretrained import Pretrained, model_fields
+
+# --help does not wait for JAX: what imports it is imported where it is used.
+if TYPE_CHECKING:
+    from videomae_jax.interop.pretrained import Pretrained
 
 _SHOWN = 5  # labels
 
@@ -34,8 +36,12 @@ def run(args: argparse.Namespace) -> None:
     arguments.print_result(args, description, text, indent=2)
 
 
-def describe(pretrained: Pretrained) -> dict[str, Any]:
+def describe(pretrained: "Pretrained") -> dict[str, Any]:
     """Returns the JSON values that `inspect --json` prints."""
+    from flax import traverse_util
+
+    from videomae_jax.interop.pretrained import model_fields
+
     model = pretrained.model
     arrays: dict[str, Any] = traverse_util.flatten_dict(pretrained.params, sep="/")
     return {

@@ -13,6 +13,7 @@ import os
 import pathlib
 from collections.abc import Callable, Sequence
 
+from videomae_jax.cli import arguments
 from videomae_jax.data import sources
 from videomae_jax.datasets import annotations
 from videomae_jax.datasets.annotations import SPLIT_NAMES, Annotations, Entry
@@ -201,11 +202,11 @@ def run(args: argparse.Namespace) -> None:
             messages.append(f"{name}.txt is not written: none of its videos was found")
         elif any(label is None for _, label, _ in split.rows):
             messages.append(f"{name}.txt has no labels: the annotations have none")
-    written = [f"{name}.txt" for name, split in splits.items() if split.rows]
-    messages.append(f"written to {out}: {' '.join(written)} labels.txt")
     if args.relative:
         messages.append(f"use them with --config.data.root={root}")
-    print("\n".join(messages))
+    written = [name for name, split in splits.items() if split.rows]
+    files = [out / f"{name}.txt" for name in (*written, "labels")]
+    print(*messages, arguments.written(files), sep="\n")
 
 
 def _find_videos(root: str) -> list[str]:

@@ -16,15 +16,17 @@ import os
 import pathlib
 import re
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from videomae_jax.cli import arguments
 from videomae_jax.errors import UsageError
-from videomae_jax.inference import attribution, predict, timeline
-from videomae_jax.inference.timeline import Timeline
-from videomae_jax.interop.pretrained import Pretrained
 from videomae_jax.video.open import open_video
 from videomae_jax.video.record import Record
+
+# --help does not wait for JAX: what imports it is imported where it is used.
+if TYPE_CHECKING:
+    from videomae_jax.inference.timeline import Timeline
+    from videomae_jax.interop.pretrained import Pretrained
 
 # Keys of `data.clips.SAMPLERS` by --frames.
 _LIKE_TRANSFORMERS = {
@@ -117,8 +119,10 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _classify(
-    args: argparse.Namespace, pretrained: Pretrained, video: Record
+    args: argparse.Namespace, pretrained: "Pretrained", video: Record
 ) -> tuple[dict[str, Any], str]:
+    from videomae_jax.inference import predict
+
     one = args.fast or args.frames in _LIKE_TRANSFORMERS
     segments = args.segments or (1 if one else 5)
     crops = args.crops or (1 if one else None)
@@ -145,15 +149,17 @@ def _classify(
     return result, "\n".join(lines)
 
 
-def _by_head(pretrained: Pretrained, result: Any) -> dict[str, Any]:
+def _by_head(pretrained: "Pretrained", result: Any) -> dict[str, Any]:
     """Returns the result of each head; that of an only one has the name ""."""
     return result if pretrained.problem.heads else {"": result}
 
 
 def _save_overlays(
-    folder: pathlib.Path, pretrained: Pretrained, video: Record, result: Any
+    folder: pathlib.Path, pretrained: "Pretrained", video: Record, result: Any
 ) -> list[pathlib.Path]:
     """Visualizes where the evidence is for the top class of each head, or a value."""
+    from videomae_jax.inference import attribution, predict
+
     clip = predict.center_clip(pretrained, video)[None]
     with open_video(video) as opened:
         fps = (opened.fps or _UNKNOWN_FPS) / pretrained.preprocessing.stride
@@ -175,8 +181,10 @@ def _save_overlays(
     return files
 
 
-def _explained(pretrained: Pretrained, result: Any) -> dict[str, int]:
+def _explained(pretrained: "Pretrained", result: Any) -> dict[str, int]:
     """Returns the logits to explain, by what to call them in names of files."""
+    from videomae_jax.inference import predict
+
     names = predict.labels(pretrained)
     if pretrained.problem.is_regression:
         several = len(names) > 1
@@ -190,26 +198,34 @@ def _explained(pretrained: Pretrained, result: Any) -> dict[str, int]:
 
 
 def _timeline(
-    args: argparse.Namespace, pretrained: Pretrained, video: Record
+    args: argparse.Namespace, pretrained: "Pretrained", video: Record
 ) -> tuple[dict[str, Any], str]:
+    from videomae_jax.inference import timeline
+
     result = timeline.timeline(
         pretrained, video, hop=args.hop or 1.0, window=args.window
     )
-    values, lines = {}, [video.id]
+    values, lines, files = {}, [video.id], []
     for head, of_head in _by_head(pretrained, result).items():
         if args.plot:
             stem, extension = os.path.splitext(args.plot)
             file = f"{stem}_{head}{extension}" if head else args.plot
             timeline.plot_timeline(file, of_head, top_k=args.top_k)
+            files.append(file)
         lines += [f"  {head}"] if head else []
         lines += _table(of_head)
         values[head] = _timeline_as_json(of_head, args.top_k)
     if not pretrained.problem.heads:
         values = values[""]
+    if files:
+        values["files"] = files
+        lines.append(arguments.written(files))
     return {"video": video.id, **values}, "\n".join(lines)
 
 
-def _timeline_as_json(result: Timeline, top_k: int) -> dict[str, Any]:
+def _timeline_as_json(result: "Timeline", top_k: int) -> dict[str, Any]:
+    from videomae_jax.inference import predict
+
     times, windows = result.times.tolist(), []
     for (start, end), row in zip(times, result.probabilities, strict=True):
         top = _as_json(predict.top_classes(row, result.labels, top_k))
@@ -227,7 +243,9 @@ def _timeline_as_json(result: Timeline, top_k: int) -> dict[str, Any]:
     return {"windows": windows, "segments": segments}
 
 
-def _table(result: Timeline) -> list[str]:
+def _table(result: "Timeline") -> list[str]:
+    from videomae_jax.inference import timeline
+
     segments = result.segments()
     width = max(len(timeline.format_time(segment.end, 1)) for segment in segments)
     lines = []

@@ -166,7 +166,8 @@ def run(args: argparse.Namespace) -> None:
         f"{split.folder}: {count} videos in {len(split.shards)} shards, "
         f"{len(split.shards) - len(todo)} of them kept from an earlier run; "
         f"{len(records) - count} videos could not be read\n"
-        f"train with --config.data.train=tfds:{args.out}/{args.split}"
+        f"train with --config.data.train=tfds:{args.out}/{args.split}\n"
+        f"{arguments.written([split.folder])}"
     )
 
 

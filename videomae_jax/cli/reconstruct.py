@@ -12,15 +12,16 @@ Patches are hidden as in the pretraining of the model.
 import argparse
 import pathlib
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from videomae_jax.cli import arguments
-from videomae_jax.errors import PretrainedError, VideoError
-from videomae_jax.inference import attribution, visualize
-from videomae_jax.inference.reconstruct import reconstruct
-from videomae_jax.interop.pretrained import Pretrained
-from videomae_jax.models import masking
+from videomae_jax.errors import ConfigError, PretrainedError, VideoError
+from videomae_jax.inference import visualize
 from videomae_jax.video.record import Record
+
+# --help does not wait for JAX: what imports it is imported where it is used.
+if TYPE_CHECKING:
+    from videomae_jax.interop.pretrained import Pretrained
 
 _UNKNOWN_FPS = 8.0  # frames per second of videos that do not say
 
@@ -72,7 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     mask.add_argument(
         "--mask",
-        choices=sorted(masking.KINDS, reverse=True),
+        choices=("tube", "random"),
         help="tube hides the same positions in all frames; random, any (default: as in "
         "pretraining, tube if unknown)",
     )
@@ -102,8 +103,11 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _process(
-    args: argparse.Namespace, pretrained: Pretrained, video: Record, name: str
+    args: argparse.Namespace, pretrained: "Pretrained", video: Record, name: str
 ) -> tuple[dict[str, Any], str]:
+    from videomae_jax.inference import attribution
+    from videomae_jax.inference.reconstruct import reconstruct
+
     try:
         result = reconstruct(
             pretrained,
@@ -115,9 +119,9 @@ def _process(
             stride=args.stride,
             unpatch_stats=args.unpatch_stats,
         )
-    except (PretrainedError, VideoError):
+    except (ConfigError, PretrainedError, VideoError):
         raise
-    except ValueError as error:  # a start beyond the end, a ratio that hides nothing
+    except ValueError as error:  # a start beyond the end
         raise VideoError(f"{video.id}: {error}") from error
     stem = args.out / name
     options = {"fps": result.fps or _UNKNOWN_FPS, "formats": args.formats}

@@ -34,7 +34,7 @@ from videomae_jax.models import build, flops
 from videomae_jax.models.array_types import Array
 from videomae_jax.models.classifier import HEAD_NORMS, POOLINGS, VideoClassifier
 from videomae_jax.training import initialization, losses, mixup, optimizer
-from videomae_jax.training.reporting import Reporter
+from videomae_jax.training.reporting import Reporter, start_wandb
 from videomae_jax.training.task import clip_grid
 from videomae_jax.training.train_step import TrainState
 from videomae_jax.video.record import Record
@@ -281,6 +281,7 @@ class Finetuning:
                 # The dump of an earlier test must not pass for this one's.
                 self._dump.unlink(missing_ok=True)
             results.write(predictions, workdir / "test", step=int(state.step))
+            send_test(self._config, workdir, predictions.metrics)
             if self._dump and isinstance(predictions, Predictions):
                 results.write_mmaction_dump(predictions, self._dump)
         evaluation = self._config.evaluation
@@ -367,6 +368,16 @@ def _make_clips(config: Config, model: VideoClassifier):
         ),
     }
     return training, held_out
+
+
+def send_test(
+    config: Config, workdir: pathlib.Path, metrics: Mapping[str, float]
+) -> None:
+    """Adds the metrics of a test to the summary of the run of Weights & Biases."""
+    run = start_wandb(config, workdir)
+    if run is not None:
+        run.summary.update({f"test/{name}": x for name, x in metrics.items()})
+        run.finish()
 
 
 def _shown(values: dict[str, float]) -> str:
