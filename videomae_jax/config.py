@@ -36,7 +36,9 @@ RENAMED = {
 # What releases did that did not have a field yet: a run that they saved is compared by
 # these values. They stay, whatever the default of the field becomes.
 _BEFORE_THE_FIELD = {
+    "checkpoint.digests": False,
     "checkpoint.keep_best": False,
+    "checkpoint.step": None,
     "data.frame_name": "img_{:05}.jpg",
     "data.heads": "",
     "data.memory_gb": None,

@@ -1,0 +1,250 @@
+"""The files of a checkpoint: digests of their contents, and which one is damaged.
+
+Orbax writes arrays without a checksum: a flipped byte would be loaded as another value.
+Each item of a checkpoint therefore has a file of digests, which is written before the
+checkpoint counts as complete. Digests are of files, not of arrays: they depend neither
+on the mesh that saves nor on the one that restores.
+"""
+
+import concurrent.futures
+import contextlib
+import functools
+import hashlib
+import json
+import pathlib
+import sys
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+import tensorstore
+import xxhash
+
+from videomae_jax.errors import CheckpointError, UserError
+
+# Of the files of an item, by their paths: [bytes, XXH3 of 64 bits].
+DIGESTS = "digests.json"
+# Smaller files are always compared with their digests: that takes no time.
+_SMALL = 2**20
+_REQUIRED = ("params", "meta")
+
+
+def handlers(arrays: Collection[str], *, digests: bool) -> dict[str, Any]:
+    """Returns Orbax's handlers of items by name: of arrays, and of the JSON "meta".
+
+    Args:
+        arrays: names of the items that are trees of arrays.
+        digests: save digests.
+    """
+    items: dict[str, Any] = {name: ocp.StandardCheckpointHandler() for name in arrays}
+    items["meta"] = ocp.JsonCheckpointHandler()
+    for handler in items.values() if digests else ():
+        # Orbax finds the arguments of a handler by its class, which must not change.
+        handler.finalize = functools.partial(_finalize, handler.finalize)
+    return items
+
+
+def _finalize(finalize: Callable[[Any], None], directory: Any) -> None:
+    """Completes an item; called by one process, when all have written their files."""
+    finalize(directory)
+    write_digests(pathlib.Path(directory))
+
+
+def write_digests(item: pathlib.Path) -> None:
+    """Writes the digests of all files of an item."""
+    paths = sorted(x for x in item.rglob("*") if x.is_file() and x.name != DIGESTS)
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        digests = {
+            path.relative_to(item).as_posix(): [path.stat().st_size, digest]
+            for path, digest in zip(paths, pool.map(_digest, paths), strict=True)
+        }
+    (item / DIGESTS).write_text(json.dumps(digests, indent=0))
+
+
+def find_damage(
+    checkpoint: pathlib.Path,
+    *,
+    read: Collection[str] | None = (),
+    share: tuple[int, int] = (0, 1),
+) -> str | None:
+    """Returns the first file of a checkpoint that is damaged, and why.
+
+    All items must be there, with their tables. The arrays, which are the most of a
+    checkpoint, are read for some items: compared with their digests, or decoded where
+    there are none, as in older checkpoints.
+
+    Args:
+        checkpoint: the folder of a step.
+        read: names of the items whose arrays are read; None for all.
+        share: index and number of processes that read a part of the arrays each.
+
+    Returns:
+        A file or array relative to the folder, and the reason; None for a whole one.
+    """
+    file = checkpoint / "_CHECKPOINT_METADATA"
+    try:
+        # Names all items: one that was deleted with its folder would not be missed.
+        items = json.loads(file.read_text())["item_handlers"]
+        for item in sorted({*items, *_REQUIRED}):
+            file = folder = checkpoint / item
+            if not folder.is_dir():
+                return f"the item {item} is missing"
+            is_read = read is None or item in read
+            file = folder / DIGESTS
+            if file.exists():
+                digests = json.loads(file.read_text())
+                damage = _compare(folder, digests, is_read, share)
+                if damage:
+                    return f"{item}/{damage}"
+                continue
+            if item == "meta":
+                file = folder / "metadata"
+                json.loads(file.read_text())
+                continue
+            file = folder / "_METADATA"
+            json.loads(file.read_text())
+            file = folder / "manifest.ocdbt"
+            file.stat()
+            # No URL, in which a "#", "%" or "?" of the path would mean something.
+            base = {"driver": "file", "path": f"{folder}/"}
+            store = {"driver": "ocdbt", "base": base}
+            tables = tensorstore.KvStore.open(store).result().list().result()
+            for table in sorted(tables) if is_read else ():
+                if not table.endswith(b"/.zarray"):
+                    continue
+                name = table.decode().removesuffix("/.zarray")
+                file = folder / name
+                spec = {"driver": "zarr", "kvstore": store | {"path": f"{name}/"}}
+                tensorstore.open(spec).result().read().result()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"{file.relative_to(checkpoint)}: {_reason(error)}"
+    return None
+
+
+@contextlib.contextmanager
+def damage_explained(
+    folder: pathlib.Path, step: int, read: Collection[str] = ()
+) -> Iterator[None]:
+    """Reads of a damaged checkpoint fail with one line that says what to do.
+
+    Args:
+        folder: of the checkpoints.
+        step: of the checkpoint.
+        read: names of the items whose arrays are read in the body.
+
+    Raises:
+        CheckpointError: files of the checkpoint are missing, cut off, not readable, or
+            not those that were saved.
+    """
+    checkpoint = folder / str(step)
+    _refuse_damage(folder, step, find_damage(checkpoint))
+    report, damage = sys.unraisablehook, None
+    sys.unraisablehook = lambda unraisable: _report_others(report, unraisable)
+    # Each of several processes compares a part. If one refuses it, all of them end.
+    share = jax.process_index(), jax.process_count()
+    check = None
+    try:
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            if read:  # while Orbax reads the same files: they come from the disk once
+                check = pool.submit(find_damage, checkpoint, read=read, share=share)
+            yield
+        damage = check and check.result()
+        _refuse_damage(folder, step, damage)
+    except UserError:
+        raise
+    except Exception as error:  # Orbax raises all kinds, the bare Exception among them
+        damage = check and check.result()
+        if damage is None and _is_of_reading(error):
+            damage = find_damage(checkpoint, read=None)
+        if damage is None:
+            raise
+        _refuse_damage(folder, step, damage)
+    finally:
+        if damage is None:  # otherwise, tracebacks may come for a while
+            sys.unraisablehook = report
+
+
+def _is_of_reading(error: Exception) -> bool:
+    """Returns whether files may be the cause: of others, no array need be read."""
+    return isinstance(error, OSError) or "tensorstore" in str(error).lower()
+
+
+def _report_others(report: Callable[[Any], Any], unraisable: Any) -> None:
+    """Drops the tracebacks of reads that Orbax abandons after another one failed."""
+    code = getattr(unraisable.object, "cr_code", None)
+    is_read = code is not None and "orbax" in code.co_filename
+    if not is_read and str(unraisable.exc_value) != "Event loop is closed":
+        report(unraisable)
+
+
+def _refuse_damage(folder: pathlib.Path, step: int, damage: str | None) -> None:
+    if damage is None:
+        return
+    others = (int(x.name) for x in folder.iterdir() if x.name.isdecimal())
+    whole = next(
+        (
+            other
+            for other in sorted(others, reverse=True)
+            if other != step
+            if find_damage(folder / str(other), read=None) is None
+        ),
+        None,
+    )
+    remedy = "no other checkpoint is whole: restore these files, or train again"
+    if whole is not None:
+        remedy = (
+            f"{whole} is whole: read it with --step={whole} (--config.evaluation.step="
+            f"{whole} in a test), or resume from it with --config.checkpoint.step="
+            f"{whole}, or delete {folder / str(step)} to resume from the one before"
+        )
+    raise CheckpointError(f"checkpoint {step} cannot be read ({damage}); {remedy}")
+
+
+def _compare(
+    item: pathlib.Path, digests: Mapping[str, Any], read: bool, share: tuple[int, int]
+) -> str | None:
+    """Returns the first file that is not as it was saved; None if all are.
+
+    Arguments are those of `find_damage`; small files are always read.
+    """
+    small, large = [], []
+    for name, (size, digest) in sorted(digests.items()):
+        path = item / name
+        try:
+            found = path.stat().st_size
+        except OSError as error:
+            return f"{name}: {_reason(error)}"
+        if found != size:
+            return f"{name}: {found} bytes, but {size} were saved"
+        (small if size < _SMALL else large).append((name, digest))
+    index, count = share
+    names = small + (large[index::count] if read else [])
+
+    def differs(entry: tuple[str, str]) -> str | None:
+        name, digest = entry
+        try:
+            if _digest(item / name) == digest:
+                return None
+        except OSError as error:
+            return f"{name}: {_reason(error)}"
+        return f"{name}: it is not what was saved, by its digest"
+
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        return next(filter(None, pool.map(differs, names)), None)
+
+
+def _digest(path: pathlib.Path) -> str:
+    # Not mapped into memory: an error of the disk would kill the process.
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, xxhash.xxh3_64).hexdigest()
+
+
+def _reason(error: Exception) -> str:
+    """Returns the reason of an error of reading, without paths."""
+    if isinstance(error, OSError):
+        return (error.strerror or str(error)).lower()
+    if isinstance(error, json.JSONDecodeError):
+        return "empty" if not error.doc else f"cut off or no JSON, {error}"
+    # TensorStore's messages go from the outermost to the innermost reason.
+    return str(error).partition(" [source locations")[0].rpartition(": ")[2]
