@@ -249,7 +249,7 @@ def test_options(folder, check, tmp_path):
         "--strict: 1 short, 3 duplicate, 1 frame_count_mismatch, 5 unreadable" in errors
     )
     status, _, errors = check(tmp_path / "clean.txt", f"--out={tmp_path}")
-    assert status == 1 and "contains the list to check" in errors
+    assert status == 2 and "contains the list to check" in errors
     # A clean list has no problems.
     again = tmp_path / "again"
     assert check(tmp_path / "clean.txt", "--drop-short", f"--out={again}")[0] == 0

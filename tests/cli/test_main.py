@@ -65,7 +65,9 @@ def test_convert_and_verify(tmp_path, capsys, format):
     source, target = CHECKPOINTS / "mmaction_finetune.pth", tmp_path / "out"
     arguments = ["convert", str(source), str(target), f"--format={format}", "--verify"]
     assert main([*arguments, "--heads=3"]) == 0
-    assert "outputs of (1, 10) agree" in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert "outputs of (1, 10) agree" in output
+    assert output.splitlines()[-1] == f"wrote {target} ({format})"
     same(
         vmae.load_pretrained(target).params,
         vmae.load_pretrained(source, heads=3).params,

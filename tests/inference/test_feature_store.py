@@ -85,7 +85,8 @@ def test_command_writes_features_and_an_index(
 
     before = contents(tmp_path / "out")
     run(folder / "list.txt", out=tmp_path / "out", hop=3)
-    assert "0 extracted, 6 kept" in capsys.readouterr().out
+    assert "0 extracted, 6 kept" in (output := capsys.readouterr().out)
+    assert output.endswith("/index.json\n") and "\nwrote /" in output
     assert contents(tmp_path / "out") == before
 
 

@@ -239,14 +239,14 @@ def test_command_continues_after_an_unreadable_video(command, capsys, tmp_path, 
 
 def test_command_refuses_options_that_exclude_each_other(command, capsys, tmp_path):
     folder = write_folder(tmp_path, 2)
-    for arguments, message in [
-        ((folder, "--timeline", "--fast"), "cannot be combined with --timeline"),
-        ((folder, "--hop=1", "--frames=like-transformers"), "--frames and --overlays"),
-        ((folder, "--fast", "--crops=1"), "--fast means --segments=1 --crops=1"),
-        ((folder, "--plot=a.png"), "--plot must be used with one video, got 2"),
-        ((tmp_path / "*.avi",), "no video matches"),
+    for code, arguments, message in [
+        (2, (folder, "--timeline", "--fast"), "cannot be combined with --timeline"),
+        (2, (folder, "--hop=1", "--frames=like-transformers"), "--frames and --over"),
+        (2, (folder, "--fast", "--crops=1"), "--fast means --segments=1 --crops=1"),
+        (2, (folder, "--plot=a.png"), "--plot must be used with one video, got 2"),
+        (1, (tmp_path / "*.avi",), "no video matches"),
     ]:
-        assert command(*arguments) == 1
+        assert command(*arguments) == code
         assert message in capsys.readouterr().err
     for argument in ("--plot=a.txt", "--plot=no/a.png", "--hop=0", "--top-k=0"):
         with pytest.raises(SystemExit):
@@ -277,6 +277,13 @@ def test_overlays_show_the_likeliest_class(command, capsys, tmp_path):
     assert lines[-1] == f"wrote {out}/1_activation.gif {out}/1_activation.png"
     with Image.open(out / "0_activation.gif") as picture:
         assert picture.n_frames == FRAMES
+
+
+def test_a_plot_is_named_last(command, capsys, tmp_path):
+    plot = tmp_path / "plot.png"
+    assert command(write_folder(tmp_path, 1), f"--plot={plot}") == 0
+    assert capsys.readouterr().out.splitlines()[-1] == f"wrote {plot}"
+    assert plot.stat().st_size
 
 
 def test_labels_from_a_file_must_fit_the_head(command, capsys, tmp_path):

@@ -45,7 +45,7 @@ from videomae_jax.datasets import probe, report
 from videomae_jax.datasets.probe import ProbeResult
 from videomae_jax.datasets.process_pool import TaskFailure, process_map
 from videomae_jax.datasets.report import CheckedVideo
-from videomae_jax.errors import RecordError
+from videomae_jax.errors import RecordError, UsageError
 from videomae_jax.files import json_line, write_json
 from videomae_jax.video.open import file_size
 from videomae_jax.video.record import Record, labels_to_json
@@ -163,7 +163,7 @@ def _prepare_folder(args: argparse.Namespace) -> pathlib.Path:
     clean = out / "clean.txt"
     if clean.exists():
         if clean.resolve() == pathlib.Path(args.list).expanduser().resolve():
-            raise RecordError(
+            raise UsageError(
                 f"--out={out} contains the list to check, clean.txt. Choose another "
                 "folder"
             )
