@@ -1,10 +1,12 @@
 """Files of a run or a data set: replaced atomically, JSON, and JSON lines."""
 
 import contextlib
+import errno
 import glob
 import json
 import os
 import pathlib
+import stat
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from typing import IO, TYPE_CHECKING, Any, TypeVar
@@ -50,6 +52,22 @@ def open_binary(path: str) -> Iterator[IO[bytes]]:
         return
     with _one_line_errors(), _open_url(path) as file:
         yield file
+
+
+def open_regular(path: str | os.PathLike) -> IO[bytes]:
+    """Opens a local file to be read, unless it is a pipe, a device or a socket.
+
+    These could block for ever or never end.
+
+    Raises:
+        OSError: it cannot be opened, or is not a regular file.
+    """
+    # Without O_NONBLOCK, opening a pipe waits for somebody who writes to it.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "it is not a regular file", os.fspath(path))
+    return os.fdopen(descriptor, "rb")
 
 
 def list_folder(path: str) -> list[str]:

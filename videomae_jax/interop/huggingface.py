@@ -8,13 +8,17 @@ from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
 from videomae_jax.errors import PretrainedError
+from videomae_jax.files import open_regular
 from videomae_jax.interop import official
 from videomae_jax.interop.pretrained import Pretrained
+from videomae_jax.interop.tensor_files import reading
 from videomae_jax.models.mae import VideoMAE
 from videomae_jax.models.problem import REGRESSION, SINGLE_LABEL, TYPES, Problem
 from videomae_jax.models.sizes import height_and_width
 
 _T = TypeVar("_T")
+
+_MAX_JSON = 2**24  # bytes; names of 100,000 classes need half of them
 
 # The config does not change the epsilon of the LayerNorm before a head.
 EPSILONS = {"norm_epsilon": 1e-12, "head_norm_epsilon": 1e-5}
@@ -131,15 +135,8 @@ def read_config(file: pathlib.Path) -> dict[str, Any]:
 def opened_json(file: pathlib.Path) -> Iterator[dict[str, Any]]:
     """Yields a JSON object; unexpected content inside raises PretrainedError."""
     content = read_json(file)
-    try:
+    with reading(file):
         yield content
-    except PretrainedError:
-        raise
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-        raise PretrainedError(
-            f"{file} is malformed ({type(error).__name__}: {error}); copy or download "
-            "it again"
-        ) from error
 
 
 def is_v2_config(file: pathlib.Path) -> bool:
@@ -257,10 +254,16 @@ def config(pretrained: Pretrained) -> dict[str, Any]:
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
     """Reads a JSON object; raises PretrainedError if the file holds no such object."""
-    try:
-        value = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise PretrainedError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise PretrainedError(f"{path} must hold a JSON object")
-    return value
+    with reading(path), open_regular(path) as file:
+        text = file.read(_MAX_JSON + 1)
+        if len(text) > _MAX_JSON:
+            raise PretrainedError(
+                f"{path} has more than the {_MAX_JSON} bytes that a config may have"
+            )
+        try:
+            value = json.loads(text.decode())
+        except (RecursionError, ValueError) as error:
+            raise PretrainedError(f"{path} cannot be read as JSON: {error}") from error
+        if not isinstance(value, dict):
+            raise PretrainedError(f"{path} must hold a JSON object")
+        return value

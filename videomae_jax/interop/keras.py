@@ -4,15 +4,34 @@ The names in its files count the layers of the process that wrote them and mean 
 the order of a model's weights is fixed.
 """
 
+import contextlib
+import itertools
+import json
+import math
 import os
 import pathlib
 import re
+import subprocess
+import sys
+import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from videomae_jax.errors import PretrainedError
+from videomae_jax.files import open_regular
+from videomae_jax.interop.tensor_files import (
+    MAX_HEADER,
+    MAX_REASON,
+    first_bytes,
+    reading,
+)
+
+# Of looking through an HDF5 file, which takes a hundredth of them.
+_MOST_SECONDS = 3  # of a core
+_MOST_MEMORY = 2**30  # bytes
+_LOOK_THROUGH = "from videomae_jax.interop import keras; keras.look_through()"
 
 # A block's weights in their order; qkv is third, the first matrix.
 _BLOCK = (
@@ -32,43 +51,175 @@ _BLOCK = (
 )
 
 
+class _Values(NamedTuple):
+    """The place of an array in its file.
+
+    Attributes:
+        name: for messages.
+        shape, dtype: of the array.
+        offset: of its first byte; the others follow.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    offset: int
+
+
 def read_h5(path: str | os.PathLike) -> dict[str, np.ndarray]:
     """Reads a file of `save_weights` into official names and shapes.
 
     Raises:
-        PretrainedError: if it is damaged, or not of a VideoMAE.
+        PretrainedError: if it is damaged, not of a VideoMAE, or takes far more time or
+            memory to be looked through than any model.
     """
+    with reading(path), open_regular(path) as file:
+        places, sizes = [_Values(*x) for x in _find_values(path)], []
+        end = file.seek(0, os.SEEK_END)
+        for place in places:
+            sizes.append(math.prod(place.shape) * np.dtype(place.dtype).itemsize)
+            if place.offset + sizes[-1] > end:
+                raise PretrainedError(
+                    f"{path}: {place.name} of shape {tuple(place.shape)} is larger "
+                    "than the file; copy or download it again"
+                )
+        # Weights that share their values could make a small file fill any memory.
+        if sum(sizes) > end:
+            raise PretrainedError(f"{path}: its weights are larger than the file")
+        weights = []
+        for place in places:
+            file.seek(place.offset)
+            values = np.fromfile(file, place.dtype, math.prod(place.shape))
+            weights.append(values.reshape(place.shape))
+        return name_weights(weights, os.fspath(path))
+
+
+def _find_values(path: str | os.PathLike) -> list[Any]:
+    """Returns the places of the weights in an HDF5 file, in their order.
+
+    Another process looks for them: a damaged file can make the HDF5 library work for
+    ever, fill the memory or crash, and nothing in this process could stop that.
+    """
+    package = pathlib.Path(__file__).parents[2]
+    folders = [str(package), *filter(None, [os.environ.get("PYTHONPATH")])]
+    process = subprocess.run(
+        [sys.executable, "-c", _LOOK_THROUGH, os.fspath(path)],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(folders)},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+    )
+    if process.returncode:
+        # Imported here: the other process needs none of its imports.
+        from videomae_jax.processes import describe_exit
+
+        raise PretrainedError(
+            f"{path} is damaged: the process that looked through it "
+            f"{describe_exit(process.returncode)}, with at most {_MOST_SECONDS} s and "
+            f"{_MOST_MEMORY >> 20} MB; copy or download it again"
+        )
+    answer = json.loads(process.stdout)
+    if isinstance(answer, str):
+        raise PretrainedError(f"{path}: {answer}")
+    return answer
+
+
+def look_through() -> None:
+    """Prints the answer to `_find_values`, or what is wrong, as JSON."""
     try:
         import h5py
-    except ImportError as error:
-        raise PretrainedError(
-            f"{path} is an HDF5 file: reading it needs h5py (pip install h5py)"
-        ) from error
-    try:
-        with h5py.File(path) as file:
-            groups: list[Any] = [file[name] for name in _names(file, "layer_names")]
-            if not groups:
-                raise PretrainedError(f"{path} holds no weights of a Keras 2 model")
-            if "top_level_model_weights" in file:  # the mask token
-                groups.append(file["top_level_model_weights"])
-            weights = [
-                np.asarray(group[name])
-                for group in groups
-                for name in _names(group, "weight_names")
-            ]
-    except PretrainedError:
-        raise
+
+        _limit_resources()
+        with h5py.File(sys.argv[1], "r") as content:
+            answer = json.dumps(_places(content))
+            if len(answer) > MAX_HEADER:
+                raise PretrainedError("it has more weights than any model")
+    except ImportError:
+        answer = json.dumps("reading HDF5 needs h5py (pip install h5py)")
+    except PretrainedError as error:
+        answer = json.dumps(str(error))
     except Exception as error:  # a broken file can raise anything
+        reason = f"{type(error).__name__}: {error}"[:MAX_REASON]
+        answer = json.dumps(
+            f"it is damaged or cut off ({reason}); copy or download it again"
+        )
+    print(answer)
+
+
+def _limit_resources() -> None:
+    """Limits what this process may use from now on; exceeding the time ends it."""
+    import resource
+
+    with contextlib.suppress(OSError), open("/proc/self/statm") as file:
+        used = int(file.read().split()[0]) * resource.getpagesize()
+        limit = used + _MOST_MEMORY
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    seconds = math.ceil(time.process_time()) + _MOST_SECONDS
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def _places(content: Any) -> list[_Values]:
+    groups = [_child(content, name) for name in _names(content, "layer_names")]
+    if not groups:
+        raise PretrainedError("it holds no weights of a Keras 2 model")
+    top = "top_level_model_weights"  # the mask token
+    if content.get(top, getlink=True):
+        groups.append(_child(content, top))
+    return [
+        _place(_child(group, name))
+        for group in groups
+        for name in _names(group, "weight_names")
+    ]
+
+
+def _child(group: Any, path: str) -> Any:
+    """Returns what a path names; unlike h5py, follows no link to elsewhere."""
+    import h5py
+
+    for name in path.split("/"):
+        link = group.get(name, getlink=True)
+        if link is None:
+            raise PretrainedError(f"{path} is missing; copy or download the file again")
+        if not isinstance(link, h5py.HardLink):
+            raise PretrainedError(
+                f"{path} is a {type(link).__name__}, which can lead out of the file "
+                "and is not followed; save the weights of the model again"
+            )
+        group = group[name]
+    return group
+
+
+def _place(dataset: Any) -> _Values:
+    """Returns the place of a dataset, which must be stored as Keras does it."""
+    import h5py
+
+    h5d: Any = h5py.h5d
+    settings = dataset.id.get_create_plist()
+    layout = settings.get_layout()
+    kinds = {h5d.CHUNKED: "in chunks", h5d.VIRTUAL: "as a virtual dataset"}
+    if layout != h5d.CONTIGUOUS or settings.get_external_count():
+        kind = kinds.get(layout, "in other files")
+        kind = "in its header" if layout == h5d.COMPACT else kind
         raise PretrainedError(
-            f"{path} is damaged or cut off: {error}; copy or download it again"
-        ) from error
-    return name_weights(weights, os.fspath(path))
+            f"{dataset.name} is stored {kind}, which Keras does not do and is not "
+            "supported; save the weights of the model again"
+        )
+    if dataset.dtype.kind != "f":
+        raise PretrainedError(
+            f"{dataset.name} must be floating point, got {dataset.dtype}"
+        )
+    offset = dataset.id.get_offset()
+    if offset is None:
+        raise PretrainedError(f"{dataset.name} has no values")
+    return _Values(dataset.name, dataset.shape, dataset.dtype.str, offset)
 
 
-def _names(group, attribute: str) -> list[str]:
+def _names(group: Any, attribute: str) -> list[str]:
     """Returns a list of names, which Keras splits over numbered attributes if long."""
-    attributes = [attribute, *(f"{attribute}{i}" for i in range(len(group.attrs)))]
-    names = [name for key in attributes for name in group.attrs.get(key, ())]
+    numbered = (f"{attribute}{i}" for i in itertools.count())
+    numbered = itertools.takewhile(group.attrs.__contains__, numbered)
+    keys = [attribute] if attribute in group.attrs else []
+    names = [name for key in [*keys, *numbered] for name in group.attrs[key]]
     return [name.decode() if isinstance(name, bytes) else name for name in names]
 
 
@@ -81,16 +232,23 @@ def read_saved_model(folder: pathlib.Path) -> dict[str, np.ndarray]:
             f"{folder} is a TensorFlow SavedModel: reading it needs TensorFlow (pip "
             "install tensorflow-cpu); the .h5 file of the same model does not"
         ) from error
-    try:
-        checkpoint = tf.train.load_checkpoint(str(folder / "variables" / "variables"))
-    except (ValueError, tf.errors.OpError) as error:
-        raise PretrainedError(f"{folder} is damaged: {error}") from error
-    pattern = r"variables/(\d+)/\.ATTRIBUTES/VARIABLE_VALUE"
-    names = checkpoint.get_variable_to_shape_map()
-    matches = [match for name in names if (match := re.fullmatch(pattern, name))]
-    matches.sort(key=lambda match: int(match[1]))
-    weights = [checkpoint.get_tensor(match[0]) for match in matches]
-    return name_weights(weights, os.fspath(folder))
+    variables = folder / "variables"
+    with reading(folder):
+        parts = [variables / "variables.index", *variables.glob("variables.data-*")]
+        for part in parts:
+            first_bytes(part)
+        checkpoint = tf.train.load_checkpoint(str(variables / "variables"))
+        pattern = r"variables/(\d+)/\.ATTRIBUTES/VARIABLE_VALUE"
+        shapes = checkpoint.get_variable_to_shape_map()
+        types = checkpoint.get_variable_to_dtype_map()
+        matches = [match for name in shapes if (match := re.fullmatch(pattern, name))]
+        matches.sort(key=lambda match: int(match[1]))
+        names = [match[0] for match in matches]
+        size = sum(math.prod(shapes[name]) * types[name].size for name in names)
+        if size > sum(part.stat().st_size for part in parts):
+            raise PretrainedError(f"{folder}: its weights are larger than its files")
+        weights = [checkpoint.get_tensor(name) for name in names]
+        return name_weights(weights, os.fspath(folder))
 
 
 def name_weights(weights: Sequence[np.ndarray], source: str) -> dict[str, np.ndarray]:

@@ -1,7 +1,6 @@
 """Loads checkpoints of any format, which it recognizes by content, not by name."""
 
 import dataclasses
-import difflib
 import os
 import pathlib
 import re
@@ -11,7 +10,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from videomae_jax.errors import PretrainedError
+from videomae_jax.errors import PretrainedError, nearest
+from videomae_jax.files import open_regular
 from videomae_jax.interop import (
     export,
     hub,
@@ -19,12 +19,15 @@ from videomae_jax.interop import (
     keras,
     official,
     processor,
-    tensor_files,
+    torch_pickle,
 )
 from videomae_jax.interop.assemble import MAX_NAMES, Source, assemble
 from videomae_jax.interop.pretrained import Pretrained
+from videomae_jax.interop.tensor_files import first_bytes, read_safetensors, reading
 
 _HDF5 = b"\x89HDF\r\n\x1a\n"
+# Files of weights, best first.
+_WEIGHTS = ("*.safetensors", "*.bin", "*.pth", "*.pt")
 # Names of tensors that only one format has.
 _FORMATS = {
     "huggingface": r"(^|\.)encoder\.layer\.\d+\.attention\.attention\.",
@@ -95,24 +98,31 @@ def read(
 ) -> Pretrained:
     """Loads a model as `load_pretrained`, with parameters on the host if possible."""
     name = os.fspath(source)
+    with reading(name):
+        path = _local(name, revision)
+        if step != "last" and not _is_workdir(path):
+            raise PretrainedError(
+                f"step={step} needs a work directory of main.py; {name} is another kind"
+            )
+        loaded = _load(path, step, strict, fields)
+        return dataclasses.replace(loaded, source=name)
+
+
+def _local(name: str, revision: str | None) -> pathlib.Path:
+    """Returns the path of a source, downloaded if it is a name on the hub."""
     path = pathlib.Path(os.path.expanduser(name))
     if not name or not path.exists():
         # runs/typo also has the form of a name on the hub.
         in_known_folder = "/" in name and path.parent.is_dir()
         if not hub.is_name(name) or in_known_folder:
             raise PretrainedError(_not_found(name, path, in_known_folder))
-        path = hub.download(name, revision)
-    elif revision is not None:
+        return hub.download(name, revision)
+    if revision is not None:
         raise PretrainedError(
             f"{name!r} is a local path, which has no revision {revision!r}; for a "
             "model of that name on the hub, run in another folder"
         )
-    if step != "last" and not _is_workdir(path):
-        raise PretrainedError(
-            f"step={step} needs a work directory of main.py; {name} is another kind"
-        )
-    loaded = _load(path, step, strict, fields)
-    return dataclasses.replace(loaded, source=name)
+    return path
 
 
 def _not_found(name: str, path: pathlib.Path, in_known_folder: bool) -> str:
@@ -121,8 +131,7 @@ def _not_found(name: str, path: pathlib.Path, in_known_folder: bool) -> str:
     if not in_known_folder:
         return message
     siblings = [str(x) for x in path.parent.iterdir()]
-    nearest = difflib.get_close_matches(str(path), siblings, n=1, cutoff=0.8)
-    message += f"; the nearest is {nearest[0]}" if nearest else ""
+    message += nearest(str(path), siblings, cutoff=0.8)
     if hub.is_name(name):
         message += f". For a model on the hub, run where no folder {path.parent} is"
     return message
@@ -155,8 +164,8 @@ def _open_folder(folder: pathlib.Path) -> Source:
         return Source(str(folder), "keras", keras.read_saved_model(folder))
     states = sorted(folder.glob("*mp_rank_*_model_states.pt"))
     if (folder / "latest").exists() and not states:  # DeepSpeed's outer folder
-        tag = (folder / "latest").read_text().strip()
-        states = sorted((folder / tag).glob("*mp_rank_*_model_states.pt"))
+        inner = folder / _deepspeed_tag(folder / "latest")
+        states = sorted(inner.glob("*mp_rank_*_model_states.pt"))
     if len(states) > 1:
         raise PretrainedError(
             f"{folder}: the model is split over {len(states)} files, as "
@@ -170,7 +179,10 @@ def _open_folder(folder: pathlib.Path) -> Source:
     else:
         tensors = {}
         for file in files:
-            tensors |= tensor_files.read_tensors(file)[0]
+            shard = _read_tensors(file)[0]
+            if twice := tensors.keys() & shard.keys():
+                raise PretrainedError(f"{file}: {min(twice)} is in another file too")
+            tensors |= shard
         source = _with_config(_recognize(str(folder), tensors), folder)
     if source.format == "huggingface" and not (folder / "config.json").exists():
         raise PretrainedError(
@@ -180,6 +192,15 @@ def _open_folder(folder: pathlib.Path) -> Source:
     return source
 
 
+def _deepspeed_tag(file: pathlib.Path) -> str:
+    """Returns the name of the folder of the latest checkpoint."""
+    with reading(file), open_regular(file) as opened:
+        tag = opened.read(256).decode().strip()
+        if tag in ("", ".", "..") or pathlib.PurePath(tag).name != tag:
+            raise ValueError("it must name a folder beside it")
+        return tag
+
+
 def _weights(folder: pathlib.Path) -> list[pathlib.Path]:
     """Returns the files of the weights in a folder, as transformers finds them."""
     for name in ("model.safetensors", "pytorch_model.bin"):
@@ -187,7 +208,7 @@ def _weights(folder: pathlib.Path) -> list[pathlib.Path]:
             return [folder / name]
         if (folder / f"{name}.index.json").exists():
             return _shards(folder / f"{name}.index.json")
-    for pattern in ("*.safetensors", "*.bin", "*.pth", "*.pt"):
+    for pattern in _WEIGHTS:
         files = sorted(folder.glob(pattern))
         if len(files) == 1:
             return files
@@ -197,12 +218,26 @@ def _weights(folder: pathlib.Path) -> list[pathlib.Path]:
                 f"({', '.join(file.name for file in files[:MAX_NAMES])}) without an "
                 "index; pass one file"
             )
+    # The folder of all runs, or one inside a run, such as `checkpoints`.
+    near = [x for x in sorted(folder.iterdir()) if x.is_dir() and _holds_model(x)]
+    near += filter(_is_workdir, folder.absolute().parents[:2])
+    if models := [str(x) for x in near]:
+        raise PretrainedError(
+            f"{folder} is not a model; pass one of: {', '.join(models[:MAX_NAMES])}"
+            + (", ..." if len(models) > MAX_NAMES else "")
+        )
     names = sorted(file.name for file in folder.iterdir())[:MAX_NAMES]
     raise PretrainedError(
         f"{folder} holds no weights in a known format; expected safetensors, "
         "pytorch_model.bin, .pth, saved_model.pb, DeepSpeed's model states or "
         f"checkpoints of this library, found {', '.join(names) or 'no files'}"
     )
+
+
+def _holds_model(folder: pathlib.Path) -> bool:
+    """Returns whether a folder seems to hold a model; reads no file."""
+    is_weights = any(next(folder.glob(x), None) for x in _WEIGHTS)
+    return is_weights or _is_workdir(folder) or (folder / "saved_model.pb").exists()
 
 
 def _shards(index: pathlib.Path) -> list[pathlib.Path]:
@@ -221,7 +256,7 @@ def _shards(index: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _open_file(path: pathlib.Path) -> Source:
-    if tensor_files.first_bytes(path).startswith(_HDF5):
+    if first_bytes(path).startswith(_HDF5):
         return Source(str(path), "keras", keras.read_h5(path))
     shard = re.search(r"-(\d{5})-of-(\d{5})\.", path.name)
     if shard and int(shard[2]) > 1:
@@ -229,7 +264,7 @@ def _open_file(path: pathlib.Path) -> Source:
             f"{path} is one file of {int(shard[2])}; pass the folder that holds all of "
             "them and their index"
         )
-    tensors, arguments = tensor_files.read_tensors(path)
+    tensors, arguments = _read_tensors(path)
     source = _recognize(str(path), tensors)
     if source.format == "official":
         for ours, theirs in _ARGUMENTS.items():
@@ -240,6 +275,61 @@ def _open_file(path: pathlib.Path) -> Source:
             if isinstance(arguments.get(name), bool):
                 source.normalized_targets = arguments[name]
     return _with_config(source, path.parent)
+
+
+def _read_tensors(path: pathlib.Path) -> tuple[dict[str, Any], Mapping[str, Any]]:
+    """Returns the tensors of a file, and the arguments of the script that wrote it.
+
+    Raises:
+        PretrainedError: if it cannot be opened, is damaged, or of another kind.
+    """
+    head = first_bytes(path)
+    if head.startswith(b"PK"):
+        return _torch_tensors(path)
+    if head[8:9] == b"{":
+        return read_safetensors(path), {}
+    hint = ""
+    if not head:
+        hint = ": it is empty"
+    elif head[:2] in (b"\x80\x02", b"\x80\x04", b"\x80\x05"):
+        hint = (
+            ". It is a pickle without an archive, as written by PyTorch before 1.6; "
+            "open it with PyTorch and save it again with torch.save"
+        )
+    elif head.startswith(b"version https://"):
+        hint = ". It is a Git LFS pointer; run `git lfs pull` to fetch the file"
+    raise PretrainedError(
+        f"{path} is neither safetensors nor a PyTorch .pth nor HDF5{hint}"
+    )
+
+
+def _torch_tensors(
+    path: pathlib.Path,
+) -> tuple[dict[str, torch_pickle.Tensor], Mapping[str, Any]]:
+    content = torch_pickle.read(path)
+    content = content if isinstance(content, dict) else {}
+    candidates = [content.get(key) for key in ("model", "module", "state_dict")]
+    weights = next((x for x in candidates if isinstance(x, dict)), content)
+    tensors = {
+        name: x
+        for name, x in weights.items()
+        if isinstance(x, torch_pickle.Tensor) and isinstance(name, str)
+    }
+    arguments = content.get("args")
+    if isinstance(arguments, torch_pickle.Inert):
+        arguments = vars(arguments)
+    if not tensors:
+        raise PretrainedError(
+            f"{path} holds no weights; looked under 'model', 'module', 'state_dict' "
+            "and at the top level"
+        )
+    for tensor in tensors.values():
+        tensor.check()
+    # A tensor may have two names. If all were views of the same values, a small file
+    # could fill any memory.
+    if sum(x.nbytes for x in tensors.values()) > 2 * path.stat().st_size:
+        raise PretrainedError(f"{path}: its tensors are larger together than the file")
+    return tensors, arguments if isinstance(arguments, dict) else {}
 
 
 def _recognize(path: str, tensors: Mapping[str, Any]) -> Source:

@@ -94,7 +94,7 @@ def read(
         framing = _framing(settings)
         _check_size(framing, settings, image_size)
         return _pixel_stats(settings, channels), framing
-    except (ConfigError, KeyError, TypeError, ValueError) as error:
+    except Exception as error:  # any value of any type can stand there
         raise PretrainedError(
             f"{folder}: {name}: {error}. Edit the file, or remove it to use this "
             "library's preprocessing"

@@ -1,88 +1,68 @@
-"""Reads the tensors of a single file, whose first bytes show its kind."""
+"""Opens files of weights, which are not trusted: their size bounds all that is read."""
 
+import contextlib
+import os
 import pathlib
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator
 
-import jax
 import numpy as np
 
-from videomae_jax.errors import PretrainedError
-from videomae_jax.interop import torch_pickle
+from videomae_jax.errors import CheckpointError, PretrainedError
+from videomae_jax.files import open_regular
+
+# What describes the tensors of a file may have this many bytes: some ten times as many
+# as for thousands of tensors, and few enough to be read within seconds.
+MAX_HEADER = 2**22
+MAX_REASON = 300  # characters of it in a message
 
 
-def read_tensors(path: pathlib.Path) -> tuple[dict[str, Any], Mapping[str, Any]]:
-    """Returns the tensors of a file, and the arguments of the script that wrote it.
+@contextlib.contextmanager
+def reading(path: str | os.PathLike) -> Iterator[None]:
+    """Makes a PretrainedError, which names the file, of every error inside.
 
-    Raises:
-        PretrainedError: if it cannot be opened, is damaged, or of another kind.
+    A damaged or hostile file can make any code fail in any way, and no list of types
+    of errors would be complete. The original error is the cause of the new one.
     """
-    head = first_bytes(path)
-    if head.startswith(b"PK"):
-        return _torch_tensors(path)
-    if head[8:9] == b"{":
-        return read_safetensors(path), {}
-    hint = ""
-    if not head:
-        hint = ": it is empty"
-    elif head[:2] in (b"\x80\x02", b"\x80\x04", b"\x80\x05"):
-        hint = (
-            ". It is a pickle without an archive, as written by PyTorch before 1.6; "
-            "open it with PyTorch and save it again with torch.save"
-        )
-    elif head.startswith(b"version https://"):
-        hint = ". It is a Git LFS pointer; run `git lfs pull` to fetch the file"
-    raise PretrainedError(
-        f"{path} is neither safetensors nor a PyTorch .pth nor HDF5{hint}"
-    )
+    try:
+        yield
+    except (PretrainedError, CheckpointError):
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno:
+            reason = error.strerror
+            raise PretrainedError(f"{path} cannot be opened: {reason}") from error
+        reason = f"{type(error).__name__}: {str(error)[:MAX_REASON]}"
+        raise PretrainedError(
+            f"{path} is malformed, damaged or cut off ({reason}); copy or download it "
+            "again"
+        ) from error
 
 
 def first_bytes(path: pathlib.Path) -> bytes:
     """Returns the first 16 bytes; raises PretrainedError if it cannot be opened."""
-    try:
-        with open(path, "rb") as file:
-            return file.read(16)
-    except OSError as error:
-        raise PretrainedError(f"{path} cannot be opened: {error.strerror}") from error
+    with reading(path), open_regular(path) as file:
+        return file.read(16)
 
 
 def read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """Returns the arrays of a safetensors file; raises PretrainedError if damaged."""
+    """Returns the arrays of a safetensors file; raises PretrainedError if damaged.
+
+    The library compares the sizes of all tensors with that of the file.
+    """
+    import jax
+
     try:
         import safetensors.flax
     except ImportError as error:
         raise PretrainedError(
             f"reading {path} needs safetensors (pip install safetensors)"
         ) from error
-    try:
-        # As JAX arrays, which support bfloat16; on the host.
-        with jax.default_device(jax.local_devices(backend="cpu")[0]):
-            tensors = safetensors.flax.load_file(path)
-    except (safetensors.SafetensorError, OSError, ValueError) as error:
+    header = int.from_bytes(first_bytes(path)[:8], "little")
+    if MAX_HEADER < header <= os.path.getsize(path):
         raise PretrainedError(
-            f"{path} is damaged or cut off ({error}); copy or download it again"
-        ) from error
-    return {name: np.asarray(x) for name, x in tensors.items()}
-
-
-def _torch_tensors(
-    path: pathlib.Path,
-) -> tuple[dict[str, torch_pickle.Tensor], Mapping[str, Any]]:
-    content = torch_pickle.read(path)
-    content = content if isinstance(content, dict) else {}
-    candidates = [content.get(key) for key in ("model", "module", "state_dict")]
-    weights = next((x for x in candidates if isinstance(x, dict)), content)
-    tensors = {
-        name: x
-        for name, x in weights.items()
-        if isinstance(x, torch_pickle.Tensor) and isinstance(name, str)
-    }
-    arguments = content.get("args")
-    if isinstance(arguments, torch_pickle.Inert):
-        arguments = vars(arguments)
-    if not tensors:
-        raise PretrainedError(
-            f"{path} holds no weights; looked under 'model', 'module', 'state_dict' "
-            "and at the top level"
+            f"{path}: a header of {header} bytes; expected at most {MAX_HEADER}"
         )
-    return tensors, arguments if isinstance(arguments, dict) else {}
+    # As JAX arrays, which support bfloat16; on the host.
+    with reading(path), jax.default_device(jax.local_devices(backend="cpu")[0]):
+        tensors = safetensors.flax.load_file(path)
+        return {name: np.asarray(x) for name, x in tensors.items()}

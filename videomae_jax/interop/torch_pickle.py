@@ -2,7 +2,8 @@
 
 Such a file is a zip archive with a pickle in it, and a pickle can call any function.
 This reader builds only tensors and their containers. Other classes that checkpoints are
-known to hold become inert objects, and everything else is refused.
+known to hold become inert objects, and everything else is refused. Whatever a file
+says, the time and memory of reading it are bounded by its size.
 """
 
 import collections
@@ -11,12 +12,15 @@ import math
 import os
 import pickle
 import zipfile
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
 
 from videomae_jax.errors import PretrainedError
+from videomae_jax.files import open_regular
+from videomae_jax.interop.tensor_files import MAX_HEADER, reading
 
 _DTYPES = {
     "DoubleStorage": np.float64,
@@ -49,40 +53,64 @@ _INERT = {
 }
 
 
+class _Storage(NamedTuple):
+    archive: "_Archive"
+    dtype: np.dtype
+    key: str
+
+
 class Tensor:
     """A tensor still in its file, whose shape is known."""
 
-    def __init__(self, storage, offset: int, shape: tuple, strides: tuple):
-        """Represents a view of a storage; offset and strides count elements."""
-        self._storage, self._offset, self._strides = storage, offset, tuple(strides)
-        self.shape = tuple(shape)
+    def __init__(self, storage: _Storage, offset: int, shape: tuple, strides: tuple):
+        """Represents a view of a storage; offset and strides count elements.
+
+        Raises:
+            TypeError: the arguments are of other types, or no sizes.
+        """
+        if not (
+            isinstance(storage, _Storage)
+            and isinstance(shape, tuple)
+            and isinstance(strides, tuple)
+            and len(shape) == len(strides) <= _MOST_DIMENSIONS
+            and all(type(x) is int and 0 <= x < 2**63 for x in shape + strides)
+            and type(offset) is int
+            and 0 <= offset < 2**63
+        ):
+            raise TypeError("a tensor must be a view of a storage")
+        self._storage, self._offset, self._strides = storage, offset, strides
+        self.shape = shape
+
+    @property
+    def nbytes(self) -> int:
+        """The size of the values in bytes."""
+        return math.prod(self.shape) * self._storage.dtype.itemsize
+
+    def check(self) -> None:
+        """Raises PretrainedError unless the file holds all values."""
+        archive, dtype, key = self._storage
+        length = archive.size(f"data/{key}") // dtype.itemsize
+        reach = (n - 1 for n in self.shape)
+        last = sum(n * s for n, s in zip(reach, self._strides, strict=True))
+        count = math.prod(self.shape)
+        # Zero strides could make a small file fill any memory.
+        if count and (self._offset + last >= length or count > length):
+            raise archive.error(
+                "holds a tensor that cannot be read: it reaches beyond its data; copy "
+                "or download the file again"
+            )
 
     def load(self) -> np.ndarray:
         """Reads the values, in the dtype of the file."""
+        self.check()
         archive, dtype, key = self._storage
-        try:
-            values = np.frombuffer(archive.storage(key), dtype)
-            reach = (n - 1 for n in self.shape)
-            last = sum(n * s for n, s in zip(reach, self._strides, strict=True))
-            count = math.prod(self.shape)
-            if count and not (
-                min(self.shape + self._strides, default=0) >= 0
-                and 0 <= self._offset <= self._offset + last < len(values)
-                # Zero strides could make a small file fill any memory.
-                and count <= len(values)
-            ):
-                raise ValueError("it reaches beyond its data")
-            return np.lib.stride_tricks.as_strided(
-                values[self._offset :],
-                self.shape,
-                [stride * values.itemsize for stride in self._strides],
-                writeable=False,
-            )
-        except (ValueError, TypeError) as error:
-            raise archive.error(
-                f"holds a tensor that cannot be read: {error}; copy or download the "
-                "file again"
-            ) from error
+        values = np.frombuffer(archive.content(f"data/{key}"), dtype)
+        return np.lib.stride_tricks.as_strided(
+            values[self._offset :],
+            self.shape,
+            [stride * values.itemsize for stride in self._strides],
+            writeable=False,
+        )
 
 
 class Inert:
@@ -92,9 +120,9 @@ class Inert:
         """Ignores all arguments."""
 
     def __setstate__(self, state):
-        """Keeps the fields that an ordinary object pickles."""
+        """Keeps the fields that an ordinary object pickles, and copies nothing."""
         if isinstance(state, dict):
-            self.__dict__.update(state)
+            self.__dict__ = state
 
     def _ignore(self, *args):
         """Ignores what a list or dictionary would keep."""
@@ -102,35 +130,45 @@ class Inert:
     __setitem__ = append = extend = _ignore
 
 
+_SAVE_WEIGHTS = (
+    "open it with PyTorch and save its weights alone: "
+    'torch.save({"model": weights}, "new.pth")'
+)
+# None of these copies a container: a file could ask for any number of copies.
 _REBUILT = {
-    "collections.OrderedDict": collections.OrderedDict,
-    "builtins.set": set,
-    "__builtin__.set": set,
-    "torch.Size": tuple,
+    "collections.OrderedDict": lambda: collections.OrderedDict(),
+    "torch.Size": lambda sizes: sizes,
     "torch._utils._rebuild_tensor_v2": lambda *fields: Tensor(*fields[:4]),
     "torch._utils._rebuild_tensor": lambda *fields: Tensor(*fields[:4]),
     "torch._utils._rebuild_parameter": lambda tensor, *_: tensor,
 }
+_MOST_DIMENSIONS = 64  # of PyTorch's and NumPy's arrays
+_MOST_ARGUMENTS = 16
+# A checkpoint of ViT-L with its optimizer needs some 50,000; so many take seconds.
+_MOST_STEPS = 5_000_000
 
 
 def read(path: str | os.PathLike) -> Any:
     """Reads a file of `torch.save`: containers as they are, tensors as `Tensor`.
 
     Raises:
-        PretrainedError: if the file is damaged or of PyTorch before 1.6, or if loading
-            it would run code.
+        PretrainedError: if the file is damaged or of PyTorch before 1.6, if loading it
+            would run code, or take far longer than any model.
     """
-    return _Archive(os.fspath(path)).load()
+    with reading(path):
+        return _Archive(os.fspath(path)).load()
 
 
 class _Archive:
     def __init__(self, path: str):
         self._path = path
         self._last: tuple[str, bytes] | None = None
-        try:
-            self._zip = zipfile.ZipFile(path)
-        except Exception as error:  # a broken archive can raise anything
-            raise self.error(f"cannot be opened: {error}") from error
+        with open_regular(path) as file:
+            end = zipfile._EndRecData(file)  # pyright: ignore
+            if end and end[zipfile._ECD_SIZE] > MAX_HEADER:  # pyright: ignore
+                raise self.error("is a zip archive of more files than any model has")
+            self._size = file.seek(0, os.SEEK_END)
+        self._zip = zipfile.ZipFile(path)
         names = self._zip.namelist()
         pickles = [name for name in names if name.endswith("/data.pkl")]
         if len(pickles) != 1:
@@ -142,22 +180,38 @@ class _Archive:
     def error(self, problem: str) -> PretrainedError:
         return PretrainedError(f"{self._path} {problem}")
 
+    def size(self, name: str) -> int:
+        """Returns the size of a file in the archive in bytes."""
+        return self._checked(name).file_size
+
     def content(self, name: str) -> bytes:
+        """Returns a file in the archive; keeps the last, which many tensors may share.
+
+        zipfile compares its checksum.
+        """
+        if self._last is None or self._last[0] != name:
+            entry = self._checked(name)
+            try:
+                self._last = name, self._zip.read(entry)
+            except Exception as error:  # a broken archive can raise anything
+                raise self._damaged(error) from error
+        return self._last[1]
+
+    def _checked(self, name: str) -> zipfile.ZipInfo:
         try:
             entry = self._zip.getinfo(self._root + name)
-            if entry.compress_type != zipfile.ZIP_STORED:
-                raise ValueError("it is compressed, but PyTorch compresses nothing")
-            return self._zip.read(entry)
-        except Exception as error:  # a broken archive can raise anything
-            raise self.error(
-                f"is damaged or cut off ({error}); copy or download it again"
-            ) from error
+        except KeyError as error:
+            raise self._damaged(error) from error
+        if entry.compress_type != zipfile.ZIP_STORED:
+            raise self._damaged("it is compressed, but PyTorch compresses nothing")
+        if not entry.file_size == entry.compress_size <= self._size:
+            raise self._damaged(f"{name} would be larger than the file")
+        return entry
 
-    def storage(self, key: str) -> bytes:
-        """Returns a storage; keeps the last one, which many tensors may share."""
-        if self._last is None or self._last[0] != key:
-            self._last = key, self.content(f"data/{key}")
-        return self._last[1]
+    def _damaged(self, reason: object) -> PretrainedError:
+        return self.error(
+            f"is damaged or cut off ({reason}); copy or download it again"
+        )
 
     def load(self) -> Any:
         unpickler = _Unpickler(io.BytesIO(self.content("data.pkl")), self)
@@ -166,34 +220,128 @@ class _Archive:
         except PretrainedError:
             raise
         except Exception as error:  # a broken pickle can raise anything
-            raise self.error(f"holds a pickle that cannot be read: {error}") from error
+            raise self.error(
+                f"holds a pickle that cannot be read: {type(error).__name__}: {error}"
+            ) from error
 
 
 # In Python: the faster one in C allocates a table of any size that a file asks for.
-class _Unpickler(pickle._Unpickler):
+_Base: Any = pickle._Unpickler  # of which type checkers know only some methods
+
+
+class _Unpickler(_Base):
     def __init__(self, file, archive: _Archive):
         super().__init__(file, encoding="utf-8")
         self._archive = archive
+        self._steps = 0
+
+    def count(self, steps: int) -> None:
+        """Raises PretrainedError after more steps than any model needs."""
+        self._steps += steps
+        if self._steps > _MOST_STEPS:
+            raise self._archive.error(
+                f"holds a pickle of more than {_MOST_STEPS} steps, which is refused. "
+                f"If you trust the file, {_SAVE_WEIGHTS}"
+            )
 
     def find_class(self, module, name):
         full = f"{module}.{name}"
         if full in _REBUILT:
             return _REBUILT[full]
+        if full in ("builtins.set", "__builtin__.set"):
+            return self._set
         if module == "torch" and name in _DTYPES:
             return name
         if name in _INERT.get(module, "").split():
             return Inert
         raise self._archive.error(
             f"asks for {full} when loaded, which could run code, so it is refused. If "
-            "you trust the file, open it with PyTorch and save its weights alone: "
-            'torch.save({"model": weights}, "new.pth")'
+            f"you trust the file, {_SAVE_WEIGHTS}"
         )
 
     def persistent_load(self, pid):
-        try:
-            kind, dtype, key, *_ = pid
-            if kind == "storage" and isinstance(key, str):
-                return self._archive, np.dtype(_DTYPES[dtype]), key
-        except (TypeError, ValueError, KeyError):
-            pass
+        if isinstance(pid, tuple) and 3 <= len(pid) <= _MOST_ARGUMENTS:
+            kind, dtype, key = pid[:3]
+            if isinstance(dtype, str) and dtype in _DTYPES and isinstance(key, str):
+                if kind == "storage":
+                    return _Storage(self._archive, np.dtype(_DTYPES[dtype]), key)
         raise self._archive.error("refers to an object that is not a tensor storage")
+
+    def _set(self, items: list) -> set:
+        self.count(len(items))
+        self._check_keys(items)
+        return set(items)
+
+    def _check_keys(self, keys: Iterable) -> None:
+        """Raises PretrainedError for keys that may take for ever to be looked up.
+
+        These are tuples that hold each other, and large numbers with the same hash.
+        """
+        for key in keys:
+            is_number = isinstance(key, int | float) and abs(key) < 2**60
+            if not isinstance(key, str) and not is_number:
+                raise self._archive.error(
+                    f"holds a dictionary or set with a {type(key).__name__} as a key; "
+                    "expected strings and numbers"
+                )
+
+    def _check_arguments(self) -> None:
+        arguments = self.stack[-1]
+        if not isinstance(arguments, tuple) or len(arguments) > _MOST_ARGUMENTS:
+            raise ValueError("arguments must be a short tuple")
+
+    def load_setitem(self):
+        self._check_keys(self.stack[-2:-1])
+        super().load_setitem()
+
+    def load_setitems(self):
+        self._check_keys(self.stack[::2])
+        super().load_setitems()
+
+    def load_additems(self):
+        self._check_keys(self.stack)
+        super().load_additems()
+
+    def load_reduce(self):
+        self._check_arguments()
+        super().load_reduce()
+
+    def load_newobj(self):
+        self._check_arguments()
+        super().load_newobj()
+
+    def load_build(self):
+        # Attributes of dictionaries, such as _metadata, are not needed.
+        state = self.stack.pop()
+        if isinstance(self.stack[-1], Inert):
+            self.stack[-1].__setstate__(state)
+
+
+class _Dispatch(dict):
+    def __missing__(self, opcode: int):
+        raise ValueError(f"torch.save does not write the opcode {bytes([opcode])!r}")
+
+
+def _counted(load: Callable[[_Unpickler], None]) -> Callable[[_Unpickler], None]:
+    def counted(unpickler: _Unpickler) -> None:
+        unpickler.count(1)
+        load(unpickler)
+
+    return counted
+
+
+# What torch.save writes by any protocol. Other opcodes ask for memory of any size, or
+# for numbers that take for ever to be looked up.
+_OPCODES = """
+    PROTO FRAME MARK POP POP_MARK DUP STOP NONE NEWTRUE NEWFALSE BININT BININT1 BININT2
+    LONG1 LONG4 BINFLOAT BINUNICODE SHORT_BINUNICODE BINUNICODE8 BINSTRING
+    SHORT_BINSTRING BINBYTES SHORT_BINBYTES BINBYTES8 EMPTY_TUPLE TUPLE TUPLE1 TUPLE2
+    TUPLE3 EMPTY_LIST LIST APPEND APPENDS EMPTY_DICT SETITEM SETITEMS EMPTY_SET ADDITEMS
+    GLOBAL STACK_GLOBAL NEWOBJ REDUCE BUILD BINPERSID BINGET LONG_BINGET BINPUT
+    LONG_BINPUT MEMOIZE
+"""
+_CODES = [getattr(pickle, name)[0] for name in _OPCODES.split()]
+_Unpickler.dispatch = _Dispatch(
+    (code, _counted(getattr(_Unpickler, _Base.dispatch[code].__name__)))
+    for code in _CODES
+)
