@@ -11,13 +11,25 @@ import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from typing import IO, TYPE_CHECKING, Any, TypeVar
 
-from videomae_jax.errors import UserError
+from videomae_jax.errors import OutputError, UserError
 
 if TYPE_CHECKING:
     from etils import epath
 
 # A pathlib.Path, or an epath.Path, which may name an object of a store (gs://...).
 _Path = TypeVar("_Path", pathlib.Path, "epath.Path")
+
+# What to do about errors of writing.
+_REMEDIES = {
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "your quota is used up: delete other files, or ask for more",
+    errno.EFBIG: "raise the limit of file sizes (ulimit -f), or use another disk",
+    errno.EROFS: "mount it for writing, or use another folder",
+    errno.EACCES: "allow this user to write there, or use another folder",
+    errno.EPERM: "allow this user to write there, or use another folder",
+    errno.ENOENT: "its folder does not exist, or was removed",
+    errno.ESTALE: "its folder was removed on the file server",
+}
 
 # Ends the names of files that are not finished.
 PARTIAL_SUFFIX = ".part"
@@ -130,6 +142,67 @@ def file_size(path: str) -> int | None:
         return None
 
 
+@contextlib.contextmanager
+def writing(
+    path: str | os.PathLike, temporary: str | os.PathLike | None = None
+) -> Iterator[None]:
+    """Makes one sentence of the system's errors when the body writes a file.
+
+    Errors that name other files are left as they are.
+
+    Args:
+        path: the file that the body writes, or the folder that it creates.
+        temporary: the name that the file has until it is complete.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except OSError as error:
+        if error.filename is None:
+            is_of_path = error.errno in _REMEDIES
+        else:  # the file, a folder on the way to it, or its temporary name
+            name = os.fspath(error.filename)
+            is_of_path = os.fspath(path).startswith(name) or (
+                temporary is not None and name == os.fspath(temporary)
+            )
+        if error.errno is None or not is_of_path:
+            raise
+        raise output_error(path, error.errno) from error
+
+
+def output_error(path: str | os.PathLike, code: int) -> OutputError:
+    """Returns the error of a file or folder that cannot be written.
+
+    Args:
+        path: the file.
+        code: the reason, of `errno`.
+    """
+    is_full = code in (errno.ENOSPC, errno.EDQUOT)
+    space = _free_space(path) if is_full else ""
+    details = [os.strerror(code).lower(), space, _REMEDIES.get(code)]
+    return OutputError(
+        f"{os.fspath(path)} cannot be written: {'; '.join(filter(None, details))}"
+    )
+
+
+def _free_space(path: str | os.PathLike) -> str:
+    """Returns how much may be written to the disk of a file; "" if not known."""
+    folder = pathlib.Path(path).absolute()
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    try:
+        disk = os.statvfs(folder)
+    except OSError:
+        return ""
+    if disk.f_files and not disk.f_favail:
+        return f"no room for another file (df -i {folder})"
+    return f"{disk.f_bavail * disk.f_frsize / 2**20:.1f} MiB of its disk are free"
+
+
 def partial_path(path: _Path) -> _Path:
     """Returns a unique temporary name beside `path`, which `remove_partial` finds."""
     return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{PARTIAL_SUFFIX}")
@@ -144,14 +217,19 @@ def atomic_path(path: _Path) -> Iterator[_Path]:
 
     Args:
         path: a pathlib.Path or an epath.Path; its folder must exist.
+
+    Raises:
+        OutputError: the file cannot be written.
     """
     temporary = partial_path(path)
     try:
-        yield temporary
+        with writing(path, temporary):
+            yield temporary
         if not is_url(temporary):
-            with open(temporary, "rb") as file:
+            with open(temporary, "rb") as file, writing(path):
                 os.fsync(file.fileno())
-        temporary.replace(path)
+        with writing(path, temporary):
+            temporary.replace(path)
     except BaseException:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -245,7 +323,7 @@ class JsonLines:
 
     def append(self, rows: Iterable[dict]) -> None:
         """Appends rows, creating the file if needed."""
-        with self.path.open("a") as file:
+        with writing(self.path), self.path.open("a") as file:
             file.write("".join(map(self._line, rows)))
 
     @staticmethod

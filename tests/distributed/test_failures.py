@@ -2,7 +2,9 @@
 
 import logging
 import os
+import shutil
 import time
+import uuid
 
 import jax
 import pytest
@@ -32,13 +34,18 @@ def two_processes(monkeypatch):
     monkeypatch.setattr(hosts, "gather", lambda value: [value] * 2)
     monkeypatch.setattr(hosts, "names", lambda: ["host-a", "host-b"])
     monkeypatch.setattr(failures, "_FAREWELL_SECONDS", 0)
+    monkeypatch.setattr(failures, "_watch", None)  # is set, and restored
+    # One run: `gather` would tell process 1 the number that process 0 has chosen.
+    number = uuid.uuid4()
+    monkeypatch.setattr(failures.uuid, "uuid4", lambda: number)
     monkeypatch.setattr("logging.Logger.propagate", True, raising=False)
     return codes
 
 
 ERRORS = [
     (CompleteRunError("complete with other settings"), 2, False),
-    (ConfigError("config.batch_size=3 must be 4\nand more"), 1, True),
+    (ConfigError("config.batch_size=3 must be 4\nand more"), 2, False),
+    (RecordError("videos.txt: not found"), 1, False),
     (ZeroDivisionError("a mistake of the code"), 1, True),
 ]
 
@@ -65,7 +72,45 @@ def test_all_processes_end_with_the_exit_code_of_one(
         watch = failures._Watch(tmp_path)
         watch._thread.join(10)
     assert two_processes == [code, code]
-    assert caplog.messages[-1] == own and failed.endswith(f"\nexit_code={code}\n")
+    assert caplog.messages[-1] == own
+    assert failed.rstrip().splitlines()[-1].startswith(f"exit_code={code} run=")
+
+
+def test_a_full_disk_does_not_hide_the_error(two_processes, tmp_path):
+    """The report is written over a file that has its size already."""
+    with pytest.raises(Ended), failures.ending_together(str(tmp_path)):
+        size = (tmp_path / "last_error.txt").stat().st_size
+        raise RecordError("é" * 10**6)
+    assert (tmp_path / "last_error.txt").stat().st_size == size
+    assert "failed: RecordError: éé" in (tmp_path / "last_error.txt").read_text()
+
+
+def test_the_error_of_another_run_is_ignored(two_processes, tmp_path, monkeypatch):
+    """Somebody starts a second run with a mistake in the same work directory."""
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    monkeypatch.setattr(failures, "_POLL_SECONDS", 0.01)
+    (tmp_path / "last_error.txt").write_text("a mistake\nexit_code=2 run=0ther\n")
+    watch = failures._Watch(tmp_path)
+    time.sleep(0.1)
+    assert watch._thread.is_alive() and not two_processes
+    watch.close()
+
+
+def test_all_end_when_the_work_directory_is_removed(
+    two_processes, tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setattr(failures, "_POLL_SECONDS", 0.01)
+    monkeypatch.setattr(failures.threading, "excepthook", lambda _: None)
+    watch = failures._Watch(tmp_path / "run")
+    (tmp_path / "run").mkdir()
+    deadline = time.monotonic() + 10
+    while not (tmp_path / "run" / "last_error.txt").exists():
+        assert time.monotonic() < deadline
+    time.sleep(0.1)
+    shutil.rmtree(tmp_path / "run")
+    watch._thread.join(10)
+    assert two_processes == [1]
+    assert "was removed" in caplog.messages[-1]
 
 
 def test_half_a_report_is_not_taken_for_the_whole(two_processes, tmp_path, monkeypatch):

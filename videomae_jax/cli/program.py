@@ -5,7 +5,8 @@ Exit codes:
     0    done
     1    failed; the last line says why, or a traceback shows a defect of this library
     2    wrong arguments: unknown, out of range, or not fitting each other, and the same
-         of config files and fields; or nothing was done because a run is complete
+         of config files and fields; or nothing was done because a run is complete, or
+         because another process writes to the work directory
     130  interrupted by Ctrl-C; what was written is kept
     143  training was stopped by SIGTERM or Ctrl-C, after it has saved its last step
 
@@ -19,6 +20,7 @@ import platform
 import select
 import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from importlib import metadata
 from typing import NoReturn
@@ -107,10 +109,12 @@ def run(main: Callable[[], int]) -> int:
 
 
 def end(code: int) -> NoReturn:
-    """Ends this process with an exit code."""
-    if code == INTERRUPTED:
+    """Ends this process with an exit code; after a failure, whatever still runs."""
+    threads = set(threading.enumerate()) - {threading.current_thread()}
+    if code == INTERRUPTED or (code and not all(x.daemon for x in threads)):
         # Threads of JAX may still compile. They crash if the interpreter is taken down
-        # under them; worker processes and shared memory end with this process.
+        # under them. Threads of Orbax may wait for others, of a save that has failed.
+        # Worker processes and shared memory end with this process.
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
         os._exit(code)

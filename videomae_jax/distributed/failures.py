@@ -2,7 +2,12 @@
 
 An error raised in one process is written to `last_error.txt` in the work directory,
 with its exit code. A thread of every other process polls that file and ends its process
-with the same code. Without it the others would wait in a collective operation.
+with the same code. Without it the others would wait in a collective operation. The file
+names the run: another one, started by mistake with the same work directory, reports its
+errors there, too.
+
+The file has its full size from the start: on a full disk, too, an error can be written
+over it.
 
 A process that is killed, or loses its host, cannot write the file. JAX's coordination
 service, a part of process 0, then misses its heartbeats and aborts the others. JAX's
@@ -18,6 +23,7 @@ import re
 import threading
 import time
 import traceback
+import uuid
 from collections.abc import Iterator
 from typing import NoReturn
 
@@ -25,7 +31,7 @@ import jax
 from jax.experimental import multihost_utils
 
 from videomae_jax.distributed import hosts
-from videomae_jax.errors import UserError
+from videomae_jax.errors import OutputError, UserError
 
 log = logging.getLogger(__name__)
 
@@ -34,8 +40,11 @@ _POLL_SECONDS = 1
 # must have read the file by then.
 _FAREWELL_SECONDS = 4
 _MAX_CHARACTERS = 4000
-# The last line of the file; without it the file is still being written.
-_EXIT_CODE = re.compile(r"exit_code=(\d+)\n\Z")
+_FILE_BYTES = 4 * _MAX_CHARACTERS + 1000
+# The last line of the report; without it the file is still being written.
+_EXIT_CODE = re.compile(r"exit_code=(\d+) run=(\w+)\n\s*\Z")
+
+_watch: "_Watch | None" = None  # of this process, while it runs with others
 
 
 @contextlib.contextmanager
@@ -52,7 +61,8 @@ def ending_together(workdir: str) -> Iterator[None]:
     if jax.process_count() == 1:
         yield
         return
-    watch = _Watch(pathlib.Path(workdir))
+    global _watch
+    _watch = watch = _Watch(pathlib.Path(workdir))
     try:
         yield
         # Process 0 must not leave first: the coordination service ends with it.
@@ -62,6 +72,15 @@ def ending_together(workdir: str) -> Iterator[None]:
             traceback.print_exception(error)
         watch.fail(error)
     watch.close()
+    _watch = None
+
+
+def end(error: UserError) -> NoReturn:
+    """Ends this process, and with it the run, at once: for errors in other threads."""
+    if _watch is not None:
+        _watch.fail(error)
+    log.error("%s", error)
+    os._exit(error.exit_code)
 
 
 class _Watch:
@@ -70,29 +89,35 @@ class _Watch:
     def __init__(self, workdir: pathlib.Path):
         self._workdir, self._file = workdir, workdir / "last_error.txt"
         self._is_first = jax.process_index() == 0
+        self._run = hosts.gather(uuid.uuid4().hex)[0]
         if self._is_first:
             with contextlib.suppress(OSError):
-                self._file.write_text("")
-        hosts.gather(None)  # From here on the file is not that of an earlier run.
+                self._write("")
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._poll, daemon=True)
         self._thread.start()
 
     def _poll(self) -> None:
-        # "a+" creates the file once its folder exists. It must exist before an error:
-        # NFS clients remember for up to a minute that a file is missing, but see new
-        # content whenever they open an existing file.
-        mode = "a+" if self._is_first else "r"
+        # Process 0 creates the file once its folder exists. It must exist before an
+        # error: NFS clients remember for up to a minute that a file is missing, but see
+        # new content whenever they open an existing file.
+        existed = False
         while not self._stop.wait(_POLL_SECONDS):
-            error = ""
-            with (
-                contextlib.suppress(OSError),
-                self._file.open(mode, encoding="utf-8", errors="replace") as file,
-            ):
-                file.seek(0)
-                error = file.read()
-            if code := _EXIT_CODE.search(error):
-                self._end(error[: code.start()], int(code[1]))
+            try:
+                error = self._file.read_text(encoding="utf-8", errors="replace")
+                existed = True
+            except FileNotFoundError:
+                if existed and not self._workdir.exists():
+                    self.fail(OutputError(f"{self._workdir} was removed during a run"))
+                if self._is_first:
+                    with contextlib.suppress(OSError):
+                        self._write("")
+                continue
+            except OSError:
+                continue
+            code = _EXIT_CODE.search(error)
+            if code and code[2] == self._run:
+                self._end(error[: code.start()].rstrip(), int(code[1]))
 
     def fail(self, error: BaseException) -> NoReturn:
         """Ends this process because of its error, and the others with it."""
@@ -110,30 +135,37 @@ class _Watch:
         summary = f"{process} failed: {type(error).__name__}: {error}"
         summary = summary[:_MAX_CHARACTERS] + "\n"
         code = error.exit_code if isinstance(error, UserError) else 1
+        report = f"{summary}All processes end with exit code {code}."
+        if not isinstance(error, UserError):  # which says itself what to do
+            report += f" Start the job again: it {next_start(self._workdir)}."
         with contextlib.suppress(OSError):
-            text = f"{summary}exit_code={code}\n"
-            self._file.write_text(text, encoding="utf-8")
-        self._end(summary, code)
+            self._write(f"{report}\nexit_code={code} run={self._run}\n")
+        self._end(report, code)
 
-    def _end(self, error: str, code: int) -> NoReturn:
+    def _write(self, text: str) -> None:
+        """Writes over the file, which keeps its size; creates it if it is missing."""
+        descriptor = os.open(self._file, os.O_WRONLY | os.O_CREAT, 0o666)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(text.encode(errors="replace").ljust(_FILE_BYTES) + b"\n")
+
+    def _end(self, report: str, code: int) -> NoReturn:
         """Ends this process at once, without waiting for others or running threads."""
         if self._is_first:
             time.sleep(_FAREWELL_SECONDS)
-        # Other codes say that the same command would fail again.
-        remedy = f" Start the job again: it {self._resumes()}." if code == 1 else ""
-        log.error("%sAll processes end with exit code %d.%s", error, code, remedy)
+        log.error("%s", report)
         os._exit(code)
-
-    def _resumes(self) -> str:
-        folder = self._workdir / "checkpoints"
-        steps = [int(x.name) for x in folder.glob("*") if x.name.isdigit()]
-        return f"resumes from step {max(steps)}" if steps else "starts from step 0"
 
     def close(self) -> None:
         self._stop.set()
         self._thread.join()
         if self._is_first:
             self._file.unlink(missing_ok=True)
+
+
+def next_start(workdir: pathlib.Path) -> str:
+    """Returns what the next start of a run does, such as "resumes from step 16"."""
+    steps = [int(x.name) for x in workdir.glob("checkpoints/*") if x.name.isdecimal()]
+    return f"resumes from step {max(steps)}" if steps else "starts from step 0"
 
 
 def _may_be_of_others(error: BaseException | None) -> bool:

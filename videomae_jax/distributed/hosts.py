@@ -25,6 +25,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from videomae_jax.errors import ClusterError
+from videomae_jax.files import writing
 from videomae_jax.processes import available_cores
 
 log = logging.getLogger(__name__)
@@ -349,7 +350,8 @@ def check_shared(folder: pathlib.Path) -> None:
         return
     name, is_first = gather(f".{uuid.uuid4().hex}")[0], jax.process_index() == 0
     if is_first:
-        (folder / name).touch()
+        with writing(folder / name):
+            (folder / name).touch()
     gather(None)  # a barrier: the file exists from here on
     gathered = gather([socket.gethostname(), (folder / name).exists()])
     if is_first:

@@ -12,13 +12,15 @@ from typing import Any
 
 import jax
 import numpy as np
-import tensorboardX
 import tqdm
 from clu import parameter_overview
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from videomae_jax.config import Config
 from videomae_jax.errors import ConfigError, NonFiniteLossError
-from videomae_jax.files import JsonLines, atomic_write, read_json
+from videomae_jax.files import JsonLines, atomic_write, read_json, writing
 from videomae_jax.inference import visualize
 
 log = logging.getLogger(__name__)
@@ -290,12 +292,7 @@ class Reporter:
             return
         self._metrics = JsonLines(workdir / "metrics.jsonl")
         self._metrics.truncate(start_step)
-        self._tensorboard = tensorboardX.SummaryWriter(
-            str(workdir / "tensorboard"),
-            purge_step=start_step + 1,
-            # The default, two minutes, is how much of the curves a kill would lose.
-            flush_secs=2,
-        )
+        self._tensorboard = _TensorBoard(workdir / "tensorboard", start_step + 1)
         self._bar = tqdm.tqdm(
             total=total_steps,
             initial=start_step,
@@ -386,11 +383,10 @@ class Reporter:
 
     def _write(self, row: dict) -> None:
         self._metrics.append([row])
-        for name, value in row.items():
-            if name != "step":
-                self._tensorboard.add_scalar(name, value, row["step"])
+        values = {name: value for name, value in row.items() if name != "step"}
+        for name, value in values.items():
+            self._tensorboard.add(row["step"], summary.scalar(name, value))
         if self._wandb_run is not None:
-            values = {name: value for name, value in row.items() if name != "step"}
             self._wandb_run.log(values, step=row["step"])
 
     def picture(self, step: int, rows: list[np.ndarray]) -> None:
@@ -401,21 +397,51 @@ class Reporter:
         if not self._active:
             return
         folder = self._workdir / "pictures"
-        folder.mkdir(exist_ok=True)
+        with writing(folder):
+            folder.mkdir(exist_ok=True)
         labels = visualize.RECONSTRUCTION
         image = visualize.frame_strip(rows, labels=labels)
         visualize.save_png(folder / f"{step:08d}.png", image)
         visualize.save_gif(folder / f"{step:08d}.gif", rows, labels=labels)
-        self._tensorboard.add_image("clips", image, step, dataformats="HWC")
+        image = summary.image("clips", image, dataformats="HWC")
+        self._tensorboard.add(step, image)
         log.info("picture=%s", folder / f"{step:08d}.png")
 
     def close(self) -> None:
         """Flushes TensorBoard and Weights & Biases, and closes the progress bar."""
         if self._active:
             self._bar.close()
-            self._tensorboard.close()
             if self._wandb_run is not None:
                 self._wandb_run.finish()
+            self._tensorboard.close()
+
+
+class _TensorBoard:
+    """Writes a file of TensorBoard in the thread of its caller.
+
+    The thread of tensorboardX.SummaryWriter ends when the disk is full. Its queue fills
+    up, and the writer waits for ever.
+    """
+
+    def __init__(self, folder: pathlib.Path, first_step: int):
+        self._folder = folder
+        with writing(folder):
+            folder.mkdir(exist_ok=True)
+            self._file = EventsWriter(str(folder / "events"))
+        # TensorBoard hides what earlier files have of later steps.
+        log = SessionLog(status=SessionLog.START)
+        self._file.write_event(Event(step=first_step, session_log=log))
+
+    def add(self, step: int, values: Any) -> None:
+        """Adds a `summary`."""
+        with writing(self._folder):
+            event = Event(wall_time=time.time(), step=step, summary=values)
+            self._file.write_event(event)
+            self._file.flush()
+
+    def close(self) -> None:
+        with writing(self._folder):
+            self._file.close()
 
 
 def _clock(seconds: float) -> str:

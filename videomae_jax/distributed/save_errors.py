@@ -1,0 +1,77 @@
+"""Notices at once that Orbax cannot save a checkpoint, and says why in one sentence.
+
+Orbax saves in several threads. It logs the error of a thread with its traceback, and
+raises it when all threads have ended. Those that wait for a folder that could not be
+created do so for 20 minutes.
+"""
+
+import contextlib
+import logging
+import os
+import re
+from collections.abc import Iterator
+
+from videomae_jax.errors import UserError
+from videomae_jax.files import output_error
+
+# How TensorStore writes the error number of the system.
+_CODE = re.compile(r"os_error_code='(\d+)'")
+
+
+class SaveErrors(logging.Filter):
+    """Keeps the first error that Orbax logs; drops the tracebacks from the log.
+
+    Attributes:
+        first: the error; None so far.
+    """
+
+    def __init__(self):
+        """Listens from the first save until `close`."""
+        super().__init__()
+        self.first: BaseException | None = None
+        self._logger = logging.getLogger("absl")
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Returns whether to log a record."""
+        error = record.exc_info and record.exc_info[1]
+        if error is None or record.levelno < logging.ERROR:
+            return True
+        self.first = self.first or error
+        return False
+
+    @contextlib.contextmanager
+    def of_save(self) -> Iterator[None]:
+        """Listens; keeps an error that the body raises, too."""
+        self._logger.addFilter(self)
+        try:
+            yield
+        except BaseException as error:
+            self.first = self.first or error
+            raise
+
+    def close(self) -> None:
+        """Stops listening."""
+        self._logger.removeFilter(self)
+
+
+@contextlib.contextmanager
+def saves_explained(folder: str | os.PathLike) -> Iterator[None]:
+    """Makes one sentence of errors of the system, which TensorStore raises in its way.
+
+    Args:
+        folder: of checkpoints, or of one.
+
+    Raises:
+        OutputError: the folder cannot be written.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        code = error.errno if isinstance(error, OSError) else None
+        if code is None and (found := _CODE.search(str(error))):
+            code = int(found[1])
+        if code is None:
+            raise
+        raise output_error(folder, code) from error
