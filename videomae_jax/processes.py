@@ -25,6 +25,12 @@ _LARGEST_BLOCK = 2**25
 # Constants of <malloc.h>.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
+# The usual causes of signals that end a process.
+_CAUSES = {
+    "SIGKILL": " (possibly out of memory)",
+    "SIGBUS": " (possibly because /dev/shm is full)",
+}
+
 _UNLIMITED = 1 << 60  # cgroup version 1 writes a number near 2**63 for "no limit"
 
 
@@ -119,8 +125,7 @@ def describe_exit(exitcode: int | None) -> str:
         name = signal.Signals(-exitcode).name
     except ValueError:
         name = f"signal {-exitcode}"
-    memory = " (possibly out of memory)" if -exitcode == signal.SIGKILL else ""
-    return f"was killed by {name}{memory}"
+    return f"was killed by {name}{_CAUSES.get(name, '')}"
 
 
 def _control_groups(root: pathlib.Path) -> Iterator[pathlib.Path]:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from tests.helpers.videos import write_folder
-from videomae_jax.data import pipeline, prefetch, sources
+from videomae_jax.data import pipeline, prefetch, sources, threads
 from videomae_jax.data.clips import PretrainingClips
 from videomae_jax.data.workers import WorkerConfig
 from videomae_jax.errors import WorkerError
@@ -244,17 +244,96 @@ def test_clips_cost_time_on_a_core(tmp_path):
 
 
 class Deadly(Numbers):
-    """The process that reads its tenth element is killed, as if memory had run out."""
+    """Sends signals to the processes that read its elements, each once."""
+
+    def __init__(self, folder, signals):
+        super().__init__()
+        self.folder, self.signals = folder, signals
 
     def __getitem__(self, index):
-        if index == 10:
-            os.kill(os.getpid(), signal.SIGKILL)
+        file = self.folder / str(index)
+        if index in self.signals and not file.exists():
+            file.write_text(f"{os.getpid()} {os.environ['WORKER']}")
+            os.kill(os.getpid(), self.signals[index])
         return super().__getitem__(index)
 
 
-def test_a_worker_that_dies_is_named():
-    with pytest.raises(WorkerError, match="killed by SIGKILL .possibly out of memory"):
+def remember_index(index, count):
+    os.environ["WORKER"] = str(index)
+    START_WORKER(index, count)
+
+
+START_WORKER = prefetch._start_worker
+
+
+@pytest.fixture
+def read_numbers(monkeypatch, tmp_path):
+    """Returns a function that reads elements in workers that signals are sent to."""
+    monkeypatch.setattr(prefetch, "_start_worker", remember_index)
+
+    def read(signals, num_workers):
+        workers = WorkerConfig(num_workers, 1, 2)
         with prefetch.read_ahead(
-            Deadly(), 4, steps=range(9), workers=WorkerConfig(1, 1, 2)
+            Deadly(tmp_path, signals), 2, steps=range(35), workers=workers
         ) as batches:
-            list(batches)
+            for batch in batches:
+                yield from (element["number"] for element in batch.elements)
+
+    return read
+
+
+def test_a_worker_that_is_killed_is_replaced(read_numbers, tmp_path, caplog):
+    """Not if it happens again soon: then the run ends, and says which one."""
+    numbers = []
+    prefetch.log.addHandler(caplog.handler)
+    with pytest.raises(WorkerError) as raised:
+        for number in read_numbers({10: signal.SIGKILL, 60: signal.SIGSEGV}, 2):
+            numbers.append(number)
+    prefetch.log.removeHandler(caplog.handler)
+    assert numbers == list(range(len(numbers))) and 20 < len(numbers) <= 60
+    first, second = ((tmp_path / x).read_text().split()[1] for x in ("10", "60"))
+    assert caplog.messages[0].startswith(
+        f"worker {first} of 2 was killed by SIGKILL (possibly out of memory); the work"
+    )
+    assert str(raised.value).startswith(
+        f"worker {second} of 2 was killed by SIGSEGV, as one had shortly before. Its "
+    )
+
+
+@pytest.mark.slow
+def test_workers_may_be_killed_now_and_then(read_numbers, tmp_path, monkeypatch):
+    monkeypatch.setattr(prefetch, "_CHUNKS_BETWEEN_DEATHS", 5)
+    numbers = read_numbers({4: signal.SIGKILL, 60: signal.SIGKILL}, 1)
+    assert list(numbers) == list(range(70))
+    assert {path.name for path in tmp_path.iterdir()} == {"4", "60"}
+
+
+@pytest.mark.slow
+def test_a_worker_that_hangs_is_not_waited_for(read_numbers, tmp_path, monkeypatch):
+    monkeypatch.setattr(threads, "WATCH_SECONDS", 0.5)
+    monkeypatch.setattr(prefetch, "_PATIENCE_SECONDS", 30)
+    monkeypatch.setattr(prefetch, "_END_SECONDS", 1)
+    with pytest.raises(WorkerError) as raised:
+        list(read_numbers({10: signal.SIGSTOP}, 1))
+    pid = (tmp_path / "10").read_text().split()[0]
+    assert f"within 30 s: worker process {pid} is stopped" in str(raised.value)
+    wait_until(lambda: not is_alive(int(pid)))
+
+
+def test_a_batch_that_takes_long_is_explained(monkeypatch, caplog):
+    with subprocess.Popen(["sleep", "60"]) as process:
+        process.send_signal(signal.SIGSTOP)
+        wait_until(lambda: prefetch._state(process.pid) == "T")
+        monkeypatch.setattr(multiprocessing, "active_children", lambda: [process])
+        monkeypatch.setattr(prefetch.log, "parent", None)
+        prefetch.log.addHandler(caplog.handler)
+        prefetch._watch(60)
+        prefetch.log.removeHandler(caplog.handler)
+        (message,) = caplog.messages
+        stopped = (
+            f"worker process {process.pid} is stopped (continue it with kill -CONT)"
+        )
+        assert message == f"no batch for 60 s: {stopped}"
+        with pytest.raises(WorkerError, match=f"within 1800 s: .* {process.pid} is st"):
+            prefetch._watch(1800)
+        process.kill()

@@ -7,6 +7,7 @@ import weakref
 
 import pytest
 
+from videomae_jax.data import threads
 from videomae_jax.data.threads import iterate_ahead
 
 
@@ -82,6 +83,25 @@ def test_a_thread_that_hangs_is_left_behind():
         assert next(ahead) == 0
     assert time.monotonic() - start < 30
     release.set()
+
+
+def test_a_consumer_that_waits_is_told_how_long(monkeypatch):
+    monkeypatch.setattr(threads, "WATCH_SECONDS", 0.05)
+    release, waited = threading.Event(), []
+
+    def items():
+        yield 0
+        release.wait(60)
+        yield 1
+
+    def watch(seconds):
+        waited.append(seconds)
+        if len(waited) == 3:
+            release.set()
+
+    with iterate_ahead([items()], size=1, watch=watch) as ahead:
+        assert list(ahead) == [0, 1]
+    assert waited[:3] == [0.05, 0.1, pytest.approx(0.15)]
 
 
 def test_the_threads_do_not_keep_items():

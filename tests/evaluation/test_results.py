@@ -178,6 +178,7 @@ def test_metrics_are_written_last(tmp_path, monkeypatch):
         raise OSError("disk full")
 
     for name in ("_class_table", "plot_confusion"):
+        results.write(example(), tmp_path, step=6)
         with monkeypatch.context() as patch:
             patch.setattr(results, name, fails)
             with pytest.raises(OSError, match="disk full"):
@@ -193,7 +194,7 @@ def test_names_that_are_not_text(tmp_path):
     assert row["label_name"] == names[0]
 
 
-@pytest.mark.parametrize("size", [1, 2, 8, 25, 26, 120, 121, 710])
+@pytest.mark.parametrize("size", [1, 25, 26, 120, 121, 710])
 def test_confusion_fits_any_number_of_classes(size, tmp_path):
     matrix = np.diag(np.full(size, 20))
     matrix[0, -1] = 20

@@ -7,10 +7,14 @@ on the chunks nor on the number of workers. Only this module and pipeline.py use
 """
 
 import contextlib
+import logging
+import multiprocessing
 import os
+import pathlib
 import re
 import resource
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from concurrent import futures
@@ -36,13 +40,27 @@ from videomae_jax.processes import (
     signals_blocked,
 )
 
+log = logging.getLogger(__name__)
+
 # Open files of this process: per worker (pipes and chunks; 14 were counted), and other.
 _FILES_PER_WORKER, _OTHER_FILES = 20, 512
 
-# How long to wait for a worker before it is killed, as Grain does.
-_JOIN_SECONDS = 25
+# How long a worker may take to end before it is killed. It may be stopped, or hang.
+_END_SECONDS = 10
+_JOIN_SECONDS = 25  # of the thread that takes its chunks
 # How long a worker keeps reading after SIGTERM, unless it is ended before.
 _GRACE_SECONDS = 120
+# Chunks per worker that must follow a death before the next one is replaced, too. More
+# than CHUNKS_IN_FLIGHT: a video that kills its reader must not do so for ever.
+_CHUNKS_BETWEEN_DEATHS = 50
+# How long a batch may take. Far more than any does: each worker reads a few chunks.
+_PATIENCE_SECONDS = 1800
+# States of a process in /proc in which it does not work, and what helps.
+_IDLE_STATES = {
+    "T": "is stopped (continue it with kill -CONT)",
+    "D": "waits for a disk or a network file system",
+    "Z": "has ended",
+}
 
 
 class ReadBatch(NamedTuple):
@@ -73,45 +91,137 @@ def read_ahead(
     if steps is not None:
         per_batch = chunks.per_batch
         chunks = chunks.slice(slice(steps.start * per_batch, steps.stop * per_batch))
-    threads = workers.num_threads
-    stream = chunks.to_iter_dataset(
-        grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
-    )
-    if workers.num_workers:
-        # Grain reads an absl flag here, which absl refuses before main() has run.
-        if not flags.FLAGS.is_parsed():
-            flags.FLAGS.mark_as_parsed()
-        _raise_file_limit(_OTHER_FILES + workers.num_workers * _FILES_PER_WORKER)
-        stream = stream.mp_prefetch(
-            grain.MultiprocessingOptions(num_workers=workers.num_workers),
-            worker_init_fn=_start_worker,
-        )
     with contextlib.ExitStack() as stack:
         # SIGTERM too, until a worker has its handler.
         with signals_blocked(signal.SIGINT, signal.SIGTERM):
-            iterator = iter(stream)
+            reader = _Reader(chunks, workers)
             stack.callback(_wait_for_shared_memory)
-            stack.callback(iterator.close)
+            stack.callback(reader.close)
             batches = stack.enter_context(
                 iterate_ahead(
-                    [_assemble_batches(iterator, batch_size)],
+                    [_assemble_batches(reader, batch_size)],
                     size=BATCHES_AHEAD,
                     join_seconds=_JOIN_SECONDS,
+                    watch=_watch,
                 )
             )
-        try:
-            yield batches
-        except RuntimeError as error:
-            # Grain's error when a worker has ended: it was killed, or could not import
-            # the main module of this program.
-            ended = re.fullmatch(r"Worker process .* exit code (-?\d+)\..*", str(error))
-            if ended is None:
-                raise
+            stack.callback(reader.stop)
+        yield batches
+
+
+class _Reader(Iterator[dict]):
+    """Chunks in their order. A worker process that is killed is replaced.
+
+    Its chunks are read again; the others lose what they have read ahead.
+    """
+
+    def __init__(self, chunks: grain.MapDataset, workers: WorkerConfig):
+        """Starts the workers."""
+        self._chunks, self._workers = chunks, workers
+        self._first = self._next = 0  # chunk of these workers, and the one to return
+        self._has_replaced = False
+        self._killing = threading.Timer(_END_SECONDS, self._kill)
+        self._killing.daemon = True
+        if workers.num_workers:
+            # Grain reads an absl flag, which absl refuses before main() has run.
+            if not flags.FLAGS.is_parsed():
+                flags.FLAGS.mark_as_parsed()
+            _raise_file_limit(_OTHER_FILES + workers.num_workers * _FILES_PER_WORKER)
+        self._iterator = self._start()
+
+    def _start(self) -> grain.DatasetIterator:
+        threads = self._workers.num_threads
+        stream = self._chunks.slice(slice(self._next, None)).to_iter_dataset(
+            grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
+        )
+        if self._workers.num_workers:
+            stream = stream.mp_prefetch(
+                grain.MultiprocessingOptions(num_workers=self._workers.num_workers),
+                worker_init_fn=_start_worker,
+            )
+        return iter(stream)
+
+    def __next__(self) -> dict:
+        """Returns the next chunk.
+
+        Raises:
+            WorkerError: a worker has ended by itself, or was killed again.
+        """
+        while True:
+            try:
+                chunk = next(self._iterator)
+            except RuntimeError as error:
+                # Grain's error when a worker has ended: it was killed, or could not
+                # import the main module of this program.
+                ended = re.fullmatch(
+                    r"Worker process .* exit code (-?\d+)\..*", str(error)
+                )
+                if ended is None:
+                    raise
+                self._replace(int(ended[1]), error)
+            else:
+                self._next += 1
+                return chunk
+
+    def _replace(self, exitcode: int, error: RuntimeError) -> None:
+        read, count = self._next - self._first, self._workers.num_workers
+        # Workers take turns.
+        death = f"worker {read % count} of {count} {describe_exit(exitcode)}"
+        is_repeated = self._has_replaced and read < _CHUNKS_BETWEEN_DEATHS * count
+        if exitcode >= 0 or is_repeated or self._killing.ident:
+            again = ", as one had shortly before" if is_repeated else ""
             raise WorkerError(
-                f"a worker process {describe_exit(int(ended[1]))}. Its own error, if "
-                "it had one, is in the lines above; if memory ran out, lower "
-                "config.data.num_workers"
+                f"{death}{again}. Its own error, if it had one, is in the lines above; "
+                "if memory ran out, lower config.data.num_workers"
             ) from error
+        log.warning(
+            "%s; the workers start again. If memory ran out, lower "
+            "config.data.num_workers",
+            death,
+        )
+        self._iterator.close()
+        self._first, self._has_replaced = self._next, True
+        self._iterator = self._start()
+
+    def stop(self) -> None:
+        """Replaces no worker any more, and kills those that do not end in time."""
+        self._killing.start()
+
+    def close(self) -> None:
+        """Ends the workers."""
+        self._iterator.close()
+        self._killing.cancel()
+
+    @staticmethod
+    def _kill() -> None:
+        # Also those of other readers, which replace them: hardly ever, and only one
+        # that hangs brings it here.
+        for child in multiprocessing.active_children():
+            if child.name.startswith("grain-process-prefetch"):
+                child.kill()
+
+
+def _watch(seconds: float) -> None:
+    """Warns that a batch takes long; raises WorkerError if it takes too long."""
+    reasons = [
+        f"worker process {child.pid} {_IDLE_STATES[state]}"
+        for child in multiprocessing.active_children()
+        if (state := _state(child.pid)) in _IDLE_STATES
+    ]
+    reason = "; ".join(reasons or ["all processes work"])
+    if seconds >= _PATIENCE_SECONDS:
+        raise WorkerError(f"no batch was read within {seconds:.0f} s: {reason}")
+    log.warning("no batch for %.0f s: %s", seconds, reason)
+
+
+def _state(pid: int | None) -> str:
+    """Returns the letter of a process's state in Linux; empty if unknown."""
+    try:
+        return (
+            pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        )
+    except OSError:
+        return ""
 
 
 class _Chunks(grain.MapDataset):

@@ -3,8 +3,10 @@
 import contextlib
 import queue
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
+
+WATCH_SECONDS = 60
 
 _T = TypeVar("_T")
 _END = object()
@@ -17,6 +19,7 @@ def iterate_ahead(
     size: int,
     num_threads: int = 1,
     join_seconds: float | None = None,
+    watch: Callable[[float], None] | None = None,
 ) -> Iterator[Iterator[_T]]:
     """Starts threads that iterate ahead of the consumer, and stops them at the end.
 
@@ -32,6 +35,8 @@ def iterate_ahead(
         join_seconds: how long to wait for each thread at the end; None for as long as
             its current item takes. The threads are daemons: one that hangs does not
             keep the process from ending.
+        watch: called every WATCH_SECONDS that the consumer waits for an item, with the
+            seconds it has waited; may raise.
     """
     remaining, lock = iter(iterables), threading.Lock()
     slots, ready = threading.Semaphore(size), queue.SimpleQueue()
@@ -64,9 +69,16 @@ def iterate_ahead(
             ready.put((_END, error))
 
     def take() -> Iterator[_T]:
-        running = num_threads
+        running, waited = num_threads, 0
         while running:
-            item, error = ready.get()
+            try:
+                item, error = ready.get(timeout=WATCH_SECONDS)
+            except queue.Empty:
+                waited += WATCH_SECONDS
+                if watch is not None:
+                    watch(waited)
+                continue
+            waited = 0
             if error is not None:
                 raise error
             if item is _END:

@@ -14,6 +14,7 @@ import multiprocessing
 import pathlib
 import pickle
 import signal
+import threading
 import time
 from collections.abc import Callable, Generator, Sequence
 from multiprocessing import connection
@@ -160,16 +161,24 @@ class _Worker:
 
         Only for workers that `_wait` has returned.
         """
+        hang = TaskFailure("timeout", f"hangs: no result within {self._timeout:g} s")
         if not self.pipe.poll():
-            reason = f"hangs: no result within {self._timeout:g} s"
-            return TaskFailure("timeout", reason)
+            return hang
+        # It may also hang in the middle of a result.
+        patience = max(self.deadline - time.monotonic(), _EXIT_SECONDS)
+        timer = threading.Timer(patience, self._process.kill)
+        timer.start()
         try:
             succeeded, value = self.pipe.recv()
         except (EOFError, OSError):
+            if time.monotonic() >= self.deadline:
+                return hang
             self._process.join(_EXIT_SECONDS)
             return TaskFailure(
                 "crash", f"crashes: its process {describe_exit(self._process.exitcode)}"
             )
+        finally:
+            timer.cancel()
         return value if succeeded else TaskFailure("error", value)
 
     def kill(self) -> None:

@@ -59,6 +59,8 @@ def write(
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_write(folder / "predictions.jsonl") as file:
         file.writelines(map(json_line, _rows(predictions, top_k)))
+        # Those of an earlier test must not stand beside this one's, if it is killed.
+        (folder / "metrics.json").unlink(missing_ok=True)
     with atomic_write(folder / "unreadable.jsonl") as file:
         for name, (labels, reason) in predictions.unreadable.items():
             row = {"id": name, **_label_field(predictions, labels), "reason": reason}
