@@ -2,6 +2,7 @@
 
 import io
 import json
+import pathlib
 import shutil
 import sys
 import zipfile
@@ -233,6 +234,26 @@ def test_a_misspelt_run_is_not_looked_for_on_the_hub(tmp_path, monkeypatch):
     assert "not found; the nearest is runs/k400_vitb_finetune. For a model" in message
     with pytest.raises(vmae.PretrainedError, match="runs/other' not found. For"):
         vmae.load_pretrained("runs/other")
+
+
+def test_folders_near_models_name_them(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("runs/a/checkpoints/10", "runs/b/checkpoints", "runs/empty"):
+        pathlib.Path(name).mkdir(parents=True)
+    pathlib.Path("runs/weights").mkdir()
+    pathlib.Path("runs/weights/x.pth").touch()
+    models = "runs/a, runs/b, runs/weights"
+    with pytest.raises(
+        vmae.PretrainedError, match=f"runs is not a model; .*: {models}$"
+    ):
+        vmae.load_pretrained("runs")
+    for inside in ("runs/a/checkpoints", "runs/a/checkpoints/10"):
+        with pytest.raises(
+            vmae.PretrainedError, match=f"pass one of: {tmp_path}/runs/a$"
+        ):
+            vmae.load_pretrained(inside)
+    with pytest.raises(vmae.PretrainedError, match="runs/empty holds no weights"):
+        vmae.load_pretrained("runs/empty")
 
 
 def test_offline_hub(monkeypatch):

@@ -17,7 +17,7 @@ from tests.training import test_loop
 from tests.training.test_loop import tiny
 from videomae_jax.errors import ConfigError
 from videomae_jax.training import loop, reporting
-from videomae_jax.training.finetune import Finetuning
+from videomae_jax.training.finetune import Finetuning, send_test
 from videomae_jax.training.pretrain import Pretraining
 from videomae_jax.training.reporting import Reporter
 
@@ -134,7 +134,7 @@ class FakeWandb(types.ModuleType):
         self.runs = []
 
     def init(self, **settings):
-        run = types.SimpleNamespace(settings=settings, rows=[], finished=0)
+        run = types.SimpleNamespace(settings=settings, rows=[], finished=0, summary={})
         run.log = lambda values, step: run.rows.append((step, values))
         run.finish = lambda: setattr(run, "finished", run.finished + 1)
         self.runs.append(run)
@@ -179,11 +179,28 @@ def test_a_resumed_run_continues_its_run_of_wandb(tmp_path, monkeypatch):
     assert wandb.runs[2].settings["id"] != first.settings["id"]
 
 
+def test_metrics_of_a_test_are_in_the_summary_of_its_run(tmp_path, monkeypatch):
+    wandb = FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    report_to_wandb(tmp_path)
+    config = common.finetune()
+    send_test(config, tmp_path, {"top1": 75.0})
+    assert len(wandb.runs) == 1
+    config.wandb.project = "gestures"
+    send_test(config, tmp_path, {"top1": 75.0, "unreadable": 0})
+    first, second = wandb.runs
+    assert second.settings["id"] == first.settings["id"] and second.finished == 1
+    assert second.summary == {"test/top1": 75.0, "test/unreadable": 0}
+
+
 def test_a_run_of_the_real_wandb(tmp_path, monkeypatch):
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     for step in (0, 2):
         report_to_wandb(tmp_path, step)
+    config = common.finetune()
+    config.wandb.project = "gestures"
+    send_test(config, tmp_path, {"top1": 75.0})
     id = json.loads((tmp_path / "wandb.json").read_text())["id"]
     assert len(list((tmp_path / "wandb").glob(f"offline-run-*-{id}"))) >= 1
 
