@@ -3,11 +3,11 @@
 import json
 import os
 
-import jax
 import numpy as np
 import pytest
 
 from tests.helpers.frames import write_frames, write_tfds
+from tests.helpers.models import random_variables
 from tests.helpers.videos import moving_noise, write_video
 from tests.training import test_finetune, test_loop
 from videomae_jax import VideoClassifier, VideoMAE, save_pretrained
@@ -173,7 +173,7 @@ def models(tmp_path_factory):
         ("classifier", VideoClassifier(24, 1, 2, num_classes=3), (clip,)),
         ("mae", mae, (clip, ids[:, :2], ids[:, 2:])),
     ]:
-        params = jax.jit(model.init)(jax.random.key(0), *inputs)["params"]
+        params = random_variables(model, *inputs)["params"]
         pretrained = Pretrained(model, params, preprocessing=Preprocessing(4, 2, 32))
         save_pretrained(folder / name, pretrained, format="jax")
     return folder

@@ -9,6 +9,7 @@ from matplotlib import colormaps
 from PIL import Image
 
 import videomae_jax as vmae
+from tests.helpers.models import apply, random_variables
 from videomae_jax.errors import PretrainedError
 from videomae_jax.inference import attribution
 from videomae_jax.interop.pretrained import Pretrained
@@ -34,15 +35,8 @@ def video():
 def classifier(**fields):
     """A classifier of five classes whose parameters are all random, none zero."""
     model = vmae.VideoClassifier(num_classes=5, **SIZES, **fields)
-    shape = (1, 4, 32, 32, 3)
-    variables = jax.jit(model.init)(jax.random.key(0), np.zeros(shape, np.uint8))
-    leaves, tree = jax.tree.flatten(dict(variables))
-    rng = np.random.default_rng(1)
-    leaves = [x + rng.normal(0, 0.2, x.shape).astype(np.float32) for x in leaves]
-    variables = jax.tree.unflatten(tree, leaves)
+    variables = random_variables(model, np.zeros((1, 4, 32, 32, 3), np.uint8))
     batch_stats = variables.get("batch_stats", {})
-    if batch_stats:
-        batch_stats["norm"]["var"] = np.abs(batch_stats["norm"]["var"]) + 0.5
     return Pretrained(model, variables["params"], batch_stats=batch_stats)
 
 
@@ -65,7 +59,7 @@ def split_heads(x, heads):
 def test_attention_maps_are_the_softmax_of_queries_and_keys(video):
     pretrained = classifier()
     model, params = pretrained.model, pretrained.params
-    maps = model.apply({"params": params}, video, method="attention_maps")
+    maps = apply(model, {"params": params}, video, method="attention_maps")
     assert maps.shape == (2, 2, 32, 32) and maps.dtype == np.float32
 
     encoder = jax.tree.map(np.asarray, params["encoder"])
@@ -74,9 +68,8 @@ def test_attention_maps_are_the_softmax_of_queries_and_keys(video):
     first += encoder["embedding"]["bias"] + vit.position_table(GRID, 24, None)
     # The input of block 1 is the output of a model of block 0 alone.
     one_block = encoder | {"blocks": jax.tree.map(lambda x: x[:1], encoder["blocks"])}
-    second = model.clone(depth=1).apply(
-        {"params": {"encoder": one_block}}, video, method="tokens"
-    )
+    variables = {"params": {"encoder": one_block}}
+    second = apply(model.clone(depth=1), variables, video, method="tokens")
     for layer, x in enumerate((first, np.asarray(second))):
         block = jax.tree.map(lambda x, i=layer: x[i], encoder["blocks"])
         attention = block["attention"]
@@ -102,7 +95,7 @@ def test_rollout_multiplies_the_blocks_attention(video, pooling):
         decoder = {"decoder_width": 24, "decoder_depth": 1, "decoder_heads": 2}
         model = vmae.VideoMAE(**SIZES, **decoder)
         ids = vmae.masking.tube(jax.random.key(0), 2, grid=GRID, ratio=0.5)
-        params = jax.jit(model.init)(jax.random.key(0), video, *ids)["params"]
+        params = random_variables(model, video, *ids)["params"]
         pretrained = Pretrained(model, params)
     else:
         pretrained = classifier(pooling=pooling)
@@ -112,12 +105,12 @@ def test_rollout_multiplies_the_blocks_attention(video, pooling):
     assert rollout.min() >= 0
     np.testing.assert_allclose(rollout.sum(axis=(1, 2, 3)), 1, atol=1e-5)
 
-    maps = model.apply({"params": params}, video, method="attention_maps")
+    maps = apply(model, {"params": params}, video, method="attention_maps")
     rows = roll_out(maps)
     if pooling == "first_token":
         expected = rows[:, 0]
     elif pooling == "attentive":
-        tokens = np.asarray(model.apply({"params": params}, video, method="tokens"))
+        tokens = np.asarray(apply(model, {"params": params}, video, method="tokens"))
         pool = jax.tree.map(np.asarray, params["pool"])
         key = layer_norm(tokens, pool["norm1"]) @ pool["key_value"]["kernel"][:, :24]
         key += pool["key_value"]["bias"][:24]
@@ -139,10 +132,8 @@ def test_rollout_in_bfloat16_sums_to_one(video):
 
 
 def logits_of(pretrained, tokens):
-    def apply(method, x):
-        return pretrained.model.apply(pretrained.variables, x, method=method)
-
-    return apply("classify", apply("pool_tokens", tokens))
+    pooled = apply(pretrained.model, pretrained.variables, tokens, method="pool_tokens")
+    return apply(pretrained.model, pretrained.variables, pooled, method="classify")
 
 
 @pytest.mark.parametrize("fields", HEADS, ids=lambda fields: "-".join(fields.values()))
@@ -150,7 +141,7 @@ def test_activation_is_the_loss_from_the_average_token_in_its_place(video, field
     pretrained = classifier(**fields)
     values = attribution.class_activation(pretrained, video, class_index=[1, 4])
     assert values.shape == (2, *GRID) and values.dtype == np.float32
-    tokens = pretrained.model.apply(pretrained.variables, video, method="tokens")
+    tokens = apply(pretrained.model, pretrained.variables, video, method="tokens")
     step = 0.05
     for clip, class_index in enumerate([1, 4]):
         # Clip n of a batch of 32 has token n moved a step towards the average.
@@ -170,10 +161,10 @@ def test_activation_is_the_loss_from_the_average_token_in_its_place(video, field
 
 def test_activation_divides_a_linear_logit_among_the_tokens(video):
     pretrained = classifier(head_norm="none")
-    tokens = pretrained.model.apply(pretrained.variables, video, method="tokens")
+    tokens = apply(pretrained.model, pretrained.variables, video, method="tokens")
     head = pretrained.params["head"]
     shares = np.asarray(tokens @ head["kernel"][:, 3]) / 32
-    logits = pretrained.model.apply(pretrained.variables, video)[:, 3]
+    logits = apply(pretrained.model, pretrained.variables, video)[:, 3]
     np.testing.assert_allclose(shares.sum(1), logits - head["bias"][3], rtol=1e-4)
     values = attribution.class_activation(pretrained, video, class_index=3).reshape(
         2, -1
@@ -184,7 +175,7 @@ def test_activation_divides_a_linear_logit_among_the_tokens(video):
 
 def test_activation_behind_a_layer_norm_is_gradient_times_activation(video):
     pretrained = classifier()
-    tokens = pretrained.model.apply(pretrained.variables, video, method="tokens")
+    tokens = apply(pretrained.model, pretrained.variables, video, method="tokens")
     gradient = jax.grad(lambda x: logits_of(pretrained, x)[:, 2].sum())(tokens)
     products = np.asarray((gradient * tokens).sum(-1))
     values = attribution.class_activation(pretrained, video, class_index=2).reshape(
@@ -199,7 +190,7 @@ def test_activation_peaks_where_the_evidence_is(fields):
     clips = np.full((2, 4, 32, 32, 3), 60, np.uint8)
     clips[0, 2:, 8:16, 24:] = 255  # tubelet 1, row 1, column 3
     clips[1, :2, 24:, :8] = 255  # tubelet 0, row 3, column 0
-    variables = jax.jit(model.init)(jax.random.key(0), clips)
+    variables = random_variables(model, clips)
     params = jax.tree.map(np.zeros_like, variables["params"])
     # Blocks that add nothing; the first value of a token is its patch's brightness,
     # which speaks for class 1 and against class 0.

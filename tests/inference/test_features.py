@@ -1,12 +1,15 @@
 """Features: the right windows, independent of other videos and of the devices."""
 
 import dataclasses
+import functools
 import threading
 
 import jax
 import numpy as np
 import pytest
 
+from tests.helpers.models import apply as apply_model
+from tests.helpers.models import random_variables
 from tests.helpers.videos import moving_noise, write_video
 from videomae_jax.data import augmentation
 from videomae_jax.errors import PretrainedError, VideoError
@@ -28,10 +31,11 @@ PREPROCESSING = Preprocessing(num_frames=4, stride=2, image_size=32)
 LENGTHS = (12, 3, 25, 1, 40, 9)  # frames of the videos
 
 
+@functools.cache
 def classifier(seed=0):
     model = VideoClassifier(width=24, depth=1, heads=2, num_classes=3)
     clip = np.zeros((1, 4, 32, 32, 3), np.uint8)
-    params = model.init(jax.random.key(seed), clip)["params"]
+    params = random_variables(model, clip, seed=seed)["params"]
     return Pretrained(model, params, preprocessing=PREPROCESSING)
 
 
@@ -45,7 +49,7 @@ def mae():
     model = VideoMAE(24, 1, 2, 24, 1, 2)
     ids = np.arange(8, dtype=np.int32)[None]
     clip = np.zeros((1, 4, 32, 32, 3), np.uint8)
-    params = model.init(jax.random.key(0), clip, ids[:, :2], ids[:, 2:])["params"]
+    params = random_variables(model, clip, ids[:, :2], ids[:, 2:])["params"]
     return Pretrained(model, params, preprocessing=PREPROCESSING)
 
 
@@ -72,7 +76,8 @@ def by_hand(pretrained, path, starts, stride, **apply):
     for start in starts:
         indices = [min(start + k * stride, len(frames) - 1) for k in range(4)]
         clip = crops[indices][None]
-        rows.append(pretrained.model.apply(pretrained.variables, clip, **apply)[0])
+        model, variables = pretrained.model, pretrained.variables
+        rows.append(apply_model(model, variables, clip, **apply)[0])
     return np.stack(rows)
 
 

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 import videomae_jax as vmae
+from tests.helpers.models import random_variables
 from tests.helpers.videos import moving_noise, write_video
 from videomae_jax.data import augmentation, sampling
 from videomae_jax.errors import InputError, RecordError, UserError, VideoError
@@ -30,7 +31,7 @@ def pretrained():
         width=24, depth=1, heads=2, num_classes=3, head_init_scale=50.0
     )
     clip = np.zeros((1, FRAMES, SIZE, SIZE, 3), np.uint8)
-    params = jax.jit(model.init)(jax.random.key(3), clip)["params"]
+    params = random_variables(model, clip)["params"]
     return vmae.Pretrained(
         model, params, ("a", "b", "c"), vmae.Preprocessing(FRAMES, STRIDE, SIZE)
     )

@@ -9,6 +9,8 @@ import pytest
 from PIL import Image
 
 from tests.helpers import official
+from tests.helpers.models import apply as apply_model
+from tests.helpers.models import random_variables
 from tests.helpers.videos import moving_noise, video_bytes, write_folder
 from videomae_jax import VideoClassifier, VideoMAE, __main__, save_pretrained
 from videomae_jax.data import augmentation, clips, sampling
@@ -33,7 +35,7 @@ def pretrained():
         width=24, depth=1, heads=2, num_classes=len(LABELS), head_init_scale=50.0
     )
     clip = np.zeros((1, FRAMES, SIZE, SIZE, 3), np.uint8)
-    params = jax.jit(model.init)(jax.random.key(3), clip)["params"]
+    params = random_variables(model, clip)["params"]
     preprocessing = Preprocessing(FRAMES, STRIDE, SIZE, "dense")
     return Pretrained(model, params, LABELS, preprocessing, source="tiny")
 
@@ -44,7 +46,7 @@ def video():
 
 
 def apply(pretrained, views) -> np.ndarray:
-    logits = pretrained.model.apply(pretrained.variables, views)
+    logits = apply_model(pretrained.model, pretrained.variables, views)
     return np.asarray(jax.nn.softmax(logits))
 
 

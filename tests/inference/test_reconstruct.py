@@ -13,6 +13,7 @@ from PIL import Image
 
 import videomae_jax as vmae
 from tests.helpers import videos
+from tests.helpers.models import apply, random_variables
 from videomae_jax.cli import reconstruct as command
 from videomae_jax.data import augmentation
 from videomae_jax.errors import PretrainedError, VideoError
@@ -29,7 +30,7 @@ def pretrained():
     model = vmae.VideoMAE(width=24, depth=2, heads=2, patch_size=8, **decoder)
     video = np.zeros((1, 4, 32, 32, 3), np.uint8)
     ids = masking.tube(jax.random.key(0), 1, grid=(2, 4, 4), ratio=0.75)
-    params = jax.jit(model.init)(jax.random.key(1), video, *ids)["params"]
+    params = random_variables(model, video, *ids)["params"]
     return Pretrained(model, params, None, Preprocessing(4, 2, 32))
 
 
@@ -72,7 +73,7 @@ def test_a_video_is_read_masked_and_filled_in(
     ratio = settings.get("mask_ratio", 0.9)
     visible, masked = draw(key, 1, grid=(2, 4, 4), ratio=ratio)
     patch = {"patch_size": 8, "tubelet_size": 2}
-    prediction = model.apply({"params": pretrained.params}, clip, visible, masked)
+    prediction = apply(model, pretrained.variables, clip, visible, masked)
     target = vmae.pixel_targets(clip, masked, **patch, normalize=normalized)
     loss = vmae.reconstruction_loss(prediction, target)
     assert result.loss == pytest.approx(float(loss), rel=1e-5)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from tests.helpers import official
+from tests.helpers.models import apply, random_variables
 from videomae_jax.errors import ConfigError
 from videomae_jax.models.classifier import VideoClassifier
 from videomae_jax.models.positions import _bicubic, position_table, sincos_positions
@@ -50,10 +51,10 @@ def test_matches_reference(golden, video, remat):
         return losses.cross_entropy(model.apply({"params": params}, video), targets)
 
     variables = {"params": params}
-    features = model.apply(variables, video, method="features")
+    features = apply(model, variables, video, method="features")
     np.testing.assert_allclose(features, golden["features"], atol=5e-5)
     np.testing.assert_allclose(
-        model.apply(variables, video), golden["logits"], atol=5e-5
+        apply(model, variables, video), golden["logits"], atol=5e-5
     )
     value, grads = jax.jit(jax.value_and_grad(loss))(params)
     np.testing.assert_allclose(value, golden["loss_label_smoothing_0.1"], atol=1e-5)
@@ -82,12 +83,14 @@ def test_published_sizes(variant, classes, parameters):
 
 def initial(model, shape=(2, 4, 16, 16, 3)):
     video = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-    return model.init(jax.random.key(0), video), video
+    return random_variables(model, video), video
 
 
 def test_initial_prediction_is_nearly_uniform():
-    variables, video = initial(VideoClassifier(**SMALL))
-    logits = VideoClassifier(**SMALL).apply(variables, video)
+    model = VideoClassifier(**SMALL)
+    _, video = initial(model)
+    variables = jax.jit(model.init)(jax.random.key(0), video)
+    logits = apply(model, variables, video)
     assert logits.shape == (2, 5) and logits.dtype == jnp.float32
     assert 0 < np.abs(logits).max() < 1e-2
 
@@ -96,8 +99,8 @@ def test_initial_prediction_is_nearly_uniform():
 def test_poolings(pooling):
     model = VideoClassifier(**SMALL, pooling=pooling)
     variables, video = initial(model)
-    tokens = model.apply(variables, video, method="tokens")
-    features = model.apply(variables, video, method="features")
+    tokens = apply(model, variables, video, method="tokens")
+    features = apply(model, variables, video, method="features")
     assert tokens.shape == (2, 8, 24) and features.shape == (2, 24)
     params = variables["params"]
     assert ("norm" in params["encoder"]) == (pooling == "first_token")
@@ -107,6 +110,7 @@ def test_poolings(pooling):
         expected = (mean - mean.mean(1, keepdims=True)) / np.sqrt(
             mean.var(1, keepdims=True) + 1e-6
         )
+        expected = expected * params["norm"]["scale"] + params["norm"]["bias"]
         np.testing.assert_allclose(features, expected, atol=1e-5)
     elif pooling == "first_token":
         np.testing.assert_allclose(features, tokens[:, 0], atol=1e-6)
@@ -127,7 +131,7 @@ def test_batch_norm_uses_running_statistics():
     for _ in range(200):
         _, changed = train(variables)
         variables = variables | changed
-    features = model.apply(variables, video, method="features")
+    features = apply(model, variables, video, method="features")
     np.testing.assert_allclose(features.mean(axis=0), 0, atol=1e-4)
     np.testing.assert_allclose(features.std(axis=0), 1, atol=1e-2)
 
@@ -166,7 +170,7 @@ def test_other_clip_and_image_sizes_share_parameters(shape, side):
     model = VideoClassifier(**SMALL, position_size=(16, 16))
     variables, _ = initial(model)
     video = np.zeros((1, shape[1], side, side, 3), np.uint8)
-    assert np.isfinite(model.apply(variables, video)).all()
+    assert np.isfinite(apply(model, variables, video)).all()
 
 
 def test_drop_path_rises_with_depth_and_keeps_the_mean():
@@ -185,22 +189,21 @@ def test_dropped_parts_of_a_clip_depend_on_its_key_only():
     model = VideoClassifier(**SMALL, drop_path=0.5, dropout=0.5, head_init_scale=1.0)
     variables, video = initial(model, (8, 4, 16, 16, 3))
     keys = jax.random.split(jax.random.key(1), 8)
-    whole = model.apply(variables, video, keys)
-    parts = [model.apply(variables, video[i : i + 2], keys[i : i + 2]) for i in (0, 6)]
+    whole = apply(model, variables, video, keys)
+    parts = [apply(model, variables, video[i : i + 2], keys[i : i + 2]) for i in (0, 6)]
     np.testing.assert_allclose(whole[:2], parts[0], atol=1e-5)
     np.testing.assert_allclose(whole[6:], parts[1], atol=1e-5)
-    assert np.abs(whole - model.apply(variables, video)).max() > 1e-3
+    assert np.abs(whole - apply(model, variables, video)).max() > 1e-3
 
 
 @pytest.mark.parametrize("attention", ["xla", "by_head"])
 def test_is_exported_for_batches_of_any_size(attention):
     model = VideoClassifier(**SMALL | {"depth": 1}, attention=attention)
-    video = jax.random.randint(jax.random.key(1), (3, 4, 16, 16, 3), 0, 256, "uint8")
-    variables = model.init(jax.random.key(0), video)
+    variables, video = initial(model, (3, 4, 16, 16, 3))
     shape = jax.export.symbolic_shape("batch,4,16,16,3")
     exported = jax.export.export(jax.jit(model.apply))(
         variables, jax.ShapeDtypeStruct(shape, "uint8")
     )
     for clips in (video, video[:1]):
         logits = exported.call(variables, clips)
-        assert_close(logits, model.apply(variables, clips), 1e-5)
+        assert_close(logits, apply(model, variables, clips), 1e-5)

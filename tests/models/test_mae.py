@@ -7,6 +7,7 @@ import pytest
 
 import videomae_jax as vmae
 from tests.helpers import official
+from tests.helpers.models import apply
 from videomae_jax.errors import ConfigError, InputError
 from videomae_jax.models import vit
 
@@ -30,17 +31,20 @@ def loss_fn(params, model, video, visible, masked):
     return vmae.reconstruction_loss(prediction, target)
 
 
+jitted_loss = jax.jit(loss_fn, static_argnums=1)
+
+
 def test_matches_reference(golden, inputs):
     params = official.parameters(golden)
     model = official.model()
     video, visible, masked = inputs
-    tokens = model.apply({"params": params}, video, visible, method="encode")
-    prediction = model.apply({"params": params}, *inputs)
+    tokens = apply(model, {"params": params}, video, visible, method="encode")
+    prediction = apply(model, {"params": params}, *inputs)
     target = vmae.pixel_targets(video, masked, patch_size=16, tubelet_size=2)
     np.testing.assert_allclose(tokens, golden["encoder_tokens"], atol=5e-5, rtol=0)
     np.testing.assert_allclose(prediction, golden["prediction"], atol=5e-5, rtol=0)
     np.testing.assert_allclose(target, golden["target"], atol=5e-5, rtol=0)
-    loss = loss_fn(params, model, *inputs)
+    loss = jitted_loss(params, model, *inputs)
     np.testing.assert_allclose(loss, golden["loss"], atol=1e-5, rtol=0)
 
 
@@ -69,8 +73,8 @@ def test_normalized_floats_equal_raw_pixels(golden, inputs):
     params = official.parameters(golden)
     video, visible, masked = inputs
     floats = (video / 255 - vit.IMAGENET_MEAN) / vit.IMAGENET_STD
-    one = loss_fn(params, official.model(), video, visible, masked)
-    other = loss_fn(
+    one = jitted_loss(params, official.model(), video, visible, masked)
+    other = jitted_loss(
         params, official.model(), floats.astype(np.float32), visible, masked
     )
     np.testing.assert_allclose(one, other, rtol=1e-5)
@@ -78,10 +82,10 @@ def test_normalized_floats_equal_raw_pixels(golden, inputs):
 
 def test_bfloat16_is_close_and_keeps_float32_parameters(golden, inputs):
     model = official.model(dtype="bfloat16")
-    params = model.init(jax.random.key(0), *inputs)["params"]
+    params = jax.eval_shape(model.init, jax.random.key(0), *inputs)["params"]
     assert {x.dtype for x in jax.tree.leaves(params)} == {jnp.dtype("float32")}
     reference = official.parameters(golden)
-    loss = loss_fn(reference, model, *inputs)
+    loss = jitted_loss(reference, model, *inputs)
     assert loss.dtype == jnp.float32
     np.testing.assert_allclose(loss, golden["loss"], rtol=2e-2)
 
@@ -143,13 +147,12 @@ def test_program_does_not_grow_with_depth():
 @pytest.mark.parametrize("frames, size", [(2, 32), (8, 64), (32, 48)])
 def test_any_clip_length_and_image_size(frames, size):
     model = official.model()
-    key = jax.random.key(0)
-    video = jax.random.randint(key, (2, frames, size, size + 32, 3), 0, 256)
-    video = video.astype(jnp.uint8)
+    video = np.zeros((2, frames, size, size + 32, 3), np.uint8)
     grid = vit.token_grid(video.shape, 16, 2)
-    visible, masked = vmae.masking.tube(key, 2, grid=grid, ratio=0.75)
-    variables = model.init(key, video, visible, masked)
-    out = model.apply(variables, video, visible, masked)
+    visible, masked = vmae.masking.tube(jax.random.key(0), 2, grid=grid, ratio=0.75)
+    inputs = video, visible, masked
+    variables = jax.eval_shape(model.init, jax.random.key(0), *inputs)
+    out = jax.eval_shape(model.apply, variables, *inputs)
     assert out.shape == (2, masked.shape[1], 1536)
 
 
@@ -159,10 +162,11 @@ def test_masked_pixels_do_not_reach_the_prediction(golden, inputs):
     patches = np.array(vit.patchify(video, 16, 2))
     np.put_along_axis(patches, masked[..., None], 0, axis=1)
     blanked = vit.unpatchify(patches, (4, 4, 4), 16, 2)
-    apply = lambda video: official.model().apply(  # noqa: E731
-        {"params": params}, video, visible, masked
+    one, other = (
+        apply(official.model(), {"params": params}, pixels, visible, masked)
+        for pixels in (video, blanked)
     )
-    np.testing.assert_array_equal(apply(video), apply(blanked))
+    np.testing.assert_array_equal(one, other)
 
 
 def test_patchify_round_trip_and_order():
@@ -180,7 +184,7 @@ def test_initializers():
     visible, masked = vmae.masking.tube(
         jax.random.key(1), 1, grid=(4, 4, 4), ratio=0.75
     )
-    params = model.init(jax.random.key(0), video, visible, masked)["params"]
+    params = jax.jit(model.init)(jax.random.key(0), video, visible, masked)["params"]
     qkv = params["encoder"]["blocks"]["attention"]["qkv"]["kernel"]
     assert qkv.shape == (2, 48, 144)
     bound = np.sqrt(6 / (48 + 144))  # Xavier over the fused matrix
@@ -227,7 +231,8 @@ def init(frames=8, size=64, dtype=jnp.uint8, masked=48, heads=3, **overrides):
     model = official.model(**overrides).clone(heads=heads)
     ids = jnp.arange(64)[None]
     video = jnp.zeros((1, frames, size, size, 3), dtype)
-    model.init(jax.random.key(0), video, ids[:, :16], ids[:, 16 : 16 + masked])
+    inputs = video, ids[:, :16], ids[:, 16 : 16 + masked]
+    jax.eval_shape(model.init, jax.random.key(0), *inputs)
 
 
 def gray(**fields):
