@@ -10,7 +10,13 @@ import numpy as np
 import pytest
 
 from videomae_jax import checkpointing
+from videomae_jax.checkpoint_files import find_damage
 from videomae_jax.errors import CheckpointError
+
+
+def cut(path, size=10):
+    with path.open("r+b") as file:
+        file.truncate(size)
 
 
 @pytest.fixture
@@ -107,112 +113,74 @@ def test_a_step_is_chosen(checkpoints):
             checkpoints.find_step(choice)
 
 
-def largest_data_file(checkpoint):
-    files = (x for x in (checkpoint / "params").rglob("d/*") if x.is_file())
-    return max(files, key=lambda path: path.stat().st_size)
+def test_an_item_that_was_not_saved_is_named(checkpoints):
+    checkpoints.save(7, {"params": {"x": jnp.zeros(2)}}, {})
+    checkpoints.wait()
+    shape = {"x": jax.ShapeDtypeStruct((2,), np.float32)}
+    for item in ("opt_state", "ema"):
+        with pytest.raises(CheckpointError, match=f"/7 has no item {item}, which the"):
+            checkpoints.restore(7, {"params": shape, item: shape})
 
 
-def cut(path, size=10):
-    with path.open("r+b") as file:
-        file.truncate(size)
-
-
-def clear(checkpoint):
-    shutil.rmtree(checkpoint)
-    checkpoint.mkdir()
-
-
-DAMAGES = {
-    "data file cut off": (lambda x: cut(largest_data_file(x), 1000), r"params/\w+: "),
-    "data file empty": (lambda x: cut(largest_data_file(x), 0), r"params/\w+: "),
-    "data file missing": (lambda x: largest_data_file(x).unlink(), r"params/\w+: "),
-    "table cut off": (lambda x: cut(x / "params/manifest.ocdbt"), "params/manifest"),
-    "table missing": (lambda x: (x / "params/manifest.ocdbt").unlink(), "manifest"),
-    "names cut off": (lambda x: cut(x / "params/_METADATA"), "_METADATA: cut off"),
-    "names missing": (
-        lambda x: (x / "params/_METADATA").unlink(),
-        "params/_METADATA: no such file",
-    ),
-    "meta empty": (lambda x: cut(x / "meta/metadata", 0), "meta/metadata: empty"),
-    "half deleted": (lambda x: shutil.rmtree(x / "opt_state"), "opt_state/_METADATA"),
-    "empty folder": (clear, "_CHECKPOINT_METADATA: no such file"),
-}
-
-
-@pytest.fixture(scope="module")
-def two_checkpoints(tmp_path_factory):
-    """Work directory with steps 10 and 16 of arrays of some size."""
-    workdir = tmp_path_factory.mktemp("whole")
-    checkpoints = checkpointing.Checkpoints(str(workdir), keep_last=2)
-    random = np.random.default_rng(0)
-    for step in (10, 16):
-        params = {name: jnp.asarray(random.normal(size=4000)) for name in "abcd"}
-        items = {"params": params, "opt_state": {"count": jnp.zeros(3)}}
-        checkpoints.save(step, items, {"config": {}})
+def test_an_empty_folder_is_no_checkpoint(tmp_path, caplog):
+    items = {"params": {"x": jnp.zeros(2)}}
+    checkpoints = checkpointing.Checkpoints(str(tmp_path), keep_last=2)
+    checkpoints.save(10, items, {})
     checkpoints.close()
-    return workdir
-
-
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_checkpoint_is_explained_in_one_line(
-    two_checkpoints, tmp_path, damage, capfd
-):
-    workdir = shutil.copytree(two_checkpoints, tmp_path / "run")
-    destroy, file = DAMAGES[damage]
-    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    shape = jax.ShapeDtypeStruct((4000,), np.float32, sharding=place)
-    abstract = {name: shape for name in "abcd"}
-    destroy(workdir / "checkpoints" / "16")
-    checkpoints = checkpointing.Checkpoints(str(workdir), read_only=True)
-    assert checkpoints.latest_step() == 16
-    for read in (
-        lambda: (checkpoints.meta(16), checkpoints.restore(16, {"params": abstract})),
-        lambda: checkpointing.restore_part(str(workdir), 16, "params", abstract),
-    ):
-        with pytest.raises(CheckpointError, match=file) as error:
-            read()
-        message = str(error.value)
-        assert message.startswith("checkpoint 16 cannot be read (")
-        assert "; 10 is whole: read it with --step=10" in message
-        assert f"delete {workdir / 'checkpoints' / '16'} to resume" in message
-        assert "\n" not in message
-    assert "Traceback" not in capfd.readouterr().err
-    # The other one is never taken instead, but may be chosen.
-    step = checkpoints.find_step(10)
-    restored = checkpoints.restore(step, {"params": abstract})["params"]
-    assert restored.keys() == set("abcd")
+    empty = tmp_path / "checkpoints" / "16"
+    empty.mkdir()
+    reader = checkpointing.Checkpoints(str(tmp_path), read_only=True)
+    assert reader.latest_step() == 10 and reader.find_step("last") == 10
+    with pytest.raises(CheckpointError, match="step=16 not found: .* holds 10$"):
+        reader.find_step(16)
+    reader.close()
+    assert empty.exists()
+    checkpoints = checkpointing.Checkpoints(str(tmp_path), keep_last=2)
+    assert checkpoints.latest_step() == 10
+    assert f"removed {empty}: an empty folder is no checkpoint" in caplog.text
+    checkpoints.save(16, items, {"rows": []})
+    checkpoints.wait()
+    assert checkpoints.steps() == [10, 16] and checkpoints.meta(16) == {"rows": []}
     checkpoints.close()
 
 
-def test_no_checkpoint_is_whole(two_checkpoints, tmp_path):
-    workdir = shutil.copytree(two_checkpoints, tmp_path / "run")
-    clear(workdir / "checkpoints" / "10")
-    clear(workdir / "checkpoints" / "16")
-    checkpoints = checkpointing.Checkpoints(str(workdir), read_only=True)
-    with pytest.raises(CheckpointError, match="no other checkpoint is whole"):
-        checkpoints.meta(16)
+def config_of(step=None):
+    return {"config": {"checkpoint": {"step": step}}}
+
+
+def save(workdir, *steps, went_back_to=None):
+    checkpoints = checkpointing.Checkpoints(str(workdir), keep_last=9)
+    for step in steps:
+        value = jnp.full(2, step if went_back_to is None else -step)
+        meta = config_of(went_back_to)
+        checkpoints.save(step, {"params": {"x": value}}, meta)
     checkpoints.close()
 
 
-@pytest.mark.parametrize("error", [TypeError, MemoryError, jax.errors.JaxRuntimeError])
-def test_other_errors_are_not_taken_for_damage(two_checkpoints, monkeypatch, error):
-    """They come at once: a checkpoint may have hundreds of gigabytes to read."""
-    folder = two_checkpoints / "checkpoints"
-    find_damage, read = checkpointing.find_damage, []
+def test_a_run_goes_back_once_and_loses_nothing(tmp_path, caplog):
+    save(tmp_path, 10, 13, 16)
+    folder, aside = tmp_path / "checkpoints", tmp_path / "set_aside"
+    with pytest.raises(CheckpointError, match="step=12 not found: .* 10, 13, 16$"):
+        checkpointing.go_back(tmp_path, 12)
+    cut(folder / "16" / "meta" / "metadata")  # it need not be readable
+    checkpointing.go_back(tmp_path, 10)
+    assert f"step=10: moved {folder / '16'} to {aside / '16'}" in caplog.text
+    assert {x.name for x in folder.iterdir()} == {"10"}
+    assert {x.name for x in aside.iterdir()} == {"13", "16"}
 
-    def watched(checkpoint, *, read_arrays=False):
-        read.append(read_arrays)
-        return find_damage(checkpoint, read_arrays=read_arrays)
+    # Killed, and started again with the same flags; the step itself may be deleted.
+    save(tmp_path, 13, 16, went_back_to=10)
+    checkpointing.go_back(tmp_path, 10)
+    assert {x.name for x in folder.iterdir()} == {"10", "13", "16"}
+    shutil.rmtree(folder / "10")
+    checkpointing.go_back(tmp_path, 10)
+    assert {x.name for x in folder.iterdir()} == {"13", "16"}
 
-    monkeypatch.setattr(checkpointing, "find_damage", watched)
-    with pytest.raises(error, match="not of a file"):
-        with checkpointing._damage_explained(folder, 16):
-            raise error("not of a file")
-    assert read == [False]
-    with pytest.raises(OSError, match="of a file"):
-        with checkpointing._damage_explained(folder, 16):
-            raise OSError("of a file that is whole by now")
-    assert read == [False, False, True]
+    # Another step is another decision.
+    checkpointing.go_back(tmp_path, 13)
+    assert {x.name for x in folder.iterdir()} == {"13"}
+    assert {x.name for x in aside.iterdir()} == {"13", "16", "16.2"}
+    assert find_damage(aside / "16.2", read=None) is None
 
 
 @pytest.mark.parametrize("name", ["exp#1", "50%", "a?b", "a%20b", "lr=1e-3, seed 2"])
@@ -232,4 +200,4 @@ def test_work_directories_have_any_name(tmp_path, name):
     ):
         np.testing.assert_array_equal(restored["x"], saved["x"])
     checkpoints.close()
-    assert checkpointing.find_damage(checkpoints.folder / "7", read_arrays=True) is None
+    assert find_damage(checkpoints.folder / "7", read=None) is None

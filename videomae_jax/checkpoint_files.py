@@ -21,6 +21,7 @@ import orbax.checkpoint as ocp
 import tensorstore
 import xxhash
 
+from videomae_jax.distributed.save_errors import report_others
 from videomae_jax.errors import CheckpointError, UserError
 
 # Of the files of an item, by their paths: [bytes, XXH3 of 64 bits].
@@ -140,7 +141,7 @@ def damage_explained(
     checkpoint = folder / str(step)
     _refuse_damage(folder, step, find_damage(checkpoint))
     report, damage = sys.unraisablehook, None
-    sys.unraisablehook = lambda unraisable: _report_others(report, unraisable)
+    sys.unraisablehook = lambda unraisable: report_others(report, unraisable)
     # Each of several processes compares a part. If one refuses it, all of them end.
     share = jax.process_index(), jax.process_count()
     check = None
@@ -168,14 +169,6 @@ def damage_explained(
 def _is_of_reading(error: Exception) -> bool:
     """Returns whether files may be the cause: of others, no array need be read."""
     return isinstance(error, OSError) or "tensorstore" in str(error).lower()
-
-
-def _report_others(report: Callable[[Any], Any], unraisable: Any) -> None:
-    """Drops the tracebacks of reads that Orbax abandons after another one failed."""
-    code = getattr(unraisable.object, "cr_code", None)
-    is_read = code is not None and "orbax" in code.co_filename
-    if not is_read and str(unraisable.exc_value) != "Event loop is closed":
-        report(unraisable)
 
 
 def _refuse_damage(folder: pathlib.Path, step: int, damage: str | None) -> None:

@@ -7,19 +7,26 @@ model has it), and `meta`, a JSON object.
 
 import contextlib
 import copy
-import json
+import itertools
 import logging
+import os
 import pathlib
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
-import tensorstore
 from orbax.checkpoint import checkpoint_managers
 
-from videomae_jax.errors import CheckpointError, UserError
+from videomae_jax import checkpoint_files
+from videomae_jax.checkpoint_files import damage_explained
+from videomae_jax.distributed import hosts
+from videomae_jax.distributed.save_errors import SaveErrors, saves_explained
+from videomae_jax.errors import CheckpointError
+from videomae_jax.files import read_json, writing
+
+log = logging.getLogger(__name__)
 
 ITEMS = ("params", "opt_state", "ema", "batch_stats")
 # Items of older checkpoints, by today's names.
@@ -50,6 +57,7 @@ class Checkpoints:
         keep_last: int = 1,
         keep_period: int = 0,
         keep_best: bool = False,
+        digests: bool = True,
         read_only: bool = False,
     ):
         """Opens the folder, creating it if needed.
@@ -61,6 +69,7 @@ class Checkpoints:
                 0 for none.
             keep_best: also keep the checkpoint that the "best" of the newest `meta`
                 names, see training/progress.py.
+            digests: save digests of all files, and compare them when arrays are read.
             read_only: create, save and delete nothing.
         """
         policies: list[Any] = [checkpoint_managers.LatestN(keep_last)]
@@ -70,28 +79,35 @@ class Checkpoints:
         if keep_best:
             policies.append(self._keep_best)
         self.folder = _folder(workdir)
-        with _only_errors():
+        self._digests = digests
+        self._empty = _empty_steps(self.folder, remove=not read_only)
+        self._errors = SaveErrors()
+        self._saved = self.folder  # the last checkpoint that was started
+        with _only_errors(), saves_explained(self.folder):
             options = ocp.CheckpointManagerOptions(
                 preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
                 cleanup_tmp_directories=not read_only,
                 enable_background_delete=not read_only,
                 read_only=read_only,
             )
-            arrays = (*ITEMS, *_OLD_NAMES.values())
-            handlers = {name: ocp.StandardCheckpointHandler() for name in arrays}
             self._manager = ocp.CheckpointManager(
                 self.folder,
                 options=options,
-                item_handlers={**handlers, "meta": ocp.JsonCheckpointHandler()},
+                item_handlers=checkpoint_files.handlers(
+                    (*ITEMS, *_OLD_NAMES.values()), digests=digests
+                ),
             )
 
     def latest_step(self) -> int | None:
         """Returns the step of the newest complete checkpoint, or None."""
-        return self._manager.latest_step()
+        return max(self.steps(), default=None)
 
     def steps(self) -> list[int]:
-        """Returns the steps of all complete checkpoints, in order."""
-        return sorted(self._manager.all_steps())
+        """Returns the steps of all complete checkpoints, in order.
+
+        A damaged one is among them, an empty folder is not.
+        """
+        return sorted(set(self._manager.all_steps()) - self._empty)
 
     def find_step(self, choice: int | str) -> int:
         """Returns the step of a checkpoint.
@@ -136,21 +152,27 @@ class Checkpoints:
             step: steps done.
             items: trees of arrays, some of ITEMS by name.
             meta: a JSON object.
+
+        Raises:
+            OutputError: the files cannot be written, perhaps those of the save before.
         """
         if self.latest_step() == step:
             return
+        self.wait()
         args: dict[str, Any] = {
             name: ocp.args.StandardSave(tree) for name, tree in items.items()
         }
         self._keep_best.step = (meta.get("best") or {}).get("step")
         # Orbax serialises it in the background, while training appends to its lists.
         args["meta"] = ocp.args.JsonSave(copy.deepcopy(meta))
-        self._manager.save(step, args=ocp.args.Composite(**args), force=True)
+        self._saved = self.folder / str(step)
+        with saves_explained(self._saved), self._errors.of_save():
+            self._manager.save(step, args=ocp.args.Composite(**args), force=True)
 
     def meta(self, step: int) -> dict:
         """Returns the JSON object saved with a step."""
         args = ocp.args.Composite(meta=ocp.args.JsonRestore())
-        with _damage_explained(self.folder, step):
+        with damage_explained(self.folder, step):
             return self._manager.restore(step, args=args)["meta"]
 
     def shapes(self, step: int, item: str) -> dict[str, tuple[int, ...]]:
@@ -158,7 +180,7 @@ class Checkpoints:
 
         The result is empty if the checkpoint does not have the item.
         """
-        with _damage_explained(self.folder, step):
+        with damage_explained(self.folder, step):
             metadata = self._manager.item_metadata(step)
         saved = metadata.get(_name_on_disk(self.folder, step, item))
         return {} if saved is None else _shapes(saved)
@@ -180,12 +202,19 @@ class Checkpoints:
             on_disk[name]: ocp.args.StandardRestore(tree)
             for name, tree in items.items()
         }
-        with _damage_explained(self.folder, step):
+        read = on_disk.values() if self._digests else ()
+        with damage_explained(self.folder, step, read):
             restored = self._manager.restore(step, args=ocp.args.Composite(**args))
         return {name: restored[on_disk[name]] for name in items}
 
     def _check(self, step: int, item: str, tree: Any) -> None:
         saved, expected = self.shapes(step, item), _shapes(tree)
+        if expected and not saved:
+            raise CheckpointError(
+                f"the checkpoint {self.folder / str(step)} has no item {item}, which "
+                "the config asks for. Use the config that it was saved with, or "
+                "another --workdir."
+            )
         lines = [
             f"  {name}: {saved.get(name, 'missing')} in the checkpoint, "
             f"{expected.get(name, 'missing')} in the model"
@@ -205,13 +234,77 @@ class Checkpoints:
         """Returns whether the cluster is about to take any of the hosts away."""
         return self._manager.reached_preemption(step)
 
+    def check(self) -> None:
+        """Raises OutputError if the last save has failed; does not wait for it."""
+        if self._errors.first is not None:
+            with saves_explained(self._saved):
+                raise self._errors.first
+
     def wait(self) -> None:
-        """Waits until the last save is on disk."""
-        self._manager.wait_until_finished()
+        """Waits until the last save is on disk; raises OutputError if it has failed."""
+        # Orbax would wait for all its threads, although one has failed.
+        while self._manager.is_saving_in_progress():
+            self.check()
+            time.sleep(0.01)
+        with saves_explained(self._saved):
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Waits for the last save and frees the threads."""
+        """Waits for the last save and frees the threads, unless a save has failed."""
+        if self._errors.first is not None:
+            return  # the threads may wait for each other
+        self.wait()
         self._manager.close()
+        self._errors.close()
+
+
+def go_back(workdir: pathlib.Path, step: int) -> None:
+    """Sets newer checkpoints aside, so that a run resumes from a step.
+
+    They are moved to `<workdir>/set_aside`. Those that the run saved since it went back
+    to this step stay: a job that is restarted with the same flags goes back once.
+
+    Every process of the run must call it.
+
+    Args:
+        workdir: the run's folder.
+        step: of the checkpoint, `config.checkpoint.step`.
+
+    Raises:
+        CheckpointError: the checkpoint is not found.
+        OutputError: a folder cannot be moved.
+    """
+    if jax.process_index() == 0:
+        folder = _folder(workdir)
+        steps = sorted(int(x.name) for x in folder.glob("*") if x.name.isdecimal())
+        newer = [x for x in steps if x > step and not _went_back(folder / str(x), step)]
+        if step not in steps and newer == [x for x in steps if x > step]:
+            raise CheckpointError(
+                f"config.checkpoint.step={step} not found: {folder} holds "
+                f"{', '.join(map(str, steps)) or 'no checkpoints'}"
+            )
+        for other in newer:
+            _set_aside(folder / str(other), step)
+    hosts.gather(None)  # a barrier: the other processes see what is left
+
+
+def _went_back(checkpoint: pathlib.Path, step: int) -> bool:
+    """Returns whether a checkpoint was saved with this `config.checkpoint.step`."""
+    meta = read_json(checkpoint / "meta" / "metadata") or {}
+    return meta.get("config", {}).get("checkpoint", {}).get("step") == step
+
+
+def _set_aside(checkpoint: pathlib.Path, step: int) -> None:
+    folder = checkpoint.parents[1] / "set_aside"
+    target = folder / checkpoint.name
+    for count in itertools.count(2):
+        if not target.exists():
+            break
+        target = folder / f"{checkpoint.name}.{count}"
+    with writing(target):
+        folder.mkdir(exist_ok=True)
+        checkpoint.rename(target)
+    log.warning("config.checkpoint.step=%d: moved %s to %s", step, checkpoint, target)
 
 
 def restore_part(
@@ -227,7 +320,7 @@ def restore_part(
         partial_restore=True,
     )
     with (
-        _damage_explained(folder, step),
+        damage_explained(folder, step, [item]),
         _only_errors(),
         ocp.CheckpointManager(
             folder, options=ocp.CheckpointManagerOptions(read_only=True)
@@ -248,7 +341,7 @@ def _only_errors() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _folder(workdir: str) -> pathlib.Path:
+def _folder(workdir: str | os.PathLike) -> pathlib.Path:
     return pathlib.Path(workdir).absolute() / "checkpoints"
 
 
@@ -265,110 +358,20 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
     }
 
 
-@contextlib.contextmanager
-def _damage_explained(folder: pathlib.Path, step: int) -> Iterator[None]:
-    """Reads of a damaged checkpoint fail with one line that says what to do.
-
-    Raises:
-        CheckpointError: files of the checkpoint are missing, cut off or not readable.
-    """
-    _refuse_damage(folder, step, find_damage(folder / str(step)))
-    report, damage = sys.unraisablehook, None
-    sys.unraisablehook = lambda unraisable: _report_others(report, unraisable)
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:  # Orbax raises all kinds, the bare Exception among them
-        if _is_of_reading(error):
-            damage = find_damage(folder / str(step), read_arrays=True)
-        if damage is None:
-            raise
-        _refuse_damage(folder, step, damage)
-    finally:
-        if damage is None:  # otherwise, tracebacks may come for a while
-            sys.unraisablehook = report
-
-
-def _is_of_reading(error: Exception) -> bool:
-    """Returns whether files may be the cause: of others, no array need be read."""
-    return isinstance(error, OSError) or "tensorstore" in str(error).lower()
-
-
-def _report_others(report: Callable[[Any], Any], unraisable: Any) -> None:
-    """Drops the tracebacks of reads that Orbax abandons after another one failed."""
-    code = getattr(unraisable.object, "cr_code", None)
-    is_read = code is not None and "orbax" in code.co_filename
-    if not is_read and str(unraisable.exc_value) != "Event loop is closed":
-        report(unraisable)
-
-
-def _refuse_damage(folder: pathlib.Path, step: int, damage: str | None) -> None:
-    if damage is None:
-        return
-    others = (int(x.name) for x in folder.iterdir() if x.name.isdecimal())
-    whole = next(
-        (
-            other
-            for other in sorted(others, reverse=True)
-            if other != step
-            if find_damage(folder / str(other), read_arrays=True) is None
-        ),
-        None,
-    )
-    remedy = "no other checkpoint is whole: restore these files, or train again"
-    if whole is not None:
-        remedy = (
-            f"{whole} is whole: read it with --step={whole} (--config.evaluation.step="
-            f"{whole} in a test), or delete {folder / str(step)} to resume from it"
-        )
-    raise CheckpointError(f"checkpoint {step} cannot be read ({damage}); {remedy}")
-
-
-def find_damage(checkpoint: pathlib.Path, *, read_arrays: bool = False) -> str | None:
-    """Returns the first file of a checkpoint that cannot be read, and why.
+def _empty_steps(folder: pathlib.Path, *, remove: bool) -> set[int]:
+    """Returns the steps whose folders are empty, which Orbax takes for checkpoints.
 
     Args:
-        checkpoint: the folder of a step.
-        read_arrays: read all arrays, too, instead of only their tables.
-
-    Returns:
-        A file or array relative to the folder, and the reason; None for a whole one.
+        folder: of the checkpoints.
+        remove: remove these folders instead: Orbax would not save such a step.
     """
-    try:
-        file = checkpoint / "_CHECKPOINT_METADATA"
-        # Names all items: one that was deleted with its folder would not be missed.
-        items = json.loads(file.read_text())["item_handlers"]
-        for item in items:
-            file = checkpoint / item / "metadata"
-            if item == "meta":
-                json.loads(file.read_text())
-                continue
-            file = checkpoint / item / "_METADATA"
-            json.loads(file.read_text())
-            file = checkpoint / item / "manifest.ocdbt"
-            file.stat()
-            # No URL, in which a "#", "%" or "?" of the path would mean something.
-            base = {"driver": "file", "path": f"{checkpoint / item}/"}
-            store = {"driver": "ocdbt", "base": base}
-            tables = tensorstore.KvStore.open(store).result().list().result()
-            for table in sorted(tables) if read_arrays else ():
-                if not table.endswith(b"/.zarray"):
-                    continue
-                name = table.decode().removesuffix("/.zarray")
-                file = checkpoint / item / name
-                spec = {"driver": "zarr", "kvstore": store | {"path": f"{name}/"}}
-                tensorstore.open(spec).result().read().result()
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return f"{file.relative_to(checkpoint)}: {_reason(error)}"
-    return None
-
-
-def _reason(error: Exception) -> str:
-    """Returns the reason of an error of reading, without paths."""
-    if isinstance(error, OSError):
-        return (error.strerror or str(error)).lower()
-    if isinstance(error, json.JSONDecodeError):
-        return "empty" if not error.doc else f"cut off or no JSON, {error}"
-    # TensorStore's messages go from the outermost to the innermost reason.
-    return str(error).partition(" [source locations")[0].rpartition(": ")[2]
+    steps = set()
+    for path in folder.glob("*"):
+        if path.name.isdecimal() and path.is_dir() and not any(path.iterdir()):
+            if remove:
+                log.warning("removed %s: an empty folder is no checkpoint", path)
+                with contextlib.suppress(OSError):  # another process may be faster
+                    path.rmdir()
+            else:
+                steps.add(int(path.name))
+    return steps

@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from videomae_jax import ranges
 from videomae_jax.errors import (
     CheckpointError,
     CompleteRunError,
@@ -222,61 +223,13 @@ def unknown_field(arguments: Iterable[str], config: Config) -> str | None:
     return None
 
 
-# What numbers may be, and the fields that it is said of.
-_RANGES = (
-    (
-        "at least 0",
-        lambda x: x >= 0,
-        "steps max_nonfinite_steps data.num_workers optimizer.min_lr "
-        "optimizer.warmup_epochs optimizer.weight_decay optimizer.clip_norm "
-        "profile.first checkpoint.keep_period picture.every evaluation.every "
-        "evaluation.patience mix.mixup mix.cutmix model.head_init_scale",
-    ),
-    (
-        "at least 1",
-        lambda x: x >= 1,
-        "batch_size micro_batch_per_device log_every model.width model.depth "
-        "model.heads model.decoder_width model.decoder_depth model.decoder_heads "
-        "model.patch_size model.tubelet_size data.num_frames data.stride "
-        "data.num_samples data.num_threads data.num_classes mesh.fsdp profile.steps "
-        "checkpoint.every checkpoint.keep_last picture.clips evaluation.segments "
-        "evaluation.crops evaluation.videos_per_device",
-    ),
-    (
-        "above 0",
-        lambda x: x > 0,
-        "epochs model.mlp_ratio model.decoder_mlp_ratio data.memory_gb "
-        "optimizer.base_lr optimizer.eps",
-    ),
-    (
-        "in [0, 1]",
-        lambda x: 0 <= x <= 1,
-        "data.flip data.erase data.max_bad_fraction mix.probability "
-        "mix.switch_probability",
-    ),
-    (
-        "in [0, 1)",
-        lambda x: 0 <= x < 1,
-        "optimizer.b1 optimizer.b2 ema.decay model.drop_path model.dropout "
-        "loss.smoothing loss.class_balance",
-    ),
-    ("above 0 and below 1", lambda x: 0 < x < 1, "mask.ratio"),
-    ("above 0 and at most 1", lambda x: 0 < x <= 1, "optimizer.layer_decay"),
-)
-
-
 def check_ranges(config: Config) -> None:
     """Checks the fields that are numbers; those that are None are left out.
 
     Raises:
         ConfigError: a number is out of its range.
     """
-    values = flatten(config.to_dict())
-    for rule, is_valid, fields in _RANGES:
-        for field in fields.split():
-            value = values.get(field)
-            if value is not None and not is_valid(value):
-                raise ConfigError(f"config.{field}={value} must be {rule}")
+    ranges.check(flatten(config.to_dict()), "config.")
 
 
 def check_choices(config: Config, choices: dict[str, Collection[str]]) -> None:

@@ -186,7 +186,7 @@ def test_lost_blocks_are_detected(tmp_path):
         ({"use_mean_pooling": False}, "missing: videomae.layernorm"),
         ({"architectures": ["VideoMAEForPreTraining"]}, "decoder_width is 0"),
         ({"num_attention_heads": 7}, "heads=7 must divide width=48"),
-        ({"num_attention_heads": 0}, "heads=0 must divide"),
+        ({"num_attention_heads": 0}, "heads=0 must be a whole number from 1 to"),
         ({"num_frames": 9}, "clips of 9 frames"),
         ({"id2label": ["a"]}, "config.json is malformed"),
         ({"id2label": {str(i): str(i) for i in range(1, 11)}}, "malformed"),

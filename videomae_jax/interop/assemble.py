@@ -14,10 +14,18 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from videomae_jax.errors import PretrainedError
+from videomae_jax.errors import ConfigError, PretrainedError
 from videomae_jax.interop import huggingface, official
-from videomae_jax.interop.pretrained import Preprocessing, Pretrained, check_clips
+from videomae_jax.interop.pretrained import (
+    MAX_NAMES,
+    Preprocessing,
+    Pretrained,
+    check_clips,
+    initialize,
+    param_shapes,
+)
 from videomae_jax.interop.torch_pickle import Tensor
+from videomae_jax.models import build
 from videomae_jax.models.classifier import VideoClassifier
 from videomae_jax.models.mae import VideoMAE
 from videomae_jax.models.positions import sincos_positions
@@ -34,7 +42,6 @@ TENSOR_NAMES: dict[str, Callable[[str], tuple[str, ...]]] = {
     "official": lambda name: (name,),
     "keras": lambda name: (name,),
 }
-MAX_NAMES = 8  # in a message
 # Something-Something V2 is sampled over the whole video (VideoMAE, section 4.1).
 _CLASSES_OF_SSV2 = 174
 # The number of heads and the encoder's depth, by the published widths.
@@ -135,23 +142,6 @@ def assemble(source: Source, *, strict: bool, fields: Mapping[str, Any]) -> Pret
             if hasattr(model, name) and source.fields[name] != fields[name]
         },
     )
-
-
-def initialize(model: VideoMAE | VideoClassifier, seed: int = 0) -> dict[str, Any]:
-    """Returns random parameters, which do not depend on clip length and image size."""
-    # Two tokens: one visible, one masked.
-    frame = (model.patch_size, 2 * model.patch_size, model.channels)
-    video = np.zeros((1, model.tubelet_size, *frame), np.uint8)
-    ids = (np.zeros((1, 1), np.int32), np.ones((1, 1), np.int32))
-    inputs = (video, *ids) if isinstance(model, VideoMAE) else (video,)
-    return dict(model.init(jax.random.key(seed), *inputs))["params"]
-
-
-def param_shapes(model: VideoMAE | VideoClassifier) -> dict[str, tuple[int, ...]]:
-    """Returns the shapes of the parameters by path a/b/c."""
-    params = jax.eval_shape(lambda: initialize(model))
-    flat: dict[str, Any] = flatten_dict(params, sep="/")  # pyright: ignore
-    return {path: x.shape for path, x in flat.items()}
 
 
 def _params(
@@ -259,13 +249,12 @@ def _model(source: Source, given: Mapping[str, Any]) -> VideoMAE | VideoClassifi
         raise source.error(f"{kind.__name__} has no field {', '.join(invalid)}")
     _warn_of_heads(source, heads, given)
     fields |= heads | specified
-    for size, name in (("width", "heads"), ("decoder_width", "decoder_heads")):
-        count = fields.get(name, 1)
-        if not isinstance(count, int) or count < 1 or fields.get(size, 0) % count:
-            raise source.error(
-                f"{name}={count!r} must divide {size}={fields.get(size)}"
-            )
-    return kind(**fields)
+    model = kind(**fields)
+    try:
+        build.check(model)
+    except ConfigError as error:
+        raise source.error(str(error)) from error
+    return model
 
 
 def _warn_of_heads(

@@ -10,9 +10,14 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from videomae_jax.errors import PretrainedError
 from videomae_jax.interop import huggingface
-from videomae_jax.interop.assemble import param_shapes
-from videomae_jax.interop.pretrained import Preprocessing, Pretrained, model_fields
+from videomae_jax.interop.pretrained import (
+    Preprocessing,
+    Pretrained,
+    check_shapes,
+    model_fields,
+)
 from videomae_jax.interop.tensor_files import read_safetensors
+from videomae_jax.models import build
 from videomae_jax.models.classifier import VideoClassifier
 from videomae_jax.models.mae import VideoMAE
 from videomae_jax.models.problem import MULTI_LABEL, SINGLE_LABEL, Problem
@@ -76,23 +81,16 @@ def read(folder: pathlib.Path, fields: Mapping[str, Any]) -> Pretrained:
             if name != "decoder_heads" or kind is VideoMAE
         }
         model = kind(**(saved | given))
-        expected = {f"params/{path}": x for path, x in param_shapes(model).items()}
-        actual = {
-            name: x.shape
-            for name, x in arrays.items()
-            if not name.startswith("batch_stats/")
-        }
-        lines = [
-            f"  {name}: {actual.get(name, 'missing')}, expected "
-            f"{expected.get(name, 'no such array')}"
-            for name in sorted(expected.keys() | actual.keys())
-            if actual.get(name) != expected.get(name)
-        ]
-        if lines:
-            raise PretrainedError(
-                f"{folder}: {WEIGHTS} does not fit the model in config.json:\n"
-                + "\n".join(lines[:8])
-            )
+        build.check(model)
+        check_shapes(
+            model,
+            {
+                name.removeprefix("params/"): x.shape
+                for name, x in arrays.items()
+                if not name.startswith("batch_stats/")
+            },
+            f"{folder}: {WEIGHTS}",
+        )
         labels, classes = config["labels"], getattr(model, "num_classes", 0)
         if labels is not None and len(labels) != classes:
             raise PretrainedError(

@@ -6,7 +6,9 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax.traverse_util import flatten_dict
 
+from videomae_jax import ranges
 from videomae_jax.errors import ConfigError, PretrainedError
 from videomae_jax.models.classifier import VideoClassifier
 from videomae_jax.models.mae import VideoMAE
@@ -14,6 +16,7 @@ from videomae_jax.models.problem import Problem
 from videomae_jax.models.sizes import OFFICIAL, Framing, height_and_width
 
 _SHOWN = 3  # names of classes
+MAX_NAMES = 8  # of tensors, in a message
 
 
 def model_fields(model: VideoMAE | VideoClassifier) -> dict[str, Any]:
@@ -51,7 +54,8 @@ class Preprocessing:
     value_range: tuple[float, float] | None = None
 
     def __post_init__(self):
-        """Raises ConfigError if a size is none, or frames would have another one."""
+        """Raises ConfigError if a size has no sense, or frames would have another."""
+        ranges.check({f"data.{name}": x for name, x in vars(self).items()})
         object.__setattr__(self, "image_size", height_and_width(self.image_size))
         if self.value_range is not None:  # a list, if from JSON
             object.__setattr__(self, "value_range", tuple(self.value_range))
@@ -75,6 +79,50 @@ def check_clips(clips: Preprocessing, model: Any, name: str) -> None:
         raise PretrainedError(
             f"{name}: clips of {frames} frames of {shown} pixels do not divide into "
             f"patches of {model.tubelet_size} frames and {model.patch_size} pixels"
+        )
+
+
+def initialize(model: VideoMAE | VideoClassifier, seed: int = 0) -> dict[str, Any]:
+    """Returns random parameters, which do not depend on clip length and image size."""
+    # Two tokens: one visible, one masked.
+    frame = (model.patch_size, 2 * model.patch_size, model.channels)
+    video = np.zeros((1, model.tubelet_size, *frame), np.uint8)
+    ids = (np.zeros((1, 1), np.int32), np.ones((1, 1), np.int32))
+    inputs = (video, *ids) if isinstance(model, VideoMAE) else (video,)
+    return dict(jax.jit(model.init)(jax.random.key(seed), *inputs))["params"]
+
+
+def param_shapes(model: VideoMAE | VideoClassifier) -> dict[str, tuple[int, ...]]:
+    """Returns the shapes of the parameters by path a/b/c."""
+    params = jax.eval_shape(lambda: initialize(model))
+    flat: dict[str, Any] = flatten_dict(params, sep="/")  # pyright: ignore
+    return {path: x.shape for path, x in flat.items()}
+
+
+def check_shapes(
+    model: VideoMAE | VideoClassifier, actual: Mapping[str, Any], name: str
+) -> None:
+    """Checks that arrays are the parameters of a model.
+
+    Args:
+        model: by the config that was saved with the arrays.
+        actual: the shapes of the arrays by path a/b/c.
+        name: of the arrays, for the message.
+
+    Raises:
+        PretrainedError: a shape differs, or arrays are missing or left over.
+    """
+    expected = param_shapes(model)
+    lines = [
+        f"  {path}: {actual.get(path, 'missing')}, expected "
+        f"{expected.get(path, 'no such array')}"
+        for path in sorted(expected.keys() | actual.keys())
+        if actual.get(path) != expected.get(path)
+    ]
+    if lines:
+        raise PretrainedError(
+            f"{name} does not fit the model in its config:\n"
+            + "\n".join(lines[:MAX_NAMES])
         )
 
 
@@ -120,7 +168,11 @@ class Pretrained:
     stated: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
-        """Raises PretrainedError if the heads have not as many classes as the model."""
+        """Raises PretrainedError if the heads have not as many classes as the model.
+
+        Raises ConfigError for a share of hidden patches that has no sense.
+        """
+        ranges.check({"mask.ratio": self.mask_ratio})
         sizes = [size for _, size in self.problem.heads]
         classes = getattr(self.model, "num_classes", 0)
         if sizes and sum(sizes) != classes:

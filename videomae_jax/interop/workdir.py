@@ -9,11 +9,18 @@ import numpy as np
 from flax.traverse_util import unflatten_dict
 from ml_collections import ConfigDict
 
-from videomae_jax import checkpointing
+from videomae_jax import checkpointing, ranges
 from videomae_jax.config import upgrade
-from videomae_jax.errors import CheckpointError, PretrainedError
-from videomae_jax.interop.pretrained import Preprocessing, Pretrained
+from videomae_jax.errors import CheckpointError, ConfigError, PretrainedError
+from videomae_jax.interop.pretrained import (
+    Preprocessing,
+    Pretrained,
+    check_clips,
+    check_shapes,
+)
 from videomae_jax.models import build
+from videomae_jax.models.classifier import VideoClassifier
+from videomae_jax.models.mae import VideoMAE
 from videomae_jax.models.problem import MULTI_LABEL, Problem
 
 # Rounding that a predicted value may have, in standard deviations of training.
@@ -31,7 +38,8 @@ def read(
         fields: of the model, in place of the saved ones.
 
     Raises:
-        PretrainedError: the checkpoint is not found.
+        PretrainedError: the checkpoint is not found, or its sizes have no sense or do
+            not fit its arrays.
         CheckpointError: it is damaged.
     """
     checkpoints = checkpointing.Checkpoints(str(folder), read_only=True)
@@ -44,7 +52,46 @@ def read(
     item = checkpoints.evaluated_item(step)
     shapes = {name: checkpoints.shapes(step, name) for name in (item, "batch_stats")}
     checkpoints.close()
+    name = f"{folder}: checkpoint {step}"
+    try:
+        model, preprocessing, rest = _described(meta, config, fields)
+    except ConfigError as error:
+        raise PretrainedError(f"{name}: {error}") from error
+    check_clips(preprocessing, model, name)
+    check_shapes(model, shapes[item], f"{name}: {item}")
     params = _restore(folder, step, item, shapes[item])
+    if rest["problem"].is_regression:
+        units = meta["target_mean"], meta["target_std"]
+        _check_units(folder, rest["labels"], *units)
+        params = _in_units(params, *units)
+    return Pretrained(
+        model=model,
+        params=params,
+        preprocessing=preprocessing,
+        # The state of training nests the collection in a dict of collections.
+        batch_stats=_restore(folder, step, "batch_stats", shapes["batch_stats"]).get(
+            "batch_stats", {}
+        ),
+        normalized_targets=config.get("normalize_targets", True),
+        **rest,
+        source=str(folder),
+        format="workdir",
+    )
+
+
+def _described(
+    meta: Mapping[str, Any], config: Any, fields: Mapping[str, Any]
+) -> tuple[VideoMAE | VideoClassifier, Preprocessing, dict[str, Any]]:
+    """Returns what `meta` says: the model, how clips are cut, and what else is known.
+
+    Args:
+        meta: of the checkpoint.
+        config: in it, with today's names.
+        fields: of the model, in place of the saved ones.
+
+    Raises:
+        ConfigError: a field has no sense, or they do not fit each other.
+    """
     labels, problem = None, Problem()
     preprocessing = {
         name: config.data[name] for name in ("num_frames", "stride", "image_size")
@@ -66,25 +113,15 @@ def read(
         elif config.loss.kind == "sigmoid":  # a run of an earlier release
             problem = Problem(MULTI_LABEL)
         if problem.is_regression:
-            units = meta["target_mean"], meta["target_std"]
-            _check_units(folder, labels, *units)
-            params = _in_units(params, *units)
+            units = {x: meta[x] for x in ("target_mean", "target_std")}
+            ranges.check(units)
+            if {len(x) for x in units.values()} != {len(labels)}:
+                raise ConfigError(f"{units} must be of the values {', '.join(labels)}")
         preprocessing["frame_sampling"] = config.data.frame_sampling
-    return Pretrained(
-        model=model.clone(**(defaults | dict(fields))),
-        params=params,
-        labels=labels,
-        preprocessing=Preprocessing(**preprocessing),
-        # The state of training nests the collection in a dict of collections.
-        batch_stats=_restore(folder, step, "batch_stats", shapes["batch_stats"]).get(
-            "batch_stats", {}
-        ),
-        normalized_targets=config.get("normalize_targets", True),
-        **mask,
-        problem=problem,
-        source=str(folder),
-        format="workdir",
-    )
+    model = model.clone(**(defaults | dict(fields)))
+    build.check(model)
+    rest = {"labels": labels, "problem": problem, **mask}
+    return model, Preprocessing(**preprocessing), rest
 
 
 def _in_units(

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from videomae_jax import ranges
 from videomae_jax.errors import ConfigError
 from videomae_jax.models import vit
 from videomae_jax.models.classifier import VideoClassifier
@@ -21,7 +22,7 @@ def autoencoder(config) -> VideoMAE:
         ConfigError: the fields do not fit each other.
     """
     model = VideoMAE.from_variant(config.variant, **_overrides(config))
-    vit.check_channels(model, "config.model.")
+    check(model, "config.model.")
     return model
 
 
@@ -36,8 +37,21 @@ def classifier(config, num_classes: int) -> VideoClassifier:
         position_size=size and height_and_width(size, "config.model.position_size"),
         **overrides,
     )
-    vit.check_channels(model, "config.model.")
+    check(model, "config.model.")
     return model
+
+
+def check(model: VideoMAE | VideoClassifier, section: str = "") -> None:
+    """Checks the fields of a model, of a config or a checkpoint of any layout.
+
+    Raises:
+        ConfigError: a field has no sense, or does not fit another; the message names
+            it, after its section.
+    """
+    ranges.check({f"model.{name}": x for name, x in vars(model).items()}, section)
+    if getattr(model, "position_size", None) is not None:
+        height_and_width(model.position_size, f"{section}position_size")
+    vit.check_channels(model, section)
 
 
 def _overrides(config) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any, Literal
 
+from videomae_jax import ranges
 from videomae_jax.errors import ConfigError
 
 
@@ -19,19 +20,15 @@ def height_and_width(size: Any, name: str = "image_size") -> tuple[int, int]:
         name: of the field, for the message.
 
     Raises:
-        ConfigError: unless the size is one whole number above 0, or two.
+        ConfigError: unless the size is one whole number above 0, or two, of sense.
 
     Example:
         >>> height_and_width(224), height_and_width([128, 224])
         ((224, 224), (128, 224))
     """
-    sides = size if isinstance(size, Sequence) else (size, size)
-    # A bool is an int, and means nothing here.
-    if len(sides) != 2 or not all(type(x) is int and x > 0 for x in sides):
-        raise ConfigError(
-            f"{name}={size!r} must be a whole number of pixels, or (height, width)"
-        )
-    return sides[0], sides[1]
+    if not ranges.is_size(size):
+        raise ConfigError(f"{name}={size!r} must be {ranges.SIZE}")
+    return tuple(size) if isinstance(size, Sequence) else (size, size)
 
 
 # Filters of Pillow, by its codes, which transformers' configs hold.

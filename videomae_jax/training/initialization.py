@@ -215,8 +215,14 @@ def with_source_sizes(config: Config, workdir: pathlib.Path) -> Config:
         return config
     config = config.copy_and_resolve_references()
     checkpoints = Checkpoints(str(workdir), read_only=True)
-    step = checkpoints.latest_step()
-    if step is not None:
+    steps = checkpoints.steps()
+    if steps:
+        # The newest may be damaged: what is chosen in its place is read here, too.
+        step = steps[-1]
+        if config.mode == "eval" and "evaluation" in config:
+            step = checkpoints.find_step(config.evaluation.step)
+        elif config.checkpoint.step in steps:
+            step = config.checkpoint.step
         taken = upgrade(checkpoints.meta(step)["config"])["model"]
     elif config.mode == "eval":
         return config  # the source is no run that could be tested in place of it
