@@ -226,7 +226,7 @@ def test_class_names(load):
     assert labels.class_names(loaded, "train.csv") == ["take knife", "put plate"]
     with pytest.raises(
         RecordError,
-        match=r":2: 'put plate' is none of the 1 classes; the nearest is .put plates.: correct it",
+        match=":2: 'put plate' is none of the 1 classes; the nearest is 'put plates':",
     ):
         load(text, class_names=["put plates"])
     with pytest.raises(

@@ -154,12 +154,13 @@ def test_equal_file_names_in_two_folders_stay_apart(folder, tmp_path):
 
 
 def test_only_unreadable_videos_are_an_error(folder, tmp_path):
-    (tmp_path / "list.txt").write_text("missing.mp4 0\n")
+    (tmp_path / "damaged.mp4").write_text("no video")
+    (tmp_path / "list.txt").write_text("damaged.mp4 0\n")
     config = test_finetune.tiny(folder, **{"data.test": str(tmp_path / "list.txt")})
     task = finetune.Finetuning(config)
     params, _ = task.init(jax.random.key(0), train_step.dummy_clip(config))
     state = loop.TrainState(0, params, (), {})
-    with pytest.raises(NoReadableVideoError, match="none of 1 .*\n.*missing.mp4"):
+    with pytest.raises(NoReadableVideoError, match="none of 1 .*\n.*damaged.mp4"):
         task.test(state, sharding.make_mesh(1, jax.devices()[:1]), tmp_path)
 
 
