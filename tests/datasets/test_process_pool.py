@@ -1,17 +1,21 @@
 """Whatever a worker process does, every item gets exactly one result."""
 
 import functools
+import multiprocessing
 import os
 import pathlib
 import re
 import signal
+import struct
 import subprocess
 import sys
 import time
+from unittest import mock
 
 import cv2
 import pytest
 
+from videomae_jax.datasets import process_pool
 from videomae_jax.datasets.process_pool import TaskFailure, process_map
 
 
@@ -105,6 +109,20 @@ def test_results_in_order_with_bounded_read_ahead(tmp_path):
         outcomes.append(outcome)
     assert outcomes.pop(5).kind == "crash"
     assert outcomes == [bytes([i]) * 2_000_000 for i in range(16) if i != 5]
+
+
+def test_a_process_that_stops_in_the_middle_of_a_result_is_killed(monkeypatch):
+    monkeypatch.setattr(process_pool, "_EXIT_SECONDS", 0.2)
+    worker = object.__new__(process_pool._Worker)
+    worker.pipe, child_pipe = multiprocessing.Pipe()
+    os.write(
+        child_pipe.fileno(), struct.pack("!i", 1000) + b"the beginning"
+    )
+    worker._process = mock.Mock(kill=child_pipe.close)
+    worker._set_timeout(0.1)
+    hang = TaskFailure("timeout", "hangs: no result within 0.1 s")
+    assert worker.receive() == hang
+    worker.pipe.close()
 
 
 class _ExitsOnUnpickling:

@@ -178,7 +178,7 @@ def test_metrics_are_written_last(tmp_path, monkeypatch):
         raise OSError("disk full")
 
     for name in ("_class_table", "plot_confusion"):
-        results.write(example(), tmp_path, step=6)
+        results.write(multi_label_example(), tmp_path, step=6)
         with monkeypatch.context() as patch:
             patch.setattr(results, name, fails)
             with pytest.raises(OSError, match="disk full"):
