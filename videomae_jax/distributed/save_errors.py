@@ -9,7 +9,9 @@ import contextlib
 import logging
 import os
 import re
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from videomae_jax.errors import UserError
 from videomae_jax.files import output_error
@@ -30,6 +32,7 @@ class SaveErrors(logging.Filter):
         super().__init__()
         self.first: BaseException | None = None
         self._logger = logging.getLogger("absl")
+        self._report: Callable[[Any], Any] | None = None
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Returns whether to log a record."""
@@ -43,6 +46,9 @@ class SaveErrors(logging.Filter):
     def of_save(self) -> Iterator[None]:
         """Listens; keeps an error that the body raises, too."""
         self._logger.addFilter(self)
+        if self._report is None:
+            self._report = report = sys.unraisablehook
+            sys.unraisablehook = lambda unraisable: report_others(report, unraisable)
         try:
             yield
         except BaseException as error:
@@ -52,6 +58,21 @@ class SaveErrors(logging.Filter):
     def close(self) -> None:
         """Stops listening."""
         self._logger.removeFilter(self)
+        if self._report is not None:
+            sys.unraisablehook, self._report = self._report, None
+
+
+def report_others(report: Callable[[Any], Any], unraisable: Any) -> None:
+    """Drops the tracebacks of what Orbax abandons after another operation failed.
+
+    Args:
+        report: the `sys.unraisablehook` for all other errors.
+        unraisable: its argument.
+    """
+    code = getattr(unraisable.object, "cr_code", None)
+    is_abandoned = code is not None and "orbax" in code.co_filename
+    if not is_abandoned and str(unraisable.exc_value) != "Event loop is closed":
+        report(unraisable)
 
 
 @contextlib.contextmanager

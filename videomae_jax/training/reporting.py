@@ -16,7 +16,7 @@ import tqdm
 from clu import parameter_overview
 from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore
 
 from videomae_jax.config import Config
 from videomae_jax.errors import ConfigError, NonFiniteLossError
