@@ -108,11 +108,11 @@ def read_config(file: pathlib.Path) -> dict[str, Any]:
             for kind in ("PreTraining", "VideoClassification")
             if f"VideoMAEFor{kind}" in architectures
         ]
-        epsilon = config.get("layer_norm_eps", EPSILONS["norm_epsilon"])
+        epsilon = EPSILONS["norm_epsilon"]
         fields = {
-            "heads": int(config.get("num_attention_heads", 12)),
-            "decoder_heads": int(config.get("decoder_num_attention_heads", 6)),
-            "norm_epsilon": float(epsilon),
+            "heads": _field(config, "num_attention_heads", 12),
+            "decoder_heads": _field(config, "decoder_num_attention_heads", 6),
+            "norm_epsilon": _field(config, "layer_norm_eps", epsilon),
         }
         sizes = {ours: config[x] for x, ours in _SIZES.items() if x in config}
         return {
@@ -120,15 +120,25 @@ def read_config(file: pathlib.Path) -> dict[str, Any]:
             "sizes": sizes | {"patch_size": _patch_size(config.get("patch_size", 16))},
             "labels": _labels(config),
             "preprocessing": {
-                "num_frames": int(config.get("num_frames", 16)),
+                "num_frames": _field(config, "num_frames", 16),
                 "image_size": _sides(config.get("image_size", 224)),
             },
-            "normalized_targets": bool(config.get("norm_pix_loss", True)),
+            "normalized_targets": _field(config, "norm_pix_loss", True),
             "problem": _problem(file, config),
-            "biases": bool(config.get("qkv_bias", config.get("qv_bias", True))),
+            "biases": _field(config, "qkv_bias", _field(config, "qv_bias", True)),
             "kind": kinds[0] if kinds else None,
-            "mean_pooling": config.get("use_mean_pooling"),
+            "mean_pooling": _field(config, "use_mean_pooling", True)
+            if "use_mean_pooling" in config
+            else None,
         }
+
+
+def _field(config: Mapping[str, Any], name: str, default: Any) -> Any:
+    """Returns a field; raises TypeError if it has another type than the default."""
+    value, kind = config.get(name, default), type(default)
+    if type(value) is not kind and not (kind is float and type(value) is int):
+        raise TypeError(f"{name}={value!r} must be of type {kind.__name__}")
+    return value
 
 
 @contextlib.contextmanager
@@ -153,13 +163,13 @@ def read_v2_config(file: pathlib.Path) -> dict[str, Any]:
         config = content["model_config"]
         if config.get("cos_attn"):
             raise PretrainedError(f"{file}: cosine attention is not supported")
-        epsilon = float(config.get("layer_norm_eps", 1e-6))
+        epsilon = _field(config, "layer_norm_eps", 1e-6)
         fields = {"norm_epsilon": epsilon, "head_norm_epsilon": epsilon}
         if "num_heads" in config:
-            fields["heads"] = int(config["num_heads"])
+            fields["heads"] = _field(config, "num_heads", 12)
         sizes = {ours: config[x] for x, ours in _V2_SIZES.items() if x in config}
         preprocessing = {
-            "num_frames": int(config.get("num_frames", 16)),
+            "num_frames": _field(config, "num_frames", 16),
             "image_size": _sides(config.get("img_size", 224)),
         }
         return {"fields": fields, "sizes": sizes, "preprocessing": preprocessing}
@@ -196,8 +206,10 @@ def _problem(file: pathlib.Path, config: Mapping[str, Any]) -> Problem:
 
 
 def _labels(config: Mapping[str, Any]) -> tuple[str, ...] | None:
-    names = {int(i): str(name) for i, name in config.get("id2label", {}).items()}
-    labels = tuple(names[index] for index in range(len(names)))
+    names = {int(i): name for i, name in config.get("id2label", {}).items()}
+    if not all(isinstance(name, str | int) for name in names.values()):
+        raise TypeError("id2label must name classes")
+    labels = tuple(str(names[index]) for index in range(len(names)))
     return labels if labels and labels != _placeholders(len(labels)) else None
 
 

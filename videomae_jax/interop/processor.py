@@ -91,6 +91,9 @@ def read(
     try:
         if kind is not None and kind not in _TYPES:
             raise ConfigError(f"type {kind!r} is not supported, only VideoMAE's")
+        for field, value in settings.items():
+            if field.startswith("do_") and value not in (True, False, None):
+                raise ConfigError(f"{field}={value!r} must be true or false")
         framing = _framing(settings)
         _check_size(framing, settings, image_size)
         return _pixel_stats(settings, channels), framing

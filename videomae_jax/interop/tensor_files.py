@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from videomae_jax.errors import CheckpointError, PretrainedError
+from videomae_jax.errors import CheckpointError, PretrainedError, UserError
 from videomae_jax.files import open_regular
 
 # What describes the tensors of a file may have this many bytes: some ten times as many
@@ -25,8 +25,12 @@ def reading(path: str | os.PathLike) -> Iterator[None]:
     """
     try:
         yield
-    except (PretrainedError, CheckpointError):
-        raise
+    except (PretrainedError, CheckpointError) as error:
+        if os.fspath(path) in str(error):
+            raise
+        raise type(error)(f"{path}: {error}") from error
+    except UserError as error:
+        raise PretrainedError(f"{path} is malformed: {error}") from error
     except Exception as error:
         if isinstance(error, OSError) and error.errno:
             reason = error.strerror

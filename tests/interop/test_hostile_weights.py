@@ -1,0 +1,359 @@
+"""Files of weights that lead elsewhere, declare any size, or keep readers busy.
+
+Each is refused with an error that names it, in time and memory bounded by its size.
+"""
+
+import json
+import os
+import shutil
+import zipfile
+
+import h5py
+import numpy as np
+import pytest
+import safetensors.numpy
+
+import videomae_jax as vmae
+from tests.helpers import mutations, official
+from tests.helpers.official import CHECKPOINTS
+from tests.interop.test_refused_weights import pickled
+from videomae_jax.interop import assemble, keras, loading, pretrained, torch_pickle
+
+GOLDEN_H5 = CHECKPOINTS / "keras_finetune.h5"
+WEIGHT = "norm/gamma:0"  # of layer "norm"
+
+
+@pytest.fixture(scope="module")
+def remembered_shapes():
+    """Computes the parameters' shapes of a model once."""
+    compute = pretrained.param_shapes
+    mutations.remember_shapes()
+    yield
+    pretrained.param_shapes = assemble.param_shapes = compute
+
+
+def write_h5(path, weights):
+    """Writes the names of a Keras file; `weights` writes one weight of one layer."""
+    with h5py.File(path, "w") as file:
+        file.attrs["layer_names"] = ["norm"]
+        layer = file.create_group("norm")
+        layer.attrs["weight_names"] = ["norm/gamma:0"]
+        weights(layer.create_group("norm"), "gamma:0")
+
+
+def outside(folder):
+    """Writes what a hostile file may lead to; returns its path."""
+    path = folder / "outside.h5"
+    with h5py.File(path, "w") as file:
+        file["secret"] = np.ones(4, np.float32)
+    (folder / "outside.bin").write_bytes(bytes(16))
+    return str(path)
+
+
+def external_link(group, name, folder):
+    group[name] = h5py.ExternalLink(outside(folder), "/secret")
+
+
+def soft_link(group, name, folder):
+    group.file["kept"] = np.ones(4, np.float32)
+    group[name] = h5py.SoftLink("/kept")
+
+
+def raw_storage(group, name, folder):
+    external = [(str(folder / "outside.bin"), 0, 16)]
+    group.create_dataset(name, (4,), np.float32, external=external)
+
+
+def virtual_dataset(group, name, folder):
+    layout = h5py.VirtualLayout((4,), np.float32)
+    layout[:] = h5py.VirtualSource(outside(folder), "secret", (4,))
+    group.create_virtual_dataset(name, layout)
+
+
+def fill_value(group, name, folder):
+    """A terabyte of ones in a file of some kilobytes."""
+    group.create_dataset(name, (2**38,), np.float32, chunks=(2**20,), fillvalue=1)
+
+
+def compressed(group, name, folder):
+    group.create_dataset(name, data=np.zeros(2**22, np.float32), compression="gzip")
+
+
+def no_values(group, name, folder):
+    group.create_dataset(name, (2**38,), np.float32)
+
+
+@pytest.mark.parametrize(
+    "weights, match",
+    [
+        (external_link, "is a ExternalLink, which can lead out of the file"),
+        (soft_link, "is a SoftLink"),
+        (raw_storage, "is stored in other files"),
+        (virtual_dataset, "is stored as a virtual dataset"),
+        (fill_value, "is stored in chunks"),
+        (compressed, "is stored in chunks"),
+        (no_values, "has no values"),
+    ],
+)
+def test_hdf5_is_self_contained(tmp_path, weights, match):
+    path = tmp_path / "weights.h5"
+    write_h5(path, lambda group, name: weights(group, name, tmp_path))
+    with h5py.File(path) as file, pytest.raises(vmae.PretrainedError, match=match):
+        keras._places(file)
+
+
+def test_hdf5_is_looked_through_by_another_process(tmp_path):
+    """Its answer names the file; weights that share values do not fill the memory."""
+    path = tmp_path / "weights.h5"
+    write_h5(path, lambda group, name: external_link(group, name, tmp_path))
+    with pytest.raises(vmae.PretrainedError, match=f"{path}: .* is a ExternalLink"):
+        vmae.load_pretrained(path)
+    shutil.copy(GOLDEN_H5, path)
+    with h5py.File(path, "r+") as file:
+        layer = file["patch_embed"]
+        layer.attrs["weight_names"] = ["proj/kernel:0"] * 1000
+    with pytest.raises(
+        vmae.PretrainedError, match="weights.h5: its weights are larger"
+    ):
+        vmae.load_pretrained(path)
+
+
+@pytest.mark.slow
+def test_hdf5_that_keeps_the_library_busy_for_ever_is_refused(tmp_path):
+    outcome = mutations.Damaged("hdf5", tmp_path).outcome(49)
+    assert outcome.kind == "refused" and "killed by SIGXCPU" in outcome.reason
+
+
+@pytest.mark.parametrize("tag", ["../elsewhere", "/etc", "..", "a/b", ""])
+def test_deepspeed_latest_stays_in_its_folder(tmp_path, tag):
+    name = "mp_rank_00_model_states.pt"
+    for folder in ("elsewhere", "run/global_step1", "run/a/b"):
+        (tmp_path / folder).mkdir(parents=True)
+        shutil.copy(
+            CHECKPOINTS / "official_deepspeed_finetune.pt", tmp_path / folder / name
+        )
+    (tmp_path / "run" / "latest").write_text(tag)
+    with pytest.raises(
+        vmae.PretrainedError, match="latest .*must name a folder beside"
+    ):
+        vmae.load_pretrained(tmp_path / "run", heads=3)
+
+
+def test_a_tensor_of_two_shards_is_refused(tmp_path):
+    mutations._hugging_face(tmp_path)
+    file, other = sorted(tmp_path.glob("*.safetensors"))
+    tensors = safetensors.numpy.load_file(file)
+    name, _ = next(iter(safetensors.numpy.load_file(other).items()))
+    tensors[name] = np.zeros(2, np.float32)
+    safetensors.numpy.save_file(tensors, file)
+    with pytest.raises(vmae.PretrainedError, match=f"{name} is in another file too"):
+        vmae.load_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "config.json", "preprocessor_config.json", "latest"]
+)
+def test_only_regular_files_are_opened(tmp_path, name):
+    """Nobody writes to the pipe: a reader would wait for ever."""
+    folder = official.rewritten(tmp_path)
+    if name == "latest":
+        (folder / "model.safetensors").unlink()
+    (folder / name).unlink(missing_ok=True)
+    os.mkfifo(folder / name)
+    with pytest.raises(vmae.PretrainedError, match=f"{name} .*not a regular file"):
+        vmae.load_pretrained(folder)
+    (folder / name).unlink()
+    (folder / name).symlink_to("/dev/zero")  # which never ends
+    with pytest.raises(vmae.PretrainedError, match=f"{name} .*not a regular file"):
+        vmae.load_pretrained(folder)
+
+
+def nested_tuple(depth):
+    """Tuples, each of which holds the next one twice: a hash takes 2**depth steps."""
+    return b"N" + b"2\x86" * depth
+
+
+def text(value):
+    return b"X" + len(value).to_bytes(4, "little") + value.encode()
+
+
+STORAGE = b"(" + text("storage") + b"ctorch\nFloatStorage\n" + text("0")
+STORAGE += text("cpu") + b"K\x04tQ"
+
+
+def tensor(shape, strides=b"K\x01\x85", storage=STORAGE):
+    return (
+        b"ctorch._utils\n_rebuild_tensor_v2\n("
+        + storage
+        + b"K\x00"
+        + shape
+        + strides
+        + b"\x89NtR"
+    )
+
+
+@pytest.mark.parametrize(
+    "content, match",
+    [
+        (b"}" + nested_tuple(200) + b"Ns", "with a tuple as a key"),
+        (b"}(" + nested_tuple(200) + b"Nu", "with a tuple as a key"),
+        (b"\x8f(" + nested_tuple(200) + b"\x90", "with a tuple as a key"),
+        (
+            b"c__builtin__\nset\n](" + nested_tuple(200) + b"e\x85R",
+            "with a tuple as a key",
+        ),
+        (
+            b"(" + text("storage") + nested_tuple(200) + text("0") + b"tQ",
+            "not a tensor storage",
+        ),
+        # Multiples of 2**61 - 1 have the same hash.
+        (b"}\x8a\x08" + (2**61 - 1).to_bytes(8, "little") + b"Ns", "with a int as"),
+        (b"}p99999999999999999999\n", "does not write the opcode b'p'"),
+        (b"\x96" + (2**40).to_bytes(8, "little"), r"opcode b'\\x96'"),  # a bytearray
+        (b"cargparse\nNamespace\n(" + b"N" * 99 + b"tR", "must be a short tuple"),
+        (tensor(text("abc") + b"\x85"), "must be a view of a storage"),
+        (tensor(b"K\x04\x85", storage=b"N"), "must be a view of a storage"),
+        (tensor(b"K\x04" * 70 + b"t"), "cannot be read"),
+    ],
+)
+def test_pickles_hold_names_and_numbers(tmp_path, content, match):
+    with pytest.raises(vmae.PretrainedError, match=f"made.pth .*{match}"):
+        torch_pickle.read(pickled(tmp_path, b"\x80\x02" + content + b"."))
+
+
+def test_pickles_have_a_budget(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch_pickle, "_MOST_STEPS", 1000)
+    monkeypatch.setattr(torch_pickle, "MAX_HEADER", 1000)
+    torch_pickle.read(pickled(tmp_path, b"\x80\x02](" + b"N" * 900 + b"e."))
+    for content in (b"](" + b"N" * 1000 + b"e", b"N" + b"2" * 1000):
+        file = pickled(tmp_path, b"\x80\x02" + content + b".")
+        with pytest.raises(
+            vmae.PretrainedError, match="pickle of more than 1000 steps"
+        ):
+            torch_pickle.read(file)
+    with zipfile.ZipFile(file, "w") as archive:
+        for i in range(40):
+            archive.writestr(f"made/data/{i}", b"")
+    with pytest.raises(vmae.PretrainedError, match="archive of more files than any"):
+        torch_pickle.read(file)
+
+
+def test_tensors_fit_into_their_file(tmp_path):
+    """Before anything is made of their shapes."""
+    for content, match in (
+        # Patches of 2 million pixels, by a file of 300 bytes.
+        (tensor(b"J\xff\xff\xff\x7f\x85"), "reaches beyond its data"),
+        (tensor(b"K\x04\x85").replace(text("0"), text("1")), "no item named"),
+    ):
+        named = b"}(" + text("patch_embed.proj.weight") + content + b"u"
+        file = pickled(tmp_path, b"\x80\x02" + named + b".")
+        with pytest.raises(vmae.PretrainedError, match=match):
+            loading._read_tensors(file)
+    # Many names of the same values; two names, as of tied weights, are read.
+    for count in (2, 200):
+        items = b"".join(text(f"{i}") + tensor(b"K\x04\x85") for i in range(count))
+        file = pickled(tmp_path, b"\x80\x02}(" + items + b"u.")
+        if count == 2:
+            assert len(loading._read_tensors(file)[0]) == 2
+    values = np.zeros(10**5, np.float32).tobytes()
+    with zipfile.ZipFile(file, "w") as archive:
+        content = items.replace(b"K\x04\x85", b"M\xff\x7f\x85")
+        archive.writestr("made/data.pkl", b"\x80\x02}(" + content + b"u.")
+        archive.writestr("made/data/0", values)
+    with pytest.raises(vmae.PretrainedError, match="larger together than the file"):
+        loading._read_tensors(file)
+
+
+def test_sizes_in_a_zip_archive_are_compared_with_the_file(tmp_path):
+    file = tmp_path / "weights.pth"
+    content = bytearray((CHECKPOINTS / "official_finetune.pth").read_bytes())
+    with zipfile.ZipFile(CHECKPOINTS / "official_finetune.pth") as archive:
+        entry = archive.getinfo("official_finetune/data/0")
+        at = content.rindex(entry.filename.encode()) - 46  # its central header
+    for offset in (20, 24):
+        content[at + offset : at + offset + 4] = (2**31).to_bytes(4, "little")
+    file.write_bytes(content)
+    with pytest.raises(vmae.PretrainedError, match="data/0 would be larger than the"):
+        vmae.load_pretrained(file, heads=3)
+
+
+def test_headers_are_bounded(tmp_path):
+    folder = official.rewritten(tmp_path)
+    tensors = safetensors.numpy.load_file(folder / "model.safetensors")
+    metadata = {"format": "pt", "notes": " " * 2**22}
+    safetensors.numpy.save_file(tensors, folder / "model.safetensors", metadata)
+    with pytest.raises(vmae.PretrainedError, match="model.safetensors: a header of"):
+        vmae.load_pretrained(folder)
+    shutil.copy(CHECKPOINTS / "hf_classifier/model.safetensors", folder)
+    (folder / "config.json").write_text(" " * 2**24 + "{}")
+    with pytest.raises(vmae.PretrainedError, match="config.json has more than the"):
+        vmae.load_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("config.json", '{"model_type": ' + "[" * 10**5 + "]" * 10**5 + "}"),
+        ("config.json", '{"model_type": "videomae", "num_frames": Infinity}'),
+        ("config.json", '{"model_type": "videomae", "num_frames": 8.5}'),
+        ("config.json", '{"model_type": "videomae", "norm_pix_loss": "false"}'),
+        ("config.json", '{"model_type": "videomae", "id2label": {"0": null}}'),
+        ("config.json", b'{"model_type": "\xff"}'),
+        ("preprocessor_config.json", '{"rescale_factor": 0}'),
+        ("preprocessor_config.json", '{"do_normalize": "no"}'),
+        ("preprocessor_config.json", '{"image_mean": 1e999}'),
+        ("preprocessor_config.json", '{"resample": {}}'),
+        ("preprocessor_config.json", '{"size": {"shortest_edge": [[]]}}'),
+    ],
+)
+def test_values_of_any_type_in_json_are_refused(tmp_path, name, content):
+    folder = official.rewritten(tmp_path)
+    if name == "preprocessor_config.json":
+        content = json.dumps({"crop_size": 64, "size": 64})[:-1] + ", " + content[1:]
+    (folder / name).write_bytes(
+        content if isinstance(content, bytes) else content.encode()
+    )
+    with pytest.raises(vmae.PretrainedError, match=str(folder)):
+        vmae.load_pretrained(folder)
+
+
+def test_defects_keep_their_cause(monkeypatch):
+    def defect(*args, **kwargs):
+        return 1 // 0
+
+    monkeypatch.setattr(loading, "assemble", defect)
+    path = CHECKPOINTS / "hf_classifier"
+    with pytest.raises(vmae.PretrainedError, match=f"{path} .*ZeroDivision") as caught:
+        vmae.load_pretrained(path)
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)
+
+
+def refused_or_right(layout, folder, seeds):
+    """Damages a file with each seed; returns the kinds of the outcomes."""
+    damaged = mutations.Damaged(layout, folder)
+    has_checksums = mutations.LAYOUTS[layout].has_checksums
+    kinds = set()
+    for seed in seeds:
+        outcome = damaged.outcome(seed)
+        assert outcome.kind != "exception", (seed, outcome)
+        assert outcome.kind != "wrong" or not has_checksums, (seed, outcome)
+        assert outcome.seconds < 20, (seed, outcome)
+        kinds.add(outcome.kind)
+    return kinds
+
+
+@pytest.mark.parametrize(
+    "layout", ["pth", "pth, pickle", "safetensors", "huggingface, json"]
+)
+def test_damaged_files_are_refused_or_right(remembered_shapes, tmp_path, layout):
+    assert "refused" in refused_or_right(layout, tmp_path / "model", range(12))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", mutations.LAYOUTS)
+def test_many_damaged_files_are_refused_or_right(remembered_shapes, tmp_path, layout):
+    """More of them by benchmarks/mutated_weights.py."""
+    # The others take a hundredth of a second each.
+    count = {"hdf5": 30, "workdir, json": 30}.get(layout, 100)
+    seeds = range(10_000, 10_000 + count)
+    assert "refused" in refused_or_right(layout, tmp_path / "model", seeds)
