@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from benchmarks import damaged_videos
 from tests.helpers.videos import (
     change_packets,
     content_of_two_sizes,
@@ -417,3 +418,77 @@ def test_resolution_changes_are_refused():
         assert video.read([1, 9]).shape == (2, *_SIZE, 3)
         with pytest.raises(VideoError, match="resolution: frame 12 is 96x64, .* 64x48"):
             video.read([1, 12])
+
+
+def _answers(video, indices):
+    """Returns the digest of each frame of a read, or its error."""
+    try:
+        return [image.tobytes() for image in video.read(indices)]
+    except VideoError as error:
+        return str(error)
+
+
+@pytest.mark.parametrize(
+    ("kind", "container"), [("ffv1", "matroska"), ("mjpeg avi", "avi")]
+)
+def test_damage_that_the_decoder_only_logs(kind, container):
+    """These decoders return damaged frames as if nothing had happened."""
+
+    def smash(position, data):
+        middle = len(data) // 2
+        smashed = data[:middle] + bytes(40) + data[middle + 40 :]
+        return smashed if position == 14 else data
+
+    clean = _content(kind)
+    content = change_packets(clean, container, smash)
+    with Video(content) as video:
+        for _ in range(2):  # the second time as well
+            for indices in ([14], [2, 14]):
+                with pytest.raises(VideoError, match="frame 14 cannot be decoded"):
+                    video.read(indices)
+        for index in (11, 24, 49):
+            np.testing.assert_array_equal(video.read([index])[0], _full(kind)[index])
+    with pytest.raises(VideoError, match="<bytes>: damaged near frame 14"):
+        list(decode_all(content))
+
+
+def test_gaps_do_not_depend_on_what_else_is_read():
+    """Parts that a decoder leaves out show the memory as it was."""
+    clean = video_bytes(
+        moving_noise(_NUM_FRAMES, *_SIZE),
+        codec="ffv1",
+        container="matroska",
+        options={"level": "1", "g": "12"},  # without checksums
+    )
+    content = change_packets(
+        clean,
+        "matroska",
+        lambda position, data: data[: len(data) * 2 // 3] if position == 17 else data,
+    )
+    seen = set()
+    with Video(content) as shared:
+        for others in ([], [3, 16], [*range(16)], [16, 20, 45]):
+            indices = [*others, 17, 19]
+            for _ in range(2):
+                seen.add(str(_answers(shared, indices)[-2:]))
+                with Video(content) as video:
+                    seen.add(str(_answers(video, indices)[-2:]))
+    assert len(seen) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", damaged_videos.CLIPS)
+def test_damaged_files(name):
+    """No read depends on earlier ones; the seeds are those that once did."""
+    seeds = {
+        "h264 ts": [131],
+        "hevc mp4": [193],
+        "vp8 webm": [1, 49, 73, 79],
+        "mpeg4 avi": [13],
+        "mpeg4 mp4": [11, 19],
+        "mjpeg mov": [13, 19],
+        "mjpeg avi": [4, 7],
+    }
+    for seed in (*range(3), *seeds.get(name, ())):
+        outcome, _ = damaged_videos.read(damaged_videos.File(name, seed))
+        assert outcome in ("refused", "right", "concealed"), seed

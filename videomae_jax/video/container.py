@@ -4,7 +4,9 @@ The argument `name`, by default the path, begins the messages of VideoErrors.
 """
 
 import io
+import logging
 import os
+import re
 from collections.abc import Iterator
 
 import av
@@ -20,6 +22,10 @@ VideoFile = str | os.PathLike | bytes
 
 FILMS = tuple(".mp4 .mkv .webm .avi .mov .m4v .mpg .mpeg .ts .wmv .flv".split())
 EXTENSIONS = FILMS + arrays.EXTENSIONS  # of all videos that are files
+
+# The decoder of H.264 flags damaged frames, and also logs errors about streams that it
+# decodes exactly. Only missing references make frames depend on what else is decoded.
+_H264_DAMAGE = re.compile("reference picture", re.I)
 
 
 def is_video(path: str) -> bool:
@@ -73,7 +79,7 @@ def open_container(file: VideoFile, name: str) -> InputContainer:
                 f"{name}: its alpha channel would be lost: convert it without alpha, "
                 "for example with ffmpeg -i in.webm -pix_fmt yuv420p out.mp4"
             )
-        use_one_thread(codec)
+        set_up_decoder(codec)
     except BaseException:
         container.close()
         raise
@@ -92,9 +98,45 @@ def video_stream(container: InputContainer, name: str) -> av.VideoStream:
     raise VideoError(f"{name}: no video stream: {streams}")
 
 
-def use_one_thread(codec: av.VideoCodecContext) -> None:
-    """Makes a decoder work in the thread that calls it."""
+def set_up_decoder(codec: av.VideoCodecContext) -> None:
+    """Makes a decoder work in the thread that calls it, and report all damage."""
     codec.thread_count, codec.thread_type = 1, "NONE"
+    # PyAV drops what FFmpeg logs until a level is set, and then drops each message that
+    # equals the one before, in whichever thread or capture that was.
+    if (av.logging.get_level() or 0) < av.logging.ERROR:
+        logging.getLogger("libav").setLevel(logging.CRITICAL)  # only for captures
+        av.logging.set_level(av.logging.ERROR)
+    av.logging.set_skip_repeated(False)
+
+
+def decode_packet(
+    codec: av.VideoCodecContext, packet: av.Packet | None, *, from_start: bool = True
+) -> tuple[list[av.VideoFrame], bool]:
+    """Decodes a packet, or with None returns the frames held back for reordering.
+
+    Some decoders only log damage, and return frames of which they left out parts: these
+    show what the memory held before.
+
+    Args:
+        codec: a decoder that `set_up_decoder` has set up.
+        packet: a packet with data, or None at the end.
+        from_start: whether all packets since a keyframe that needs none before it were
+            decoded, apart from those that no frame refers to.
+
+    Returns:
+        Frames, which may be flagged as corrupt, and whether the decoder has logged
+        damage.
+
+    Raises:
+        FFmpegError: the decoder fails.
+    """
+    with av.logging.Capture() as messages:
+        frames = codec.decode(packet)
+    return frames, any(
+        level <= av.logging.ERROR
+        and (codec.name != "h264" or from_start and _H264_DAMAGE.search(text))
+        for level, _, text in messages
+    )
 
 
 def read_packets(container: InputContainer, name: str) -> list[av.Packet]:
@@ -120,21 +162,25 @@ def decode_all(
 ) -> Iterator[av.VideoFrame]:
     """Yields every frame of a video in order, from a new decoder.
 
-    Unless `strict`, damage that does not stop the decoder, and changes of the
-    resolution, raise no error.
+    Unless `strict`, changes of the resolution, and damage of a container that leaves
+    all frames whole, raise no error.
     """
     name = default_name(file) if name is None else name
     count, size = 0, None
     with open_container(file, name) as container:
         stream = video_stream(container, name)
+        codec = stream.codec_context
         try:
             for packet in container.demux(stream):
                 # Of the packets without data, only the last, which has no time either,
                 # is for the decoder: it asks for the frames held for reordering.
                 if not packet.size and packet.dts is not None:
                     continue
-                frames = stream.codec_context.decode(packet)
-                if strict and any(x.is_corrupt for x in (packet, *frames)):
+                # Streams that are cut may begin with frames whose references are
+                # missing: the decoder of H.264 holds these back.
+                frames, is_damaged = decode_packet(codec, packet, from_start=False)
+                suspects = (packet, *frames) if strict else frames
+                if is_damaged or any(x.is_corrupt for x in suspects):
                     raise VideoError(f"{name}: damaged near frame {count}")
                 for frame in frames:
                     size = size or (frame.width, frame.height)

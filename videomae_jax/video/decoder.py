@@ -26,6 +26,7 @@ from videomae_jax.errors import VideoError
 from videomae_jax.video.container import (
     VideoFile,
     decode_all,
+    decode_packet,
     default_name,
     open_container,
     read_packets,
@@ -37,10 +38,19 @@ from videomae_jax.video.packets import (
     order_times,
     packet_table,
 )
-from videomae_jax.video.rgb import RotationError, VideoFrames, upright_size
+from videomae_jax.video.rgb import (
+    RotationError,
+    VideoFrames,
+    copy_frame,
+    upright_size,
+)
 from videomae_jax.video.source import FrameSource, Indices
 
 _Frame = tuple[int, av.VideoFrame]  # with its index
+
+# Decoders that may leave out parts of damaged frames without a word: these parts show
+# frames decoded before into the same memory.
+_LEAVES_GAPS = frozenset({"ffv1", "hevc", "vp8"})
 
 
 class Video(FrameSource):
@@ -53,7 +63,8 @@ class Video(FrameSource):
     Damage: opening a file fails if its container shows it to be cut off. If packets in
     the middle are damaged, the other frames keep the index that their time gives them.
     Frames that may depend on damage reported by the decoder raise an error when read;
-    they are never returned.
+    they are never returned. Damage that it does not notice gives the same pixels
+    whatever else is read.
 
     `num_frames` is the number that a full decode yields, found from the packets. Only
     files without usable timestamps are decoded to count the frames.
@@ -71,6 +82,7 @@ class Video(FrameSource):
         self._container: InputContainer | None = None
         # None if only decoding from the beginning tells the frames apart.
         self._decoder: PacketDecoder | None = None
+        self._codec_name = "h264"  # FFmpeg's name of the decoder
         # When the frames are shown, in units of `_time_base`, or None if unknown.
         self._get_ticks: Callable[[], list[int]] | None = None
         self._time_base: Fraction | None = None
@@ -86,6 +98,7 @@ class Video(FrameSource):
         """Sets `_decoder`, `num_frames`, `fps`, `_get_ticks` and `_time_base`."""
         self._container = open_container(self._file, self.name)
         stream = video_stream(self._container, self.name)
+        self._codec_name = stream.codec_context.name
         packets = read_packets(self._container, self.name)
         table = packet_table(stream, packets)
         unit = stream.time_base  # a Fraction, or from PyAV 19 on a class of its own
@@ -99,9 +112,18 @@ class Video(FrameSource):
         else:
             self._get_ticks = table.frame_times
             codec = stream.codec_context
-            self._decoder = PacketDecoder(codec, packets.__getitem__, table, self.name)
+            get_packet = packets.__getitem__
+            self._decoder = PacketDecoder(
+                codec, self._new_codec, get_packet, table, self.name
+            )
             self.num_frames = len(table.positions)
         self.fps = _average_fps(stream, self.frame_ticks())
+
+    def _new_codec(self) -> av.VideoCodecContext:
+        """Returns a decoder that has not decoded anything."""
+        # Only a container knows all that a decoder needs, such as the rotation.
+        with open_container(self._file, self.name) as container:
+            return video_stream(container, self.name).codec_context
 
     def close(self) -> None:
         """Releases the file and the packets."""
@@ -163,17 +185,20 @@ class Video(FrameSource):
             except _TableError:
                 # Either the timestamps are wrong, and only a full decode is exact from
                 # here on, or the decoder drops frames, and no index is certain.
-                count = len(self._decode_ticks())
+                where = f"frames {indices[0]} to {indices[-1]} cannot be read exactly"
+                try:
+                    count = len(self._decode_ticks())
+                except VideoError as error:
+                    raise self.error(f"{where}: damaged data") from error
                 if count != self.num_frames:
                     raise self.error(
-                        f"frames {indices[0]} to {indices[-1]} cannot be read exactly: "
-                        f"the packets hold {self.num_frames} frames, but the decoder "
-                        f"returns {count}"
+                        f"{where}: the packets hold {self.num_frames} frames, but the "
+                        f"decoder returns {count}"
                     ) from None
                 self._decoder = None
-        selected = set(indices)
+        selected, own = set(indices), _owner(self._codec_name)
         frames = enumerate(itertools.islice(self._decode_all(), indices[-1] + 1))
-        decoded = [(i, frame) for i, frame in frames if i in selected]
+        decoded = [(i, own(frame)) for i, frame in frames if i in selected]
         if len(decoded) < len(indices):
             raise self.error(
                 f"the decoder did not return frame {indices[len(decoded)]}"
@@ -185,11 +210,7 @@ class Video(FrameSource):
 
         Damage is refused, because it could shift the index of frames.
         """
-        ticks = []
-        for frame in self._decode_all():
-            if frame.is_corrupt:
-                raise self.error(f"frame {len(ticks)} cannot be decoded: damaged data")
-            ticks.append(frame.pts)
+        ticks = [frame.pts for frame in self._decode_all()]
         if not ticks:
             raise self.error("no frame can be decoded")
         return ticks
@@ -223,11 +244,25 @@ class IndexedVideo(Video):
 
     def _open(self) -> None:
         assert isinstance(self._file, bytes)
-        codec, table = self._index.create_decoder(), self._index.table()
+        table = self._index.table()
         get_packet = functools.partial(self._index.packet, self._file)
-        self._decoder = PacketDecoder(codec, get_packet, table, self.name)
+        self._decoder = PacketDecoder(
+            self._new_codec(), self._new_codec, get_packet, table, self.name
+        )
         self.num_frames = len(table.positions)
         self._get_ticks, self._time_base = table.frame_times, self._stored_time_base
+
+    def _new_codec(self) -> av.VideoCodecContext:
+        return self._index.create_decoder()
+
+
+def _owner(codec_name: str) -> Callable[[av.VideoFrame], av.VideoFrame]:
+    """Returns a function that makes a decoder's frame ours.
+
+    Gaps show what the memory held before. That depends on the packets alone if the
+    decoder gets the memory of every frame back, whether or not the frame is wanted.
+    """
+    return copy_frame if codec_name in _LEAVES_GAPS else lambda frame: frame
 
 
 class _TableError(Exception):
@@ -240,13 +275,20 @@ class PacketDecoder:
     def __init__(
         self,
         codec: av.VideoCodecContext,
+        new_codec: Callable[[], av.VideoCodecContext],
         get_packet: Callable[[int], av.Packet],
         table: PacketTable,
         name: str,
     ):
-        """Takes over the decoder; `get_packet` returns the packet at a position."""
-        self.codec, self.get_packet = codec, get_packet
+        """Takes over a new decoder.
+
+        `new_codec` returns another like it, `get_packet` the packet at a position.
+        """
+        self.codec, self._new_codec, self.get_packet = codec, new_codec, get_packet
         self.table, self._name = table, name
+        self._leaves_gaps = codec.name in _LEAVES_GAPS
+        # Whether a flush leaves something of what was decoded, which frames may show.
+        self._is_stale = self._has_damage = False
 
     def decode(self, indices: list[int]) -> Iterator[_Frame]:
         """Yields the frames of indices that increase.
@@ -261,14 +303,15 @@ class PacketDecoder:
         for index in indices:
             position = self.table.positions[index]
             start = self._start_of(position)
-            if run and start > run_end:
-                yield from self._decode_run(run_start, run_end, run)
+            # Gaps depend on where decoding has started.
+            if run and (start > run_end or self._leaves_gaps and start != run_start):
+                yield from self._try_run(run_start, run_end, run)
                 run = []
             if not run:
                 run_start = start
             run.append(index)
             run_end = max(run_end, position)
-        yield from self._decode_run(run_start, run_end, run)
+        yield from self._try_run(run_start, run_end, run)
 
     def _start_of(self, position: int) -> int:
         """Returns the last position from which decoding gives an exact frame."""
@@ -278,12 +321,24 @@ class PacketDecoder:
             start -= 1
         return start
 
+    def _try_run(self, start: int, end: int, indices: list[int]) -> list[_Frame]:
+        """Decodes a run; only a decoder that has not decoded anything may refuse it."""
+        is_new = self._is_stale or not self.codec.is_open
+        try:
+            return list(self._decode_run(start, end, indices))
+        except VideoError:
+            if is_new:
+                raise
+        return list(self._decode_run(start, end, indices))
+
     def _decode_run(self, start: int, end: int, indices: list[int]) -> Iterator[_Frame]:
         """Yields frames whose packets are at `start` to `end`, decoded from `start`."""
-        if self.codec.is_open:
-            # Discards the state of an earlier run, or of its failure.
+        if self._is_stale:
+            self.codec = self._new_codec()
+        elif self.codec.is_open:
             self.codec.flush_buffers()
-        table = self.table
+        self._is_stale, self._has_damage = True, False
+        table, own = self.table, _owner(self.codec.name)
         index_at = {table.positions[index]: index for index in indices}
         end = min(end + table.lookahead, len(table.times) - 1)
         sent = [
@@ -309,9 +364,10 @@ class PacketDecoder:
             if frame.is_corrupt:
                 self._refuse_damage(position, indices)
             if position in index_at:
-                yield index_at[position], frame
+                yield index_at[position], own(frame)
         if next(announced, None):
             raise _TableError
+        self._is_stale = self._leaves_gaps or self._has_damage
 
     def _send(
         self, positions: Iterable[int], indices: list[int]
@@ -320,29 +376,33 @@ class PacketDecoder:
         for position in positions:
             packet = self.get_packet(position)
             try:
-                if packet.is_corrupt:
-                    self._refuse_damage(position, indices)
-                yield from self.codec.decode(packet)
-            except FFmpegError as error:
-                self._refuse_damage(position, indices, error.strerror)
+                frames, is_damaged = decode_packet(self.codec, packet)
+            except FFmpegError:
+                frames, is_damaged = [], True
+            if is_damaged or packet.is_corrupt:
+                self._refuse_damage(position, indices)
+            yield from frames
         try:
-            yield from self.codec.decode(None)  # frames held back for reordering
-        except FFmpegError as error:
+            # Frames held back for reordering.
+            frames, is_damaged = decode_packet(self.codec, None)
+        except FFmpegError:
+            frames, is_damaged = [], True
+        if is_damaged:
             raise VideoError(
-                f"{self._name}: frames up to {indices[-1]} cannot be decoded: "
-                f"{error.strerror}"
-            ) from error
+                f"{self._name}: frames up to {indices[-1]} cannot be decoded: damaged "
+                "data"
+            )
+        yield from frames
 
-    def _refuse_damage(
-        self, damaged: int, indices: list[int], reason: str | None = "damaged data"
-    ) -> None:
+    def _refuse_damage(self, damaged: int, indices: list[int]) -> None:
         """Raises if a requested frame is, or may depend on, the one at `damaged`."""
+        self._has_damage = True
         isolated = self.table.skippable[damaged]
         for index in indices:
             position = self.table.positions[index]
             if position == damaged or position > damaged and not isolated:
                 raise VideoError(
-                    f"{self._name}: frame {index} cannot be decoded: {reason}"
+                    f"{self._name}: frame {index} cannot be decoded: damaged data"
                 )
 
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import av
 
-from videomae_jax.video.container import use_one_thread
+from videomae_jax.video.container import set_up_decoder
 
 # Codecs of which one shown packet is one frame and decoding can start at a keyframe.
 _INDEXABLE = frozenset(
@@ -254,5 +254,5 @@ class PacketIndex:
         """Returns a new decoder of the packets."""
         codec = av.VideoCodecContext.create("h264", "r")
         codec.extradata = self.header
-        use_one_thread(codec)
+        set_up_decoder(codec)
         return codec

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import av
 import numpy as np
 from av.error import FFmpegError
-from av.sidedata.sidedata import SideData
+from av.sidedata.sidedata import SideData, SideDataContainer
 from av.video.reformatter import ColorRange, VideoReformatter
 
 from videomae_jax.errors import VideoError
@@ -195,14 +195,26 @@ def progressive(frame: av.VideoFrame) -> av.VideoFrame:
     Otherwise an interlaced one is treated field by field. decord, which read the videos
     of all published weights, treats it as a whole.
     """
-    if not frame.interlaced_frame:
-        return frame
+    return copy_frame(frame) if frame.interlaced_frame else frame
+
+
+def copy_frame(frame: av.VideoFrame) -> av.VideoFrame:
+    """Returns a progressive frame with the same pixels and colours, to be turned alike.
+
+    It shares no memory with the decoder.
+    """
+    try:
+        matrix = display_matrix(frame)
+    except RotationError:
+        return frame  # it is refused later
     copy = av.VideoFrame(frame.width, frame.height, frame.format.name)
     for index in range(len(frame.planes)):
         target, source = _plane(copy, index), _plane(frame, index)
         width = min(target.shape[1], source.shape[1])  # the padding may differ
         target[:, :width] = source[: len(target), :width]
     copy.colorspace, copy.color_range = frame.colorspace, frame.color_range
+    # Side data cannot be written.
+    copy.opaque = matrix and bytes(matrix)
     return copy
 
 
@@ -268,14 +280,18 @@ def upright(image: np.ndarray, frame: av.VideoFrame) -> np.ndarray:
     return image[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
 
 
-def display_matrix(frame: av.VideoFrame) -> SideData | None:
+def display_matrix(frame: av.VideoFrame) -> SideData | bytes | None:
     """Returns the side data that says how to rotate a frame; None if it has none.
 
     Raises:
         RotationError: the frame has to be rotated, but it is unknown how.
     """
+    if frame.opaque is not None:
+        return frame.opaque  # of `copy_frame`
     try:
-        return frame.side_data.get("DISPLAYMATRIX")
+        # Not `frame.side_data`: frame and container would refer to each other, which
+        # keeps the memory from the decoder until garbage is collected.
+        return SideDataContainer(frame).get("DISPLAYMATRIX")
     except ValueError as error:
         # PyAV 18 fails for kinds that it does not know, such as EXIF.
         if frame.rotation:  # 180 degrees may be a mirror image
