@@ -9,7 +9,7 @@ that JAX connects), a worker process of a run, and `prepare`, a worker process o
 `prepare` or `features`. The same command is then started again, if it has not finished,
 and what it leaves is compared with that of a run that nobody disturbed: the rows of
 metrics.jsonl but the speed, the parameters, the predictions, each bit for bit; of
-`prepare` and `features` all files, byte for byte.
+`prepare` and `features` all files, byte for byte, but hidden ones that end with .part.
 
 Prints a line for each kill, and at the end, for each kind, how many were equal or
 different, refused to start again, and hung: processes that had not ended a minute after
@@ -217,8 +217,8 @@ def result_of_test(workdir: pathlib.Path) -> dict[str, bytes]:
 
 
 def files(folder: pathlib.Path) -> dict[str, bytes]:
-    """Returns the content of all files of a folder, hidden ones included."""
-    paths = (path for path in folder.rglob("*") if path.is_file())
+    """Returns the content of all files of a folder but those that were cut off."""
+    paths = (x for x in folder.rglob("*") if x.is_file() and x.suffix != ".part")
     return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 
 

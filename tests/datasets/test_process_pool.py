@@ -115,9 +115,7 @@ def test_a_process_that_stops_in_the_middle_of_a_result_is_killed(monkeypatch):
     monkeypatch.setattr(process_pool, "_EXIT_SECONDS", 0.2)
     worker = object.__new__(process_pool._Worker)
     worker.pipe, child_pipe = multiprocessing.Pipe()
-    os.write(
-        child_pipe.fileno(), struct.pack("!i", 1000) + b"the beginning"
-    )
+    os.write(child_pipe.fileno(), struct.pack("!i", 1000) + b"the beginning")
     worker._process = mock.Mock(kill=child_pipe.close)
     worker._set_timeout(0.1)
     hang = TaskFailure("timeout", "hangs: no result within 0.1 s")

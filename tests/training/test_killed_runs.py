@@ -24,16 +24,34 @@ def folder(tmp_path_factory):
     return write_folder(tmp_path_factory.mktemp("videos"), 12)
 
 
+# Runs main.py until it has read so many batches to evaluate.
+KILLED_IN_EVALUATION = """
+import os, runpy, signal
+from videomae_jax.data import pipeline
+left, to_views = [int(os.environ["BATCHES"])], pipeline._to_views
+def count(batch):
+    left[0] -= 1
+    if not left[0]:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return to_views(batch)
+pipeline._to_views = count
+runpy.run_path("main.py", run_name="__main__")
+"""
+
+
 @contextlib.contextmanager
-def running(recipe, workdir, *flags):
+def running(recipe, workdir, *flags, program=("main.py",)):
     command = [
         sys.executable,
-        "main.py",
+        *program,
         *recipe,
         f"--workdir={workdir}",
         "--config.data.num_frames=4",
         "--config.data.stride=2",
         "--config.data.image_size=32",
+        "--config.model.width=24",
+        "--config.model.depth=1",
+        "--config.batch_size=4",
         "--config.steps=60",
         "--config.checkpoint.every=7",
         *flags,
@@ -65,6 +83,14 @@ def kill(recipe, workdir, lines):
         )
         time.sleep(0.1 * lines)  # at no particular place
         process.kill()
+
+
+def kill_in_evaluation(recipe, workdir, batches, monkeypatch):
+    """Starts a run and kills it when it has read so many batches to evaluate."""
+    monkeypatch.setenv("BATCHES", str(batches))
+    program = ("-c", KILLED_IN_EVALUATION)
+    with running(recipe, workdir, program=program) as (process, read_log):
+        assert process.wait(timeout=300) == -signal.SIGKILL, read_log()
 
 
 def finish(recipe, workdir):
@@ -139,7 +165,8 @@ def test_ctrl_c_of_a_terminal(folder, tmp_path):
     assert "Traceback" not in log
 
 
-def test_a_killed_finetuning_goes_on_with_its_averages(folder, tmp_path):
+def test_a_finetuning_that_is_killed_in_its_evaluations(folder, tmp_path, monkeypatch):
+    """It resumes with its averages; an evaluation is repeated."""
     videos = folder / "labelled.txt"
     videos.write_text("".join(f"{i}.mp4 {i % 3}\n" for i in range(12)))
     recipe = [
@@ -153,6 +180,10 @@ def test_a_killed_finetuning_goes_on_with_its_averages(folder, tmp_path):
         "--config.evaluation.every=30",
     ]
     finish(recipe, tmp_path / "whole")
-    kill(recipe, tmp_path / "killed", lines=4)
-    finish(recipe, tmp_path / "killed")
+    # Six batches each: the validations after steps 30 and 60, and the test.
+    kill_in_evaluation(recipe, tmp_path / "killed", 3, monkeypatch)
+    assert metrics(tmp_path / "killed")[-1]["step"] == 30
+    kill_in_evaluation(recipe, tmp_path / "killed", 15, monkeypatch)
+    assert not (tmp_path / "killed" / "test").exists()
+    assert "at step=60" in finish(recipe, tmp_path / "killed")
     assert_same_run(tmp_path / "killed", tmp_path / "whole")
