@@ -9,7 +9,6 @@ on the mesh that saves nor on the one that restores.
 import concurrent.futures
 import contextlib
 import functools
-import hashlib
 import json
 import pathlib
 import sys
@@ -19,10 +18,10 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 import tensorstore
-import xxhash
 
 from videomae_jax.distributed.save_errors import report_others
 from videomae_jax.errors import CheckpointError, UserError
+from videomae_jax.files import digest
 
 # Of the files of an item, by their paths: [bytes, XXH3 of 64 bits].
 DIGESTS = "digests.json"
@@ -57,8 +56,8 @@ def write_digests(item: pathlib.Path) -> None:
     paths = sorted(x for x in item.rglob("*") if x.is_file() and x.name != DIGESTS)
     with concurrent.futures.ThreadPoolExecutor() as pool:
         digests = {
-            path.relative_to(item).as_posix(): [path.stat().st_size, digest]
-            for path, digest in zip(paths, pool.map(_digest, paths), strict=True)
+            path.relative_to(item).as_posix(): [path.stat().st_size, value]
+            for path, value in zip(paths, pool.map(digest, paths), strict=True)
         }
     (item / DIGESTS).write_text(json.dumps(digests, indent=0))
 
@@ -202,7 +201,7 @@ def _compare(
     Arguments are those of `find_damage`; small files are always read.
     """
     small, large = [], []
-    for name, (size, digest) in sorted(digests.items()):
+    for name, (size, value) in sorted(digests.items()):
         path = item / name
         try:
             found = path.stat().st_size
@@ -210,14 +209,14 @@ def _compare(
             return f"{name}: {_reason(error)}"
         if found != size:
             return f"{name}: {found} bytes, but {size} were saved"
-        (small if size < _SMALL else large).append((name, digest))
+        (small if size < _SMALL else large).append((name, value))
     index, count = share
     names = small + (large[index::count] if read else [])
 
     def differs(entry: tuple[str, str]) -> str | None:
-        name, digest = entry
+        name, value = entry
         try:
-            if _digest(item / name) == digest:
+            if digest(item / name) == value:
                 return None
         except OSError as error:
             return f"{name}: {_reason(error)}"
@@ -225,12 +224,6 @@ def _compare(
 
     with concurrent.futures.ThreadPoolExecutor() as pool:
         return next(filter(None, pool.map(differs, names)), None)
-
-
-def _digest(path: pathlib.Path) -> str:
-    # Not mapped into memory: an error of the disk would kill the process.
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, xxhash.xxh3_64).hexdigest()
 
 
 def _reason(error: Exception) -> str:

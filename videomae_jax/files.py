@@ -3,9 +3,11 @@
 import contextlib
 import errno
 import glob
+import hashlib
 import json
 import os
 import pathlib
+import re
 import stat
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
@@ -30,6 +32,9 @@ _REMEDIES = {
     errno.ENOENT: "its folder does not exist, or was removed",
     errno.ESTALE: "its folder was removed on the file server",
 }
+
+# How TensorStore, and libraries in Rust, write the error numbers of the system.
+_CODE = re.compile(r"os_error_code='(\d+)'|\(os error (\d+)\)")
 
 # Ends the names of files that are not finished.
 PARTIAL_SUFFIX = ".part"
@@ -142,6 +147,19 @@ def file_size(path: str) -> int | None:
         return None
 
 
+def digest(path: pathlib.Path) -> str:
+    """Returns the XXH3 of a file, 64 bits in hexadecimal: it tells whether it changed.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    import xxhash  # not needed by the models alone
+
+    # Not mapped into memory: an error of the disk would kill the process.
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, xxhash.xxh3_64).hexdigest()
+
+
 @contextlib.contextmanager
 def writing(
     path: str | os.PathLike, temporary: str | os.PathLike | None = None
@@ -161,17 +179,23 @@ def writing(
         yield
     except UserError:
         raise
-    except OSError as error:
-        if error.filename is None:
-            is_of_path = error.errno in _REMEDIES
-        else:  # the file, a folder on the way to it, or its temporary name
-            name = os.fspath(error.filename)
-            is_of_path = os.fspath(path).startswith(name) or (
-                temporary is not None and name == os.fspath(temporary)
-            )
-        if error.errno is None or not is_of_path:
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            code, name = error.errno, error.filename
+        elif found := _CODE.search(str(error)):
+            code, name = int(found[1] or found[2]), None
+        else:
             raise
-        raise output_error(path, error.errno) from error
+        if name is None:
+            is_of_path = code in _REMEDIES
+        else:  # or a folder on the way to it, or a file in it
+            name = pathlib.PurePath(os.fsdecode(name))
+            is_of_path = name == (temporary and pathlib.PurePath(temporary)) or (
+                name.is_relative_to(path) or pathlib.PurePath(path).is_relative_to(name)
+            )
+        if not is_of_path:
+            raise
+        raise output_error(path, code) from error
 
 
 def output_error(path: str | os.PathLike, code: int) -> OutputError:

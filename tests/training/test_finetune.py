@@ -15,7 +15,7 @@ from tests.evaluation import test_metrics, test_regression
 from tests.helpers import official
 from tests.helpers.videos import write_folder
 from tests.training import test_loop
-from videomae_jax import checkpointing
+from videomae_jax import checkpoint_files, checkpointing
 from videomae_jax.distributed import sharding
 from videomae_jax.errors import (
     CheckpointError,
@@ -246,6 +246,7 @@ def test_a_best_that_was_not_kept_is_not_tested(
     meta = json.loads(file.read_text())
     best = {"metric": "top1", "value": 99.0, "step": 6, "since": 1}
     file.write_text(json.dumps(meta | {"best": best, "complete": False}))
+    (file.parent / checkpoint_files.DIGESTS).unlink()
     fields = {"checkpoint.keep_best": keep_best, "steps": 16}
     fields["evaluation.step"] = "best" if keep_best else "last"
     config = best_of(folder, **fields)
@@ -286,6 +287,33 @@ def test_a_damaged_checkpoint_is_never_replaced_by_an_older(
     with pytest.raises(CheckpointError, match="checkpoint 8 cannot be read"):
         load_pretrained(workdir)
     assert load_pretrained(workdir, step=4).labels == ("left", "right", "up")
+
+
+def test_a_run_goes_back_to_an_older_checkpoint(folder, undisturbed, tmp_path):
+    """As the message of a damaged one says; here, of a parameter with another value."""
+    workdir = shutil.copytree(undisturbed[0], tmp_path / "run")
+    newest = workdir / "checkpoints" / "8"
+    files = [x for x in (newest / "params").rglob("d/*") if x.is_file()]
+    file = max(files, key=lambda x: x.stat().st_size)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    message = r"checkpoint 8 cannot be read \(params/.*: it is not what was saved"
+    with loop.set_up(tiny(folder, steps=12), workdir) as run:
+        with pytest.raises(CheckpointError, match=message) as error:
+            loop.restore_or_init(run)
+        run.checkpoints.close()
+    with pytest.raises(CheckpointError, match=message):
+        load_pretrained(workdir)
+    assert "--config.checkpoint.step=4" in str(error.value)
+    config = tiny(folder, steps=12, **{"checkpoint.step": 4})
+    with loop.set_up(config, workdir) as run:
+        state, progress = loop.restore_or_init(run)
+        run.checkpoints.close()
+    assert state.step == progress.step == 4 and not newest.exists()
+    # Nothing is lost: also what is damaged can still be looked at.
+    aside = workdir / "set_aside" / "8"
+    assert (aside / file.relative_to(newest)).read_bytes() == content
 
 
 def test_lists_are_described_at_the_start(folder, tmp_path, caplog, monkeypatch):
@@ -381,7 +409,7 @@ def start(folder, source, **overrides):
     """The task's parameters before and after loading, and the report."""
     config = tiny(folder, **{"init.source": str(source)} | overrides)
     task = finetune.Finetuning(config)
-    params, _ = task.init(jax.random.key(0), train_step.dummy_clip(config))
+    params, _ = jax.jit(task.init)(jax.random.key(0), train_step.dummy_clip(config))
     return params, task.load_source(params)
 
 
@@ -454,15 +482,17 @@ def test_head_of_a_finetuned_run_on_request(folder, undisturbed):
 @pytest.mark.parametrize(
     "overrides",
     [
-        {"data.num_frames": 8},
-        {"data.num_frames": 16},
-        {"data.image_size": 48},
-        {"data.image_size": 48, "model.position_size": 0},
-        {"data.frame_sampling": "uniform", "evaluation.segments": 3},
+        {"data.num_frames": 8, "data.num_samples": 2, "mix.mixup": 0.0},
+        {"data.image_size": 48, "loss.class_balance": 0.9, "mix.mode": "sample"},
+        {
+            "data.num_frames": 16,
+            "data.image_size": 48,
+            "model.position_size": 0,
+            "data.frame_sampling": "uniform",
+            "evaluation.segments": 3,
+        },
         {"freeze": "^encoder/", "model.head_norm": "batch", "model.drop_path": 0.0},
         {"freeze": "^encoder/", "model.pooling": "attentive"},
-        {"loss.class_balance": 0.9, "mix.mode": "sample"},
-        {"data.num_samples": 2, "mix.mixup": 0.0},
     ],
     ids=lambda overrides: "-".join(f"{k.split('.')[-1]}" for k in overrides),
 )

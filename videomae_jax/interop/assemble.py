@@ -120,7 +120,10 @@ def assemble(source: Source, *, strict: bool, fields: Mapping[str, Any]) -> Pret
         raise PretrainedError(
             f"{source.path} names {len(labels)} classes, but its head has {classes}"
         )
-    preprocessing = Preprocessing(**source.preprocessing)
+    try:
+        preprocessing = Preprocessing(**source.preprocessing)
+    except ConfigError as error:
+        raise source.error(str(error)) from error
     if classes == _CLASSES_OF_SSV2:
         preprocessing = dataclasses.replace(preprocessing, frame_sampling="uniform")
     if source.preprocessing:

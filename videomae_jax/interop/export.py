@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from videomae_jax.errors import PretrainedError
+from videomae_jax.errors import ConfigError, PretrainedError
 from videomae_jax.interop import huggingface
 from videomae_jax.interop.pretrained import (
+    MAX_NAMES,
     Preprocessing,
     Pretrained,
+    check_clips,
     check_shapes,
     model_fields,
 )
@@ -40,6 +42,8 @@ def is_export(folder: pathlib.Path) -> bool:
 def content(pretrained: Pretrained) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Returns the content of config.json, and the arrays by their paths a/b/c."""
     model = pretrained.model
+    flat = flatten_dict(pretrained.variables, sep="/")
+    arrays = {name: np.asarray(x) for name, x in flat.items()}
     config = {
         "format": _FORMAT,
         "version": _VERSION,
@@ -51,9 +55,23 @@ def content(pretrained: Pretrained) -> tuple[dict[str, Any], dict[str, np.ndarra
         "mask": pretrained.mask,
         "mask_ratio": pretrained.mask_ratio,
         "problem": pretrained.problem.to_json(),
+        "xxh3_64": _digests(arrays),
     }
-    arrays = flatten_dict(pretrained.variables, sep="/")
-    return config, {name: np.asarray(x) for name, x in arrays.items()}
+    return config, arrays
+
+
+def _digests(arrays: Mapping[str, np.ndarray]) -> dict[str, str]:
+    """Returns the XXH3 of the bytes of each array: they tell whether it has changed."""
+    try:
+        import xxhash
+    except ImportError as error:
+        raise PretrainedError(
+            "format='jax' needs xxhash (pip install xxhash)"
+        ) from error
+    return {
+        name: xxhash.xxh3_64_hexdigest(np.ascontiguousarray(x).reshape(-1).view("u1"))
+        for name, x in arrays.items()
+    }
 
 
 def read(folder: pathlib.Path, fields: Mapping[str, Any]) -> Pretrained:
@@ -81,7 +99,10 @@ def read(folder: pathlib.Path, fields: Mapping[str, Any]) -> Pretrained:
             if name != "decoder_heads" or kind is VideoMAE
         }
         model = kind(**(saved | given))
-        build.check(model)
+        try:
+            build.check(model)
+        except ConfigError as error:
+            raise PretrainedError(f"{folder / 'config.json'}: {error}") from error
         check_shapes(
             model,
             {
@@ -91,6 +112,13 @@ def read(folder: pathlib.Path, fields: Mapping[str, Any]) -> Pretrained:
             },
             f"{folder}: {WEIGHTS}",
         )
+        # Exports of earlier releases have no digests.
+        if "xxh3_64" in config and (digests := _digests(arrays)) != config["xxh3_64"]:
+            names = [x for x in digests if digests[x] != config["xxh3_64"].get(x)]
+            raise PretrainedError(
+                f"{folder}: {WEIGHTS} is damaged: by the digests in config.json, "
+                f"{', '.join(names[:MAX_NAMES])} is not what was saved; copy it again"
+            )
         labels, classes = config["labels"], getattr(model, "num_classes", 0)
         if labels is not None and len(labels) != classes:
             raise PretrainedError(
@@ -108,11 +136,13 @@ def read(folder: pathlib.Path, fields: Mapping[str, Any]) -> Pretrained:
         # Exports of earlier releases do not have these.
         mask = {name: config[name] for name in ("mask", "mask_ratio") if name in config}
         variables: dict[str, Any] = unflatten_dict(arrays, sep="/")
+        clips = Preprocessing(**preprocessing)
+        check_clips(clips, model, str(folder))
         return Pretrained(
             model=model,
             params=variables["params"],
             labels=None if labels is None else tuple(labels),
-            preprocessing=Preprocessing(**preprocessing),
+            preprocessing=clips,
             batch_stats=variables.get("batch_stats", {}),
             normalized_targets=config["normalized_targets"],
             **mask,
