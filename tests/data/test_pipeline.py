@@ -190,7 +190,8 @@ def test_finetuning_augments_one_decode_several_times(videos, rule, monkeypatch)
     assert len(reads) == 4
     assert batch.arrays["video"].shape == (12, 4, 32, 32, 3)
     assert len({clip.tobytes() for clip in batch.arrays["video"]}) == 12
-    assert_same([batch], read(videos, range(1), clips, workers=WorkerConfig(1)))
+    if rule == "dense":  # a process takes seconds to start
+        assert_same([batch], read(videos, range(1), clips, workers=WorkerConfig(1)))
 
 
 def test_labels_come_along(folder, tmp_path):

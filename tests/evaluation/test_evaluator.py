@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 
+from tests.helpers.models import apply
 from tests.training import test_finetune
 from tests.training.test_finetune import folder, undisturbed  # noqa: F401
 from videomae_jax.data import sources
@@ -61,6 +62,7 @@ def test_devices_and_batches_change_nothing(
 PROCESS = """
 import json, sys
 import jax
+from tests.helpers.models import apply
 from tests.training import test_finetune
 from videomae_jax.training import loop
 import pathlib
@@ -106,7 +108,8 @@ def test_probabilities_are_the_mean_over_views(folder, monkeypatch):
         test_finetune.tiny(folder, **{"model.head_init_scale": 50.0})
     )
     config = test_finetune.tiny(folder)
-    params, _ = task.init(jax.random.key(0), train_step.dummy_clip(config))
+    clip = train_step.dummy_clip(config)
+    params, _ = jax.jit(task.init)(jax.random.key(0), clip)
     videos = sources.load(str(folder / "good.txt"))[:3]
     reads = []
     read_frames = Video.read
@@ -131,7 +134,7 @@ def test_probabilities_are_the_mean_over_views(folder, monkeypatch):
     assert len(reads) == 3  # one decode, not six
     for i, record in enumerate(videos):
         with Video(record.path) as video:
-            logits = task.model.apply({"params": params}, reader(video, None))
+            logits = apply(task.model, {"params": params}, reader(video, None))
         expected = np.asarray(jax.nn.softmax(logits)).mean(axis=0)
         np.testing.assert_allclose(result.probabilities[i], expected, atol=1e-5)
         assert np.ptp(expected) > 0.01
@@ -146,7 +149,8 @@ def test_equal_file_names_in_two_folders_stay_apart(folder, tmp_path):
     (tmp_path / "list.txt").write_text("a/same.mp4 0\nb/same.mp4 1\n")
     config = test_finetune.tiny(folder, **{"data.test": str(tmp_path / "list.txt")})
     task = finetune.Finetuning(config)
-    params, _ = task.init(jax.random.key(0), train_step.dummy_clip(config))
+    clip = train_step.dummy_clip(config)
+    params, _ = jax.jit(task.init)(jax.random.key(0), clip)
     state = loop.TrainState(0, params, (), {})
     task.test(state, sharding.make_mesh(1, jax.devices()[:1]), tmp_path)
     rows = [json.loads(line) for line in predictions(tmp_path).splitlines()]
@@ -158,7 +162,8 @@ def test_only_unreadable_videos_are_an_error(folder, tmp_path):
     (tmp_path / "list.txt").write_text("damaged.mp4 0\n")
     config = test_finetune.tiny(folder, **{"data.test": str(tmp_path / "list.txt")})
     task = finetune.Finetuning(config)
-    params, _ = task.init(jax.random.key(0), train_step.dummy_clip(config))
+    clip = train_step.dummy_clip(config)
+    params, _ = jax.jit(task.init)(jax.random.key(0), clip)
     state = loop.TrainState(0, params, (), {})
     with pytest.raises(NoReadableVideoError, match="none of 1 .*\n.*damaged.mp4"):
         task.test(state, sharding.make_mesh(1, jax.devices()[:1]), tmp_path)

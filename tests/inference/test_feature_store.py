@@ -260,8 +260,12 @@ def test_other_settings_are_refused(run, folder, tmp_path, option, reason):
     (tmp_path / "out/index.json").unlink()
     with pytest.raises(RecordError, match=f"0.npy: .*{reason}.*--overwrite"):
         run(folder / "a", **options)
-    run(folder / "a", "--overwrite", **options)
-    run(folder / "a", **options | {"out": tmp_path / "new"})
+
+
+def test_overwriting_leaves_nothing_of_other_settings(run, folder, tmp_path):
+    run(folder / "a", out=tmp_path / "out", hop=3)
+    run(folder / "a", "--overwrite", out=tmp_path / "out", hop=4)
+    run(folder / "a", out=tmp_path / "new", hop=4)
     assert contents(tmp_path / "out") == contents(tmp_path / "new")
 
 

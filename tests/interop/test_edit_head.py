@@ -8,6 +8,7 @@ import pytest
 
 import videomae_jax as vmae
 from tests.helpers import official
+from tests.helpers.models import apply
 from videomae_jax.interop import edit_head
 
 NAMES = ("riding a bike", "Making Tea", "run", "jump", "fall", "a", "b", "c", "d", "e")
@@ -21,7 +22,7 @@ def loaded():
 
 def logits(pretrained):
     video = np.load(official.CHECKPOINTS / "hf_outputs.npz")["video_bcthw_uint8"]
-    return pretrained.model.apply(pretrained.variables, official.video(video))
+    return apply(pretrained.model, pretrained.variables, official.video(video))
 
 
 def test_selected_classes_keep_their_logits(loaded):
@@ -62,13 +63,13 @@ def test_resized_clips(loaded, tmp_path):
     assert adapted.preprocessing.num_frames == 4
     assert adapted.model.position_size == (64, 64)
     video = rng.integers(0, 256, (1, 4, 96, 96, 3), np.uint8)
-    expected = adapted.model.apply(adapted.variables, video)
+    expected = apply(adapted.model, adapted.variables, video)
     # A round trip keeps the image size that the position table was trained for.
     with pytest.raises(vmae.PretrainedError, match="interpolated position table"):
         vmae.save_pretrained(tmp_path, adapted)
     vmae.save_pretrained(tmp_path, adapted, format="jax")
     again = vmae.load_pretrained(tmp_path)
-    np.testing.assert_array_equal(again.model.apply(again.variables, video), expected)
+    np.testing.assert_array_equal(apply(again.model, again.variables, video), expected)
     with pytest.raises(vmae.PretrainedError, match="do not divide"):
         edit_head.resize_clips(loaded, image_size=100)
 

@@ -14,6 +14,7 @@ import safetensors.numpy
 
 import videomae_jax as vmae
 from tests.helpers import official
+from tests.helpers.models import apply, random_variables
 from videomae_jax.interop import loading, saving
 
 CHECKPOINTS = official.GOLDEN / "checkpoints"
@@ -25,7 +26,7 @@ def golden(name):
 
 
 def logits(loaded, arrays, name="video_uint8_bcthw"):
-    return loaded.model.apply(loaded.variables, official.video(arrays[name]))
+    return apply(loaded.model, loaded.variables, official.video(arrays[name]))
 
 
 def same(a, b):
@@ -41,7 +42,7 @@ def test_official_autoencoders(name):
     arrays = golden("pretrain_step")
     ids = vmae.masking.ids_from_mask(arrays["mask"])
     video = official.video(arrays["video_uint8_bcthw"])
-    prediction = loaded.model.apply(loaded.variables, video, *ids)
+    prediction = apply(loaded.model, loaded.variables, video, *ids)
     np.testing.assert_allclose(prediction, arrays["prediction"], atol=5e-5)
 
 
@@ -70,7 +71,7 @@ def test_hugging_face_autoencoder():
     arrays = np.load(CHECKPOINTS / "hf_outputs.npz")
     video = official.video(arrays["video_bcthw_uint8"])
     ids = vmae.masking.ids_from_mask(arrays["mask"])
-    prediction = loaded.model.apply(loaded.variables, video, *ids)
+    prediction = apply(loaded.model, loaded.variables, video, *ids)
     np.testing.assert_allclose(prediction, arrays["pretrain_logits"], atol=5e-5)
     target = vmae.pixel_targets(video, ids[1], patch_size=16, tubelet_size=2)
     loss = vmae.reconstruction_loss(prediction, target)
@@ -196,14 +197,14 @@ def test_batch_stats_and_attentive_heads_are_exported(tmp_path):
         16, 1, 2, 3, pooling="attentive", head_norm="batch", patch_size=8
     )
     video = np.zeros((1, 2, 16, 16, 3), np.uint8)
-    variables = model.init(jax.random.key(0), video)
+    variables = random_variables(model, video)
     saved = vmae.Pretrained(
         model, variables["params"], batch_stats=variables["batch_stats"]
     )
     vmae.save_pretrained(tmp_path, saved, format="jax")
     loaded = vmae.load_pretrained(tmp_path)
     np.testing.assert_array_equal(
-        loaded.model.apply(loaded.variables, video), model.apply(variables, video)
+        apply(loaded.model, loaded.variables, video), apply(model, variables, video)
     )
     for format in ("huggingface", "official"):
         with pytest.raises(vmae.PretrainedError, match="format='jax'"):

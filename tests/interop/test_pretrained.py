@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import videomae_jax as vmae
+from tests.helpers.models import random_variables
 from videomae_jax.models.sizes import Framing
 
 SIZES = {"width": 8, "depth": 1, "heads": 2, "patch_size": 8}
@@ -73,7 +74,7 @@ def test_our_format_keeps_mask_and_ratio(tmp_path):
     model = vmae.VideoMAE(**SIZES, **decoder)
     clip = np.zeros((1, 2, 16, 16, 3), np.uint8)
     ids = vmae.masking.random(jax.random.key(0), 1, grid=(1, 2, 2), ratio=0.5)
-    params = jax.jit(model.init)(jax.random.key(0), clip, *ids)["params"]
+    params = random_variables(model, clip, *ids)["params"]
     made = vmae.Pretrained(model, params, mask="random", mask_ratio=0.6)
     vmae.save_pretrained(tmp_path, made, format="jax")
     loaded = vmae.load_pretrained(tmp_path)

@@ -11,6 +11,7 @@ import pytest
 
 import videomae_jax as vmae
 import videomae_jax.__main__
+from tests.helpers.models import apply, random_variables
 from tests.helpers.videos import moving_noise, video_bytes, write_video
 from videomae_jax.data import sampling
 from videomae_jax.inference.predict import center_clip, classify
@@ -35,14 +36,15 @@ SIZES = {
         decoder_intermediate_size=768,
     ),
     "base": {},
+    # With few layers: those of "base" are enough to see their order.
     "large": dict(
         hidden_size=1024,
         num_attention_heads=16,
-        num_hidden_layers=24,
+        num_hidden_layers=2,
         intermediate_size=4096,
         decoder_hidden_size=512,
         decoder_num_attention_heads=8,
-        decoder_num_hidden_layers=12,
+        decoder_num_hidden_layers=2,
         decoder_intermediate_size=2048,
     ),
 }
@@ -104,11 +106,9 @@ def ours(loaded):
     "size, kind",
     [
         *(("small", kind) for kind in KINDS),
-        *(
-            (size, kind)
-            for size in ("base", "large")
-            for kind in ("pretraining", "mean")
-        ),
+        ("base", "pretraining"),
+        ("large", "pretraining"),
+        ("large", "mean"),
     ],
 )
 def test_round_trip(tmp_path, size, kind):
@@ -119,7 +119,6 @@ def test_round_trip(tmp_path, size, kind):
     np.testing.assert_allclose(ours(loaded), expected, atol=5e-5)
 
     vmae.save_pretrained(tmp_path / "ours", loaded, format="huggingface")
-    del model, loaded  # the large ones are gigabytes
     back, report = KINDS[kind][0].from_pretrained(
         tmp_path / "ours", output_loading_info=True
     )
@@ -159,7 +158,7 @@ def test_ours_to_theirs(tmp_path):
     model = vmae.VideoMAE.from_variant("small", depth=2, decoder_depth=1)
     video, mask = inputs()
     ids = vmae.masking.ids_from_mask(mask)
-    params = model.init(jax.random.key(0), video, *ids)["params"]
+    params = random_variables(model, video, *ids)["params"]
     loaded = vmae.Pretrained(
         model, params, preprocessing=vmae.Preprocessing(num_frames=4, image_size=32)
     )
@@ -192,7 +191,7 @@ def test_labels_and_preprocessing(tmp_path):
     with torch.no_grad():
         tensor = torch.from_numpy(floats.transpose(0, 1, 4, 2, 3).copy())
         expected = model(pixel_values=tensor).logits.numpy()
-    logits = loaded.model.apply(loaded.variables, video)
+    logits = apply(loaded.model, loaded.variables, video)
     np.testing.assert_allclose(logits, expected, atol=5e-5)
 
     vmae.save_pretrained(tmp_path / "ours", loaded, format="huggingface")
@@ -283,7 +282,7 @@ def test_encoder_alone_returns_the_same_tokens(tmp_path):
         loaded = vmae.load_pretrained(tmp_path / name)
         video, _ = inputs()
         method = "encode" if name == "whole" else "tokens"
-        tokens = loaded.model.apply(loaded.variables, video, method=method)
+        tokens = apply(loaded.model, loaded.variables, video, method=method)
         pixels = torch.from_numpy(video.transpose(0, 1, 4, 2, 3).copy())
         with torch.no_grad():
             expected = encoder.eval()(pixels).last_hidden_state.numpy()

@@ -53,6 +53,7 @@ def send_sigterm_while_saving(monkeypatch):
     monkeypatch.setattr(checkpointing.Checkpoints, "close", send_and_close)
 
 
+@pytest.mark.slow
 def test_second_sigterm_does_not_interrupt_the_save(
     folder, undisturbed, tmp_path, monkeypatch, unhandled
 ):

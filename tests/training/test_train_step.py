@@ -1,5 +1,7 @@
 """One training step: the reference's trajectory, accumulation, meshes, bad steps."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -208,20 +210,23 @@ def run(task, params, video, steps=3, tx=None, **kwargs):
     return losses, state
 
 
+BOTH = {"mesh_shape": (4, 2), "grad_accum_steps": 2}
+slow = functools.partial(pytest.param, marks=pytest.mark.slow)
 layouts = pytest.mark.parametrize(
-    "kwargs",
+    ("on_one_device", "kwargs"),
     [
-        pytest.param({"mesh_shape": (8, 1)}, marks=pytest.mark.slow),
-        pytest.param({"mesh_shape": (2, 4)}, marks=pytest.mark.slow),
-        pytest.param(
-            {"mesh_shape": (1, 1), "grad_accum_steps": 4}, marks=pytest.mark.slow
-        ),
-        {"mesh_shape": (4, 2), "grad_accum_steps": 2},
+        ("pretrain", BOTH),
+        slow("pretrain", {"mesh_shape": (2, 4)}),
+        slow("pretrain", {"mesh_shape": (1, 1), "grad_accum_steps": 4}),
+        slow("finetune", BOTH),
+        slow("finetune", {"mesh_shape": (8, 1)}),
     ],
+    indirect=["on_one_device"],
+    scope="module",
 )
 
 
-@pytest.fixture(scope="module", params=["pretrain", "finetune"])
+@pytest.fixture(scope="module")
 def on_one_device(request, task, finetuning, video):
     """A task, its parameters, and three steps with all that is random in it."""
     # Plain gradient descent: Adam would blow rounding up where gradients vanish.

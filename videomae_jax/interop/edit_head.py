@@ -101,7 +101,8 @@ def new_head(
     if count < 1:
         raise PretrainedError("a head needs at least one class")
     model = _check_classifier(pretrained).clone(num_classes=count)
-    head = initialize(model, seed)["head"]
+    # As one program, of which the compiler keeps what makes the head.
+    head = jax.jit(lambda: initialize(model, seed)["head"])()
     return dataclasses.replace(
         pretrained,
         model=model,
