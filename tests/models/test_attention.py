@@ -131,14 +131,8 @@ def test_splash_lowers_for_tpus(tokens):
     assert lowered.as_text().count("tpu_custom_call") == 3  # forward, dq, dk and dv
 
 
-@pytest.mark.parametrize(
-    "remat",
-    [
-        "none",
-        pytest.param("dots", marks=pytest.mark.slow),
-        pytest.param("blocks", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("remat", ["none", "dots", "blocks"])
 def test_encoder_and_decoder_choose_attention_independently(remat):
     sizes = dict(width=24, depth=2, heads=3, decoder_heads=2)
     model = VideoMAE(

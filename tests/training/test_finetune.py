@@ -112,6 +112,7 @@ def test_run_leaves_accuracies_and_predictions(undisturbed):
     assert (workdir / "test" / "confusion.png").exists()
 
 
+@pytest.mark.slow
 def test_stopping_in_the_middle_changes_nothing(folder, undisturbed, tmp_path):
     config = tiny(folder, **{"checkpoint.every": 5})
     test_loop.run_until(config, tmp_path, 5)
@@ -509,6 +510,7 @@ def test_variations_run_from_a_pretrained_encoder(
         assert bool(state.batch_stats) == (config.model.head_norm == "batch")
 
 
+@pytest.mark.slow
 def test_several_labels(folder, tmp_path):
     labels = ("0 2", "1", "2")
     lines = [f"{i}.mp4 {labels[i % 3]}\n" for i in range(11)]
