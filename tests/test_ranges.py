@@ -17,7 +17,7 @@ NAN, INF = float("nan"), float("inf")
         ("model.num_classes", (0, 400), (-1, 10**9, 2.5)),
         ("model.norm_epsilon", (1e-12, 1e-5), (0, 1, -1e-6, NAN, INF, "small")),
         ("model.mlp_ratio", (4, 48 / 11), (0, -4, 10**9, NAN, INF)),
-        ("model.pixel_std", (0.5, (0.2, 0.3), [1]), (0, (1, 0), [1, NAN], "1", None)),
+        ("model.pixel_std", (0.5, (0.2, 0.3), [1]), (0, [1, NAN], "1", 1e39, 1e-39)),
         ("model.pixel_mean", (0, (0.2, -0.3)), (INF, (1, "0"), {})),
         ("target_std", ([2.0],), ([0.0], [1.0, -1.0])),
         ("data.image_size", (224, (128, 224), [64, 64]), (0, 10**9, (64,), 64.0, "64")),

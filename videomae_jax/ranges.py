@@ -5,7 +5,6 @@ be of any type. The upper limits are far above every published model and video, 
 enough that nothing of that size is allocated by mistake.
 """
 
-import math
 import numbers
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -13,15 +12,17 @@ from typing import Any
 from videomae_jax.errors import ConfigError
 
 _MAX_SIDE = 10_000  # pixels of an image; 8K has 7680
+# Of float32, which has infinity and zero beyond them.
+_LARGEST, _LEAST = 3.4e38, 1.2e-38
 
 
 def _number(x: Any) -> bool:
     # A bool is an int, and means nothing here.
-    return isinstance(x, numbers.Real) and type(x) is not bool and math.isfinite(x)
+    return isinstance(x, numbers.Real) and type(x) is not bool and abs(x) <= _LARGEST
 
 
 def _positive(x: Any) -> bool:
-    return _number(x) and x > 0
+    return _number(x) and x >= _LEAST
 
 
 def _each(is_valid: Callable[[Any], bool]) -> Callable[[Any], bool]:

@@ -145,7 +145,7 @@ _REBUILT = {
 _MOST_DIMENSIONS = 64  # of PyTorch's and NumPy's arrays
 _MOST_ARGUMENTS = 16
 # A checkpoint of ViT-L with its optimizer needs some 50,000; so many take seconds.
-_MOST_STEPS = 5_000_000
+_MOST_STEPS = 2_000_000
 
 
 def read(path: str | os.PathLike) -> Any:
