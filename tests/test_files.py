@@ -1,5 +1,6 @@
 """Files are replaced atomically; JSON lines survive a kill."""
 
+import errno
 import json
 import os
 import signal
@@ -13,7 +14,9 @@ from etils import epath
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.helpers import disks
 from videomae_jax import files
+from videomae_jax.errors import OutputError
 from videomae_jax.files import JsonLines
 
 _JSON = st.recursive(
@@ -183,3 +186,53 @@ def test_file_size(tmp_path, monkeypatch):
     )
     assert files.file_size(f"gs://{tmp_path}/a") == 3
     assert files.file_size(f"gs://{tmp_path}/b") is None
+
+
+def test_a_file_that_cannot_be_written_is_explained(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    too_large = "a.txt cannot be written: file too large; raise the limit"
+    with disks.limited(1000):
+        with pytest.raises(OutputError, match=too_large):
+            with files.atomic_write(path) as file:
+                file.write("new" * 1000)
+        with pytest.raises(OutputError, match="m.jsonl cannot be written: file too"):
+            JsonLines(tmp_path / "m.jsonl").append([{"step": 1}] * 1000)
+    assert path.read_text() == "old"
+    with pytest.raises(OutputError, match="its folder does not exist, or was removed"):
+        with files.atomic_write(tmp_path / "gone" / "a.txt") as file:
+            file.write("new")
+
+
+@pytest.mark.parametrize(
+    "code, message",
+    [
+        (errno.ENOSPC, "no space left on device; .* MiB of its disk are free; free"),
+        (errno.EDQUOT, "quota exceeded; .* free; your quota is used up"),
+        (errno.EROFS, "read-only file system; mount it for writing, or"),
+    ],
+)
+def test_the_reason_and_the_remedy_are_told(tmp_path, code, message):
+    path = tmp_path / "a"
+    for error in (
+        OSError(code, os.strerror(code)),
+        OSError(code, os.strerror(code), str(tmp_path / "a")),
+        ValueError(f"RESOURCE_EXHAUSTED: ... [os_error_code='{code}']"),  # TensorStore
+        RuntimeError(f"I/O error: no (os error {code})"),  # in Rust: safetensors
+    ):
+        with pytest.raises(OutputError, match=message) as caught, files.writing(path):
+            raise error
+        assert str(caught.value).startswith(f"{path} cannot be written: ")
+    assert isinstance(caught.value, OSError) and caught.value.exit_code == 1
+
+
+def test_errors_of_other_files_are_left_as_they_are(tmp_path):
+    for error in (
+        FileNotFoundError(errno.ENOENT, "no", "/another/file"),
+        OSError(errno.EIO, "of reading, perhaps"),
+        OSError("no number"),
+        ValueError("a defect"),
+    ):
+        with pytest.raises(type(error)) as caught, files.writing(tmp_path / "a"):
+            raise error
+        assert caught.value is error

@@ -22,7 +22,7 @@ from orbax.checkpoint import checkpoint_managers
 from videomae_jax import checkpoint_files
 from videomae_jax.checkpoint_files import damage_explained
 from videomae_jax.distributed import hosts
-from videomae_jax.distributed.save_errors import SaveErrors, saves_explained
+from videomae_jax.distributed.save_errors import SaveErrors
 from videomae_jax.errors import CheckpointError
 from videomae_jax.files import read_json, writing
 
@@ -83,7 +83,7 @@ class Checkpoints:
         self._empty = _empty_steps(self.folder, remove=not read_only)
         self._errors = SaveErrors()
         self._saved = self.folder  # the last checkpoint that was started
-        with _only_errors(), saves_explained(self.folder):
+        with _only_errors(), writing(self.folder):
             options = ocp.CheckpointManagerOptions(
                 preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
                 cleanup_tmp_directories=not read_only,
@@ -166,7 +166,7 @@ class Checkpoints:
         # Orbax serialises it in the background, while training appends to its lists.
         args["meta"] = ocp.args.JsonSave(copy.deepcopy(meta))
         self._saved = self.folder / str(step)
-        with saves_explained(self._saved), self._errors.of_save():
+        with writing(self._saved), self._errors.of_save():
             self._manager.save(step, args=ocp.args.Composite(**args), force=True)
 
     def meta(self, step: int) -> dict:
@@ -237,7 +237,7 @@ class Checkpoints:
     def check(self) -> None:
         """Raises OutputError if the last save has failed; does not wait for it."""
         if self._errors.first is not None:
-            with saves_explained(self._saved):
+            with writing(self._saved):
                 raise self._errors.first
 
     def wait(self) -> None:
@@ -246,7 +246,7 @@ class Checkpoints:
         while self._manager.is_saving_in_progress():
             self.check()
             time.sleep(0.01)
-        with saves_explained(self._saved):
+        with writing(self._saved):
             self._manager.wait_until_finished()
 
     def close(self) -> None:

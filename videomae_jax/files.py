@@ -340,6 +340,7 @@ class JsonLines:
 
     def truncate(self, last_step: int) -> None:
         """Removes the rows after the checkpoint that a run resumes from."""
+        remove_partial(self.path)
         if self.path.exists():
             rows = self.read(last_step)
             with atomic_write(self.path) as file:

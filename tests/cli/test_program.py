@@ -257,3 +257,47 @@ def test_a_reader_may_leave():
         os.close(reader)
         _, errors = process.communicate(b"")
     assert process.returncode == 1 and errors == b""
+
+
+def test_a_failed_program_does_not_wait_for_its_threads():
+    code = (
+        "import threading, time\n"
+        "from videomae_jax.cli import program\n"
+        "threading.Thread(target=time.sleep, args=[60]).start()\n"
+        "program.end(1)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=30)
+    assert result.returncode == 1
+
+
+def test_names_cannot_command_a_terminal(capsys):
+    def fail():
+        raise VideoError("a\x1b[2J\nerror: b\udcff.mp4: broken")
+
+    assert program.run(fail) == 1
+    message = "error: a\\x1b[2J\\nerror: b\\udcff.mp4: broken\n"
+    assert capsys.readouterr().err == message
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
+def test_output_that_a_terminal_cannot_encode(tmp_path, encoding):
+    """Tables, and names of files that are no characters."""
+    name = os.fsdecode("vidéo-".encode() + b"\xff")
+    (tmp_path / f"{name}.mp4").write_bytes(b"no video")
+    code = (
+        "from videomae_jax.cli import program; from videomae_jax.video.open import "
+        "open_video; import glob, sys\n"
+        "def main():\n"
+        "    print(*glob.glob('*')); open_video(glob.glob('*')[0])\n"
+        "sys.exit(program.run(main))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONIOENCODING": encoding},
+        capture_output=True,
+    )
+    shown = {"ascii": "vid\\xe9o-\\udcff.mp4", "utf-8": "vidéo-\\udcff.mp4"}[encoding]
+    assert result.stdout.decode() == f"{shown}\n"
+    assert result.returncode == 1 and b"Traceback" not in result.stderr
+    assert f"error: {shown}: not a video" in result.stderr.decode()

@@ -11,11 +11,13 @@ import types
 import jax
 import numpy as np
 import pytest
+from tensorboardX import summary
 
 from configs import common
+from tests.helpers.disks import limited
 from tests.training import test_loop
 from tests.training.test_loop import tiny
-from videomae_jax.errors import ConfigError
+from videomae_jax.errors import ConfigError, OutputError
 from videomae_jax.training import loop, reporting
 from videomae_jax.training.finetune import Finetuning, send_test
 from videomae_jax.training.pretrain import Pretraining
@@ -35,6 +37,16 @@ def test_curves_are_written_soon_after_a_report(tmp_path):
         assert time.monotonic() < deadline
         time.sleep(0.1)
     reporter.close()
+
+
+def test_a_full_disk_ends_the_curves_with_an_error(tmp_path):
+    """A thread of the writer could only end, and leave the next ones waiting."""
+    curves = reporting._TensorBoard(tmp_path / "tensorboard", 1)
+    message = "tensorboard cannot be written: file too large"
+    with limited(500), pytest.raises(OutputError, match=message):
+        for step in range(100):
+            curves.add(step, summary.scalar("loss", 1.0))
+    curves.close()
 
 
 @pytest.mark.parametrize("known", [pytest.param(False, marks=pytest.mark.slow), True])
@@ -214,7 +226,7 @@ def test_without_the_package_the_field_is_named(tmp_path, monkeypatch):
     config = common.pretrain()
     config.wandb.project = "gestures"
     with pytest.raises(ConfigError, match=message):
-        loop.set_up(config, tmp_path / "run")
+        loop.set_up(config, tmp_path / "run").__enter__()
     assert not (tmp_path / "run").exists()
 
 

@@ -18,6 +18,7 @@ from videomae_jax.data import sources
 from videomae_jax.datasets import annotations
 from videomae_jax.datasets.annotations import SPLIT_NAMES, Annotations, Entry
 from videomae_jax.errors import RecordError
+from videomae_jax.files import writing
 from videomae_jax.video.record import Record
 
 _SHOWN = 3  # names in a message
@@ -354,7 +355,8 @@ def _write(
             ]
             sources.write_records(out / f"{name}.txt", records)
     text = "".join(f"{name}\n" for name in classes)
-    (out / "labels.txt").write_text(text, encoding="utf-8", newline="\n")
+    with writing(out / "labels.txt"):
+        (out / "labels.txt").write_text(text, encoding="utf-8", newline="\n")
 
 
 def _table(splits: dict[str, _Split]) -> str:

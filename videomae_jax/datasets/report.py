@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from videomae_jax.datasets.probe import Job, ProbeResult
+from videomae_jax.files import writing
 from videomae_jax.video.record import LabelKind, Record
 from videomae_jax.video.source import RGB, PixelFormat
 
@@ -319,4 +320,5 @@ def plot(
         histogram("videos of a class", label_stats.counts.values(), "classes")
     else:
         histogram("frames per second", [r.fps for r in readable])
-    figure.savefig(target)
+    with writing(target):
+        figure.savefig(target)

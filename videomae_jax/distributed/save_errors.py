@@ -1,4 +1,4 @@
-"""Notices at once that Orbax cannot save a checkpoint, and says why in one sentence.
+"""Notices at once that Orbax cannot save a checkpoint.
 
 Orbax saves in several threads. It logs the error of a thread with its traceback, and
 raises it when all threads have ended. Those that wait for a folder that could not be
@@ -7,17 +7,9 @@ created do so for 20 minutes.
 
 import contextlib
 import logging
-import os
-import re
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
-
-from videomae_jax.errors import UserError
-from videomae_jax.files import output_error
-
-# How TensorStore writes the error number of the system.
-_CODE = re.compile(r"os_error_code='(\d+)'")
 
 
 class SaveErrors(logging.Filter):
@@ -73,26 +65,3 @@ def report_others(report: Callable[[Any], Any], unraisable: Any) -> None:
     is_abandoned = code is not None and "orbax" in code.co_filename
     if not is_abandoned and str(unraisable.exc_value) != "Event loop is closed":
         report(unraisable)
-
-
-@contextlib.contextmanager
-def saves_explained(folder: str | os.PathLike) -> Iterator[None]:
-    """Makes one sentence of errors of the system, which TensorStore raises in its way.
-
-    Args:
-        folder: of checkpoints, or of one.
-
-    Raises:
-        OutputError: the folder cannot be written.
-    """
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        code = error.errno if isinstance(error, OSError) else None
-        if code is None and (found := _CODE.search(str(error))):
-            code = int(found[1])
-        if code is None:
-            raise
-        raise output_error(folder, code) from error

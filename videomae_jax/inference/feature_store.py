@@ -263,15 +263,16 @@ class _ArrayFile:
         for partial in path.parent.glob(f"{glob.escape(path.name)}.*.part"):
             partial.unlink(missing_ok=True)
         self._path, self._partial = path, files.partial_path(path)
-        self.values = np.lib.format.open_memmap(
-            self._partial, mode="w+", dtype=dtype, shape=shape
-        )
-        if hasattr(os, "posix_fallocate"):
-            # On a full disk this raises OSError. Writing to mapped memory, without
-            # reserved space, would kill the process.
-            with open(self._partial, "r+b") as file:
-                size = os.fstat(file.fileno()).st_size
-                os.posix_fallocate(file.fileno(), 0, size)
+        with files.writing(path, self._partial):
+            self.values = np.lib.format.open_memmap(
+                self._partial, mode="w+", dtype=dtype, shape=shape
+            )
+            if hasattr(os, "posix_fallocate"):
+                # On a full disk this raises OSError. Writing to mapped memory, without
+                # reserved space, would kill the process.
+                with open(self._partial, "r+b") as file:
+                    size = os.fstat(file.fileno()).st_size
+                    os.posix_fallocate(file.fileno(), 0, size)
 
     def finish(self) -> None:
         """Moves the file to its final path."""

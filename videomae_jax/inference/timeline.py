@@ -10,6 +10,7 @@ import numpy as np
 
 from videomae_jax.data import augmentation
 from videomae_jax.errors import PretrainedError, VideoError
+from videomae_jax.files import writing
 from videomae_jax.inference import inputs, predict
 from videomae_jax.interop.pretrained import Pretrained
 from videomae_jax.video.open import Source, video_name
@@ -228,7 +229,8 @@ def plot_timeline(
     band.tick_params("y", length=0)
     band.spines[:].set_visible(False)
     _label_times(band, edges[0], edges[-1])
-    figure.savefig(path)
+    with writing(path):
+        figure.savefig(path)
 
 
 def format_time(seconds: float, decimals: int = 0) -> str:

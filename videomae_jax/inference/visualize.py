@@ -14,6 +14,8 @@ from fractions import Fraction
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from videomae_jax.files import writing
+
 FORMATS = ("gif", "png", "mp4")
 RECONSTRUCTION = ("original", "masked", "reconstructed")  # labels
 _MIN_SIZE = 128  # pixels; smaller frames are enlarged by an integer factor
@@ -118,7 +120,8 @@ def animation(rows: Sequence[np.ndarray], *, labels: Sequence[str] = ()) -> np.n
 
 def save_png(path: pathlib.Path, image: np.ndarray) -> None:
     """Writes an image, uint8 [height, width, 3]."""
-    Image.fromarray(image).save(path)
+    with writing(path):
+        Image.fromarray(image).save(path)
 
 
 def save_gif(
@@ -131,7 +134,8 @@ def save_gif(
     """Writes an `animation` as a GIF that loops."""
     images = [Image.fromarray(frame) for frame in animation(rows, labels=labels)]
     options = {"duration": 1000 / fps, "loop": 0}
-    images[0].save(path, save_all=True, append_images=images[1:], **options)
+    with writing(path):
+        images[0].save(path, save_all=True, append_images=images[1:], **options)
 
 
 def save_mp4(
@@ -150,7 +154,7 @@ def save_mp4(
     odd = [(0, side % 2) for side in frames.shape[1:3]]
     frames = np.pad(frames, [(0, 0), *odd, (0, 0)], constant_values=255)
     rate = Fraction(fps).limit_denominator(1001)
-    with av.open(os.fspath(path), "w") as file:
+    with writing(path), av.open(os.fspath(path), "w") as file:
         # The default quality (23) shows in noise and at the edges of patches.
         stream = file.add_stream("libx264", rate=rate, options={"crf": "18"})
         stream.height, stream.width = frames.shape[1:3]

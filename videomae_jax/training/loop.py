@@ -9,23 +9,22 @@ import dataclasses
 import json
 import logging
 import pathlib
-from collections.abc import Generator
+from collections.abc import Iterator
 
-import flax
 import jax
 import jax.numpy as jnp
 
-from videomae_jax import __version__
 from videomae_jax import config as config_lib
-from videomae_jax.checkpointing import Checkpoints
+from videomae_jax.checkpointing import Checkpoints, go_back
 from videomae_jax.config import Config
 from videomae_jax.data import pipeline
 from videomae_jax.data.bad_videos import BadVideos
 from videomae_jax.data.clips import clip_bytes, pixel_format
 from videomae_jax.data.workers import WorkerConfig, WorkerPlan, choose_workers
-from videomae_jax.distributed import hosts, sharding
-from videomae_jax.errors import CheckpointError, ConfigError, RecordError
-from videomae_jax.files import atomic_write, is_url
+from videomae_jax.distributed import failures, hosts, sharding
+from videomae_jax.distributed.workdir_lock import one_writer
+from videomae_jax.errors import CheckpointError, ConfigError, OutputError, RecordError
+from videomae_jax.files import atomic_write, is_url, writing
 from videomae_jax.training import (
     initialization,
     preemption,
@@ -38,7 +37,7 @@ from videomae_jax.training.input_report import InputReport
 from videomae_jax.training.pretrain import Pretraining
 from videomae_jax.training.progress import Progress
 from videomae_jax.training.reporting import Reporter
-from videomae_jax.training.task import Task
+from videomae_jax.training.task import Task, check_hosts
 from videomae_jax.training.train_step import TrainState, TrainStep
 
 log = logging.getLogger(__name__)
@@ -72,8 +71,13 @@ def run(config: Config, workdir: str) -> TrainState:
             "which object stores do not support. Mount the bucket (docs/tpu_pods.md)."
         )
     config = initialization.with_source_sizes(config, pathlib.Path(workdir))
-    with reporting.warnings_last():
-        return modes[config.mode](config, workdir)
+    try:
+        with reporting.warnings_last():
+            return modes[config.mode](config, workdir)
+    except OutputError as error:
+        raise OutputError(
+            f"{error}. The next start {failures.next_start(pathlib.Path(workdir))}."
+        ) from error
 
 
 def train_and_evaluate(config: Config, workdir: str) -> TrainState:
@@ -81,16 +85,16 @@ def train_and_evaluate(config: Config, workdir: str) -> TrainState:
 
     Arguments, result and errors are those of `run`.
     """
-    run = set_up(config, pathlib.Path(workdir))
-    state, progress = restore_or_init(run)
-    is_tested = False
-    if progress.is_complete:
-        run.checkpoints.close()
-        is_tested = run.task.is_tested(run.workdir, progress.tested_step(config))
-    else:
-        state = train(run, state, progress)
-    if not hosts.gather(is_tested)[0]:
-        test(run, state, progress)
+    with set_up(config, pathlib.Path(workdir)) as run:
+        state, progress = restore_or_init(run)
+        is_tested = False
+        if progress.is_complete:
+            run.checkpoints.close()
+            is_tested = run.task.is_tested(run.workdir, progress.tested_step(config))
+        else:
+            state = train(run, state, progress)
+        if not hosts.gather(is_tested)[0]:
+            test(run, state, progress)
     if progress.best is not None:
         kept = config.checkpoint.keep_best
         log.info("best validation %s%s", progress.best, ", kept" if kept else "")
@@ -120,8 +124,11 @@ class Run:
         return init_key, step_key
 
 
-def set_up(config: Config, workdir: pathlib.Path) -> Run:
+@contextlib.contextmanager
+def set_up(config: Config, workdir: pathlib.Path) -> Iterator[Run]:
     """Builds the task and its training step, and opens the work directory.
+
+    No other run writes to it in the body.
 
     Raises:
         UserError: fields of the config do not fit each other, the lists or the devices.
@@ -142,27 +149,20 @@ def set_up(config: Config, workdir: pathlib.Path) -> Run:
         total_steps=total_steps,
         warmup_steps=int(config.optimizer.warmup_epochs * steps_per_epoch),
     )
-    workdir.mkdir(parents=True, exist_ok=True)
+    with writing(workdir):
+        workdir.mkdir(parents=True, exist_ok=True)
     hosts.check_shared(workdir)
-    checkpoints = Checkpoints(
-        str(workdir),
-        keep_last=config.checkpoint.keep_last,
-        keep_period=config.checkpoint.keep_period,
-        keep_best=config.checkpoint.get("keep_best", False),
-    )
-    return Run(config, workdir, task, step, checkpoints, total_steps)
-
-
-def check_hosts(config: Config, task: Task) -> None:
-    """Raises ClusterError unless all hosts have the same flags, lists and packages."""
-    hosts.check_alike(
-        flags=config.to_json(),
-        videos=[
-            [(x.id, x.labels, x.values, x.time_range or x.frame_range) for x in videos]
-            for videos in task.lists
-        ],
-        packages=(__version__, jax.__version__, flax.__version__),
-    )
+    with one_writer(workdir):
+        if config.checkpoint.step is not None:
+            go_back(workdir, config.checkpoint.step)
+        checkpoints = Checkpoints(
+            str(workdir),
+            keep_last=config.checkpoint.keep_last,
+            keep_period=config.checkpoint.keep_period,
+            keep_best=config.checkpoint.get("keep_best", False),
+            digests=config.checkpoint.digests,
+        )
+        yield Run(config, workdir, task, step, checkpoints, total_steps)
 
 
 # Restore or initialize ----------------------------------------------------------------
@@ -234,6 +234,7 @@ def train(run: Run, state: TrainState, progress: Progress) -> TrainState:
         Preempted: after SIGTERM, once the last step is saved.
         NonFiniteLossError: the training diverged.
         TooManyBadVideosError, NoReadableVideoError: the videos cannot be read.
+        OutputError: a file or a checkpoint cannot be written.
     """
     config, task, mesh = run.config, run.task, run.train_step.mesh
     step_key, start, metrics = run.keys[1], progress.step, progress.metrics
@@ -253,7 +254,13 @@ def train(run: Run, state: TrainState, progress: Progress) -> TrainState:
         )
         batches = stack.enter_context(open_batches(run, start, plan.workers))
         stack.enter_context(jax.set_mesh(mesh))
-        steps = stack.enter_context(contextlib.closing(traced_steps(run, start)))
+        steps = profiling.traced(
+            range(start + 1, run.total_steps + 1),
+            first=config.profile.first,
+            count=config.profile.steps,
+            folder=run.workdir / "profile",
+        )
+        stack.enter_context(contextlib.closing(steps))
         reporting.release_warnings()
 
         def report_metrics():
@@ -272,6 +279,7 @@ def train(run: Run, state: TrainState, progress: Progress) -> TrainState:
             input_report.after_step(state)
             metrics.add(step, values, batch.ids)
             progress.step = step
+            run.checkpoints.check()
             last = step == run.total_steps
             is_reported = last or step % config.log_every == 0
             if is_reported:
@@ -385,17 +393,6 @@ def open_batches(run: Run, start: int, workers: WorkerConfig):
     )
 
 
-def traced_steps(run: Run, start: int) -> Generator[int, None, None]:
-    """Returns the numbers of the steps; traces those that `config.profile` names."""
-    profile = run.config.profile
-    return profiling.traced(
-        range(start + 1, run.total_steps + 1),
-        first=profile.first,
-        count=profile.steps,
-        folder=run.workdir / "profile",
-    )
-
-
 # Test ---------------------------------------------------------------------------------
 
 
@@ -405,7 +402,9 @@ def test(run: Run, state: TrainState, progress: Progress) -> None:
     reporting.release_warnings()
     mesh, step = run.train_step.mesh, progress.tested_step(run.config)
     if step != progress.step:
-        checkpoints = Checkpoints(str(run.workdir), read_only=True)
+        checkpoints = Checkpoints(
+            str(run.workdir), digests=run.config.checkpoint.digests, read_only=True
+        )
         mesh, state = train_step.restore_for_test(
             run.config, run.task, checkpoints, step
         )
@@ -421,7 +420,9 @@ def evaluate(config: Config, workdir: str) -> TrainState:
     """
     if config.task != "finetune":
         raise ConfigError("config.mode=eval needs a classifier: config.task=finetune")
-    checkpoints = Checkpoints(workdir, read_only=True)
+    checkpoints = Checkpoints(
+        workdir, digests=config.checkpoint.digests, read_only=True
+    )
     if checkpoints.latest_step() is None:
         raise CheckpointError(
             f"--workdir={workdir}: no checkpoint found. Train first, or use the "
@@ -441,8 +442,9 @@ def evaluate(config: Config, workdir: str) -> TrainState:
     hosts.check_shared(pathlib.Path(workdir))
     hosts.check_alike(checkpoints=step)
     preemption.leave_sigterm()
-    mesh, state = train_step.restore_for_test(config, task, checkpoints, step)
-    checkpoints.close()
-    reporting.release_warnings()
-    task.test(state, mesh, pathlib.Path(workdir))
+    with one_writer(pathlib.Path(workdir)):
+        mesh, state = train_step.restore_for_test(config, task, checkpoints, step)
+        checkpoints.close()
+        reporting.release_warnings()
+        task.test(state, mesh, pathlib.Path(workdir))
     return state

@@ -4,14 +4,17 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+import flax
 import jax
 import numpy as np
 from flax import linen as nn
 from jax.sharding import Mesh
 
+from videomae_jax import __version__
 from videomae_jax.config import Config
 from videomae_jax.data.clips import clip_shape
 from videomae_jax.data.pipeline import ReadClips
+from videomae_jax.distributed import hosts
 from videomae_jax.errors import ConfigError, InputError
 from videomae_jax.models import vit
 from videomae_jax.models.array_types import Array, Grid
@@ -140,3 +143,15 @@ def clip_grid(config: Config, model: VideoMAE | VideoClassifier) -> Grid:
             f"config.data.num_frames={config.data.num_frames}, image_size="
             f"{config.data.image_size}: {error}"
         ) from error
+
+
+def check_hosts(config: Config, task: Task) -> None:
+    """Raises ClusterError unless all hosts have the same flags, lists and packages."""
+    hosts.check_alike(
+        flags=config.to_json(),
+        videos=[
+            [(x.id, x.labels, x.values, x.time_range or x.frame_range) for x in videos]
+            for videos in task.lists
+        ],
+        packages=(__version__, jax.__version__, flax.__version__),
+    )
