@@ -18,6 +18,7 @@ from tests.evaluation.test_metrics import (
 )
 from videomae_jax.errors import ConfigError
 from videomae_jax.evaluation import metrics, results
+from videomae_jax.files import partial_path
 from videomae_jax.video.record import LabelKind
 
 FILES = {
@@ -152,6 +153,7 @@ def test_probabilities_to_six_decimals(tmp_path):
 
 def test_writing_again_replaces_everything(tmp_path):
     results.write(example(), tmp_path, step=7)
+    partial_path(tmp_path / "confusion.png").touch()  # of a test that was killed
     results.write(single_label([1], [[0, 1]], ["a", "b"]), tmp_path, step=7)
     assert {path.name for path in tmp_path.iterdir()} == FILES
     assert (tmp_path / "unreadable.jsonl").read_text() == ""

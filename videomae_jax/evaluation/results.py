@@ -17,7 +17,7 @@ from videomae_jax.errors import ConfigError
 from videomae_jax.evaluation import metrics
 from videomae_jax.evaluation.metrics import Predictions
 from videomae_jax.evaluation.regression import PredictedValues
-from videomae_jax.files import atomic_path, atomic_write, json_line
+from videomae_jax.files import PARTIAL_SUFFIX, atomic_path, atomic_write, json_line
 from videomae_jax.video.record import LabelKind, labels_to_json
 
 if TYPE_CHECKING:
@@ -57,6 +57,8 @@ def write(
     """
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    for partial in folder.glob(f".*{PARTIAL_SUFFIX}"):  # of a test that was killed
+        partial.unlink(missing_ok=True)
     with atomic_write(folder / "predictions.jsonl") as file:
         file.writelines(map(json_line, _rows(predictions, top_k)))
         # Those of an earlier test must not stand beside this one's, if it is killed.
