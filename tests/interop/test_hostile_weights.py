@@ -168,6 +168,14 @@ def test_only_regular_files_are_opened(tmp_path, name):
         vmae.load_pretrained(folder)
 
 
+def test_work_directories_have_only_regular_files(tmp_path):
+    folder = tmp_path / "checkpoints" / "3"
+    folder.mkdir(parents=True)
+    os.mkfifo(folder / "_CHECKPOINT_METADATA")
+    with pytest.raises(vmae.PretrainedError, match="METADATA is not a regular file"):
+        vmae.load_pretrained(tmp_path)
+
+
 def nested_tuple(depth):
     """Tuples, each of which holds the next one twice: a hash takes 2**depth steps."""
     return b"N" + b"2\x86" * depth

@@ -1,9 +1,11 @@
 """Loads checkpoints of any format, which it recognizes by content, not by name."""
 
+import contextlib
 import dataclasses
 import os
 import pathlib
 import re
+import stat
 from collections.abc import Mapping
 from typing import Any
 
@@ -150,8 +152,19 @@ def _load(
         # Imported here because it imports Orbax.
         from videomae_jax.interop import workdir
 
+        _refuse_special_files(path / "checkpoints")
         return workdir.read(path, step, fields)
     return assemble(_open_folder(path), strict=strict, fields=fields)
+
+
+def _refuse_special_files(folder: pathlib.Path) -> None:
+    """Raises PretrainedError for pipes, devices and sockets, which Orbax would open."""
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            path = os.path.join(parent, name)
+            with contextlib.suppress(FileNotFoundError):  # a run removes checkpoints
+                if not stat.S_ISREG(os.stat(path).st_mode):
+                    raise PretrainedError(f"{path} is not a regular file")
 
 
 def _is_workdir(path: pathlib.Path) -> bool:
