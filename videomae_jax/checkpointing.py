@@ -82,6 +82,8 @@ class Checkpoints:
         self._digests = digests
         self._empty = _empty_steps(self.folder, remove=not read_only)
         self._errors = SaveErrors()
+        if not read_only:
+            self._errors.listen()
         self._saved = self.folder  # the last checkpoint that was started
         with _only_errors(), writing(self.folder):
             options = ocp.CheckpointManagerOptions(
@@ -243,16 +245,19 @@ class Checkpoints:
     def wait(self) -> None:
         """Waits until the last save is on disk; raises OutputError if it has failed."""
         # Orbax would wait for all its threads, although one has failed.
+        self.check()
         while self._manager.is_saving_in_progress():
-            self.check()
             time.sleep(0.01)
+            self.check()
         with writing(self._saved):
             self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Waits for the last save and frees the threads, unless a save has failed."""
-        if self._errors.first is not None:
-            return  # the threads may wait for each other
+        """Waits for the last save and frees the threads.
+
+        Raises:
+            OutputError: a save has failed. Its threads may wait for each other.
+        """
         self.wait()
         self._manager.close()
         self._errors.close()

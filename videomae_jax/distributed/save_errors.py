@@ -20,11 +20,17 @@ class SaveErrors(logging.Filter):
     """
 
     def __init__(self):
-        """Listens from the first save until `close`."""
+        """Has no error; hears nothing before `listen`."""
         super().__init__()
         self.first: BaseException | None = None
         self._logger = logging.getLogger("absl")
         self._report: Callable[[Any], Any] | None = None
+
+    def listen(self) -> None:
+        """Listens until `close`."""
+        self._logger.addFilter(self)
+        self._report = report = sys.unraisablehook
+        sys.unraisablehook = lambda unraisable: report_others(report, unraisable)
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Returns whether to log a record."""
@@ -36,11 +42,7 @@ class SaveErrors(logging.Filter):
 
     @contextlib.contextmanager
     def of_save(self) -> Iterator[None]:
-        """Listens; keeps an error that the body raises, too."""
-        self._logger.addFilter(self)
-        if self._report is None:
-            self._report = report = sys.unraisablehook
-            sys.unraisablehook = lambda unraisable: report_others(report, unraisable)
+        """Keeps an error that the body raises, too."""
         try:
             yield
         except BaseException as error:
