@@ -69,7 +69,7 @@ def _digests(arrays: Mapping[str, np.ndarray]) -> dict[str, str]:
             "format='jax' needs xxhash (pip install xxhash)"
         ) from error
     return {
-        name: xxhash.xxh3_64_hexdigest(np.ascontiguousarray(x).reshape(-1).view("u1"))
+        name: xxhash.xxh3_64_hexdigest(np.ascontiguousarray(x).ravel().view("u1").data)
         for name, x in arrays.items()
     }
 
