@@ -2,9 +2,9 @@
 
     python benchmarks/soak.py --hours=2 --kill-every=180 --out=soak
 
-A pretraining with two worker processes is killed (SIGKILL) every --kill-every seconds:
-in turns the run itself, which is started again, and one of its workers, which the run
-replaces. Every ten seconds the resident memory (RSS and, of it, what is not shared) of
+Every --kill-every seconds SIGKILL hits a pretraining with two worker processes: three
+times one of its workers, which the run replaces, then the run itself, which is started
+again. Every ten seconds the resident memory (RSS and, of it, what is not shared) of
 each process goes to OUT/memory.jsonl, and each start, kill and end to OUT/events.jsonl.
 
 At the end the script prints
@@ -13,7 +13,7 @@ At the end the script prints
   longer than two minutes, and which processes outlived a kill by a minute;
 - for the run and for its workers: the largest memory in the first and in the last
   quarter of the soak, and the growth per hour: a straight line through the memory of
-  each process from its second minute on, weighted with the time it covers;
+  each process from its third minute on, weighted with the time it covers;
 - whether all rows of metrics.jsonl equal those of a second run of the first
   --compare-steps steps, which nothing disturbs, and whether rows that were written
   again after a kill were the same as before it.
@@ -38,7 +38,7 @@ import numpy as np
 
 SAMPLE_SECONDS = 10
 STANDSTILL_SECONDS = 120
-WARM_UP_SECONDS = 60
+WARM_UP_SECONDS = 120
 MB = 10**6
 STEPS = 10**6  # more than are ever done
 
@@ -77,7 +77,7 @@ class Soak:
     def kill(self) -> None:
         """Kills the run, or one of its workers; starts the run again if it ended."""
         pids = kills.workers(self.process.pid)
-        is_worker = bool(pids) and self.counts["kills"] % 2 == 1
+        is_worker = bool(pids) and self.counts["kills"] % 4 < 3
         victim = self._rng.choice(pids) if is_worker else self.process.pid
         self.counts["kills"] += 1
         self.counts["kills of workers"] += is_worker
@@ -190,10 +190,11 @@ def print_memory(samples: list[dict]) -> None:
     for role in ("run", "worker"):
         for name, text in (("rss", "resident"), ("own", "not shared")):
             rows = [row for row in samples if row["role"] == role]
-            first = max(row[name] for row in rows if row["s"] <= end / 4)
-            last = max(row[name] for row in rows if row["s"] >= 3 * end / 4)
+            early = [row[name] for row in rows if row["s"] <= end / 4]
+            late = [row[name] for row in rows if row["s"] >= 3 * end / 4]
             print(
-                f"| {role}, {text} | {first / MB:.0f} | {last / MB:.0f} | "
+                f"| {role}, {text} | {max(early, default=0) / MB:.0f} | "
+                f"{max(late, default=0) / MB:.0f} | "
                 f"{growth(rows, name) / MB:+.1f} |"
             )
 
