@@ -19,6 +19,7 @@ import jax
 import orbax.checkpoint as ocp
 import tensorstore
 
+from videomae_jax.distributed import hosts
 from videomae_jax.distributed.save_errors import report_others
 from videomae_jax.errors import CheckpointError, UserError
 from videomae_jax.files import digest
@@ -141,7 +142,8 @@ def damage_explained(
     _refuse_damage(folder, step, find_damage(checkpoint))
     report, damage = sys.unraisablehook, None
     sys.unraisablehook = lambda unraisable: report_others(report, unraisable)
-    # Each of several processes compares a part. If one refuses it, all of them end.
+    # Each of several processes compares a part, and tells the others. Orbax, too, needs
+    # all of them to read.
     share = jax.process_index(), jax.process_count()
     check = None
     try:
@@ -149,7 +151,8 @@ def damage_explained(
             if read:  # while Orbax reads the same files: they come from the disk once
                 check = pool.submit(find_damage, checkpoint, read=read, share=share)
             yield
-        damage = check and check.result()
+        if check is not None:
+            damage = next(filter(None, hosts.gather(check.result())), None)
         _refuse_damage(folder, step, damage)
     except UserError:
         raise
