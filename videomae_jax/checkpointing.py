@@ -82,9 +82,6 @@ class Checkpoints:
         self._digests = digests
         self._empty = _empty_steps(self.folder, remove=not read_only)
         self._errors = SaveErrors()
-        if not read_only:
-            self._errors.listen()
-        self._saved = self.folder  # the last checkpoint that was started
         with _only_errors(), writing(self.folder):
             options = ocp.CheckpointManagerOptions(
                 preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
@@ -167,8 +164,7 @@ class Checkpoints:
         self._keep_best.step = (meta.get("best") or {}).get("step")
         # Orbax serialises it in the background, while training appends to its lists.
         args["meta"] = ocp.args.JsonSave(copy.deepcopy(meta))
-        self._saved = self.folder / str(step)
-        with writing(self._saved), self._errors.of_save():
+        with writing(self.folder), self._errors.of_save():
             self._manager.save(step, args=ocp.args.Composite(**args), force=True)
 
     def meta(self, step: int) -> dict:
@@ -239,7 +235,7 @@ class Checkpoints:
     def check(self) -> None:
         """Raises OutputError if the last save has failed; does not wait for it."""
         if self._errors.first is not None:
-            with writing(self._saved):
+            with writing(self.folder):
                 raise self._errors.first
 
     def wait(self) -> None:
@@ -249,7 +245,7 @@ class Checkpoints:
         while self._manager.is_saving_in_progress():
             time.sleep(0.01)
             self.check()
-        with writing(self._saved):
+        with writing(self.folder):
             self._manager.wait_until_finished()
 
     def close(self) -> None:

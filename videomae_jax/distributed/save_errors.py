@@ -20,17 +20,11 @@ class SaveErrors(logging.Filter):
     """
 
     def __init__(self):
-        """Has no error; hears nothing before `listen`."""
+        """Hears nothing before the first save."""
         super().__init__()
         self.first: BaseException | None = None
         self._logger = logging.getLogger("absl")
         self._report: Callable[[Any], Any] | None = None
-
-    def listen(self) -> None:
-        """Listens until `close`."""
-        self._logger.addFilter(self)
-        self._report = report = sys.unraisablehook
-        sys.unraisablehook = lambda unraisable: report_others(report, unraisable)
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Returns whether to log a record."""
@@ -42,7 +36,11 @@ class SaveErrors(logging.Filter):
 
     @contextlib.contextmanager
     def of_save(self) -> Iterator[None]:
-        """Keeps an error that the body raises, too."""
+        """Listens, until `close`; keeps an error that the body raises, too."""
+        if self._report is None:
+            self._logger.addFilter(self)
+            self._report = report = sys.unraisablehook
+            sys.unraisablehook = lambda unraisable: report_others(report, unraisable)
         try:
             yield
         except BaseException as error:
