@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Sequence
 
 from videomae_jax.cli import program
-from videomae_jax.errors import nearest
+from videomae_jax.errors import nearest, printable
 
 # Each is implemented by cli/NAME.py, with _ in place of -, which defines
 # `add_arguments(parser)` and `run(args)`.
@@ -63,7 +63,7 @@ def _run(argv: list[str]) -> int:
     logging.getLogger("absl").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_: print(
-            f"warning: {message}", file=sys.stderr
+            f"warning: {printable(str(message))}", file=sys.stderr
         )
         args.run(args)
     return 0

@@ -41,6 +41,10 @@ class LineError(RecordError):
 class VideoError(UserError, ValueError):
     """A video that cannot be read; the message names the file and the reason."""
 
+    def __str__(self) -> str:
+        """Returns the message as one line, whatever the name of the file contains."""
+        return printable(super().__str__()).replace("\n", "\\n")
+
 
 class NoReadableVideoError(UserError, RuntimeError):
     """None of many videos in a row could be read; the message names some of them."""
@@ -96,6 +100,16 @@ class TopologyError(UserError, ValueError):
 
 class CompilerError(UserError, ValueError):
     """The TPU compiler refused a program; the message says why and what to try."""
+
+
+def printable(text: str) -> str:
+    """Escapes what may be in names and is no character, or a command to a terminal."""
+    return "".join(
+        x
+        if x.isprintable() or x in "\n\t"
+        else x.encode("unicode_escape").decode("ascii")
+        for x in text
+    )
 
 
 def nearest(

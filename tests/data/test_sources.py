@@ -1,13 +1,16 @@
 """Lists, folders, and what a user reads when a line is wrong."""
 
+import contextlib
 import dataclasses
 import os
 import re
+import time
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks import fuzzed_lists
 from videomae_jax.data import sources
 from videomae_jax.errors import RecordError
 from videomae_jax.video.record import LabelKind, Record
@@ -472,3 +475,36 @@ def test_unquoted_videos_round_trip(
     list_path.write_bytes(line.encode())
     [record] = sources.load(str(list_path))
     assert (record.id, one(record)) == (name, label)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a.mp4" + " 1" * 100_000,
+        "a.mp4 x" + "," * 100_000 + " y",
+        "a.mp4\tb" + " " * 100_000 + "c",
+        'a.mp4 "' + " #" * 100_000,
+        "path," + ",".join(map(str, range(100_000))),
+        'path,label\n"a.mp4",1' + " " * 100_000 + "2",
+        "a.mp4 1" + ":1" * 100_000 + " 5.5 3",
+        "a.mp4 " + "9" * 5000 + ":1 5.5 3",
+        "[\n" + "\n" * 100_000 + '{"x": 1}]',
+        '{"a' + "something" * 20_000,
+        "youtube_id " * 20_000,
+        '{"path": "a.mp4", "label": ' + "[" * 100_000,
+        '{"path": "a.mp4", "label": ' + "1" * 5000 + "}",
+    ],
+    ids=lambda text: text[:12],
+)
+def test_long_lines_take_linear_time(tmp_path, text):
+    path = tmp_path / "list.txt"
+    path.write_text(text)
+    before = time.process_time()
+    with contextlib.suppress(RecordError):
+        sources.load(str(path), label_kind=LabelKind.MANY)
+    assert time.process_time() - before < 6
+
+
+@pytest.mark.slow
+def test_fuzzed_lists():
+    assert {fuzzed_lists.load(seed) for seed in range(60)} == {"refused", "loaded"}

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from videomae_jax.data import labels, sources
-from videomae_jax.errors import PretrainedError, UsageError, VideoError
+from videomae_jax.errors import PretrainedError, UsageError, VideoError, printable
 from videomae_jax.processes import available_resources
 from videomae_jax.video.frame_folder import DEFAULT_FRAME_NAME
 from videomae_jax.video.record import LabelKind, Record
@@ -273,11 +273,6 @@ def stem(record: Record) -> str:
 def written(files: Iterable[str | os.PathLike]) -> str:
     """Returns the last line of a command, which names the files it has written."""
     return f"wrote {' '.join(map(str, files))}"
-
-
-def printable(text: str) -> str:
-    """Replaces the bytes of file names that are not valid characters."""
-    return text.encode(errors="replace").decode()
 
 
 def add_json(parser: argparse.ArgumentParser, *, per_video: bool = False) -> None:

@@ -45,8 +45,8 @@ from videomae_jax.datasets import probe, report
 from videomae_jax.datasets.probe import ProbeResult
 from videomae_jax.datasets.process_pool import TaskFailure, process_map
 from videomae_jax.datasets.report import CheckedVideo
-from videomae_jax.errors import RecordError, UsageError
-from videomae_jax.files import json_line, write_json
+from videomae_jax.errors import RecordError, UsageError, printable
+from videomae_jax.files import json_line, write_json, writing
 from videomae_jax.video.open import file_size
 from videomae_jax.video.record import Record, labels_to_json
 from videomae_jax.video.source import PixelFormat
@@ -194,6 +194,7 @@ def _check_all(
         ((to_probe[job_index], result) for job_index, result in probed),
     )
     with (
+        writing(bad_file),
         bad_file.open("w") as file,
         contextlib.closing(probed),
         tqdm.tqdm(total=len(records), unit="video", disable=None) as bar,
@@ -207,7 +208,7 @@ def _check_all(
                 row = {"id": record.id, "path": record.path, "reason": reason}
                 file.write(json_line(row))
                 file.flush()
-                bar.write(f"unreadable: {arguments.printable(reason)}", file=sys.stderr)
+                bar.write(f"unreadable: {printable(reason)}", file=sys.stderr)
             bar.update()
     return report.classify(records, sizes, results, clip_span=clip_span)
 

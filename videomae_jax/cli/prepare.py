@@ -40,7 +40,7 @@ from videomae_jax.datasets import encode
 from videomae_jax.datasets.encode import Encoded, Settings, Trim
 from videomae_jax.datasets.process_pool import TaskFailure, process_map
 from videomae_jax.datasets.shard_writer import Shard, Split, write_shard
-from videomae_jax.errors import RecordError, UsageError
+from videomae_jax.errors import RecordError, UsageError, printable
 from videomae_jax.video.record import Record
 
 _SHOWN = 5  # videos in a message
@@ -293,7 +293,7 @@ def _encode_all(
         for index, result in results:
             if isinstance(result, TaskFailure):
                 text = f"{records[index].path}: {result.reason}"
-                tqdm.tqdm.write(arguments.printable(text), file=sys.stderr)
+                tqdm.tqdm.write(printable(text), file=sys.stderr)
                 result = _REASONS.get(result.kind, result.reason)
             yield result
 

@@ -14,6 +14,7 @@ Imports nothing heavy: --help and mistakes are answered at once.
 """
 
 import argparse
+import io
 import itertools
 import os
 import platform
@@ -26,7 +27,7 @@ from importlib import metadata
 from typing import NoReturn
 
 from videomae_jax import __version__
-from videomae_jax.errors import UserError, nearest
+from videomae_jax.errors import UserError, nearest, printable
 
 USAGE = 2
 INTERRUPTED = 128 + signal.SIGINT
@@ -84,8 +85,12 @@ def run(main: Callable[[], int]) -> int:
     """Calls a program; returns its exit code.
 
     Errors that the user can fix, those of files and networks, and interrupts end it
-    with one line. Anything else is a defect and keeps its traceback.
+    with one line. Anything else is a defect and keeps its traceback. Characters that a
+    terminal cannot show are escaped.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         return main()
     except KeyboardInterrupt:
@@ -94,7 +99,7 @@ def run(main: Callable[[], int]) -> int:
         print("\ninterrupted; what was written is kept", file=sys.stderr)
         return INTERRUPTED
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:
         if not _output_is_broken():
@@ -104,7 +109,7 @@ def run(main: Callable[[], int]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return 1
 
 

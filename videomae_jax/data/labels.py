@@ -17,7 +17,7 @@ from videomae_jax.video.record import SEVERAL_LABELS, LabelKind, Record
 
 # At most nine digits: no data set has more classes, and longer numbers are not labels.
 WHOLE_NUMBER = re.compile(r"[+-]?[0-9]{1,9}")
-DECIMAL = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?|nan|inf", re.I)
+DECIMAL = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)(e[+-]?[0-9]+)?|nan|inf", re.I)
 _BETWEEN = re.compile(r"[\s,;|]+")  # the numbers of a cell
 _NO_COMMA = re.compile(r"""['"]\s+['"]""")
 _TEMPLATE = re.compile(r"\[[A-Za-z ]+\] \w")  # "[Something] falling", a class name

@@ -58,10 +58,12 @@ BLANK = " \t\r"  # what may surround a line and its columns
 _COMMENT = re.compile(r"(?:^|[ \t])#")
 _QUOTED = re.compile(r'"((?:[^"]|"")*)"|' + r"'((?:[^']|'')*)'")
 _SEPARATOR = re.compile(r"[ \t]*[,\t][ \t]*| +")
-_TAB = re.compile(r" *\t[ \t]*")
-# A path that needs no quotes: no character separates, quotes or comments, and none is
-# stripped when the line is parsed.
+_PATH_AND_LABEL = re.compile(r"([^\s,;\"'#]+) ([0-9]{1,9})")
+_TAB = re.compile(r"(?<! ) *\t[ \t]*")
+_NUMBER_BACKWARDS = re.compile(r"([-+0-9]+)(?: +,? *|, *)")
+# A path that needs no quotes, as it contains nothing that separates or is stripped.
 _PLAIN = re.compile(r"[^\s,\"'#\ufeff]+")
+_TIME = re.compile(rf"([0-9]{{1,9}}:){{0,2}}({DECIMAL.pattern})", re.I)
 _ENDING = "|".join(map(re.escape, EXTENSIONS))
 _VIDEO = re.compile(_ENDING, re.I)
 _VIDEO_THEN_MORE = re.compile(rf"({_ENDING})[ ,]", re.I)
@@ -71,7 +73,6 @@ _COLUMN_NAMES = {
     "start": f"{RANGE['start']} {RANGE['start_frame']}".split(),
     "total": RANGE["total"].split(),
 }
-# The columns after the path that a header may name.
 _LAYOUTS = ("label", "start total", "total label", "start total label")
 
 
@@ -88,7 +89,7 @@ def parse_header(line: str) -> tuple[str, ...] | None:
     return columns if is_header else None
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(slots=True)
 class Row:
     """The content of a line."""
 
@@ -102,7 +103,7 @@ class Row:
     is_cut: bool = False  # columns that are neither a label nor a part were left out
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(slots=True)
 class Entry:
     """A row of a list, not parsed yet.
 
@@ -118,8 +119,8 @@ class Entry:
 
     def error(self, source: str, reason: str | Exception) -> RecordError:
         """Returns an error about the row, which it shows."""
-        text = self.text
-        shown = text if len(text) <= 80 else f"{text[:60]}...{text[-17:]}"
+        text, is_long = self.text, len(self.text) > 80
+        shown = f"{text[:60]}...{text[-17:]}" if is_long else text
         return RecordError(f"{source}{self.place}: {reason}\n    {shown}")
 
 
@@ -131,8 +132,7 @@ def entries(text: str, label_kind: LabelKind) -> Iterator[Entry]:
         line = line.strip(BLANK)
         if not line or line[0] == "#":
             continue
-        header = parse_header(line) if is_first else None
-        is_first = False
+        header, is_first = parse_header(line) if is_first else None, False
         if header is not None:
             layout, is_csv = header, "," in line
             continue
@@ -160,9 +160,8 @@ def parse(
     """
     several = label_kind in labels.SEVERAL
     is_unused = label_kind is LabelKind.UNUSED
-    path, columns, is_certain = _split(
-        line, is_csv and layout == ("label",), lenient=is_unused
-    )
+    by_comma = is_csv and layout == ("label",)
+    path, columns, is_certain = _split(line, by_comma, lenient=is_unused)
     if layout and "total" in layout:
         start, total, targets = _split_columns(columns, layout, several)
         return make_row(path, targets, label_kind, start=start, total=total)
@@ -246,12 +245,12 @@ def parse_times(start: str, end: str) -> tuple[float, float]:
     """
     times = []
     for text in (start or "0", end or "inf"):
-        *larger, seconds = text.split(":")
-        if not DECIMAL.fullmatch(seconds) or not all(map(str.isdecimal, larger)):
+        if not _TIME.fullmatch(text):
             raise LineError(
                 f"{text[:40]!r} is not a time: expected seconds, such as 2.5, or "
                 "hours:minutes:seconds"
             )
+        *larger, seconds = text.split(":")
         minutes = functools.reduce(lambda total, x: 60 * total + int(x), larger, 0)
         times.append(60 * minutes + float(seconds))
     if not 0 <= times[0] < times[1] or end and math.isinf(times[1]):
@@ -304,6 +303,8 @@ def _split(line: str, is_csv: bool, *, lenient: bool) -> tuple[str, list[str], b
     Below a header `path,label` (`is_csv`), a comma separates wherever the label is not
     a number. If `lenient`, columns that cannot be split are left out.
     """
+    if common := _PATH_AND_LABEL.fullmatch(line):  # most lines: for speed
+        return common[1], [common[2]], True
     if line[0] in "\"'":
         return *_split_quoted(line, is_csv), True
     if "#" in line and not is_csv:
@@ -336,9 +337,12 @@ def _split(line: str, is_csv: bool, *, lenient: bool) -> tuple[str, list[str], b
 
 def _without_comment(text: str) -> str:
     """Cuts off what follows a # after a blank, unless it is between double quotes."""
+    begin = quotes = 0
     for match in _COMMENT.finditer(text):
-        if text.count('"', 0, match.start()) % 2 == 0:
-            return text[: match.start()].rstrip(BLANK)
+        quotes += text.count('"', begin, match.start())
+        begin = match.start()
+        if quotes % 2 == 0:
+            return text[:begin].rstrip(BLANK)
     return text
 
 
@@ -361,8 +365,7 @@ def _split_names(rest: str) -> list[str]:
     elif "\t" in rest:
         columns = [column.strip(" \"'") for column in _TAB.split(text)]
     elif quoted := _QUOTED.fullmatch(text):
-        quote = text[0]
-        columns = [(quoted[1] or quoted[2] or "").replace(quote * 2, quote)]
+        columns = [(quoted[1] or quoted[2] or "").replace(text[0] * 2, text[0])]
     else:
         columns = _SEPARATOR.split(text)
         for column in columns[:-1]:
@@ -390,8 +393,7 @@ def _split_columns(
     for text in columns[:count]:
         if not WHOLE_NUMBER.fullmatch(text):
             raise LineError(f"{text[:40]!r} is not a whole number: expected {expected}")
-    *starts, total = map(int, columns[:count])
-    start = starts[0] if starts else None
+    start, total = (None, *map(int, columns[:count]))[-2:]
     if total < 0 and not start:
         return None, None, columns[count:]
     if total <= 0 or start is not None and start < 0:
@@ -439,11 +441,10 @@ def _split_quoted(line: str, is_csv: bool) -> tuple[str, list[str]]:
 
 def _split_numbers(line: str) -> tuple[str, list[str]]:
     """Takes whole numbers off the end, each with the separator before it."""
-    path, columns = line, []
+    columns, end, backwards = [], 0, line[::-1]
     while True:
-        rest = path.rstrip("+-0123456789")
-        number = path[len(rest) :]
-        if rest[-1:] not in (" ", ",") or not WHOLE_NUMBER.fullmatch(number):
-            return path, columns
-        columns.insert(0, number)
-        path = rest.rstrip(" ").removesuffix(",").rstrip(" ")
+        match = _NUMBER_BACKWARDS.match(backwards, end)
+        if not match or not WHOLE_NUMBER.fullmatch(match[1][::-1]):
+            return line[: len(line) - end], columns[::-1]
+        columns.append(match[1][::-1])
+        end = match.end()

@@ -22,7 +22,7 @@ from typing import Any
 
 from videomae_jax.data import labels, list_format, tables
 from videomae_jax.errors import LineError, RecordError
-from videomae_jax.files import absolute, is_url, open_binary
+from videomae_jax.files import absolute, is_url, open_binary, writing
 from videomae_jax.video import tar_shards
 from videomae_jax.video.container import EXTENSIONS, FILMS, has_extension, is_video
 from videomae_jax.video.frame_folder import (
@@ -35,7 +35,6 @@ from videomae_jax.video.frame_folder import (
 from videomae_jax.video.record import LabelKind, Record
 
 log = logging.getLogger(__name__)
-
 
 _HELP = """\
 A list file has one video per line: its path and, for labelled videos, the label:
@@ -81,7 +80,7 @@ _ANNOTATIONS = (
     ("Kinetics", r".*\byoutube_id\b.*\btime_start\b", "kinetics400"),
     ("Something-Something V2", r'\s*\[\s*\{[^}]*"(template|placeholders)"', "ssv2"),
     ("Something-Something V2", r'\s*\{\s*"[^"]*something[^"]*"\s*:', "ssv2"),
-    ("ActivityNet", r'\s*\{(?s:.)*"database"\s*:\s*\{', "activitynet"),
+    ("ActivityNet", r'\s*\{(?s:.)*"(database|taxonomy)"\s*:', "activitynet"),
     (
         "EPIC-KITCHENS",
         r".*\bparticipant_id\b.*\bnarration",
@@ -249,13 +248,13 @@ def _layout(records: Sequence[Record]) -> tuple[str, ...]:
         return ()
     if not any(record.labels for record in records):
         return ("start", "total")
-    if starts == {1}:
-        return ("total", "label")
-    return ("start", "total", "label")
+    return ("total", "label") if starts == {1} else ("start", "total", "label")
 
 
 def _write(target: str | os.PathLike, lines: Iterable[str]) -> None:
-    pathlib.Path(target).write_bytes("".join(f"{line}\n" for line in lines).encode())
+    text = "".join(f"{line}\n" for line in lines)
+    with writing(target):
+        pathlib.Path(target).write_bytes(text.encode())
 
 
 def _load_digits(source: str, label_kind: LabelKind) -> list[Record]:
@@ -348,13 +347,14 @@ def _other_format(name: str, data: bytes = b"") -> str:
 def _refuse_annotations(source: str, text: str, label_kind: LabelKind) -> None:
     """Names the data set if a list is what its publisher distributes."""
     is_free = label_kind in (LabelKind.UNUSED, LabelKind.OPTIONAL)
-    first = re.match(r"\s*[\[{][^}]*|[^\n]*", text)
+    head = text[:2000]  # some patterns take the square of the length
+    first = re.match(r"\s*[\[{][^}]*|[^\n]*", head)
     if first and _PATH_COLUMN.search(first[0]):
         return  # somebody has added the paths
     for name, pattern, remedy in _ANNOTATIONS:
         if remedy in ("ucf101", "hmdb51") and is_free:
             continue  # they are lists, but their numbers are not labels from 0 up
-        if re.match(pattern, text) or re.match(pattern, source):
+        if re.match(pattern, head) or re.match(pattern, source):
             if " " not in remedy:
                 remedy = f"`python -m videomae_jax lists {remedy}` makes lists of them"
             raise RecordError(f"{source}: annotations of {name}: {remedy}")
@@ -413,9 +413,9 @@ def _load_tars(
     label_kind: LabelKind,
     class_names: Sequence | None,
 ) -> list[Record]:
-    is_used = label_kind is not LabelKind.UNUSED
     records, found, counts = [], [], {}
     for tar in tars:
+        is_used = label_kind is not LabelKind.UNUSED
         for member in tar_shards.members(tar, with_labels=is_used):
             try:
                 classes, values = labels.parse(member.labels, label_kind)

@@ -66,7 +66,10 @@ def read(
         ((n, x) for n, x in enumerate(lines, 1) if x.strip() and x[0] != "#"), (0, "")
     )
     if _JSON.match("\n".join(lines[number - 1 :]).lstrip()):
-        rows, place = _json_rows(source, text, first), ""
+        try:
+            rows, place = _json_rows(source, text, first), ""
+        except RecursionError:
+            raise RecordError(f"{source}: its JSON is nested too deeply") from None
     elif separator := _separator(first):
         rows, place = _csv_rows(source, lines, number, separator), f":{number}"
     else:
@@ -130,9 +133,8 @@ class _Table:
                     "start_seconds,end_seconds; the end is the first frame, or the "
                     "time, that is left out"
                 )
-            unit = next(iter(units))
             for name in plain:
-                self._range[f"{name}_{unit}"] = self._range.pop(name)
+                self._range[f"{name}_{next(iter(units))}"] = self._range.pop(name)
         elif "start" in self._range:
             self._range["start_frame"] = self._range.pop("start")
         for start, *ends in (
@@ -211,9 +213,8 @@ class _Table:
             names = [x for x in self._columns if x in used]
             shown = ",".join(names), ",".join(ignored)
             log.warning("%s: columns=%s ignored=%s", self._place, *shown)
-        if {"start_seconds", "end_seconds"} & self._range.keys() and len(
-            self._range
-        ) > 2:
+        has_seconds = {"start_seconds", "end_seconds"} & self._range.keys()
+        if has_seconds and len(self._range) > 2:
             log.warning("%s: seconds are used where frames are given too", self._place)
 
     def parse(
@@ -238,7 +239,7 @@ class _Table:
             cell = cells.get(name, "")
             if isinstance(cell, str):
                 several = label_kind is LabelKind.MANY and cell[:1] != "["
-                cell = re.split(r"\s*[,;|]\s*", cell) if several else [cell]
+                cell = re.split(r"(?<!\s)\s*[,;|]\s*", cell) if several else [cell]
             texts += [text for text in cell if text or label_kind is LabelKind.HEADS]
         if label_kind is not LabelKind.VALUES:
             texts = [_WHOLE_FLOAT.sub(r"\1", text) for text in texts]
@@ -290,8 +291,8 @@ def _csv_rows(source: str, lines: Sequence[str], header: int, separator: str) ->
                 continue
             if not columns:
                 columns = cells
-                repeated = {name for name in columns if columns.count(name) > 1}
-                if repeated:
+                known: set[str] = set()
+                if repeated := [x for x in columns if x in known or known.add(x)]:
                     raise RecordError(
                         f"{source}:{number}: the header names {_listed(repeated)} twice"
                     )
@@ -362,9 +363,8 @@ def _json_rows(source: str, text: str, first: str) -> Rows:
     for place, shown, item in items:
         if not isinstance(item, dict):
             raise RecordError(f"{source}{place}: expected an object with a path")
-        cells = {key: _cell(value) for key, value in item.items()}
-        cells = {key: cell for key, cell in cells.items() if cell is not None}
-        rows.append((place, shown, cells))
+        cells = ((key, _cell(value)) for key, value in item.items())
+        rows.append((place, shown, {key: x for key, x in cells if x is not None}))
     return rows
 
 
@@ -414,9 +414,10 @@ def _is_path(text: Any) -> bool:
 def _loads(text: str, source: str, first_line: int = 1) -> Any:
     try:
         return json.loads(text)
-    except json.JSONDecodeError as error:
-        line = first_line + error.lineno - 1
-        raise RecordError(f"{source}:{line}: not valid JSON: {error.msg}") from None
+    except ValueError as error:  # also a number of thousands of digits
+        line = first_line + getattr(error, "lineno", 1) - 1
+        reason = getattr(error, "msg", error)
+        raise RecordError(f"{source}:{line}: not valid JSON: {reason}") from None
 
 
 def _cell(value: Any) -> Cell | None:

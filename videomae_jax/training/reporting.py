@@ -19,7 +19,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore
 
 from videomae_jax.config import Config
-from videomae_jax.errors import ConfigError, NonFiniteLossError
+from videomae_jax.errors import ConfigError, NonFiniteLossError, printable
 from videomae_jax.files import JsonLines, atomic_write, read_json, writing
 from videomae_jax.inference import visualize
 
@@ -90,7 +90,7 @@ class _LogHandler(logging.Handler):
             self.write_waiting()
         # Now, not when it was made: the times of a log should increase.
         now = time.strftime("%H:%M:%S")
-        tqdm.tqdm.write(f"{now} {record.getMessage()}", file=sys.stderr)
+        tqdm.tqdm.write(f"{now} {printable(record.getMessage())}", file=sys.stderr)
 
     def write_waiting(self) -> None:
         """Writes the warnings that have waited."""

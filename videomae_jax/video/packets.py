@@ -21,6 +21,8 @@ _INDEXABLE = frozenset(
 )
 # Codecs that reorder frames without saying so in an easily read header.
 _OPAQUE_ORDER = frozenset({"hevc", "mpeg1video", "mpeg2video"})
+# Codecs whose frames are shown in the order of their packets.
+_IN_ORDER = frozenset({"vp8", "vp9", "av1", "mjpeg", "ffv1", "prores"})
 # No codec above holds back more frames than this before it shows one.
 _MAX_REORDER = 16
 
@@ -116,6 +118,9 @@ def packet_table(
         lookahead = _MAX_REORDER
     if reordered and in_order:
         return None  # these are decoding times: AVI has no others
+    shown_times = list(itertools.compress(times, shown))
+    if codec in _IN_ORDER and sorted(shown_times) != shown_times:
+        return None  # damaged times
     if not starts[0]:
         return None  # what comes out before the first start depends on the decoder
     if not any(shown):
