@@ -311,12 +311,19 @@ def test_workers_may_be_killed_now_and_then(read_numbers, tmp_path, monkeypatch)
 @pytest.mark.slow
 def test_a_worker_that_hangs_is_not_waited_for(read_numbers, tmp_path, monkeypatch):
     monkeypatch.setattr(threads, "WATCH_SECONDS", 0.5)
-    monkeypatch.setattr(prefetch, "_PATIENCE_SECONDS", 30)
     monkeypatch.setattr(prefetch, "_END_SECONDS", 1)
+    watch, file = prefetch._watch, tmp_path / "10"
+
+    def impatient(_):
+        pid = file.read_text().partition(" ")[0] if file.exists() else ""
+        if prefetch._state(pid) == "T":
+            watch(prefetch._PATIENCE_SECONDS)
+
+    monkeypatch.setattr(prefetch, "_watch", impatient)
     with pytest.raises(WorkerError) as raised:
         list(read_numbers({10: signal.SIGSTOP}, 1))
-    pid = (tmp_path / "10").read_text().split()[0]
-    assert f"within 30 s: worker process {pid} is stopped" in str(raised.value)
+    pid = file.read_text().split()[0]
+    assert f"within 1800 s: worker process {pid} is stopped" in str(raised.value)
     wait_until(lambda: not is_alive(int(pid)))
 
 

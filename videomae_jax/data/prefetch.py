@@ -119,7 +119,7 @@ class _Reader(Iterator[dict]):
         """Starts the workers."""
         self._chunks, self._workers = chunks, workers
         self._first = self._next = 0  # chunk of these workers, and the one to return
-        self._has_replaced = False
+        self._has_replaced = self._is_stopping = False
         self._killing = threading.Timer(_END_SECONDS, self._kill)
         self._killing.daemon = True
         if workers.num_workers:
@@ -168,7 +168,7 @@ class _Reader(Iterator[dict]):
         # Workers take turns.
         death = f"worker {read % count} of {count} {describe_exit(exitcode)}"
         is_repeated = self._has_replaced and read < _CHUNKS_BETWEEN_DEATHS * count
-        if exitcode >= 0 or is_repeated or self._killing.ident:
+        if exitcode >= 0 or is_repeated or self._is_stopping:
             again = ", as one had shortly before" if is_repeated else ""
             raise WorkerError(
                 f"{death}{again}. Its own error, if it had one, is in the lines above; "
@@ -185,6 +185,7 @@ class _Reader(Iterator[dict]):
 
     def stop(self) -> None:
         """Replaces no worker any more, and kills those that do not end in time."""
+        self._is_stopping = True
         self._killing.start()
 
     def close(self) -> None:
@@ -208,13 +209,13 @@ def _watch(seconds: float) -> None:
         for child in multiprocessing.active_children()
         if (state := _state(child.pid)) in _IDLE_STATES
     ]
-    reason = "; ".join(reasons or ["all processes work"])
+    reason = "; ".join(reasons or ["no process is stopped"])
     if seconds >= _PATIENCE_SECONDS:
         raise WorkerError(f"no batch was read within {seconds:.0f} s: {reason}")
     log.warning("no batch for %.0f s: %s", seconds, reason)
 
 
-def _state(pid: int | None) -> str:
+def _state(pid: int | str | None) -> str:
     """Returns the letter of a process's state in Linux; empty if unknown."""
     try:
         return (
