@@ -18,7 +18,8 @@ _LARGEST, _LEAST = 3.4e38, 1.2e-38
 
 def _number(x: Any) -> bool:
     # A bool is an int, and means nothing here.
-    return isinstance(x, numbers.Real) and type(x) is not bool and abs(x) <= _LARGEST
+    is_number = isinstance(x, numbers.Real) and type(x) is not bool
+    return is_number and abs(x) <= _LARGEST  # pyright: ignore
 
 
 def _positive(x: Any) -> bool:
