@@ -187,7 +187,7 @@ def test_flipped_bytes_are_refused_by_name(two_checkpoints, tmp_path):
     for file in files:
         content = (whole / file).read_bytes()
         is_data = "d" in file.parts
-        for place in (0, 0.3, 0.5, 0.9, 1) if is_data else (0.5,):
+        for place in (0, 0.5, 1) if is_data else (0.5,):
             flip(whole / file, place)
             try:
                 same(read_all(workdir), saved)
