@@ -393,7 +393,7 @@ def _split_columns(
     for text in columns[:count]:
         if not WHOLE_NUMBER.fullmatch(text):
             raise LineError(f"{text[:40]!r} is not a whole number: expected {expected}")
-    start, total = (None, *map(int, columns[:count]))[-2:]
+    total, start = int(columns[count - 1]), int(columns[0]) if count > 1 else None
     if total < 0 and not start:
         return None, None, columns[count:]
     if total <= 0 or start is not None and start < 0:

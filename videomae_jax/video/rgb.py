@@ -286,12 +286,13 @@ def display_matrix(frame: av.VideoFrame) -> SideData | bytes | None:
     Raises:
         RotationError: the frame has to be rotated, but it is unknown how.
     """
-    if frame.opaque is not None:
+    if isinstance(frame.opaque, bytes):
         return frame.opaque  # of `copy_frame`
     try:
         # Not `frame.side_data`: frame and container would refer to each other, which
         # keeps the memory from the decoder until garbage is collected.
-        return SideDataContainer(frame).get("DISPLAYMATRIX")
+        sides = SideDataContainer(frame)  # pyright: ignore[reportCallIssue]
+        return sides.get("DISPLAYMATRIX")
     except ValueError as error:
         # PyAV 18 fails for kinds that it does not know, such as EXIF.
         if frame.rotation:  # 180 degrees may be a mirror image
