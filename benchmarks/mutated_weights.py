@@ -43,18 +43,15 @@ class Job(NamedTuple):
 
 
 @functools.cache
-def damaged(layout: str) -> mutations.Damaged:
+def damaged(layout: str, folder: str) -> mutations.Damaged:
     """Returns the undamaged model of a layout, in a folder of this process."""
     mutations.remember_shapes()
-    folder = tempfile.TemporaryDirectory(prefix="mutated_weights_")
-    made = mutations.Damaged(layout, pathlib.Path(folder.name))
-    made.keep = folder
-    return made
+    return mutations.Damaged(layout, pathlib.Path(tempfile.mkdtemp(dir=folder)))
 
 
-def judge(job: Job) -> tuple[str, str]:
+def judge(job: Job, *, folder: str) -> tuple[str, str]:
     """Loads a damaged file; returns its outcome and the reason."""
-    outcome = damaged(job.layout).outcome(job.seed)
+    outcome = damaged(job.layout, folder).outcome(job.seed)
     kind = outcome.kind
     if kind == "wrong" and not mutations.LAYOUTS[job.layout].has_checksums:
         kind = "unnoticed"
@@ -77,8 +74,13 @@ def main() -> None:
     seeds = range(args.seed, args.seed + args.files)
     jobs = [Job(layout, seed) for layout in layouts for seed in seeds]
     counts = {name: collections.Counter() for name in [*layouts, "all"]}
-    # Writing the undamaged model is part of a process's first file.
-    results = process_map(judge, jobs, num_workers=args.workers, timeout=6 * SECONDS)
+    folder = tempfile.TemporaryDirectory(prefix="mutated_weights_")
+    results = process_map(
+        functools.partial(judge, folder=folder.name),
+        jobs,
+        num_workers=args.workers,
+        timeout=6 * SECONDS,  # which the first files need, and the undamaged model
+    )
     for index, result in results:
         kind, reason = "", ""
         if isinstance(result, TaskFailure):
@@ -90,6 +92,7 @@ def main() -> None:
             counts[name][kind] += 1
         if kind in OUTCOMES[3:]:
             print(f"{kind}: {jobs[index]} {reason[:300]!a}", flush=True)
+    folder.cleanup()
     print(f"\n| layout | {' | '.join(OUTCOMES)} |\n{'|---' * (1 + len(OUTCOMES))}|")
     for name, count in counts.items():
         print(f"| {name} | {' | '.join(str(count[x]) for x in OUTCOMES)} |")
