@@ -25,8 +25,8 @@ fields of the recipe:
   Flags of JAX, such as --jax_debug_nans=True, work too.
 
 exit codes:
-  0 done, 1 failed, 2 wrong arguments, or the run is complete with other settings, or
-  another process writes to the work directory, 130 interrupted, 143 saved its last step
+  0 done, 1 failed, or another process writes to the work directory, 2 wrong arguments,
+  or the run is complete with other settings, 130 interrupted, 143 saved its last step
   after SIGTERM or Ctrl-C: run it again
 
 recipes:

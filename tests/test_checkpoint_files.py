@@ -267,6 +267,38 @@ def test_digests_do_not_depend_on_the_mesh(tmp_path):
         checkpointing.restore_part(str(tmp_path), 16, "params", part)
 
 
+def test_advice_about_a_checkpoint(two_checkpoints, tmp_path):
+    workdir = shutil.copytree(two_checkpoints, tmp_path / "run")
+    folder = workdir / "checkpoints"
+    shutil.copytree(folder / "16", folder / "20")
+
+    def advice(step):
+        checkpoints = checkpointing.Checkpoints(str(workdir), read_only=True)
+        try:
+            with pytest.raises(CheckpointError) as error:
+                checkpoints.restore(step, {"params": abstract()["params"]})
+        finally:
+            checkpoints.close()
+        return str(error.value)
+
+    digests = folder / "16" / "params" / checkpoint_files.DIGESTS
+    whole = digests.read_text()
+    cut(digests)
+    assert "(params/digests.json: cut off or no JSON" in advice(16)
+    assert "; without this file, it is read unchecked)" in advice(16)
+    assert "20 is whole" in advice(16) and "delete" not in advice(16)
+    cut(folder / "20" / "meta" / "metadata")  # 16 and 20 are damaged: 10 is whole
+    assert "10 is whole" in advice(20) and "delete" not in advice(20)
+    digests.write_text(whole)
+    assert "delete" in advice(20) and "16 is whole" in advice(20)
+    # The run has deleted it, while another process reads.
+    shutil.rmtree(folder / "16")
+    with pytest.raises(CheckpointError, match="16 cannot be read .it was deleted") as e:
+        with checkpoint_files.damage_explained(folder, 16):
+            pass
+    assert "; 10 is whole: read it" in str(e.value) and "or delete" not in str(e.value)
+
+
 def test_no_checkpoint_is_whole(two_checkpoints, tmp_path):
     workdir = shutil.copytree(two_checkpoints, tmp_path / "run")
     for step in ("10", "16"):

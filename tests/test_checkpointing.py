@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
+from orbax.checkpoint._src.path.deleter import PathDeleter
 
 from videomae_jax import checkpointing
 from videomae_jax.checkpoint_files import find_damage
@@ -144,15 +146,15 @@ def test_an_empty_folder_is_no_checkpoint(tmp_path, caplog):
     checkpoints.close()
 
 
-def config_of(step=None):
-    return {"config": {"checkpoint": {"step": step}}}
+def config_of(step=None, seed=0):
+    return ConfigDict({"checkpoint": {"step": step}, "seed": seed})
 
 
 def save(workdir, *steps, went_back_to=None):
     checkpoints = checkpointing.Checkpoints(str(workdir), keep_last=9)
     for step in steps:
         value = jnp.full(2, step if went_back_to is None else -step)
-        meta = config_of(went_back_to)
+        meta = {"config": config_of(went_back_to).to_dict()}
         checkpoints.save(step, {"params": {"x": value}}, meta)
     checkpoints.close()
 
@@ -161,26 +163,85 @@ def test_a_run_goes_back_once_and_loses_nothing(tmp_path, caplog):
     save(tmp_path, 10, 13, 16)
     folder, aside = tmp_path / "checkpoints", tmp_path / "set_aside"
     with pytest.raises(CheckpointError, match="step=12 not found: .* 10, 13, 16$"):
-        checkpointing.go_back(tmp_path, 12)
+        checkpointing.go_back(tmp_path, config_of(12))
     cut(folder / "16" / "meta" / "metadata")  # it need not be readable
-    checkpointing.go_back(tmp_path, 10)
+    checkpointing.go_back(tmp_path, config_of(10))
     assert f"step=10: moved {folder / '16'} to {aside / '16'}" in caplog.text
     assert {x.name for x in folder.iterdir()} == {"10"}
     assert {x.name for x in aside.iterdir()} == {"13", "16"}
 
     # Killed, and started again with the same flags; the step itself may be deleted.
     save(tmp_path, 13, 16, went_back_to=10)
-    checkpointing.go_back(tmp_path, 10)
+    checkpointing.go_back(tmp_path, config_of(10))
     assert {x.name for x in folder.iterdir()} == {"10", "13", "16"}
     shutil.rmtree(folder / "10")
-    checkpointing.go_back(tmp_path, 10)
+    checkpointing.go_back(tmp_path, config_of(10))
     assert {x.name for x in folder.iterdir()} == {"13", "16"}
 
     # Another step is another decision.
-    checkpointing.go_back(tmp_path, 13)
+    checkpointing.go_back(tmp_path, config_of(13))
     assert {x.name for x in folder.iterdir()} == {"13"}
     assert {x.name for x in aside.iterdir()} == {"13", "16", "16.2"}
     assert find_damage(aside / "16.2", read=None) is None
+
+
+def test_a_run_goes_back_again_with_other_settings_or_from_damage(tmp_path, caplog):
+    save(tmp_path, 10)
+    save(tmp_path, 13, 16, went_back_to=10)
+    folder, aside = tmp_path / "checkpoints", tmp_path / "set_aside"
+    (tmp_path / "test").mkdir()  # results of 16
+    checkpointing.go_back(tmp_path, config_of(10))
+    assert "the run went back before; it resumes from step 16" in caplog.text
+    assert not aside.exists()
+    # As a damaged one says to resume from another.
+    flip(next((folder / "16" / "params").rglob("d/*")))
+    checkpointing.go_back(tmp_path, config_of(10))
+    assert {x.name for x in folder.iterdir()} == {"10", "13"}
+    assert {x.name for x in aside.iterdir()} == {"16", "test"}
+    assert not (tmp_path / "test").exists()
+    checkpointing.go_back(tmp_path, config_of(10, seed=1))
+    assert {x.name for x in folder.iterdir()} == {"10"}
+    # Nothing is left to go back to.
+    save(tmp_path, 13, went_back_to=10)
+    shutil.rmtree(folder / "10")
+    flip(next((folder / "13" / "params").rglob("d/*")))
+    with pytest.raises(CheckpointError, match="step=10 not found"):
+        checkpointing.go_back(tmp_path, config_of(10))
+    assert {x.name for x in folder.iterdir()} == {"13"}
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def test_what_cannot_be_deleted_is_named_and_the_rest_is_deleted(
+    tmp_path, caplog, monkeypatch
+):
+    """As on NFS, while somebody reads the file."""
+    delete = PathDeleter.delete
+
+    def busy(self, path, **kwargs):
+        if path.name == "1":
+            raise OSError(39, "Directory not empty", str(path))
+        delete(self, path, **kwargs)
+
+    monkeypatch.setattr(PathDeleter, "delete", busy)
+    save_last(tmp_path, 1, 2, 3, 4)
+    assert {x.name for x in (tmp_path / "checkpoints").iterdir()} == {"1", "4"}
+    [message] = caplog.messages
+    assert message == (
+        f"{tmp_path / 'checkpoints' / '1'} cannot be deleted (directory not empty): "
+        "delete it yourself"
+    )
+
+
+def save_last(workdir, *steps):
+    checkpoints = checkpointing.Checkpoints(str(workdir))
+    for step in steps:
+        checkpoints.save(step, {"params": {"x": jnp.zeros(2)}}, {})
+    checkpoints.close()
 
 
 @pytest.mark.parametrize("name", ["exp#1", "50%", "a?b", "a%20b", "lr=1e-3, seed 2"])

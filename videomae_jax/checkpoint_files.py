@@ -119,7 +119,11 @@ def find_damage(
                 spec = {"driver": "zarr", "kvstore": store | {"path": f"{name}/"}}
                 tensorstore.open(spec).result().read().result()
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"{file.relative_to(checkpoint)}: {_reason(error)}"
+        remedy = "; without this file, it is read unchecked"
+        return (
+            f"{file.relative_to(checkpoint)}: {_reason(error)}"
+            f"{remedy if file.name == DIGESTS else ''}"
+        )
     return None
 
 
@@ -146,11 +150,11 @@ def damage_explained(
     # all of them to read.
     share = jax.process_index(), jax.process_count()
     check = None
+    pool = concurrent.futures.ThreadPoolExecutor(1)
     try:
-        with concurrent.futures.ThreadPoolExecutor(1) as pool:
-            if read:  # while Orbax reads the same files: they come from the disk once
-                check = pool.submit(find_damage, checkpoint, read=read, share=share)
-            yield
+        if read:  # while Orbax reads the same files: they come from the disk once
+            check = pool.submit(find_damage, checkpoint, read=read, share=share)
+        yield
         if check is not None:
             damage = next(filter(None, hosts.gather(check.result())), None)
         _refuse_damage(folder, step, damage)
@@ -164,6 +168,7 @@ def damage_explained(
             raise
         _refuse_damage(folder, step, damage)
     finally:
+        pool.shutdown(wait=False, cancel_futures=True)  # Ctrl-C does not wait
         if damage is None:  # otherwise, tracebacks may come for a while
             sys.unraisablehook = report
 
@@ -176,23 +181,25 @@ def _is_of_reading(error: Exception) -> bool:
 def _refuse_damage(folder: pathlib.Path, step: int, damage: str | None) -> None:
     if damage is None:
         return
-    others = (int(x.name) for x in folder.iterdir() if x.name.isdecimal())
+    checkpoint = folder / str(step)
+    others = (int(x.name) for x in folder.glob("*") if x.name.isdecimal())
+    others = sorted(x for x in others if x != step)
     whole = next(
-        (
-            other
-            for other in sorted(others, reverse=True)
-            if other != step
-            if find_damage(folder / str(other), read=None) is None
-        ),
+        (x for x in others[::-1] if find_damage(folder / str(x), read=None) is None),
         None,
     )
     remedy = "no other checkpoint is whole: restore these files, or train again"
+    if not checkpoint.exists():
+        damage = "it was deleted; a run keeps the newest"
     if whole is not None:
         remedy = (
             f"{whole} is whole: read it with --step={whole} (--config.evaluation.step="
             f"{whole} in a test), or resume from it with --config.checkpoint.step="
-            f"{whole}, or delete {folder / str(step)} to resume from the one before"
+            f"{whole}"
         )
+        # Without the damaged one, the next start resumes from the newest.
+        if checkpoint.exists() and whole == others[-1] < step:
+            remedy += f", or delete {checkpoint} to resume from the one before"
     raise CheckpointError(f"checkpoint {step} cannot be read ({damage}); {remedy}")
 
 

@@ -7,12 +7,14 @@ model has it), and `meta`, a JSON object.
 
 import contextlib
 import copy
+import functools
 import itertools
+import json
 import logging
 import os
 import pathlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -20,7 +22,8 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
 from videomae_jax import checkpoint_files
-from videomae_jax.checkpoint_files import damage_explained
+from videomae_jax.checkpoint_files import damage_explained, find_damage
+from videomae_jax.config import Config
 from videomae_jax.distributed import hosts
 from videomae_jax.distributed.save_errors import SaveErrors
 from videomae_jax.errors import CheckpointError
@@ -96,6 +99,10 @@ class Checkpoints:
                     (*ITEMS, *_OLD_NAMES.values()), digests=digests
                 ),
             )
+        if not read_only:
+            # Orbax's thread would end at the first error, and delete nothing more.
+            deleter = self._manager._checkpoint_deleter._standard_deleter  # pyright: ignore
+            deleter.delete = functools.partial(self._delete, deleter.delete)
 
     def latest_step(self) -> int | None:
         """Returns the step of the newest complete checkpoint, or None."""
@@ -166,6 +173,17 @@ class Checkpoints:
         args["meta"] = ocp.args.JsonSave(copy.deepcopy(meta))
         with writing(self.folder), self._errors.of_save():
             self._manager.save(step, args=ocp.args.Composite(**args), force=True)
+
+    def _delete(self, delete: Callable[[int], None], step: int) -> None:
+        """Deletes a checkpoint; warns if files stay, such as those that NFS keeps."""
+        try:
+            delete(step)
+        except OSError as error:
+            log.warning(
+                "%s cannot be deleted (%s): delete it yourself",
+                self.folder / str(step),
+                (error.strerror or str(error)).lower(),
+            )
 
     def meta(self, step: int) -> dict:
         """Returns the JSON object saved with a step."""
@@ -259,53 +277,72 @@ class Checkpoints:
         self._errors.close()
 
 
-def go_back(workdir: pathlib.Path, step: int) -> None:
+def go_back(workdir: pathlib.Path, config: Config) -> None:
     """Sets newer checkpoints aside, so that a run resumes from a step.
 
-    They are moved to `<workdir>/set_aside`. Those that the run saved since it went back
-    to this step stay: a job that is restarted with the same flags goes back once.
+    They are moved to `<workdir>/set_aside`, with the results of the test. Those that
+    the run saved since it went back stay, unless the newest is damaged: a job that is
+    restarted with the same flags goes back once. With any other setting it goes back
+    again.
 
     Every process of the run must call it.
 
     Args:
         workdir: the run's folder.
-        step: of the checkpoint, `config.checkpoint.step`.
+        config: names the step, `config.checkpoint.step`.
 
     Raises:
         CheckpointError: the checkpoint is not found.
         OutputError: a folder cannot be moved.
     """
     if jax.process_index() == 0:
-        folder = _folder(workdir)
+        folder, step = _folder(workdir), config.checkpoint.step
         steps = sorted(int(x.name) for x in folder.glob("*") if x.name.isdecimal())
-        newer = [x for x in steps if x > step and not _went_back(folder / str(x), step)]
-        if step not in steps and newer == [x for x in steps if x > step]:
+        newer = [x for x in steps if x > step]
+        kept = [x for x in newer if _saved_config(folder / str(x)) == _as_json(config)]
+        while kept and find_damage(folder / str(kept[-1]), read=None):
+            kept.pop()
+        if step not in steps and not kept:
             raise CheckpointError(
                 f"config.checkpoint.step={step} not found: {folder} holds "
                 f"{', '.join(map(str, steps)) or 'no checkpoints'}"
             )
-        for other in newer:
-            _set_aside(folder / str(other), step)
+        if kept:
+            log.warning(
+                "config.checkpoint.step=%d: the run went back before; it resumes from "
+                "step %d, saved since with the same config",
+                step,
+                kept[-1],
+            )
+        moved = [folder / str(x) for x in newer if x not in kept]
+        if moved and (folder.parent / "test").exists():
+            moved.append(folder.parent / "test")  # would pass for that of the new run
+        for path in moved:
+            target = _set_aside(path, folder.parent / "set_aside")
+            log.warning("config.checkpoint.step=%d: moved %s to %s", step, path, target)
     hosts.gather(None)  # a barrier: the other processes see what is left
 
 
-def _went_back(checkpoint: pathlib.Path, step: int) -> bool:
-    """Returns whether a checkpoint was saved with this `config.checkpoint.step`."""
-    meta = read_json(checkpoint / "meta" / "metadata") or {}
-    return meta.get("config", {}).get("checkpoint", {}).get("step") == step
+def _saved_config(checkpoint: pathlib.Path) -> Any:
+    meta = read_json(checkpoint / "meta" / "metadata")
+    return meta.get("config") if isinstance(meta, dict) else None
 
 
-def _set_aside(checkpoint: pathlib.Path, step: int) -> None:
-    folder = checkpoint.parents[1] / "set_aside"
-    target = folder / checkpoint.name
+def _as_json(config: Config) -> Any:
+    return json.loads(config.to_json())
+
+
+def _set_aside(path: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
+    """Moves a file or folder into a folder, under a new name; returns the name."""
+    target = folder / path.name
     for count in itertools.count(2):
         if not target.exists():
             break
-        target = folder / f"{checkpoint.name}.{count}"
+        target = folder / f"{path.name}.{count}"
     with writing(target):
         folder.mkdir(exist_ok=True)
-        checkpoint.rename(target)
-    log.warning("config.checkpoint.step=%d: moved %s to %s", step, checkpoint, target)
+        path.rename(target)
+    return target
 
 
 def restore_part(

@@ -73,8 +73,6 @@ class OutputError(UserError, OSError):
 class WorkdirInUseError(UserError, RuntimeError):
     """Another run writes to the work directory; the message names its process."""
 
-    exit_code = 2
-
 
 class CheckpointError(UserError, ValueError):
     """A checkpoint that is missing or does not fit the model it is restored into."""

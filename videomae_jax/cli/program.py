@@ -5,8 +5,7 @@ Exit codes:
     0    done
     1    failed; the last line says why, or a traceback shows a defect of this library
     2    wrong arguments: unknown, out of range, or not fitting each other, and the same
-         of config files and fields; or nothing was done because a run is complete, or
-         because another process writes to the work directory
+         of config files and fields; or nothing was done because a run is complete
     130  interrupted by Ctrl-C; what was written is kept
     143  training was stopped by SIGTERM or Ctrl-C, after it has saved its last step
 

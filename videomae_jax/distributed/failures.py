@@ -6,8 +6,8 @@ with the same code. Without it the others would wait in a collective operation. 
 names the run: another one, started by mistake with the same work directory, reports its
 errors there, too.
 
-The file has its full size from the start: on a full disk, too, an error can be written
-over it.
+The file has its full size from the start: if the disk becomes full later, an error can
+still be written over it.
 
 A process that is killed, or loses its host, cannot write the file. JAX's coordination
 service, a part of process 0, then misses its heartbeats and aborts the others. JAX's

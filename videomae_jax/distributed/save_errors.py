@@ -38,6 +38,10 @@ class SaveErrors(logging.Filter):
     def of_save(self) -> Iterator[None]:
         """Listens, until `close`; keeps an error that the body raises, too."""
         if self._report is None:
+            # One that was not closed, as its save has failed, would take the errors.
+            for other in self._logger.filters[:]:
+                if isinstance(other, SaveErrors):
+                    self._logger.removeFilter(other)
             self._logger.addFilter(self)
             self._report = report = sys.unraisablehook
             sys.unraisablehook = lambda unraisable: report_others(report, unraisable)

@@ -8,6 +8,7 @@ and new content whenever a file is opened.
 """
 
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -22,14 +23,16 @@ import jax
 
 from videomae_jax.distributed import failures, hosts
 from videomae_jax.errors import OutputError, WorkdirInUseError
-from videomae_jax.files import atomic_write, writing
+from videomae_jax.files import output_error, partial_path, writing
 
 log = logging.getLogger(__name__)
 
 HEARTBEAT_SECONDS = 5
-# How long a process of another machine may be silent before it counts as dead: its file
-# server may not answer for a while.
-STALE_SECONDS = 60
+# How often a process of another machine may be found silent before it counts as dead,
+# and how long it has to end after a preemption. Counted in looks, as one may wait for
+# its file server. gcsfuse shows content that is up to 60 s old.
+STALE_LOOKS = 90
+_LOOK_SECONDS = 1
 # Of several processes that replace the lock of a dead one, the last holds it. Each
 # waits this long before it looks whether that was itself.
 _SETTLE_SECONDS = 2
@@ -46,7 +49,8 @@ def one_writer(workdir: pathlib.Path) -> Iterator[None]:
         workdir: an existing folder.
 
     Raises:
-        WorkdirInUseError: another run writes to the folder.
+        WorkdirInUseError: another run writes to the folder. One of another machine has
+            some time to end: it may just have been preempted.
         OutputError: the lock cannot be written.
     """
     lock = _Lock(workdir) if jax.process_index() == 0 else None
@@ -71,6 +75,7 @@ class _Lock:
             "machine": _machine(),
             "started": _start_of(os.getpid()),
             "token": uuid.uuid4().hex,
+            "path": os.path.realpath(self._path),
         }
         self._acquire()
         self._stop = threading.Event()
@@ -78,27 +83,29 @@ class _Lock:
         self._thread.start()
 
     def _acquire(self) -> None:
-        first, deadline = None, 0.0
+        last, silent, looks = None, 0, 0
         while not self._create():
             content = self._read()
             if content is None:  # released between the two calls
                 continue
-            alive = _is_alive(content)
-            if alive or (alive is None and first not in (None, content)):
+            alive = _is_alive(content, self._path)
+            changed = content != last
+            if alive or (changed and looks >= STALE_LOOKS):
                 raise WorkdirInUseError(
                     f"--workdir={self._workdir} is used by {_describe(content)}: wait "
                     "until that run has ended, end it, or use another --workdir"
                 )
-            if alive is None and first is None:
-                first, deadline = content, time.monotonic() + STALE_SECONDS
-                log.warning(
-                    "%s is of %s: waiting %d s for a sign of life",
+            if alive is None and not looks:  # no warning: these may be held back
+                log.info(
+                    "%s is of %s: waiting %d s until it ends or gives no sign of life",
                     self._path,
                     _describe(content),
-                    STALE_SECONDS,
+                    STALE_LOOKS * _LOOK_SECONDS,
                 )
-            if alive is None and time.monotonic() < deadline:
-                time.sleep(1)
+            last, silent = content, 0 if changed else silent
+            if alive is None and silent < STALE_LOOKS:
+                silent, looks = silent + 1, looks + 1
+                time.sleep(_LOOK_SECONDS)
             elif self._replace(content):
                 log.warning("took over %s of %s", self._path, _describe(content))
                 return
@@ -124,10 +131,16 @@ class _Lock:
         Args:
             content: what the dead process has left.
         """
-        if self._read() != content:
-            return False
-        with atomic_write(self._path, "wb") as file:
-            file.write(self._content(beat=0))
+        temporary = partial_path(self._path)
+        with writing(self._path, temporary):
+            try:
+                temporary.write_bytes(self._content(beat=0))
+                # As late as possible: another process may have replaced it by now.
+                if self._read() != content:
+                    return False
+                temporary.replace(self._path)
+            finally:
+                temporary.unlink(missing_ok=True)
         time.sleep(_SETTLE_SECONDS)
         return self._is_own(self._read())
 
@@ -162,8 +175,8 @@ class _Lock:
                 name = self._path if self._workdir.exists() else self._workdir
                 failures.end(OutputError(f"{name} was removed while a run used it"))
             except OSError as error:  # the file server may answer again
-                if time.monotonic() - last > STALE_SECONDS / 2:
-                    failures.end(OutputError(f"{self._path}: {error.strerror}"))
+                if time.monotonic() - last > STALE_LOOKS * _LOOK_SECONDS / 2:
+                    failures.end(output_error(self._path, error.errno or errno.EIO))
 
     def release(self) -> None:
         """Removes the file: the next run can start at once."""
@@ -182,15 +195,27 @@ def _describe(content: bytes) -> str:
         return "an unknown process"
 
 
-def _is_alive(content: bytes) -> bool | None:
+def _is_alive(content: bytes, path: pathlib.Path) -> bool | None:
     """Returns whether the process that wrote a lock is alive; None if not known."""
     try:
         owner = json.loads(content)
         if owner["machine"] is None or owner["machine"] != _machine():
             return None
-        return owner["started"] == _start_of(owner["pid"])
+        if owner["started"] != _start_of(owner["pid"]):
+            return False
+        return not _is_copy(owner, path)
     except (ValueError, TypeError, KeyError):
         return None
+
+
+def _is_copy(owner: dict, path: pathlib.Path) -> bool:
+    """Returns whether a lock came with a copy of the folder, and is not of this one."""
+    try:
+        original = pathlib.Path(owner["path"])
+        same = original.samefile(path)
+        return not same and owner["token"] in original.read_text()
+    except OSError:
+        return False
 
 
 def _machine() -> str | None:

@@ -23,7 +23,7 @@ from videomae_jax.data.clips import clip_bytes, pixel_format
 from videomae_jax.data.workers import WorkerConfig, WorkerPlan, choose_workers
 from videomae_jax.distributed import failures, hosts, sharding
 from videomae_jax.distributed.workdir_lock import one_writer
-from videomae_jax.errors import CheckpointError, ConfigError, OutputError, RecordError
+from videomae_jax.errors import CheckpointError, ConfigError, OutputError
 from videomae_jax.files import atomic_write, is_url, writing
 from videomae_jax.training import (
     initialization,
@@ -66,7 +66,7 @@ def run(config: Config, workdir: str) -> TrainState:
     modes = {"train": train_and_evaluate, "eval": evaluate}
     config_lib.check_choices(config, {"mode": modes, "task": TASKS})
     if is_url(workdir):
-        raise CheckpointError(
+        raise ConfigError(
             f"--workdir={workdir} must be a folder: metrics are appended to files, "
             "which object stores do not support. Mount the bucket (docs/tpu_pods.md)."
         )
@@ -75,6 +75,8 @@ def run(config: Config, workdir: str) -> TrainState:
         with reporting.warnings_last():
             return modes[config.mode](config, workdir)
     except OutputError as error:
+        if config.mode != "train":
+            raise
         raise OutputError(
             f"{error}. The next start {failures.next_start(pathlib.Path(workdir))}."
         ) from error
@@ -154,7 +156,7 @@ def set_up(config: Config, workdir: pathlib.Path) -> Iterator[Run]:
     hosts.check_shared(workdir)
     with one_writer(workdir):
         if config.checkpoint.step is not None:
-            go_back(workdir, config.checkpoint.step)
+            go_back(workdir, config)
         checkpoints = Checkpoints(
             str(workdir),
             keep_last=config.checkpoint.keep_last,
@@ -433,7 +435,7 @@ def evaluate(config: Config, workdir: str) -> TrainState:
     if "class_names" not in meta:
         raise CheckpointError(f"--workdir={workdir} must be of a fine-tuning run")
     if not config.data.test:
-        raise RecordError("config.mode=eval needs a list of videos: config.data.test")
+        raise ConfigError("config.mode=eval needs a list of videos: config.data.test")
     config_lib.check_same_model(workdir, meta["config"], config)
     config_lib.log_changes(meta["config"], config, config_lib.PREPROCESSING_FIELDS)
     train_step.check_attention(config.model, jax.devices())
