@@ -155,11 +155,13 @@ def _training() -> ConfigDict:
     config.checkpoint.keep_last = 2
     # Checkpoints at multiples of this number of steps are never deleted. 0: none.
     config.checkpoint.keep_period = 0
-    # Save digests of the files of a checkpoint, and compare them when it is read: a
-    # file that has changed is refused.
+    # Save digests of the files of a checkpoint, and compare them when its arrays are
+    # read: a file that has changed is refused. False: sizes and small files are still
+    # compared where digests were saved, and other programs compare all.
     config.checkpoint.digests = True
     # Resume from this checkpoint instead of the newest. Newer ones are moved to
-    # <workdir>/set_aside, and their rows of metrics.jsonl are removed. None: the newest.
+    # <workdir>/set_aside, unless they were saved with this very config since, and their
+    # rows of metrics.jsonl are removed. None: the newest.
     config.checkpoint.step = placeholder(int)
     return config
 

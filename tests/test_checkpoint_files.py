@@ -299,6 +299,24 @@ def test_advice_about_a_checkpoint(two_checkpoints, tmp_path):
     assert "; 10 is whole: read it" in str(e.value) and "or delete" not in str(e.value)
 
 
+def test_processes_compare_a_part_each_of_a_shared_copy(two_checkpoints, monkeypatch):
+    folder, shares = two_checkpoints / "checkpoints", []
+    monkeypatch.setattr(
+        checkpoint_files,
+        "find_damage",
+        lambda *_, share=None, **__: shares.append(share),
+    )
+    monkeypatch.setattr(checkpoint_files.hosts, "gather", lambda value: [value])
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    monkeypatch.setattr(jax, "process_count", lambda: 3)
+    for is_shared in (True, False):
+        with checkpoint_files.damage_explained(
+            folder, 16, ["params"], is_shared=is_shared
+        ):
+            pass
+    assert shares == [None, (1, 3), None, (0, 1)]
+
+
 def test_no_checkpoint_is_whole(two_checkpoints, tmp_path):
     workdir = shutil.copytree(two_checkpoints, tmp_path / "run")
     for step in ("10", "16"):

@@ -129,7 +129,11 @@ def find_damage(
 
 @contextlib.contextmanager
 def damage_explained(
-    folder: pathlib.Path, step: int, read: Collection[str] = ()
+    folder: pathlib.Path,
+    step: int,
+    read: Collection[str] = (),
+    *,
+    is_shared: bool = True,
 ) -> Iterator[None]:
     """Reads of a damaged checkpoint fail with one line that says what to do.
 
@@ -137,6 +141,7 @@ def damage_explained(
         folder: of the checkpoints.
         step: of the checkpoint.
         read: names of the items whose arrays are read in the body.
+        is_shared: all processes see one copy of the checkpoint.
 
     Raises:
         CheckpointError: files of the checkpoint are missing, cut off, not readable, or
@@ -148,7 +153,7 @@ def damage_explained(
     sys.unraisablehook = lambda unraisable: report_others(report, unraisable)
     # Each of several processes compares a part, and tells the others. Orbax, too, needs
     # all of them to read.
-    share = jax.process_index(), jax.process_count()
+    share = (jax.process_index(), jax.process_count()) if is_shared else (0, 1)
     check = None
     pool = concurrent.futures.ThreadPoolExecutor(1)
     try:

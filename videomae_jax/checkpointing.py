@@ -358,7 +358,8 @@ def restore_part(
         partial_restore=True,
     )
     with (
-        damage_explained(folder, step, [item]),
+        # Of another run: each host may have a copy.
+        damage_explained(folder, step, [item], is_shared=False),
         _only_errors(),
         ocp.CheckpointManager(
             folder, options=ocp.CheckpointManagerOptions(read_only=True)

@@ -1,6 +1,7 @@
 """A run that cannot save ends at once, says why, and resumes when it can."""
 
 import contextlib
+import errno
 import os
 import pathlib
 import re
@@ -22,6 +23,13 @@ ROOT = pathlib.Path(__file__).parents[2]
 TOO_LARGE = "cannot be written: file too large; raise the limit of file sizes"
 
 
+def check_for(seconds, checkpoints):
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        checkpoints.check()
+        time.sleep(0.01)
+
+
 def test_a_save_that_fails_in_the_background_is_noticed_soon(tmp_path, caplog):
     items = {"params": {"w": jnp.arange(2.0**16)}}
     checkpoints = Checkpoints(str(tmp_path), keep_last=2)
@@ -29,11 +37,8 @@ def test_a_save_that_fails_in_the_background_is_noticed_soon(tmp_path, caplog):
     checkpoints.wait()
     with limited(100_000):
         checkpoints.save(2, items, {})
-        deadline = time.monotonic() + 30
         with pytest.raises(OutputError, match=rf"checkpoints {TOO_LARGE}"):
-            while time.monotonic() < deadline:
-                checkpoints.check()
-                time.sleep(0.01)
+            check_for(30, checkpoints)
         with pytest.raises(OutputError, match=TOO_LARGE):
             checkpoints.save(3, items, {})
         with pytest.raises(OutputError, match=TOO_LARGE):
@@ -49,16 +54,23 @@ def test_a_save_that_fails_in_the_background_is_noticed_soon(tmp_path, caplog):
     with limited(100_000):
         checkpoints.save(3, items, {})
         with pytest.raises(OutputError, match=TOO_LARGE):
-            checkpoints.close()
+            check_for(10, checkpoints)
     checkpoints._errors.close()  # otherwise it listens until the process ends
 
 
 @pytest.mark.parametrize("name", ["4.orbax-checkpoint-tmp/params/digests.json", "4"])
-def test_an_error_that_names_its_file_is_explained(tmp_path, name):
+@pytest.mark.parametrize(
+    "code, reason",
+    [
+        (errno.EROFS, "read-only file system; mount it for writing"),
+        (errno.EDQUOT, "disk quota exceeded; .* free; your quota is used up"),
+    ],
+)
+def test_an_error_that_names_its_file_is_explained(tmp_path, name, code, reason):
     checkpoints = Checkpoints(str(tmp_path))
     file = str(checkpoints.folder / name)
-    checkpoints._errors.first = OSError(30, os.strerror(30), file)
-    message = r"checkpoints cannot be written: read-only file system; mount it"
+    checkpoints._errors.first = OSError(code, os.strerror(code), file)
+    message = f"checkpoints cannot be written: {reason}"
     for action in (checkpoints.check, checkpoints.wait, checkpoints.close):
         with pytest.raises(OutputError, match=message):
             action()

@@ -100,6 +100,18 @@ def test_a_zombie_is_dead(tmp_path):
     process.wait()
 
 
+def test_a_process_that_is_hidden_is_alive(tmp_path, monkeypatch):
+    """/proc with hidepid does not show those of other users."""
+
+    def refuse(pid, signal):
+        raise PermissionError
+
+    write_lock(tmp_path, pid=dead_process())
+    monkeypatch.setattr(os, "kill", refuse)
+    with pytest.raises(WorkdirInUseError), one_writer(tmp_path):
+        pass
+
+
 def test_a_later_process_of_the_same_number_is_another(tmp_path):
     write_lock(tmp_path, started="1")
     with one_writer(tmp_path):
@@ -134,7 +146,8 @@ def another_machine(workdir, *, beats):
         for i in range(beats):
             if stop.wait(0.3):
                 return
-            (workdir / "run.lock").write_text(json.dumps(row | {"beat": str(i)}))
+            with (workdir / "run.lock").open("r+") as file:  # never empty
+                file.write(json.dumps(row | {"beat": str(i)}))
             os.utime(workdir / "run.lock", (0, 0))
         (workdir / "run.lock").unlink()
 
@@ -156,7 +169,7 @@ def test_another_machine_that_writes_is_alive(tmp_path):
 
 def test_a_machine_that_is_about_to_end_is_waited_for(tmp_path):
     """After a preemption, the old process may outlive the start of the new one."""
-    with another_machine(tmp_path, beats=3), one_writer(tmp_path):
+    with another_machine(tmp_path, beats=4), one_writer(tmp_path):
         assert json.loads((tmp_path / "run.lock").read_text())["pid"] == os.getpid()
 
 

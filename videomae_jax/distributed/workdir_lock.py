@@ -201,11 +201,23 @@ def _is_alive(content: bytes, path: pathlib.Path) -> bool | None:
         owner = json.loads(content)
         if owner["machine"] is None or owner["machine"] != _machine():
             return None
-        if owner["started"] != _start_of(owner["pid"]):
+        started = _start_of(owner["pid"])
+        if started != owner["started"] and not (started is None and _is_hidden(owner)):
             return False
         return not _is_copy(owner, path)
     except (ValueError, TypeError, KeyError):
         return None
+
+
+def _is_hidden(owner: dict) -> bool:
+    """Returns whether the system hides a process of another user (hidepid)."""
+    try:
+        os.kill(owner["pid"], 0)
+    except PermissionError:
+        return not os.path.exists(f"/proc/{owner['pid']}")
+    except OSError:
+        pass
+    return False
 
 
 def _is_copy(owner: dict, path: pathlib.Path) -> bool:

@@ -75,11 +75,9 @@ def run(config: Config, workdir: str) -> TrainState:
         with reporting.warnings_last():
             return modes[config.mode](config, workdir)
     except OutputError as error:
-        if config.mode != "train":
-            raise
-        raise OutputError(
-            f"{error}. The next start {failures.next_start(pathlib.Path(workdir))}."
-        ) from error
+        start = failures.next_start(pathlib.Path(workdir))
+        resumed = f". The next start {start}." if config.mode == "train" else ""
+        raise OutputError(f"{error}{resumed}") from error
 
 
 def train_and_evaluate(config: Config, workdir: str) -> TrainState:
