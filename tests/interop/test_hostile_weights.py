@@ -3,12 +3,18 @@
 Each is refused with an error that names it, in time and memory bounded by its size.
 """
 
+import argparse
+import collections
 import json
 import os
+import pathlib
+import pickle
 import shutil
+import tracemalloc
 import zipfile
 
 import h5py
+import jax
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -16,8 +22,16 @@ import safetensors.numpy
 import videomae_jax as vmae
 from tests.helpers import mutations, official
 from tests.helpers.official import CHECKPOINTS
+from tests.interop.test_loading import same
 from tests.interop.test_refused_weights import pickled
-from videomae_jax.interop import assemble, keras, loading, pretrained, torch_pickle
+from videomae_jax.interop import (
+    assemble,
+    keras,
+    loading,
+    pretrained,
+    tensor_files,
+    torch_pickle,
+)
 
 GOLDEN_H5 = CHECKPOINTS / "keras_finetune.h5"
 WEIGHT = "norm/gamma:0"  # of layer "norm"
@@ -79,6 +93,16 @@ def compressed(group, name, folder):
     group.create_dataset(name, data=np.zeros(2**22, np.float32), compression="gzip")
 
 
+def bfloat16(group, name, folder):
+    """h5py says that its type is float32."""
+    kind = h5py.h5t.IEEE_F16LE.copy()
+    kind.set_fields(15, 7, 8, 0, 7)
+    kind.set_ebias(127)
+    space = h5py.h5s.create_simple((4,))
+    h5py.h5d.create(group.id, name.encode(), kind, space)
+    group[name][:] = 1
+
+
 def no_values(group, name, folder):
     group.create_dataset(name, (2**38,), np.float32)
 
@@ -93,6 +117,7 @@ def no_values(group, name, folder):
         (fill_value, "is stored in chunks"),
         (compressed, "is stored in chunks"),
         (no_values, "has no values"),
+        (bfloat16, "has numbers of 2 bytes"),
     ],
 )
 def test_hdf5_is_self_contained(tmp_path, weights, match):
@@ -116,6 +141,13 @@ def test_hdf5_is_looked_through_by_another_process(tmp_path):
         vmae.PretrainedError, match="weights.h5: its weights are larger"
     ):
         vmae.load_pretrained(path)
+
+
+def test_hdf5_runs_nothing_of_the_current_folder(tmp_path, monkeypatch):
+    (tmp_path / "h5py.py").write_text("open('was_here', 'w')")
+    monkeypatch.chdir(tmp_path)
+    assert len(keras._find_values(GOLDEN_H5)) > 9
+    assert not (tmp_path / "was_here").exists()
 
 
 @pytest.mark.slow
@@ -203,22 +235,13 @@ def tensor(shape, strides=b"K\x01\x85", storage=STORAGE):
 @pytest.mark.parametrize(
     "content, match",
     [
-        (b"}" + nested_tuple(200) + b"Ns", "with a tuple as a key"),
-        (b"}(" + nested_tuple(200) + b"Nu", "with a tuple as a key"),
-        (b"\x8f(" + nested_tuple(200) + b"\x90", "with a tuple as a key"),
-        (
-            b"c__builtin__\nset\n](" + nested_tuple(200) + b"e\x85R",
-            "with a tuple as a key",
-        ),
         (
             b"(" + text("storage") + nested_tuple(200) + text("0") + b"tQ",
             "not a tensor storage",
         ),
-        # Multiples of 2**61 - 1 have the same hash.
-        (b"}\x8a\x08" + (2**61 - 1).to_bytes(8, "little") + b"Ns", "with a int as"),
         (b"}p99999999999999999999\n", "does not write the opcode b'p'"),
-        (b"\x96" + (2**40).to_bytes(8, "little"), r"opcode b'\\x96'"),  # a bytearray
-        (b"cargparse\nNamespace\n(" + b"N" * 99 + b"tR", "must be a short tuple"),
+        (b"\x96" + (2**40).to_bytes(8, "little"), "cannot be read"),  # a bytearray
+        (b"cargparse\nNamespace\n(" + b"N" * 999 + b"tR", "must be a short tuple"),
         (tensor(text("abc") + b"\x85"), "must be a view of a storage"),
         (tensor(b"K\x04\x85", storage=b"N"), "must be a view of a storage"),
         (tensor(b"K\x04" * 70 + b"t"), "cannot be read"),
@@ -227,6 +250,134 @@ def tensor(shape, strides=b"K\x01\x85", storage=STORAGE):
 def test_pickles_hold_names_and_numbers(tmp_path, content, match):
     with pytest.raises(vmae.PretrainedError, match=f"made.pth .*{match}"):
         torch_pickle.read(pickled(tmp_path, b"\x80\x02" + content + b"."))
+
+
+@pytest.mark.parametrize(
+    "content, expected",
+    [
+        (b"}" + nested_tuple(200) + b"Ns", {}),
+        (b"}(" + nested_tuple(200) + b"Nu", {}),
+        (b"\x8f(" + nested_tuple(200) + b"\x90", set()),
+        (b"(" + nested_tuple(200) + b"\x91", frozenset()),
+        (b"c__builtin__\nset\n](" + nested_tuple(200) + b"e\x85R", set()),
+        # Multiples of 2**61 - 1 have the same hash.
+        (b"}\x8a\x08" + (2**61 - 1).to_bytes(8, "little") + b"Ns", {}),
+    ],
+)
+def test_keys_that_take_for_ever_to_be_looked_up_are_left_out(
+    tmp_path, content, expected
+):
+    file = pickled(tmp_path, b"\x80\x04" + content + b".")
+    assert torch_pickle.read(file) == expected
+
+
+@pytest.mark.parametrize("protocol", range(1, 6))
+def test_what_scripts_save_beside_weights_is_no_obstacle(tmp_path, protocol):
+    beside = {
+        "path": pathlib.PurePosixPath("/", *"abcdefghijklmnopqrstuvwxyz"),
+        "args": argparse.Namespace(flag=True),
+        "counts": collections.defaultdict(dict, a=1),
+        "names": frozenset([1, (2, 3)]),
+        "buffer": bytearray(b"abc"),
+        "array": np.arange(4.0),
+        "long": 2**40,
+        None: 1,
+        (1, 2): 3,
+        "last": 4,
+    }
+    file = pickled(tmp_path, pickle.dumps(beside, protocol))
+    read = torch_pickle.read(file)
+    assert list(read) == [name for name in beside if isinstance(name, str)]
+    assert (read["long"], read["last"]) == (2**40, 4)
+    assert vars(read["args"]) == {"flag": True}
+
+
+def test_storages_are_read_twice_at_most(tmp_path, monkeypatch):
+    """Tensors that alternate between two large storages would read each again."""
+    file, reads = tmp_path / "weights.pth", []
+    other = STORAGE.replace(text("0"), text("1"))
+    with zipfile.ZipFile(file, "w") as archive:
+        items = b"".join(
+            text(f"{i}") + tensor(b"K\x04\x85", storage=[STORAGE, other][i % 2])
+            for i in range(20)
+        )
+        archive.writestr("made/data.pkl", b"\x80\x02}(" + items + b"u.")
+        for i in range(2):
+            archive.writestr(f"made/data/{i}", np.full(100, i, np.float32).tobytes())
+    read = zipfile.ZipFile.read
+    monkeypatch.setattr(
+        zipfile.ZipFile, "read", lambda *args: reads.append(args[1]) or read(*args)
+    )
+    for i, value in enumerate(loading._read_tensors(file)[0].values()):
+        np.testing.assert_array_equal(value.load(), np.full(4, i % 2))
+    assert len(reads) <= 5
+
+
+def test_archives_without_checksums_are_read(tmp_path):
+    """As torch.serialization.set_crc32_options(False) writes them: all are zero."""
+    original = CHECKPOINTS / "official_finetune.pth"
+    content = bytearray(original.read_bytes())
+    with zipfile.ZipFile(original) as archive:
+        at = archive.start_dir
+        for _ in archive.infolist():
+            at = content.index(b"PK\1\2", at) + 20
+            content[at - 4 : at] = bytes(4)
+    file = tmp_path / original.name
+    file.write_bytes(content)
+    read = loading.read(file, heads=3)
+    same(read.params, loading.read(original, heads=3).params)
+
+
+def test_long_names_of_tensors_are_refused(tmp_path):
+    """Prefixes are removed one after the other, each in the time of the whole name."""
+    file = tmp_path / "model.safetensors"
+    name = "module." * 1000
+    safetensors.numpy.save_file({name: np.zeros(2, np.float32)}, file)
+    with pytest.raises(vmae.PretrainedError, match="has 7000 characters; expected at"):
+        vmae.load_pretrained(file)
+
+
+def test_channels_are_checked_before_their_statistics(tmp_path):
+    folder = official.rewritten(tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"num_channels": 10**6}))
+    with pytest.raises(vmae.PretrainedError, match="channels=1000000 must be a whole"):
+        vmae.load_pretrained(folder)
+
+
+def test_shapes_of_parameters_need_no_memory():
+    sizes = {"width": 8, "depth": 1, "heads": 2, "patch_size": 500, "tubelet_size": 100}
+    tracemalloc.start()
+    shapes = pretrained.param_shapes(vmae.VideoClassifier(**sizes, num_classes=3))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert shapes["encoder/embedding/kernel"] == (100 * 500 * 500 * 3, 8)
+    assert peak < 2**25
+
+
+def test_a_folder_named_latest_is_not_of_deepspeed(tmp_path):
+    shutil.copy(CHECKPOINTS / "official_finetune.pth", tmp_path)
+    (tmp_path / "latest").mkdir()
+    vmae.load_pretrained(tmp_path, heads=3)
+
+
+def test_safetensors_need_no_cpu_of_jax(monkeypatch):
+    """As with JAX_PLATFORMS=cuda."""
+
+    def no_cpu(*args, **kwargs):
+        raise RuntimeError("Unknown backend cpu")
+
+    monkeypatch.setattr(jax, "local_devices", no_cpu)
+    loading.read(CHECKPOINTS / "hf_classifier")
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("RESOURCE_EXHAUSTED: Out of memory")]
+)
+def test_a_lack_of_memory_is_no_damage(error):
+    with pytest.raises(vmae.PretrainedError, match="^not enough memory to read a.pth$"):
+        with tensor_files.reading("a.pth"):
+            raise error
 
 
 def test_pickles_have_a_budget(tmp_path, monkeypatch):
@@ -281,7 +432,9 @@ def test_sizes_in_a_zip_archive_are_compared_with_the_file(tmp_path):
     for offset in (20, 24):
         content[at + offset : at + offset + 4] = (2**31).to_bytes(4, "little")
     file.write_bytes(content)
-    with pytest.raises(vmae.PretrainedError, match="data/0 would be larger than the"):
+    with pytest.raises(
+        vmae.PretrainedError, match="would be larger together than the file"
+    ):
         vmae.load_pretrained(file, heads=3)
 
 

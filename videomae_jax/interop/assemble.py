@@ -21,6 +21,7 @@ from videomae_jax.interop.pretrained import (
     Preprocessing,
     Pretrained,
     check_clips,
+    check_fields,
     initialize,
     param_shapes,
 )
@@ -246,10 +247,10 @@ def _model(source: Source, given: Mapping[str, Any]) -> VideoMAE | VideoClassifi
         )
     _check_sizes(source, fields, given)
     kind = VideoMAE if pretraining else VideoClassifier
-    known = {field.name for field in dataclasses.fields(kind)} - {"parent", "name"}
-    invalid = sorted(given.keys() - known - {"decoder_heads"})
-    if invalid:
-        raise source.error(f"{kind.__name__} has no field {', '.join(invalid)}")
+    # The decoder's heads may be given for any source.
+    check_fields(
+        kind, {x: given[x] for x in given if x != "decoder_heads"}, source.path
+    )
     _warn_of_heads(source, heads, given)
     fields |= heads | specified
     model = kind(**fields)

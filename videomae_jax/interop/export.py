@@ -1,10 +1,13 @@
 """Our own portable format of a model: config.json and model.safetensors."""
 
 import dataclasses
+import logging
 import pathlib
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
@@ -15,6 +18,7 @@ from videomae_jax.interop.pretrained import (
     Preprocessing,
     Pretrained,
     check_clips,
+    check_fields,
     check_shapes,
     model_fields,
 )
@@ -24,6 +28,8 @@ from videomae_jax.models.classifier import VideoClassifier
 from videomae_jax.models.mae import VideoMAE
 from videomae_jax.models.problem import MULTI_LABEL, SINGLE_LABEL, Problem
 from videomae_jax.models.sizes import Framing
+
+log = logging.getLogger(__name__)
 
 _FORMAT = "videomae_jax"
 _VERSION = 1
@@ -55,21 +61,15 @@ def content(pretrained: Pretrained) -> tuple[dict[str, Any], dict[str, np.ndarra
         "mask": pretrained.mask,
         "mask_ratio": pretrained.mask_ratio,
         "problem": pretrained.problem.to_json(),
-        "xxh3_64": _digests(arrays),
+        "crc32": _digests(arrays),
     }
     return config, arrays
 
 
 def _digests(arrays: Mapping[str, np.ndarray]) -> dict[str, str]:
-    """Returns the XXH3 of the bytes of each array: they tell whether it has changed."""
-    try:
-        import xxhash
-    except ImportError as error:
-        raise PretrainedError(
-            "format='jax' needs xxhash (pip install xxhash)"
-        ) from error
+    """Returns the CRC of the bytes of each array: they tell whether it has changed."""
     return {
-        name: xxhash.xxh3_64_hexdigest(np.ascontiguousarray(x).ravel().view("u1").data)
+        name: f"{zlib.crc32(np.ascontiguousarray(x).ravel().view('u1').data):08x}"
         for name, x in arrays.items()
     }
 
@@ -98,6 +98,7 @@ def read(folder: pathlib.Path, fields: Mapping[str, Any]) -> Pretrained:
             for name, value in fields.items()
             if name != "decoder_heads" or kind is VideoMAE
         }
+        check_fields(kind, given, str(folder))
         model = kind(**(saved | given))
         try:
             build.check(model)
@@ -113,8 +114,8 @@ def read(folder: pathlib.Path, fields: Mapping[str, Any]) -> Pretrained:
             f"{folder}: {WEIGHTS}",
         )
         # Exports of earlier releases have no digests.
-        if "xxh3_64" in config and (digests := _digests(arrays)) != config["xxh3_64"]:
-            names = [x for x in digests if digests[x] != config["xxh3_64"].get(x)]
+        if "crc32" in config and (digests := _digests(arrays)) != config["crc32"]:
+            names = [x for x in digests if digests[x] != config["crc32"].get(x)]
             raise PretrainedError(
                 f"{folder}: {WEIGHTS} is damaged: by the digests in config.json, "
                 f"{', '.join(names[:MAX_NAMES])} is not what was saved; copy it again"
@@ -135,9 +136,19 @@ def read(folder: pathlib.Path, fields: Mapping[str, Any]) -> Pretrained:
             problem = Problem(MULTI_LABEL if config["multi_label"] else SINGLE_LABEL)
         # Exports of earlier releases do not have these.
         mask = {name: config[name] for name in ("mask", "mask_ratio") if name in config}
-        variables: dict[str, Any] = unflatten_dict(arrays, sep="/")
+        # Files may have types of 64 bits, which JAX has only if it is told to.
+        variables: dict[str, Any] = unflatten_dict(
+            {
+                name: x.astype(jax.dtypes.canonicalize_dtype(x.dtype))
+                for name, x in arrays.items()
+            },
+            sep="/",
+        )
         clips = Preprocessing(**preprocessing)
-        check_clips(clips, model, str(folder))
+        try:
+            check_clips(clips, model, str(folder))
+        except PretrainedError as error:  # earlier releases saved such models
+            log.warning("%s; pass clips of other sizes", error)
         return Pretrained(
             model=model,
             params=variables["params"],

@@ -101,9 +101,10 @@ def _find_values(path: str | os.PathLike) -> list[Any]:
     ever, fill the memory or crash, and nothing in this process could stop that.
     """
     package = pathlib.Path(__file__).parents[2]
-    folders = [str(package), *filter(None, [os.environ.get("PYTHONPATH")])]
+    folders = [*filter(None, sys.path), str(package)]
     process = subprocess.run(
-        [sys.executable, "-c", _LOOK_THROUGH, os.fspath(path)],
+        # -P: an h5py.py in the current folder is not imported.
+        [sys.executable, "-P", "-c", _LOOK_THROUGH, os.fspath(path)],
         env=os.environ | {"PYTHONPATH": os.pathsep.join(folders)},
         stdin=subprocess.DEVNULL,
         capture_output=True,
@@ -207,6 +208,11 @@ def _place(dataset: Any) -> _Values:
     if dataset.dtype.kind != "f":
         raise PretrainedError(
             f"{dataset.name} must be floating point, got {dataset.dtype}"
+        )
+    if (size := dataset.id.get_type().get_size()) != dataset.dtype.itemsize:
+        raise PretrainedError(
+            f"{dataset.name} has numbers of {size} bytes, which NumPy lacks (bfloat16?)"
+            "; save the weights of the model as float32"
         )
     offset = dataset.id.get_offset()
     if offset is None:

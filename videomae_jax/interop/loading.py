@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from videomae_jax import ranges
 from videomae_jax.errors import PretrainedError, nearest
 from videomae_jax.files import open_regular
 from videomae_jax.interop import (
@@ -30,6 +31,7 @@ from videomae_jax.interop.tensor_files import first_bytes, read_safetensors, rea
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 # Files of weights, best first.
 _WEIGHTS = ("*.safetensors", "*.bin", "*.pth", "*.pt")
+_LONGEST_NAME = 1000  # characters of a tensor's; published ones have less than 100
 # Names of tensors that only one format has.
 _FORMATS = {
     "huggingface": r"(^|\.)encoder\.layer\.\d+\.attention\.attention\.",
@@ -176,8 +178,9 @@ def _open_folder(folder: pathlib.Path) -> Source:
     if (folder / "saved_model.pb").exists():
         return Source(str(folder), "keras", keras.read_saved_model(folder))
     states = sorted(folder.glob("*mp_rank_*_model_states.pt"))
-    if (folder / "latest").exists() and not states:  # DeepSpeed's outer folder
-        inner = folder / _deepspeed_tag(folder / "latest")
+    latest = folder / "latest"
+    if latest.exists() and not (latest.is_dir() or states):  # DeepSpeed's outer folder
+        inner = folder / _deepspeed_tag(latest)
         states = sorted(inner.glob("*mp_rank_*_model_states.pt"))
     if len(states) > 1:
         raise PretrainedError(
@@ -347,6 +350,11 @@ def _torch_tensors(
 
 def _recognize(path: str, tensors: Mapping[str, Any]) -> Source:
     """Recognizes the format by the names of the tensors, and normalizes them."""
+    if long := next((name for name in tensors if len(name) > _LONGEST_NAME), None):
+        raise PretrainedError(
+            f"{path}: the name of a tensor, {long[:40]}..., has {len(long)} characters;"
+            f" expected at most {_LONGEST_NAME}"
+        )
     tensors = official.unwrap(tensors)
     names = "\n".join(tensors)
     formats = [x for x, pattern in _FORMATS.items() if re.search(pattern, names, re.M)]
@@ -376,6 +384,8 @@ def _with_config(source: Source, folder: pathlib.Path) -> Source:
     if config:
         clips = config["preprocessing"]
         channels = config["sizes"].get("channels", 3)
+        with reading(file):
+            ranges.check({"model.channels": channels})
         stats, framing = processor.read(folder, clips["image_size"], channels)
         config["fields"] |= stats
         clips["framing"] = framing

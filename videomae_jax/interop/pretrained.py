@@ -71,6 +71,15 @@ class Preprocessing:
             )
 
 
+def check_fields(kind: Any, given: Mapping[str, Any], name: str) -> None:
+    """Raises PretrainedError if a kind of model lacks one of the given fields."""
+    known = {field.name for field in dataclasses.fields(kind)} - {"parent", "name"}
+    if invalid := sorted(given.keys() - known):
+        raise PretrainedError(
+            f"{name}: {kind.__name__} has no field {', '.join(invalid)}"
+        )
+
+
 def check_clips(clips: Preprocessing, model: Any, name: str) -> None:
     """Raises PretrainedError if a model's patches do not divide the clips."""
     frames, size = clips.num_frames, clips.image_size
@@ -84,18 +93,24 @@ def check_clips(clips: Preprocessing, model: Any, name: str) -> None:
 
 def initialize(model: VideoMAE | VideoClassifier, seed: int = 0) -> dict[str, Any]:
     """Returns random parameters, which do not depend on clip length and image size."""
-    # Two tokens: one visible, one masked.
-    frame = (model.patch_size, 2 * model.patch_size, model.channels)
-    video = np.zeros((1, model.tubelet_size, *frame), np.uint8)
-    ids = (np.zeros((1, 1), np.int32), np.ones((1, 1), np.int32))
-    inputs = (video, *ids) if isinstance(model, VideoMAE) else (video,)
+    # The video is zeros; the first token is visible, the second one masked.
+    inputs = [np.full(x.shape, i == 2, x.dtype) for i, x in enumerate(_inputs(model))]
     return dict(jax.jit(model.init)(jax.random.key(seed), *inputs))["params"]
 
 
+def _inputs(model: VideoMAE | VideoClassifier) -> list[jax.ShapeDtypeStruct]:
+    """Returns the types of a video of two tokens, and of the ids of both."""
+    frame = (model.patch_size, 2 * model.patch_size, model.channels)
+    # Floats: raw pixels would make constants as large as a patch.
+    video = jax.ShapeDtypeStruct((1, model.tubelet_size, *frame), np.float32)
+    ids = jax.ShapeDtypeStruct((1, 1), np.int32)
+    return [video, ids, ids] if isinstance(model, VideoMAE) else [video]
+
+
 def param_shapes(model: VideoMAE | VideoClassifier) -> dict[str, tuple[int, ...]]:
-    """Returns the shapes of the parameters by path a/b/c."""
-    params = jax.eval_shape(lambda: initialize(model))
-    flat: dict[str, Any] = flatten_dict(params, sep="/")  # pyright: ignore
+    """Returns the shapes of the parameters by path a/b/c; allocates none of them."""
+    variables: Any = jax.eval_shape(model.init, jax.random.key(0), *_inputs(model))
+    flat: dict[str, Any] = flatten_dict(variables["params"], sep="/")
     return {path: x.shape for path, x in flat.items()}
 
 

@@ -13,7 +13,7 @@ from flax.traverse_util import flatten_dict
 from videomae_jax import files
 from videomae_jax.errors import PretrainedError
 from videomae_jax.interop import edit_head, export, huggingface, official, processor
-from videomae_jax.interop.pretrained import Pretrained
+from videomae_jax.interop.pretrained import Pretrained, check_clips
 from videomae_jax.models.classifier import VideoClassifier
 
 FORMATS = ("huggingface", "official", "jax")
@@ -36,14 +36,16 @@ def save_pretrained(
             `load_pretrained`.
 
     Raises:
-        PretrainedError: if the format cannot represent the model, the folder holds
-            other weights, or a package for writing is not installed.
+        PretrainedError: if the format cannot represent the model, its patches do not
+            divide the clips, the folder holds other weights, or a package for writing
+            is not installed.
 
     The example of `load_pretrained` saves a model first.
     """
     if format not in FORMATS:
         raise PretrainedError(f"format={format!r} must be one of: {', '.join(FORMATS)}")
     folder = pathlib.Path(os.path.expanduser(folder))
+    check_clips(pretrained.preprocessing, pretrained.model, str(folder))
     _refuse_other_weights(folder, format)
     if format == "jax":
         config, arrays = export.content(pretrained)

@@ -29,9 +29,13 @@ def reading(path: str | os.PathLike) -> Iterator[None]:
         if os.fspath(path) in str(error):
             raise
         raise type(error)(f"{path}: {error}") from error
+    except MemoryError as error:
+        raise PretrainedError(f"not enough memory to read {path}") from error
     except UserError as error:
         raise PretrainedError(f"{path} is malformed: {error}") from error
     except Exception as error:
+        if "RESOURCE_EXHAUSTED" in str(error):  # of JAX
+            raise PretrainedError(f"not enough memory to read {path}") from error
         if isinstance(error, OSError) and error.errno:
             reason = error.strerror
             raise PretrainedError(f"{path} cannot be opened: {reason}") from error
@@ -66,7 +70,11 @@ def read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
         raise PretrainedError(
             f"{path}: a header of {header} bytes; expected at most {MAX_HEADER}"
         )
-    # As JAX arrays, which support bfloat16; on the host.
-    with reading(path), jax.default_device(jax.local_devices(backend="cpu")[0]):
+    # As JAX arrays, which support bfloat16; on the host, unless JAX_PLATFORMS excludes
+    # it; in the types of the file.
+    cpu = None
+    with contextlib.suppress(RuntimeError):
+        cpu = jax.local_devices(backend="cpu")[0]
+    with reading(path), jax.default_device(cpu), jax.enable_x64(True):
         tensors = safetensors.flax.load_file(path)
         return {name: np.asarray(x) for name, x in tensors.items()}

@@ -12,7 +12,7 @@ import math
 import os
 import pickle
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import ml_dtypes
@@ -35,18 +35,22 @@ _DTYPES = {
     "BoolStorage": np.bool_,
 }
 # What training scripts save beside the weights, by module: all become inert objects,
-# functions such as getattr too, so that nothing is looked up or called.
+# functions such as getattr and types such as dict too: nothing is looked up or called.
 _INERT = {
-    "__builtin__": "getattr int list",
+    "__builtin__": "bytearray dict frozenset getattr int list object",
     "_codecs": "encode",
     "argparse": "Namespace",
-    "builtins": "getattr int list",
+    "builtins": "bytearray dict frozenset getattr int list object",
     "collections": "defaultdict deque",
+    "copy_reg": "_reconstructor",
+    "copyreg": "_reconstructor",
     "deepspeed.runtime.fp16.loss_scaler": "DynamicLossScaler LossScaler",
     "mmengine.logging.history_buffer": "HistoryBuffer",
     "numpy": "dtype ndarray",
     "numpy._core.multiarray": "_reconstruct scalar",
+    "numpy._core.numeric": "_frombuffer",
     "numpy.core.multiarray": "_reconstruct scalar",
+    "numpy.core.numeric": "_frombuffer",
     "pathlib": "Path PosixPath PurePosixPath WindowsPath",
     "pathlib._local": "PosixPath WindowsPath",
     "torch": "bfloat16 bool device float16 float32 float64 int32 int64 uint8",
@@ -143,7 +147,7 @@ _REBUILT = {
     "torch._utils._rebuild_parameter": lambda tensor, *_: tensor,
 }
 _MOST_DIMENSIONS = 64  # of PyTorch's and NumPy's arrays
-_MOST_ARGUMENTS = 16
+_MOST_ARGUMENTS = 256  # a path has one for each of its parts
 # A checkpoint of ViT-L with its optimizer needs some 50,000; so many take seconds.
 _MOST_STEPS = 2_000_000
 
@@ -163,12 +167,21 @@ class _Archive:
     def __init__(self, path: str):
         self._path = path
         self._last: tuple[str, bytes] | None = None
+        self._read: set[str] = set()
+        self._shared: dict[str, bytes] = {}
         with open_regular(path) as file:
             end = zipfile._EndRecData(file)  # pyright: ignore
             if end and end[zipfile._ECD_SIZE] > MAX_HEADER:  # pyright: ignore
                 raise self.error("is a zip archive of more files than any model has")
             self._size = file.seek(0, os.SEEK_END)
         self._zip = zipfile.ZipFile(path)
+        entries = self._zip.infolist()
+        if sum(entry.compress_size for entry in entries) > self._size:
+            raise self._damaged("its parts would be larger together than the file")
+        # torch.serialization.set_crc32_options(False) writes zeros.
+        if not any(entry.CRC for entry in entries if entry.file_size):
+            for entry in entries:
+                del entry.CRC  # zipfile then compares nothing
         names = self._zip.namelist()
         pickles = [name for name in names if name.endswith("/data.pkl")]
         if len(pickles) != 1:
@@ -185,16 +198,24 @@ class _Archive:
         return self._checked(name).file_size
 
     def content(self, name: str) -> bytes:
-        """Returns a file in the archive; keeps the last, which many tensors may share.
+        """Returns a file in the archive, which many tensors may share.
 
+        Keeps the last, and those that are read again, so each is read twice at most.
         zipfile compares its checksum.
         """
+        if name in self._shared:
+            return self._shared[name]
         if self._last is None or self._last[0] != name:
             entry = self._checked(name)
             try:
                 self._last = name, self._zip.read(entry)
+            except MemoryError:
+                raise
             except Exception as error:  # a broken archive can raise anything
                 raise self._damaged(error) from error
+            if name in self._read:
+                self._shared[name] = self._last[1]
+            self._read.add(name)
         return self._last[1]
 
     def _checked(self, name: str) -> zipfile.ZipInfo:
@@ -204,8 +225,8 @@ class _Archive:
             raise self._damaged(error) from error
         if entry.compress_type != zipfile.ZIP_STORED:
             raise self._damaged("it is compressed, but PyTorch compresses nothing")
-        if not entry.file_size == entry.compress_size <= self._size:
-            raise self._damaged(f"{name} would be larger than the file")
+        if entry.file_size != entry.compress_size:
+            raise self._damaged(f"{name} has two sizes")
         return entry
 
     def _damaged(self, reason: object) -> PretrainedError:
@@ -217,12 +238,21 @@ class _Archive:
         unpickler = _Unpickler(io.BytesIO(self.content("data.pkl")), self)
         try:
             return unpickler.load()
-        except PretrainedError:
+        except (PretrainedError, MemoryError):
             raise
         except Exception as error:  # a broken pickle can raise anything
             raise self.error(
                 f"holds a pickle that cannot be read: {type(error).__name__}: {error}"
             ) from error
+
+
+def _is_key(x: Any) -> bool:
+    """Returns whether a dictionary or set may hold this; other items are left out.
+
+    Weights have strings. Tuples that hold each other, and large numbers with the same
+    hash, may take for ever to be looked up.
+    """
+    return isinstance(x, str) or isinstance(x, int | float) and abs(x) < 2**60
 
 
 # In Python: the faster one in C allocates a table of any size that a file asks for.
@@ -269,21 +299,7 @@ class _Unpickler(_Base):
 
     def _set(self, items: list) -> set:
         self.count(len(items))
-        self._check_keys(items)
-        return set(items)
-
-    def _check_keys(self, keys: Iterable) -> None:
-        """Raises PretrainedError for keys that may take for ever to be looked up.
-
-        These are tuples that hold each other, and large numbers with the same hash.
-        """
-        for key in keys:
-            is_number = isinstance(key, int | float) and abs(key) < 2**60
-            if not isinstance(key, str) and not is_number:
-                raise self._archive.error(
-                    f"holds a dictionary or set with a {type(key).__name__} as a key; "
-                    "expected strings and numbers"
-                )
+        return set(filter(_is_key, items))
 
     def _check_arguments(self) -> None:
         arguments = self.stack[-1]
@@ -291,16 +307,27 @@ class _Unpickler(_Base):
             raise ValueError("arguments must be a short tuple")
 
     def load_setitem(self):
-        self._check_keys(self.stack[-2:-1])
-        super().load_setitem()
+        if _is_key(self.stack[-2]):
+            super().load_setitem()
+        else:
+            del self.stack[-2:]
 
     def load_setitems(self):
-        self._check_keys(self.stack[::2])
+        items = zip(self.stack[::2], self.stack[1::2], strict=True)
+        self.stack[:] = [x for item in items if _is_key(item[0]) for x in item]
         super().load_setitems()
 
     def load_additems(self):
-        self._check_keys(self.stack)
+        self.stack[:] = filter(_is_key, self.stack)
         super().load_additems()
+
+    def load_frozenset(self):
+        self.stack[:] = filter(_is_key, self.stack)
+        super().load_frozenset()
+
+    def load_bytearray8(self):
+        # Unlike the inherited method, allocates no more than there is.
+        self.append(self.read(int.from_bytes(self.read(8), "little")))
 
     def load_reduce(self):
         self._check_arguments()
@@ -330,15 +357,15 @@ def _counted(load: Callable[[_Unpickler], None]) -> Callable[[_Unpickler], None]
     return counted
 
 
-# What torch.save writes by any protocol. Other opcodes ask for memory of any size, or
-# for numbers that take for ever to be looked up.
+# What torch.save writes by protocols 1 to 5, of which it chooses 2. Others are not
+# needed, and some ask for memory of any size.
 _OPCODES = """
-    PROTO FRAME MARK POP POP_MARK DUP STOP NONE NEWTRUE NEWFALSE BININT BININT1 BININT2
-    LONG1 LONG4 BINFLOAT BINUNICODE SHORT_BINUNICODE BINUNICODE8 BINSTRING
-    SHORT_BINSTRING BINBYTES SHORT_BINBYTES BINBYTES8 EMPTY_TUPLE TUPLE TUPLE1 TUPLE2
-    TUPLE3 EMPTY_LIST LIST APPEND APPENDS EMPTY_DICT SETITEM SETITEMS EMPTY_SET ADDITEMS
-    GLOBAL STACK_GLOBAL NEWOBJ REDUCE BUILD BINPERSID BINGET LONG_BINGET BINPUT
-    LONG_BINPUT MEMOIZE
+    PROTO FRAME MARK POP POP_MARK DUP STOP NONE NEWTRUE NEWFALSE INT LONG BININT BININT1
+    BININT2 LONG1 LONG4 BINFLOAT BINUNICODE SHORT_BINUNICODE BINUNICODE8 BINSTRING
+    SHORT_BINSTRING BINBYTES SHORT_BINBYTES BINBYTES8 BYTEARRAY8 EMPTY_TUPLE TUPLE
+    TUPLE1 TUPLE2 TUPLE3 EMPTY_LIST LIST APPEND APPENDS EMPTY_DICT SETITEM SETITEMS
+    EMPTY_SET ADDITEMS FROZENSET GLOBAL STACK_GLOBAL NEWOBJ REDUCE BUILD BINPERSID
+    BINGET LONG_BINGET BINPUT LONG_BINPUT MEMOIZE
 """
 _CODES = [getattr(pickle, name)[0] for name in _OPCODES.split()]
 _Unpickler.dispatch = _Dispatch(

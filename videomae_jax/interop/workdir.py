@@ -16,6 +16,7 @@ from videomae_jax.interop.pretrained import (
     Preprocessing,
     Pretrained,
     check_clips,
+    check_fields,
     check_shapes,
 )
 from videomae_jax.models import build
@@ -54,7 +55,7 @@ def read(
     checkpoints.close()
     name = f"{folder}: checkpoint {step}"
     try:
-        model, preprocessing, rest = _described(meta, config, fields)
+        model, preprocessing, rest = _described(meta, config, fields, name)
     except ConfigError as error:
         raise PretrainedError(f"{name}: {error}") from error
     check_clips(preprocessing, model, name)
@@ -80,7 +81,7 @@ def read(
 
 
 def _described(
-    meta: Mapping[str, Any], config: Any, fields: Mapping[str, Any]
+    meta: Mapping[str, Any], config: Any, fields: Mapping[str, Any], name: str
 ) -> tuple[VideoMAE | VideoClassifier, Preprocessing, dict[str, Any]]:
     """Returns what `meta` says: the model, how clips are cut, and what else is known.
 
@@ -88,8 +89,10 @@ def _described(
         meta: of the checkpoint.
         config: in it, with today's names.
         fields: of the model, in place of the saved ones.
+        name: of the checkpoint, for messages.
 
     Raises:
+        PretrainedError: the model has no such field.
         ConfigError: a field has no sense, or they do not fit each other.
     """
     labels, problem = None, Problem()
@@ -118,6 +121,7 @@ def _described(
             if {len(x) for x in units.values()} != {len(labels)}:
                 raise ConfigError(f"{units} must be of the values {', '.join(labels)}")
         preprocessing["frame_sampling"] = config.data.frame_sampling
+    check_fields(type(model), fields, name)
     model = model.clone(**(defaults | dict(fields)))
     build.check(model)
     rest = {"labels": labels, "problem": problem, **mask}
