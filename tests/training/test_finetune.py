@@ -290,6 +290,11 @@ def test_a_damaged_checkpoint_is_never_replaced_by_an_older(
     assert load_pretrained(workdir, step=4).labels == ("left", "right", "up")
 
 
+def test_a_test_needs_a_list(folder, undisturbed):
+    with pytest.raises(ConfigError, match="needs a list of videos: config.data.test"):
+        loop.run(tiny(folder, mode="eval", **{"data.test": ""}), str(undisturbed[0]))
+
+
 def test_a_run_goes_back_to_an_older_checkpoint(folder, undisturbed, tmp_path):
     """As the message of a damaged one says; here, of a parameter with another value."""
     workdir = shutil.copytree(undisturbed[0], tmp_path / "run")

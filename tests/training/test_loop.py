@@ -19,7 +19,9 @@ from videomae_jax.distributed import hosts
 from videomae_jax.errors import (
     CheckpointError,
     CompleteRunError,
+    ConfigError,
     NonFiniteLossError,
+    OutputError,
     RecordError,
     TooManyBadVideosError,
     UserError,
@@ -267,8 +269,24 @@ def test_checkpoints_keep_the_last_and_the_milestones(folder, tmp_path):
 
 
 def test_a_bucket_is_no_work_directory(folder):
-    with pytest.raises(CheckpointError, match="gs://bucket/run must be a folder"):
+    with pytest.raises(ConfigError, match="gs://bucket/run must be a folder"):
         loop.run(tiny(folder), "gs://bucket/run")
+
+
+@pytest.mark.parametrize(
+    "mode, end", [("train", ". The next start starts from step 0."), ("eval", "")]
+)
+def test_a_training_that_cannot_write_says_where_it_resumes(
+    folder, tmp_path, monkeypatch, mode, end
+):
+    def fail(*_):
+        raise OutputError("x cannot be written")
+
+    monkeypatch.setattr(loop, "train_and_evaluate", fail)
+    monkeypatch.setattr(loop, "evaluate", fail)
+    with pytest.raises(OutputError) as error:
+        loop.run(tiny(folder, mode=mode), str(tmp_path))
+    assert str(error.value) == f"x cannot be written{end}"
 
 
 @pytest.mark.slow
