@@ -93,6 +93,10 @@ def compressed(group, name, folder):
     group.create_dataset(name, data=np.zeros(2**22, np.float32), compression="gzip")
 
 
+def other_filter(group, name, folder):
+    group.create_dataset(name, data=np.zeros(2**10, np.float32), compression="lzf")
+
+
 def bfloat16(group, name, folder):
     """h5py says that its type is float32."""
     kind = h5py.h5t.IEEE_F16LE.copy()
@@ -114,8 +118,9 @@ def no_values(group, name, folder):
         (soft_link, "is a SoftLink"),
         (raw_storage, "is stored in other files"),
         (virtual_dataset, "is stored as a virtual dataset"),
-        (fill_value, "is stored in chunks"),
-        (compressed, "is stored in chunks"),
+        (fill_value, "would be 1099511627776 bytes when decoded"),
+        (compressed, "run `h5repack -f NONE"),
+        (other_filter, "is stored with a filter other than gzip"),
         (no_values, "has no values"),
         (bfloat16, "has numbers of 2 bytes"),
     ],
@@ -146,8 +151,33 @@ def test_hdf5_is_looked_through_by_another_process(tmp_path):
 def test_hdf5_runs_nothing_of_the_current_folder(tmp_path, monkeypatch):
     (tmp_path / "h5py.py").write_text("open('was_here', 'w')")
     monkeypatch.chdir(tmp_path)
-    assert len(keras._find_values(GOLDEN_H5)) > 9
+    assert len(keras._find_values(GOLDEN_H5)[0]) > 9
     assert not (tmp_path / "was_here").exists()
+
+
+def test_compressed_hdf5_is_decoded(tmp_path):
+    """As by h5repack; damage ends the process that decodes it."""
+    path = tmp_path / "weights.h5"
+    settings = {"compression": "gzip", "shuffle": True, "fletcher32": True}
+    with h5py.File(GOLDEN_H5) as source, h5py.File(path, "w") as target:
+        target.attrs.update(source.attrs)
+
+        def copy(name, x):
+            if isinstance(x, h5py.Dataset):
+                target.create_dataset(name, data=x[...], **settings)
+            else:
+                target.require_group(name).attrs.update(x.attrs)
+
+        source.visititems(copy)
+    expected = keras.read_h5(GOLDEN_H5)
+    same(keras.read_h5(path), expected)
+    content = bytearray(path.read_bytes())
+    with h5py.File(path) as file:
+        chunk = file["head/head/kernel:0"].id.get_chunk_info(0)
+    content[chunk.byte_offset + chunk.size // 2] ^= 0xFF
+    path.write_bytes(content)
+    with pytest.raises(vmae.PretrainedError, match="weights.h5 is damaged"):
+        keras.read_h5(path)
 
 
 @pytest.mark.slow

@@ -31,6 +31,10 @@ from videomae_jax.interop.tensor_files import (
 # Of looking through an HDF5 file, which takes a hundredth of them.
 _MOST_SECONDS = 3  # of a core
 _MOST_MEMORY = 2**30  # bytes
+# Of decoding: weights hardly become smaller by compression.
+_MOST_GROWTH = 16  # times the size of the file
+_MOST_DECODED = 2**33  # bytes, twice those of the largest model
+_LEAST_SPEED = 2**24  # bytes per second of a core; usual are ten times as many
 _LOOK_THROUGH = "from videomae_jax.interop import keras; keras.look_through()"
 
 # A block's weights in their order; qkv is third, the first matrix.
@@ -58,12 +62,14 @@ class _Values(NamedTuple):
         name: for messages.
         shape, dtype: of the array.
         offset: of its first byte; the others follow.
+        decoded: they are not in the file but follow the answer of the other process.
     """
 
     name: str
     shape: tuple[int, ...]
     dtype: str
     offset: int
+    decoded: bool
 
 
 def read_h5(path: str | os.PathLike) -> dict[str, np.ndarray]:
@@ -74,28 +80,36 @@ def read_h5(path: str | os.PathLike) -> dict[str, np.ndarray]:
             memory to be looked through than any model.
     """
     with reading(path), open_regular(path) as file:
-        places, sizes = [_Values(*x) for x in _find_values(path)], []
+        found, decoded = _find_values(path)
+        places, stored = [_Values(*x) for x in found], 0
         end = file.seek(0, os.SEEK_END)
         for place in places:
-            sizes.append(math.prod(place.shape) * np.dtype(place.dtype).itemsize)
-            if place.offset + sizes[-1] > end:
+            size = math.prod(place.shape) * np.dtype(place.dtype).itemsize
+            stored += 0 if place.decoded else size
+            if place.offset + size > (len(decoded) if place.decoded else end):
                 raise PretrainedError(
                     f"{path}: {place.name} of shape {tuple(place.shape)} is larger "
                     "than the file; copy or download it again"
                 )
         # Weights that share their values could make a small file fill any memory.
-        if sum(sizes) > end:
+        if stored > end:
             raise PretrainedError(f"{path}: its weights are larger than the file")
         weights = []
         for place in places:
-            file.seek(place.offset)
-            values = np.fromfile(file, place.dtype, math.prod(place.shape))
+            count = math.prod(place.shape)
+            if place.decoded:
+                values = np.frombuffer(decoded, place.dtype, count, place.offset)
+            else:
+                file.seek(place.offset)
+                values = np.fromfile(file, place.dtype, count)
             weights.append(values.reshape(place.shape))
         return name_weights(weights, os.fspath(path))
 
 
-def _find_values(path: str | os.PathLike) -> list[Any]:
+def _find_values(path: str | os.PathLike) -> tuple[list[Any], memoryview]:
     """Returns the places of the weights in an HDF5 file, in their order.
+
+    And the values of those that must be decoded, as compressed ones.
 
     Another process looks for them: a damaged file can make the HDF5 library work for
     ever, fill the memory or crash, and nothing in this process could stop that.
@@ -118,22 +132,29 @@ def _find_values(path: str | os.PathLike) -> list[Any]:
             f"{describe_exit(process.returncode)}, with at most {_MOST_SECONDS} s and "
             f"{_MOST_MEMORY >> 20} MB; copy or download it again"
         )
-    answer = json.loads(process.stdout)
+    end = process.stdout.index(b"\n") + 1
+    answer = json.loads(process.stdout[:end])
     if isinstance(answer, str):
         raise PretrainedError(f"{path}: {answer}")
-    return answer
+    return answer, memoryview(process.stdout)[end:]
 
 
 def look_through() -> None:
-    """Prints the answer to `_find_values`, or what is wrong, as JSON."""
+    """Prints the answer to `_find_values`, or what is wrong, as JSON.
+
+    Values that must be decoded follow; an error there ends the process.
+    """
+    content, places = None, []
     try:
         import h5py
 
         _limit_resources()
-        with h5py.File(sys.argv[1], "r") as content:
-            answer = json.dumps(_places(content))
-            if len(answer) > MAX_HEADER:
-                raise PretrainedError("it has more weights than any model")
+        content = h5py.File(sys.argv[1], "r")
+        places = _places(content)
+        answer = json.dumps(places)
+        if len(answer) > MAX_HEADER:
+            places = []
+            raise PretrainedError("it has more weights than any model")
     except ImportError:
         answer = json.dumps("reading HDF5 needs h5py (pip install h5py)")
     except PretrainedError as error:
@@ -143,7 +164,12 @@ def look_through() -> None:
         answer = json.dumps(
             f"it is damaged or cut off ({reason}); copy or download it again"
         )
-    print(answer)
+    print(answer, flush=True)
+    for place in places:
+        if place.decoded:
+            dataset: Any = content[place.name]  # pyright: ignore
+            _allow_seconds(_MOST_SECONDS + dataset.nbytes / _LEAST_SPEED)
+            sys.stdout.buffer.write(dataset[...].tobytes())
 
 
 def _limit_resources() -> None:
@@ -154,9 +180,17 @@ def _limit_resources() -> None:
         used = int(file.read().split()[0]) * resource.getpagesize()
         limit = used + _MOST_MEMORY
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    seconds = math.ceil(time.process_time()) + _MOST_SECONDS
-    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
+    _allow_seconds(_MOST_SECONDS)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def _allow_seconds(seconds: float) -> None:
+    """Lets this process work for so many seconds from now on."""
+    import resource
+
+    limit = math.ceil(time.process_time() + seconds)
+    _, most = resource.getrlimit(resource.RLIMIT_CPU)
+    resource.setrlimit(resource.RLIMIT_CPU, (limit, most))
 
 
 def _places(content: Any) -> list[_Values]:
@@ -166,11 +200,21 @@ def _places(content: Any) -> list[_Values]:
     top = "top_level_model_weights"  # the mask token
     if content.get(top, getlink=True):
         groups.append(_child(content, top))
-    return [
-        _place(_child(group, name))
-        for group in groups
-        for name in _names(group, "weight_names")
-    ]
+    places, decoded = [], 0
+    budget = min(_MOST_GROWTH * content.id.get_filesize(), _MOST_DECODED)
+    for group in groups:
+        for name in _names(group, "weight_names"):
+            dataset = _child(group, name)
+            places.append(_place(dataset, decoded))
+            decoded += dataset.nbytes if places[-1].decoded else 0
+            if decoded > budget:
+                raise PretrainedError(
+                    f"{dataset.name} and those before would be {decoded} bytes when "
+                    f"decoded; expected at most {_MOST_GROWTH} times the file and "
+                    f"{_MOST_DECODED} bytes. If you trust the file, run "
+                    "`h5repack -f NONE -l CONTI IN OUT`"
+                )
+    return places
 
 
 def _child(group: Any, path: str) -> Any:
@@ -190,17 +234,28 @@ def _child(group: Any, path: str) -> Any:
     return group
 
 
-def _place(dataset: Any) -> _Values:
-    """Returns the place of a dataset, which must be stored as Keras does it."""
+def _place(dataset: Any, decoded: int) -> _Values:
+    """Returns the place of a dataset.
+
+    Args:
+        dataset: with values in the file itself.
+        decoded: size of what is decoded before it, in bytes.
+    """
     import h5py
 
     h5d: Any = h5py.h5d
+    h5z: Any = h5py.h5z
     settings = dataset.id.get_create_plist()
     layout = settings.get_layout()
-    kinds = {h5d.CHUNKED: "in chunks", h5d.VIRTUAL: "as a virtual dataset"}
-    if layout != h5d.CONTIGUOUS or settings.get_external_count():
-        kind = kinds.get(layout, "in other files")
-        kind = "in its header" if layout == h5d.COMPACT else kind
+    filters = {settings.get_filter(i)[0] for i in range(settings.get_nfilters())}
+    kind = None
+    if layout == h5d.VIRTUAL:
+        kind = "as a virtual dataset"
+    elif settings.get_external_count():
+        kind = "in other files"
+    elif filters - {h5z.FILTER_DEFLATE, h5z.FILTER_SHUFFLE, h5z.FILTER_FLETCHER32}:
+        kind = "with a filter other than gzip, shuffle and Fletcher32"
+    if kind:
         raise PretrainedError(
             f"{dataset.name} is stored {kind}, which Keras does not do and is not "
             "supported; save the weights of the model again"
@@ -214,10 +269,11 @@ def _place(dataset: Any) -> _Values:
             f"{dataset.name} has numbers of {size} bytes, which NumPy lacks (bfloat16?)"
             "; save the weights of the model as float32"
         )
-    offset = dataset.id.get_offset()
+    offset = dataset.id.get_offset() if layout == h5d.CONTIGUOUS else decoded
     if offset is None:
         raise PretrainedError(f"{dataset.name} has no values")
-    return _Values(dataset.name, dataset.shape, dataset.dtype.str, offset)
+    is_decoded = layout != h5d.CONTIGUOUS
+    return _Values(dataset.name, dataset.shape, dataset.dtype.str, offset, is_decoded)
 
 
 def _names(group: Any, attribute: str) -> list[str]:
