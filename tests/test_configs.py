@@ -36,6 +36,8 @@ def test_recipes_exist():
 def videos_list(tmp_path_factory):
     path = tmp_path_factory.mktemp("lists") / "list.txt"
     path.write_text("a.mp4 0\nb.mp4 1\n")
+    for name in ("a.mp4", "b.mp4"):
+        path.with_name(name).touch()
     return str(path)
 
 
