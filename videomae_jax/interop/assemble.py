@@ -6,6 +6,7 @@ comes from the config beside the weights, the published sizes, or the caller.
 
 import dataclasses
 import logging
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -49,6 +50,7 @@ _CLASSES_OF_SSV2 = 174
 _HEADS = {variant.width: variant.heads for variant in VARIANTS.values()}
 _DECODER_HEADS = {v.decoder_width: v.decoder_heads for v in VARIANTS.values()}
 _DEPTHS = {v.width: v.depth for name, v in VARIANTS.items() if name != "tiny"}
+_MOST_RANDOM = 2**27  # values of a model, most of which a source lacks: a ViT-B
 _PRETRAINING_TENSORS = (
     "mask_token",
     "encoder_to_decoder.weight",
@@ -186,6 +188,8 @@ def _params(
     _drop_computed_positions(source, unused)
     if wrong or strict and (missing or unused):
         raise PretrainedError(_mismatch(source, model, missing, list(unused), wrong))
+    if missing:
+        _check_missing(source, arrays, shapes)
     initial = jax.device_get(initialize(model)) if missing else {}
     random: dict[str, Any] = flatten_dict(initial, sep="/")
     params = {
@@ -193,6 +197,21 @@ def _params(
         for path, shape in shapes.items()
     }
     return unflatten_dict(params, sep="/"), tuple(missing), tuple(unused)
+
+
+def _check_missing(
+    source: Source,
+    arrays: Mapping[str, Sequence[np.ndarray | None]],
+    shapes: Mapping[str, tuple[int, ...]],
+) -> None:
+    """Raises PretrainedError if a small file asks for a large random model."""
+    present = sum(x.size for parts in arrays.values() for x in parts if x is not None)
+    total = sum(map(math.prod, shapes.values()))
+    if total > max(_MOST_RANDOM, 10 * present):
+        raise source.error(
+            f"holds {present} of {total} values of the model that its shapes indicate; "
+            "expected at least a tenth"
+        )
 
 
 def _model(source: Source, given: Mapping[str, Any]) -> VideoMAE | VideoClassifier:
