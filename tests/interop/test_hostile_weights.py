@@ -389,7 +389,7 @@ def test_small_files_do_not_ask_for_large_random_models(tmp_path, monkeypatch):
     monkeypatch.setattr(assemble, "_MOST_RANDOM", 10_000)
     file = tmp_path / "model.safetensors"
     tensors = {
-        "patch_embed.proj.weight": np.zeros((60, 1, 1, 1, 1), np.float32),
+        "patch_embed.proj.weight": np.zeros((60, 3, 1, 1, 1), np.float32),
         "blocks.0.attn.qkv.weight": np.zeros((180, 60), np.float32),
     }
     for block in range(1, 12):
