@@ -29,7 +29,7 @@ from videomae_jax.data.clips import PretrainingClips
 from videomae_jax.data.sources import write_list
 from videomae_jax.data.workers import WorkerConfig
 from videomae_jax.datasets.encode import Settings, encode
-from videomae_jax.errors import RecordError
+from videomae_jax.errors import RecordError, UsageError
 from videomae_jax.video import shards
 from videomae_jax.video.open import open_video, read_bytes
 from videomae_jax.video.record import LabelKind
@@ -56,7 +56,7 @@ def test_trimmed_data_sets(tmp_path, serial, capsys):
             prepare(tmp_path / "videos", out, *other)
     prepare(tmp_path / "videos", out, "--trim=:0.2", "--overwrite")
     assert len(sources.load(f"tfds:{out}/train")) == 3
-    with pytest.raises(RecordError, match="--trim=0:0.2 cannot be combined"):
+    with pytest.raises(UsageError, match="--trim=0:0.2 cannot be combined"):
         prepare(tmp_path / "videos", tmp_path / "copied", "--copy", "--trim=:0.2")
     for trim, message in {
         "3:2": "START must be below END",

@@ -229,7 +229,7 @@ def test_search_goes_up_or_down_until_the_answer_changes(monkeypatch):
 @needs_libtpu
 def test_command_explains_wrong_arguments(capsys):
     def error(*arguments):
-        assert main(["compile-for-tpu", *arguments]) == 1
+        assert main(["compile-for-tpu", *arguments]) in (1, 2)
         return capsys.readouterr().err
 
     recipe = "--config=configs/k400_vitb_pretrain.py"
@@ -238,7 +238,7 @@ def test_command_explains_wrong_arguments(capsys):
     assert "batch_size" in error(recipe, "--topology=v5e-4", "--config.batch_size=a")
     assert "divisible" in error(recipe, "--topology=v5e-4", "--config.batch_size=2")
     assert "'debag'" in error(recipe + ":debag", "--topology=v5e-4")
-    assert main(["compile-for-tpu", "--config=not/there.py", "--topology=v5e-4"]) == 1
+    assert main(["compile-for-tpu", "--config=not/there.py", "--topology=v5e-4"]) == 2
     assert "not/there.py" in capsys.readouterr().err
     tuning = "--config=configs/k400_vitb_finetune.py"
     assert "--config.data.num_classes=400" in error(tuning, "--topology=v5e-4")

@@ -30,6 +30,8 @@ def videos_list(tmp_path_factory):
     """Ten classes; the videos themselves are not looked at here."""
     path = tmp_path_factory.mktemp("lists") / "train.txt"
     path.write_text("".join(f"{i}.mp4 {i % 10}\n" for i in range(20)))
+    for i in range(20):
+        path.with_name(f"{i}.mp4").touch()
     return str(path)
 
 
