@@ -102,6 +102,7 @@ def test_a_folder_of_frame_folders(tmp_path):
     assert len(sources.load(str(root / "y"))) == 1
 
 
+@pytest.mark.slow
 def test_batches_are_those_of_the_frames(folder):
     """Both kinds give the same pixels, in this process and in workers."""
     read_clips = PretrainingClips(4, 2, 32, (1.0, 0.75), 0.5, 1)

@@ -256,6 +256,7 @@ def test_options(folder, check, tmp_path):
     assert status == 1 and "file not found: 'nowhere.txt'" in errors
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("in_process")
 def test_folders_and_several_labels(check, tmp_path):
     write_folder(tmp_path, 3)

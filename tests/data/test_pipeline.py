@@ -139,7 +139,7 @@ def mixed(videos, tmp_path):
     return [*videos[:5], *bad, one]
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_bad_videos_are_replaced_and_named(mixed, workers):
     batches = read(mixed, range(9), workers=WorkerConfig(workers))
     reasons = {record.id: why for batch in batches for _, record, why in batch.bad}
@@ -242,7 +242,7 @@ def each_once(videos, **kwargs):
         return list(batches)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_pass_reads_each_video_once_and_in_order(mixed, workers):
     batches = each_once(mixed, workers=WorkerConfig(workers))
     index = np.concatenate([batch.index for batch in batches])

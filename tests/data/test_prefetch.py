@@ -75,6 +75,7 @@ def test_batches_have_memory_of_their_own():
     )
 
 
+@pytest.mark.slow
 def test_workers_survive_sigterm_until_the_parent_is_done():
     """The parent saves first, and needs more data until all hosts have agreed to."""
     with prefetch.read_ahead(
@@ -164,7 +165,7 @@ def children_of(parent):
 @pytest.mark.parametrize(
     "how, send, status",
     [
-        ("ends", None, 0),
+        pytest.param("ends", None, 0, marks=pytest.mark.slow),
         pytest.param("fails", None, 1, marks=pytest.mark.slow),
         pytest.param("terminated", signal.SIGTERM, 15, marks=pytest.mark.slow),
         ("killed", signal.SIGKILL, -signal.SIGKILL),

@@ -27,7 +27,7 @@ def test_tube_counts(grid, ratio, visible, masked):
     assert [x.shape for x in ids] == [(2, visible), (2, masked)]
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=12)
 @given(
     grid=grids, ratio=st.floats(0.01, 0.99), kind=st.sampled_from(["tube", "random"])
 )

@@ -149,6 +149,7 @@ def steps(workdir):
     return {int(path.name) for path in (workdir / "checkpoints").iterdir()}
 
 
+@pytest.mark.slow
 def test_the_best_is_kept_and_tested_and_patience_ends(
     folder, tmp_path, scored, caplog, monkeypatch
 ):
@@ -354,6 +355,7 @@ def test_killed_before_its_test_a_complete_run_makes_it_up(
     assert (workdir / name).stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
 def test_killed_before_its_dump_a_complete_run_makes_it_up(
     folder, undisturbed, tmp_path, monkeypatch
 ):
@@ -447,6 +449,7 @@ def test_encoder_comes_from_pretraining(folder, pretrained, caplog, monkeypatch)
     np.testing.assert_array_equal(loaded["head"]["kernel"], params["head"]["kernel"])
 
 
+@pytest.mark.slow
 def test_encoder_comes_from_other_libraries_too(folder, tmp_path, caplog, monkeypatch):
     """As from a hub folder; mean pooling leaves the encoder's own norm out."""
     config = tiny(folder, **{"data.num_frames": 8, "data.image_size": 64})

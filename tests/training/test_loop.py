@@ -102,6 +102,7 @@ def test_run_leaves_metrics_checkpoints_and_pictures(undisturbed):
     assert json.loads((workdir / "config.json").read_text())["steps"] == 8
 
 
+@pytest.mark.slow
 def test_pictures_show_what_every_host_can_read(folder, monkeypatch):
     """Hosts with different numbers of clips would wait for each other for ever."""
     task = pretrain.Pretraining(tiny(folder))
@@ -187,6 +188,7 @@ def test_a_run_that_was_stopped_may_end_with_fewer_steps(
     assert caplog.messages[-1] == f"{workdir} is complete: 8 of 6 steps"
 
 
+@pytest.mark.slow
 def test_a_run_is_complete_when_nothing_is_left_to_do(
     folder, tmp_path, monkeypatch, caplog
 ):

@@ -71,10 +71,8 @@ def test_second_sigterm_does_not_interrupt_the_save(
     assert unhandled  # as before the run
 
 
-@pytest.mark.parametrize(
-    "when",
-    ["Ctrl-C in it", pytest.param("while it is saved", marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("when", ["Ctrl-C in it", "while it is saved"])
 def test_a_signal_in_the_last_step_prevents_the_test(
     folder, tmp_path, monkeypatch, unhandled, when
 ):

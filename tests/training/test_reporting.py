@@ -49,7 +49,8 @@ def test_a_full_disk_ends_the_curves_with_an_error(tmp_path):
     curves.close()
 
 
-@pytest.mark.parametrize("known", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.slow
+@pytest.mark.parametrize("known", [False, True])
 def test_mfu_is_reported_if_the_peak_is_known(
     folder, tmp_path, caplog, monkeypatch, known
 ):

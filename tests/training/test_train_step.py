@@ -251,6 +251,7 @@ def test_meshes_and_accumulation_change_nothing(on_one_device, video, kwargs):
     )
 
 
+@pytest.mark.slow
 def test_fsdp_splits_parameters_and_moments(task, params, video):
     _, state = run(task, params, video, steps=1, mesh_shape=(2, 4))
     kernels = 0
