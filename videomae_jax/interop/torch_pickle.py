@@ -51,8 +51,8 @@ _INERT = {
     "numpy._core.numeric": "_frombuffer",
     "numpy.core.multiarray": "_reconstruct scalar",
     "numpy.core.numeric": "_frombuffer",
-    "pathlib": "Path PosixPath PurePosixPath WindowsPath",
-    "pathlib._local": "PosixPath WindowsPath",
+    "pathlib": "Path PosixPath PurePosixPath PureWindowsPath WindowsPath",
+    "pathlib._local": "Path PosixPath PurePosixPath PureWindowsPath WindowsPath",
     "torch": "bfloat16 bool device float16 float32 float64 int32 int64 uint8",
 }
 
