@@ -18,7 +18,7 @@ from tests.training.test_finetune import folder, undisturbed  # noqa: F401
 from videomae_jax.data import sources
 from videomae_jax.data.clips import MultiViewClips
 from videomae_jax.distributed import sharding
-from videomae_jax.errors import CheckpointError, NoReadableVideoError, RecordError
+from videomae_jax.errors import CheckpointError, ConfigError, NoReadableVideoError
 from videomae_jax.evaluation.evaluator import Evaluator
 from videomae_jax.training import finetune, loop, train_step
 from videomae_jax.video.decoder import Video
@@ -190,7 +190,7 @@ def test_another_use_of_the_parameters_is_refused(
 
 def test_eval_without_a_test_list_is_an_error(folder, trained):
     config = test_finetune.tiny(folder, **{"data.test": ""})
-    with pytest.raises(RecordError, match="config.data.test"):
+    with pytest.raises(ConfigError, match="config.data.test"):
         loop.evaluate(config, str(trained[0]))
 
 
