@@ -355,7 +355,6 @@ def test_killed_before_its_test_a_complete_run_makes_it_up(
     assert (workdir / name).stat().st_mtime_ns == before
 
 
-@pytest.mark.slow
 def test_killed_before_its_dump_a_complete_run_makes_it_up(
     folder, undisturbed, tmp_path, monkeypatch
 ):
