@@ -486,6 +486,7 @@ def test_unquoted_videos_round_trip(
         'a.mp4 "' + " #" * 100_000,
         "path," + ",".join(map(str, range(100_000))),
         'path,label\n"a.mp4",1' + " " * 100_000 + "2",
+        "path,label\na.mp4," + "9" * 100_000,
         "a.mp4 1" + ":1" * 100_000 + " 5.5 3",
         "a.mp4 " + "9" * 5000 + ":1 5.5 3",
         "[\n" + "\n" * 100_000 + '{"x": 1}]',

@@ -243,6 +243,11 @@ def test_class_names(load):
     assert load("a.mp4 1 0 1\n", MANY)[0].labels == (0, 1)
 
 
+def test_a_label_with_decimals_is_not_a_class(load):
+    with pytest.raises(RecordError, match=":2: '1.05' is not a label"):
+        load("path,label\na.mp4,1.05\n")
+
+
 @pytest.mark.parametrize(
     "cells, expected",
     [

@@ -32,7 +32,7 @@ _OTHER = (
     + _SPLIT
 )
 _INDEX = re.compile(r"|unnamed.*")  # of pandas
-_WHOLE_FLOAT = re.compile(r"([0-9]+)\.0")  # what pandas makes of labels with gaps
+_WHOLE_FLOAT = re.compile(r"\A([0-9]+)\.0\Z")  # pandas, of labels with gaps
 # What a path between brackets hardly begins with.
 _JSON = re.compile(r'\{\s*"|\[\s*(\{\s*)?"|\[\s*\[".*\]')
 _SEPARATORS = ",\t; "
@@ -212,7 +212,7 @@ class _Table:
         if any(not _INDEX.fullmatch(_normal(name)) for name in ignored):
             names = [x for x in self._columns if x in used]
             shown = ",".join(names), ",".join(ignored)
-            log.warning("%s: columns=%s ignored=%s", self._place, *shown)
+            log.warning("%s: columns=%.200s ignored=%.200s", self._place, *shown)
         has_seconds = {"start_seconds", "end_seconds"} & self._range.keys()
         if has_seconds and len(self._range) > 2:
             log.warning("%s: seconds are used where frames are given too", self._place)
