@@ -132,7 +132,7 @@ def reads(count: int, rng: np.random.Generator) -> list[list[int]]:
 
 
 class Seen:
-    """What reads of one file gave."""
+    """The frames and errors that reads of one file returned."""
 
     def __init__(self):
         """Has seen nothing."""

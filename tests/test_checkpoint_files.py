@@ -202,7 +202,7 @@ def test_flipped_bytes_are_refused_by_name(two_checkpoints, tmp_path):
 
 
 def test_without_digests_a_flipped_byte_is_another_value(without_digests, tmp_path):
-    """What the digests are for; and what switching them off means."""
+    """Digests detect a changed array; without them it is loaded."""
     workdir = shutil.copytree(without_digests, tmp_path / "run")
     saved = read_all(workdir)["params"]
     flip(largest_data_file(workdir / "checkpoints" / "16"), 0.5)

@@ -139,7 +139,7 @@ def test_an_empty_folder_is_no_checkpoint(tmp_path, caplog):
     assert empty.exists()
     checkpoints = checkpointing.Checkpoints(str(tmp_path), keep_last=2)
     assert checkpoints.latest_step() == 10
-    assert f"removed {empty}: an empty folder is no checkpoint" in caplog.text
+    assert f"removed {empty}: an empty folder is not a checkpoint" in caplog.text
     checkpoints.save(16, items, {"rows": []})
     checkpoints.wait()
     assert checkpoints.steps() == [10, 16] and checkpoints.meta(16) == {"rows": []}

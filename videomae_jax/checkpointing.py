@@ -299,7 +299,8 @@ def go_back(workdir: pathlib.Path, config: Config) -> None:
         folder, step = _folder(workdir), config.checkpoint.step
         steps = sorted(int(x.name) for x in folder.glob("*") if x.name.isdecimal())
         newer = [x for x in steps if x > step]
-        kept = [x for x in newer if _saved_config(folder / str(x)) == _as_json(config)]
+        own = json.loads(config.to_json())
+        kept = [x for x in newer if _saved_config(folder / str(x)) == own]
         while kept and find_damage(folder / str(kept[-1]), read=None):
             kept.pop()
         if step not in steps and not kept:
@@ -326,10 +327,6 @@ def go_back(workdir: pathlib.Path, config: Config) -> None:
 def _saved_config(checkpoint: pathlib.Path) -> Any:
     meta = read_json(checkpoint / "meta" / "metadata")
     return meta.get("config") if isinstance(meta, dict) else None
-
-
-def _as_json(config: Config) -> Any:
-    return json.loads(config.to_json())
 
 
 def _set_aside(path: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
@@ -408,7 +405,7 @@ def _empty_steps(folder: pathlib.Path, *, remove: bool) -> set[int]:
     for path in folder.glob("*"):
         if path.name.isdecimal() and path.is_dir() and not any(path.iterdir()):
             if remove:
-                log.warning("removed %s: an empty folder is no checkpoint", path)
+                log.warning("removed %s: an empty folder is not a checkpoint", path)
                 with contextlib.suppress(OSError):  # another process may be faster
                     path.rmdir()
             else:

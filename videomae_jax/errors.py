@@ -101,7 +101,7 @@ class CompilerError(UserError, ValueError):
 
 
 def printable(text: str) -> str:
-    """Escapes what may be in names and is no character, or a command to a terminal."""
+    """Escapes control characters and surrogates, which names of files may contain."""
     return "".join(
         x
         if x.isprintable() or x in "\n\t"

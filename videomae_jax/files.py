@@ -148,7 +148,7 @@ def file_size(path: str) -> int | None:
 
 
 def digest(path: pathlib.Path) -> str:
-    """Returns the XXH3 of a file, 64 bits in hexadecimal: it tells whether it changed.
+    """Returns the XXH3 hash of a file, 64 bits in hexadecimal.
 
     Raises:
         OSError: it cannot be read.

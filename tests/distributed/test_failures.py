@@ -85,11 +85,19 @@ def test_a_full_disk_does_not_hide_the_error(two_processes, tmp_path):
     assert "failed: RecordError: éé" in (tmp_path / "last_error.txt").read_text()
 
 
-def test_the_error_of_another_run_is_ignored(two_processes, tmp_path, monkeypatch):
-    """Somebody starts a second run with a mistake in the same work directory."""
+@pytest.mark.parametrize(
+    "report",
+    [
+        # A second run in the same work directory, started with a mistake.
+        "a mistake\nexit_code=2 run=0ther\n",
+        # Half of a report.
+        "process 0 of 2 failed: two lines\n",
+    ],
+)
+def test_other_reports_are_ignored(two_processes, tmp_path, monkeypatch, report):
     monkeypatch.setattr(jax, "process_index", lambda: 1)
     monkeypatch.setattr(failures, "_POLL_SECONDS", 0.01)
-    (tmp_path / "last_error.txt").write_text("a mistake\nexit_code=2 run=0ther\n")
+    (tmp_path / "last_error.txt").write_text(report)
     watch = failures._Watch(tmp_path)
     time.sleep(0.1)
     assert watch._thread.is_alive() and not two_processes
@@ -111,16 +119,6 @@ def test_all_end_when_the_work_directory_is_removed(
     watch._thread.join(10)
     assert two_processes == [1]
     assert "was removed" in caplog.messages[-1]
-
-
-def test_half_a_report_is_not_taken_for_the_whole(two_processes, tmp_path, monkeypatch):
-    monkeypatch.setattr(jax, "process_index", lambda: 1)
-    monkeypatch.setattr(failures, "_POLL_SECONDS", 0.01)
-    (tmp_path / "last_error.txt").write_text("process 0 of 2 failed: two lines\n")
-    watch = failures._Watch(tmp_path)
-    time.sleep(0.1)
-    assert watch._thread.is_alive() and not two_processes
-    watch.close()
 
 
 def test_a_default_that_fails_is_named_by_all_processes(

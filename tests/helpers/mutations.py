@@ -236,7 +236,7 @@ LAYOUTS = {
 
 
 class Outcome(NamedTuple):
-    """What became of a damaged file.
+    """The outcome of loading a damaged file.
 
     Attributes:
         kind: refused, right, wrong or exception.
