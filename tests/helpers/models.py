@@ -9,8 +9,10 @@ from typing import Any
 import jax
 import numpy as np
 
+from videomae_jax.interop import pretrained
 
-def random_variables(model, *inputs, seed: int = 0) -> dict[str, Any]:
+
+def random_variables(model, seed: int = 0) -> dict[str, Any]:
     """Returns variables of which none is zero, so that every part has an effect.
 
     Matrices keep the size of what they multiply, scales and variances are around 1.
@@ -27,6 +29,8 @@ def random_variables(model, *inputs, seed: int = 0) -> dict[str, Any]:
             values *= 0.2
         return values.astype(x.dtype)
 
+    # They do not depend on the size of clips.
+    inputs = pretrained._inputs(model)
     shapes = jax.eval_shape(model.init, jax.random.key(0), *inputs)
     return jax.tree_util.tree_map_with_path(draw, dict(shapes))
 

@@ -35,7 +35,7 @@ def video():
 def classifier(**fields):
     """A classifier of five classes whose parameters are all random, none zero."""
     model = vmae.VideoClassifier(num_classes=5, **SIZES, **fields)
-    variables = random_variables(model, np.zeros((1, 4, 32, 32, 3), np.uint8))
+    variables = random_variables(model)
     batch_stats = variables.get("batch_stats", {})
     return Pretrained(model, variables["params"], batch_stats=batch_stats)
 
@@ -94,8 +94,7 @@ def test_rollout_multiplies_the_blocks_attention(video, pooling):
     if pooling == "mae":
         decoder = {"decoder_width": 24, "decoder_depth": 1, "decoder_heads": 2}
         model = vmae.VideoMAE(**SIZES, **decoder)
-        ids = vmae.masking.tube(jax.random.key(0), 2, grid=GRID, ratio=0.5)
-        params = random_variables(model, video, *ids)["params"]
+        params = random_variables(model)["params"]
         pretrained = Pretrained(model, params)
     else:
         pretrained = classifier(pooling=pooling)
@@ -190,7 +189,7 @@ def test_activation_peaks_where_the_evidence_is(fields):
     clips = np.full((2, 4, 32, 32, 3), 60, np.uint8)
     clips[0, 2:, 8:16, 24:] = 255  # tubelet 1, row 1, column 3
     clips[1, :2, 24:, :8] = 255  # tubelet 0, row 3, column 0
-    variables = random_variables(model, clips)
+    variables = random_variables(model)
     params = jax.tree.map(np.zeros_like, variables["params"])
     # Blocks that add nothing; the first value of a token is its patch's brightness,
     # which speaks for class 1 and against class 0.

@@ -34,8 +34,7 @@ LENGTHS = (12, 3, 25, 1, 40, 9)  # frames of the videos
 @functools.cache
 def classifier(seed=0):
     model = VideoClassifier(width=24, depth=1, heads=2, num_classes=3)
-    clip = np.zeros((1, 4, 32, 32, 3), np.uint8)
-    params = random_variables(model, clip, seed=seed)["params"]
+    params = random_variables(model, seed)["params"]
     return Pretrained(model, params, preprocessing=PREPROCESSING)
 
 
@@ -47,9 +46,7 @@ def pretrained():
 @pytest.fixture(scope="module")
 def mae():
     model = VideoMAE(24, 1, 2, 24, 1, 2)
-    ids = np.arange(8, dtype=np.int32)[None]
-    clip = np.zeros((1, 4, 32, 32, 3), np.uint8)
-    params = random_variables(model, clip, ids[:, :2], ids[:, 2:])["params"]
+    params = random_variables(model)["params"]
     return Pretrained(model, params, preprocessing=PREPROCESSING)
 
 

@@ -9,14 +9,15 @@ import pytest
 import safetensors.numpy
 
 import videomae_jax as vmae
-from tests.interop.test_loading import random_params, same
+from tests.helpers.models import random_variables
+from tests.interop.test_loading import same
 
 MODEL = vmae.VideoClassifier(16, 1, 2, 3, patch_size=8)
 
 
 @pytest.fixture(scope="module")
 def params():
-    return random_params(MODEL)
+    return random_variables(MODEL)["params"]
 
 
 @pytest.fixture

@@ -122,7 +122,7 @@ def test_hugging_face_files_are_written_byte_for_byte(tmp_path, name):
 def test_prefixes_of_wrappers_are_removed(tmp_path):
     """Removes prefixes of every kind; finds the heads of published widths."""
     model = vmae.VideoClassifier.from_variant("tiny", 5, depth=1)
-    params = random_params(model)
+    params = random_variables(model)["params"]
     tensors = saving.official_tensors(vmae.Pretrained(model, params))
     for prefix in ("", "module.", "model.", "encoder.", "backbone.", "_orig_mod."):
         file = tmp_path / "model.safetensors"
@@ -133,16 +133,6 @@ def test_prefixes_of_wrappers_are_removed(tmp_path):
         loaded = vmae.load_pretrained(file)
         assert loaded.model == model
         same(loaded.params, params)
-
-
-def random_params(model, seed=0):
-    from videomae_jax.interop.assemble import initialize
-
-    rng = np.random.default_rng(seed)
-    return jax.tree.map(
-        lambda x: rng.normal(size=x.shape).astype(np.float32),
-        jax.eval_shape(lambda: initialize(model)),
-    )
 
 
 MODELS = {
@@ -158,7 +148,7 @@ MODELS = {
 
 @pytest.mark.parametrize("name", MODELS)
 def test_every_model_in_every_format(tmp_path, name):
-    model, params = MODELS[name], random_params(MODELS[name])
+    model, params = MODELS[name], random_variables(MODELS[name])["params"]
     saved = vmae.Pretrained(
         model,
         params,
@@ -197,7 +187,7 @@ def test_batch_stats_and_attentive_heads_are_exported(tmp_path):
         16, 1, 2, 3, pooling="attentive", head_norm="batch", patch_size=8
     )
     video = np.zeros((1, 2, 16, 16, 3), np.uint8)
-    variables = random_variables(model, video)
+    variables = random_variables(model)
     saved = vmae.Pretrained(
         model, variables["params"], batch_stats=variables["batch_stats"]
     )
@@ -214,7 +204,9 @@ def test_batch_stats_and_attentive_heads_are_exported(tmp_path):
 def test_export_with_the_old_name_of_frame_sampling_loads(tmp_path):
     model = MODELS["mean"]
     preprocessing = vmae.Preprocessing(8, 2, 32, "uniform")
-    saved = vmae.Pretrained(model, random_params(model), preprocessing=preprocessing)
+    saved = vmae.Pretrained(
+        model, random_variables(model)["params"], preprocessing=preprocessing
+    )
     vmae.save_pretrained(tmp_path, saved, format="jax")
     config = json.loads((tmp_path / "config.json").read_text())
     fields = config["preprocessing"]
@@ -315,7 +307,9 @@ def test_keras_autoencoder_by_order():
     from videomae_jax.interop import keras
 
     model = MODELS["autoencoder"]
-    tensors = saving.official_tensors(vmae.Pretrained(model, random_params(model)))
+    tensors = saving.official_tensors(
+        vmae.Pretrained(model, random_variables(model)["params"])
+    )
 
     def keras_weight(name):
         x = tensors[name]
@@ -443,7 +437,7 @@ def test_multi_label_survives_a_round_trip(tmp_path):
 def test_a_single_class_stays_a_class(tmp_path, format):
     """transformers takes one output without a `problem_type` for a value."""
     model = vmae.VideoClassifier(width=8, depth=1, heads=2, num_classes=1)
-    saved = vmae.Pretrained(model, random_params(model), labels=("fall",))
+    saved = vmae.Pretrained(model, random_variables(model)["params"], labels=("fall",))
     vmae.save_pretrained(tmp_path, saved, format=format)
     loaded = vmae.load_pretrained(tmp_path)
     assert loaded.problem == vmae.Problem() and loaded.labels == ("fall",)
@@ -451,7 +445,7 @@ def test_a_single_class_stays_a_class(tmp_path, format):
 
 def test_heads_that_the_caller_changes_are_told(tmp_path):
     model = vmae.VideoClassifier(width=8, depth=1, heads=2, num_classes=1)
-    saved = vmae.Pretrained(model, random_params(model))
+    saved = vmae.Pretrained(model, random_variables(model)["params"])
     vmae.save_pretrained(tmp_path, saved, format="jax")
     loaded = vmae.load_pretrained(tmp_path, heads=4, decoder_heads=2)
     assert (loaded.model.heads, loaded.stated) == (4, {"heads": 2})

@@ -13,7 +13,8 @@ import safetensors.numpy
 
 import videomae_jax as vmae
 from tests.helpers import official
-from tests.interop.test_loading import CHECKPOINTS, MODELS, random_params, same
+from tests.helpers.models import random_variables
+from tests.interop.test_loading import CHECKPOINTS, MODELS, same
 from videomae_jax.interop import saving
 
 LAYER = "videomae.encoder.layer.1"
@@ -169,7 +170,9 @@ def test_lost_blocks_are_detected(tmp_path):
         vmae.load_pretrained(folder)
     # Without a config, the published depths are expected.
     model = vmae.VideoClassifier.from_variant("small", 3, depth=11)
-    tensors = saving.official_tensors(vmae.Pretrained(model, random_params(model)))
+    tensors = saving.official_tensors(
+        vmae.Pretrained(model, random_variables(model)["params"])
+    )
     tensors = {name: np.ascontiguousarray(x) for name, x in tensors.items()}
     file = tmp_path / "weights.safetensors"
     safetensors.numpy.save_file(tensors, file)
@@ -260,7 +263,9 @@ def test_lost_head_is_detected(tmp_path):
 
 def test_colliding_names_are_refused(tmp_path):
     model = MODELS["mean"]
-    tensors = saving.official_tensors(vmae.Pretrained(model, random_params(model)))
+    tensors = saving.official_tensors(
+        vmae.Pretrained(model, random_variables(model)["params"])
+    )
     tensors = {name: np.ascontiguousarray(x) for name, x in tensors.items()}
     name = "blocks.0.attn.qkv.weight"
     tensors[f"encoder.{name}"] = np.zeros_like(tensors[name])

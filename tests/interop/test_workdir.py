@@ -10,7 +10,8 @@ import pytest
 
 import videomae_jax as vmae
 from configs import common
-from tests.interop.test_loading import random_params, same
+from tests.helpers.models import random_variables
+from tests.interop.test_loading import same
 from videomae_jax.checkpoint_files import DIGESTS
 from videomae_jax.checkpointing import Checkpoints
 from videomae_jax.errors import CheckpointError
@@ -20,7 +21,7 @@ MODEL = vmae.VideoClassifier(16, 1, 2, 3, patch_size=8, position_size=(16, 16))
 
 @pytest.fixture(scope="module")
 def params():
-    return random_params(MODEL)
+    return random_variables(MODEL)["params"]
 
 
 @pytest.fixture(scope="module")

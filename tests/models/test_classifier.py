@@ -83,7 +83,7 @@ def test_published_sizes(variant, classes, parameters):
 
 def initial(model, shape=(2, 4, 16, 16, 3)):
     video = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-    return random_variables(model, video), video
+    return random_variables(model), video
 
 
 def test_initial_prediction_is_nearly_uniform():
