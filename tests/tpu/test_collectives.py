@@ -8,6 +8,7 @@ from jax.sharding import PartitionSpec as P
 
 from videomae_jax.tpu import collectives
 from videomae_jax.tpu.collectives import Traffic
+from videomae_jax.tpu.program import Program
 
 ADD = """\
 HloModule jit_step, is_scheduled=true
@@ -139,22 +140,26 @@ _xla_megascale_target="{1,2}x{0:3}",_xla_megascale_transfer_type="ALL_GATHER"}
 """
 
 
+def read(text: str) -> dict[str, Traffic]:
+    return collectives.read(Program(text))
+
+
 def test_collectives_in_a_loop_count_once_per_iteration():
-    assert collectives.read(LOOP) == {"all-reduce": Traffic(3, 3 * 32)}
+    assert read(LOOP) == {"all-reduce": Traffic(3, 3 * 32)}
     with_count = LOOP.replace("body=%layer", TRIPS)
-    assert collectives.read(with_count) == {"all-reduce": Traffic(5, 5 * 32)}
+    assert read(with_count) == {"all-reduce": Traffic(5, 5 * 32)}
 
 
 def test_collectives_in_a_loop_of_unknown_length_raise():
     unknown = LOOP.replace("direction=LT", "direction=NE")
     with pytest.raises(ValueError, match="loop loop, whose length is not known"):
-        collectives.read(unknown)
+        read(unknown)
     still = unknown.replace("all-reduce(%x)", "negate(%x)")
-    assert collectives.read(still) == {}
+    assert read(still) == {}
 
 
 def test_asynchronous_pairs_count_once():
-    assert collectives.read(PAIRS) == {
+    assert read(PAIRS) == {
         "all-reduce": Traffic(1, 64 + 4),
         "reduce-scatter": Traffic(1, 64),
         "all-gather": Traffic(1, 256),
@@ -164,14 +169,14 @@ def test_asynchronous_pairs_count_once():
 
 
 def test_collective_spread_over_fusions_counts_once():
-    assert collectives.read(TPU) == {
+    assert read(TPU) == {
         "reduce-scatter": Traffic(1, 256),
         "all-gather": Traffic(1, 256),
     }
 
 
 def test_traffic_between_slices_has_its_own_kinds():
-    assert collectives.read(SLICES) == {
+    assert read(SLICES) == {
         "between slices: all-reduce": Traffic(3, 3 * 64),
         "between slices: all-gather": Traffic(1, 64),
     }
@@ -186,4 +191,4 @@ def test_program_compiled_for_cpus():
 
     x = jax.ShapeDtypeStruct((16,), jnp.float32, sharding=split)
     text = jax.jit(step).lower(x).compile().as_text()
-    assert collectives.read(text) == {"all-reduce": Traffic(7, 7 * 4)}
+    assert read(text) == {"all-reduce": Traffic(7, 7 * 4)}

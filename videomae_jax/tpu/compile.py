@@ -19,6 +19,7 @@ from videomae_jax.distributed import sharding
 from videomae_jax.errors import CompilerError, ConfigError, RecordError
 from videomae_jax.models.problem import Problem
 from videomae_jax.tpu import collectives
+from videomae_jax.tpu.program import Program
 from videomae_jax.training import losses, train_step
 from videomae_jax.training.finetune import Finetuning
 from videomae_jax.training.pretrain import Pretraining
@@ -122,7 +123,7 @@ def compile_step(config: Config, devices: Sequence[jax.Device]) -> Compilation:
         outputs=memory.output_size_in_bytes,
         aliased=memory.alias_size_in_bytes,
         temporaries=memory.temp_size_in_bytes,
-        traffic=collectives.read(compiled.as_text()),
+        traffic=collectives.read(Program(compiled.as_text())),
     )
 
 
