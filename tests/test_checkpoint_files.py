@@ -69,6 +69,11 @@ DAMAGES = {
         )
         for item in ("params", "opt_state", "meta")
     },
+    "list of items cut off": (
+        lambda x: cut(x / "_CHECKPOINT_METADATA"),
+        "_CHECKPOINT_METADATA: cut off or no JSON",
+        "_CHECKPOINT_METADATA: cut off or no JSON",
+    ),
     "all but one file deleted": (
         lambda x: (
             [shutil.rmtree(x / y) for y in ("params", "opt_state", "meta")]
@@ -118,7 +123,7 @@ def abstract():
 @pytest.mark.parametrize("digests", [False, True])
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_checkpoint_is_explained_in_one_line(
-    two_checkpoints, without_digests, tmp_path, damage, digests, capfd
+    two_checkpoints, without_digests, tmp_path, damage, digests, capfd, caplog
 ):
     whole = two_checkpoints if digests else without_digests
     workdir = shutil.copytree(whole, tmp_path / "run")
@@ -142,6 +147,7 @@ def test_a_damaged_checkpoint_is_explained_in_one_line(
         assert f"delete {workdir / 'checkpoints' / '16'} to resume" in message
         assert "\n" not in message
     assert "Traceback" not in capfd.readouterr().err
+    assert not caplog.messages
     # The other one is never taken instead, but may be chosen.
     step = checkpoints.find_step(10)
     restored = checkpoints.restore(step, params)["params"]
@@ -243,6 +249,46 @@ def test_only_the_items_that_are_read_are_compared(
     assert sum(x is not None for x in parts) == 1
 
 
+def test_large_files_have_digests_of_their_pieces(
+    without_digests, two_checkpoints, tmp_path, monkeypatch
+):
+    """So that all cores, and all processes, share one."""
+    monkeypatch.setattr(checkpoint_files, "_PIECE", 1000)
+    monkeypatch.setattr(checkpoint_files, "_BUFFER", 300)
+    monkeypatch.setattr(checkpoint_files, "_SMALL", 100)
+    # One digest is of the whole file, whatever its size.
+    assert find_damage(two_checkpoints / "checkpoints" / "16", read=None) is None
+    checkpoint = shutil.copytree(without_digests / "checkpoints" / "16", tmp_path / "x")
+    for item in ("params", "opt_state", "meta"):
+        checkpoint_files.write_digests(checkpoint / item)
+    assert find_damage(checkpoint, read=None) is None
+    file = largest_data_file(checkpoint)
+    count = -(-file.stat().st_size // 1000)
+    assert count > 3
+    content = file.read_bytes()
+    for i in range(count):
+        flip(file, (i + 0.5) / count)
+        parts = [find_damage(checkpoint, read=None, share=(j, 3)) for j in range(3)]
+        [damage] = filter(None, parts)
+        assert f"d/{file.name}: it is not what was saved, by its digest" in damage
+        file.write_bytes(content)
+
+
+def test_a_restore_looks_for_damage_once(two_checkpoints, monkeypatch):
+    """However many items are restored."""
+    checkpoints = checkpointing.Checkpoints(str(two_checkpoints), read_only=True)
+    read = []
+
+    def watched(checkpoint, **kwargs):
+        read.append(kwargs.get("read"))
+        return find_damage(checkpoint, **kwargs)
+
+    monkeypatch.setattr(checkpoint_files, "find_damage", watched)
+    checkpoints.restore(16, abstract())
+    assert [x and set(x) for x in read] == [None, {"params", "opt_state"}]
+    checkpoints.close()
+
+
 def test_digests_do_not_depend_on_the_mesh(tmp_path):
     """Saved from arrays that are split over devices, and restored split otherwise."""
     mesh = jax.make_mesh((4, 2), ("a", "b"))
@@ -311,9 +357,9 @@ def test_processes_compare_a_part_each_of_a_shared_copy(two_checkpoints, monkeyp
     monkeypatch.setattr(jax, "process_count", lambda: 3)
     for is_shared in (True, False):
         with checkpoint_files.damage_explained(
-            folder, 16, ["params"], is_shared=is_shared
-        ):
-            pass
+            folder, 16, is_shared=is_shared
+        ) as compare:
+            compare(["params"])
     assert shares == [None, (1, 3), None, (0, 1)]
 
 

@@ -64,7 +64,7 @@ def test_items_of_older_checkpoints_are_found(checkpoints, tmp_path):
     statistics = {"norm": {"mean": jnp.arange(3.0)}}
     checkpoints.save(7, {"params": {"x": jnp.ones(2)}, "statistics": statistics}, {})
     checkpoints.wait()
-    assert checkpoints.shapes(7, "batch_stats") == {"norm/mean": (3,)}
+    assert checkpoints.shapes(7)["batch_stats"] == {"norm/mean": (3,)}
     assert checkpoints.evaluated_item(7) == "params"
     shapes = jax.eval_shape(lambda: statistics)
     restored = checkpoints.restore(7, {"batch_stats": shapes})["batch_stats"]

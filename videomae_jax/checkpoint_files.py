@@ -22,10 +22,13 @@ import tensorstore
 from videomae_jax.distributed import hosts
 from videomae_jax.distributed.save_errors import report_others
 from videomae_jax.errors import CheckpointError, UserError
-from videomae_jax.files import digest
 
-# Of the files of an item, by their paths: [bytes, XXH3 of 64 bits].
+# Of the files of an item, by their paths: [bytes, digest of each piece]. One digest
+# alone is of the whole file.
 DIGESTS = "digests.json"
+# Bytes. All cores share the few large files that Orbax writes.
+_PIECE = 2**26
+_BUFFER = 2**18
 # Smaller files are always compared with their digests: that takes no time.
 _SMALL = 2**20
 _REQUIRED = ("params", "meta")
@@ -55,12 +58,38 @@ def _finalize(finalize: Callable[[Any], None], directory: Any) -> None:
 def write_digests(item: pathlib.Path) -> None:
     """Writes the digests of all files of an item."""
     paths = sorted(x for x in item.rglob("*") if x.is_file() and x.name != DIGESTS)
+    sizes = {path: path.stat().st_size for path in paths}
+    pieces = [
+        (path, start, _PIECE)
+        for path, size in sizes.items()
+        for start in range(0, size or 1, _PIECE)
+    ]
+    digests: dict[str, list[int | str]] = {
+        path.relative_to(item).as_posix(): [size] for path, size in sizes.items()
+    }
     with concurrent.futures.ThreadPoolExecutor() as pool:
-        digests = {
-            path.relative_to(item).as_posix(): [path.stat().st_size, value]
-            for path, value in zip(paths, pool.map(digest, paths), strict=True)
-        }
+        values = pool.map(lambda piece: _digest(*piece), pieces)
+        for (path, *_), value in zip(pieces, values, strict=True):
+            digests[path.relative_to(item).as_posix()].append(value)
     (item / DIGESTS).write_text(json.dumps(digests, indent=0))
+
+
+def _digest(path: pathlib.Path, start: int, size: int) -> str:
+    """Returns the XXH3 hash of up to `size` bytes of a file, 64 bits in hexadecimal.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    import xxhash  # not needed by the models alone
+
+    digest, buffer = xxhash.xxh3_64(), memoryview(bytearray(_BUFFER))
+    # Not mapped into memory: an error of the disk would kill the process.
+    with path.open("rb", buffering=0) as file:
+        file.seek(start)
+        while size and (count := file.readinto(buffer[:size])):
+            digest.update(buffer[:count])
+            size -= count
+    return digest.hexdigest()
 
 
 def find_damage(
@@ -129,19 +158,18 @@ def find_damage(
 
 @contextlib.contextmanager
 def damage_explained(
-    folder: pathlib.Path,
-    step: int,
-    read: Collection[str] = (),
-    *,
-    is_shared: bool = True,
-) -> Iterator[None]:
+    folder: pathlib.Path, step: int, *, is_shared: bool = True
+) -> Iterator[Callable[[Collection[str]], None]]:
     """Reads of a damaged checkpoint fail with one line that says what to do.
 
     Args:
         folder: of the checkpoints.
         step: of the checkpoint.
-        read: names of the items whose arrays are read in the body.
         is_shared: all processes see one copy of the checkpoint.
+
+    Yields:
+        A function of names of items, which the body calls before it reads their arrays:
+        these are compared, too.
 
     Raises:
         CheckpointError: files of the checkpoint are missing, cut off, not readable, or
@@ -156,10 +184,14 @@ def damage_explained(
     share = (jax.process_index(), jax.process_count()) if is_shared else (0, 1)
     check = None
     pool = concurrent.futures.ThreadPoolExecutor(1)
+
+    def compare(items: Collection[str]) -> None:
+        # While Orbax reads the same files: they come from the disk once.
+        nonlocal check
+        check = pool.submit(find_damage, checkpoint, read=items, share=share)
+
     try:
-        if read:  # while Orbax reads the same files: they come from the disk once
-            check = pool.submit(find_damage, checkpoint, read=read, share=share)
-        yield
+        yield compare
         if check is not None:
             damage = next(filter(None, hosts.gather(check.result())), None)
         _refuse_damage(folder, step, damage)
@@ -216,7 +248,7 @@ def _compare(
     Arguments are those of `find_damage`; small files are always read.
     """
     small, large = [], []
-    for name, (size, value) in sorted(digests.items()):
+    for name, (size, *values) in sorted(digests.items()):
         path = item / name
         try:
             found = path.stat().st_size
@@ -224,21 +256,23 @@ def _compare(
             return f"{name}: {_reason(error)}"
         if found != size:
             return f"{name}: {found} bytes, but {size} were saved"
-        (small if size < _SMALL else large).append((name, value))
+        length = _PIECE if len(values) > 1 else size
+        pieces = [(name, i * length, length, value) for i, value in enumerate(values)]
+        (small if size < _SMALL else large).extend(pieces)
     index, count = share
-    names = small + (large[index::count] if read else [])
+    pieces = small + (large[index::count] if read else [])
 
-    def differs(entry: tuple[str, str]) -> str | None:
-        name, value = entry
+    def differs(piece: tuple[str, int, int, str]) -> str | None:
+        name, start, length, value = piece
         try:
-            if digest(item / name) == value:
+            if _digest(item / name, start, length) == value:
                 return None
         except OSError as error:
             return f"{name}: {_reason(error)}"
         return f"{name}: it is not what was saved, by its digest"
 
     with concurrent.futures.ThreadPoolExecutor() as pool:
-        return next(filter(None, pool.map(differs, names)), None)
+        return next(filter(None, pool.map(differs, pieces)), None)
 
 
 def _reason(error: Exception) -> str:

@@ -26,7 +26,7 @@ from videomae_jax.checkpoint_files import damage_explained, find_damage
 from videomae_jax.config import Config
 from videomae_jax.distributed import hosts
 from videomae_jax.distributed.save_errors import SaveErrors
-from videomae_jax.errors import CheckpointError
+from videomae_jax.errors import CheckpointError, shape_differences
 from videomae_jax.files import read_json, writing
 
 log = logging.getLogger(__name__)
@@ -85,7 +85,7 @@ class Checkpoints:
         self._digests = digests
         self._empty = _empty_steps(self.folder, remove=not read_only)
         self._errors = SaveErrors()
-        with _only_errors(), writing(self.folder):
+        with _silenced(), writing(self.folder):
             options = ocp.CheckpointManagerOptions(
                 preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
                 cleanup_tmp_directories=not read_only,
@@ -191,19 +191,23 @@ class Checkpoints:
         with damage_explained(self.folder, step):
             return self._manager.restore(step, args=args)["meta"]
 
-    def shapes(self, step: int, item: str) -> dict[str, tuple[int, ...]]:
-        """Returns the shape of each array of an item by its path a/b/c.
-
-        The result is empty if the checkpoint does not have the item.
-        """
+    def shapes(self, step: int) -> dict[str, dict[str, tuple[int, ...]]]:
+        """Returns the shapes of the arrays of a checkpoint, by item and path a/b/c."""
         with damage_explained(self.folder, step):
-            metadata = self._manager.item_metadata(step)
-        saved = metadata.get(_name_on_disk(self.folder, step, item))
-        return {} if saved is None else _shapes(saved)
+            return self._saved_shapes(step)
+
+    def _saved_shapes(self, step: int) -> dict[str, dict[str, tuple[int, ...]]]:
+        metadata = self._manager.item_metadata(step)
+        on_disk = {name: _name_on_disk(self.folder, step, name) for name in ITEMS}
+        return {
+            name: _shapes(metadata[on_disk[name]])
+            for name in ITEMS
+            if metadata.get(on_disk[name]) is not None
+        }
 
     def evaluated_item(self, step: int) -> str:
         """Returns the item of the parameters to evaluate: the average, if saved."""
-        return "ema" if self.shapes(step, "ema") else "params"
+        return "ema" if (self.folder / str(step) / "ema").is_dir() else "params"
 
     def restore(self, step: int, items: Mapping[str, Any]) -> dict[str, Any]:
         """Restores items into the shapes and shardings of abstract trees.
@@ -211,39 +215,38 @@ class Checkpoints:
         Raises:
             CheckpointError: an item is missing, or has other names or shapes.
         """
-        for name, tree in items.items():
-            self._check(step, name, tree)
         on_disk = {name: _name_on_disk(self.folder, step, name) for name in items}
         args = {
             on_disk[name]: ocp.args.StandardRestore(tree)
             for name, tree in items.items()
         }
-        read = on_disk.values() if self._digests else ()
-        with damage_explained(self.folder, step, read):
+        with damage_explained(self.folder, step) as compare:
+            saved = self._saved_shapes(step)
+            for name, tree in items.items():
+                self._check(step, name, saved.get(name, {}), _shapes(tree))
+            if self._digests:
+                compare(on_disk.values())
             restored = self._manager.restore(step, args=ocp.args.Composite(**args))
         return {name: restored[on_disk[name]] for name in items}
 
-    def _check(self, step: int, item: str, tree: Any) -> None:
-        saved, expected = self.shapes(step, item), _shapes(tree)
+    def _check(
+        self,
+        step: int,
+        item: str,
+        saved: Mapping[str, Any],
+        expected: Mapping[str, Any],
+    ) -> None:
+        """Raises CheckpointError if the shapes of an item are not the expected ones."""
+        name = f"the checkpoint {self.folder / str(step)}"
+        remedy = "Use the config that it was saved with, or another --workdir."
         if expected and not saved:
             raise CheckpointError(
-                f"the checkpoint {self.folder / str(step)} has no item {item}, which "
-                "the config asks for. Use the config that it was saved with, or "
-                "another --workdir."
+                f"{name} has no item {item}, which the config asks for. {remedy}"
             )
-        lines = [
-            f"  {name}: {saved.get(name, 'missing')} in the checkpoint, "
-            f"{expected.get(name, 'missing')} in the model"
-            for name in sorted(saved.keys() | expected.keys())
-            if saved.get(name) != expected.get(name)
-        ]
-        if lines:
+        if differences := shape_differences(saved, expected):
             raise CheckpointError(
-                f"the checkpoint {self.folder / str(step)} is of another model or "
-                f"optimizer ({item}):\n"
-                + "\n".join(lines[:8])
-                + (f"\n  and {len(lines) - 8} more" if len(lines) > 8 else "")
-                + "\nUse the config that it was saved with, or another --workdir."
+                f"{name} is of another model or optimizer ({item}):\n{differences}\n"
+                f"{remedy}"
             )
 
     def reached_preemption(self, step: int) -> bool:
@@ -356,21 +359,25 @@ def restore_part(
     )
     with (
         # Of another run: each host may have a copy.
-        damage_explained(folder, step, [item], is_shared=False),
-        _only_errors(),
+        damage_explained(folder, step, is_shared=False) as compare,
+        _silenced(),
         ocp.CheckpointManager(
             folder, options=ocp.CheckpointManagerOptions(read_only=True)
         ) as manager,
     ):
+        compare([item])
         return manager.restore(step, args=ocp.args.Composite(**{item: args}))[item]
 
 
 @contextlib.contextmanager
-def _only_errors() -> Iterator[None]:
-    """Silences Orbax, which warns of each folder that is opened only for reading."""
+def _silenced() -> Iterator[None]:
+    """Silences Orbax, which warns of each folder that is opened only for reading.
+
+    It also logs what is damaged in its own words. Errors are raised nevertheless.
+    """
     logger = logging.getLogger("absl")
     level = logger.level
-    logger.setLevel(logging.ERROR)
+    logger.setLevel(logging.CRITICAL)
     try:
         yield
     finally:

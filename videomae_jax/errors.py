@@ -5,7 +5,10 @@ this library and keeps its traceback.
 """
 
 import difflib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+_MAX_DIFFERENCES = 8
 
 
 class UserError(Exception):
@@ -127,3 +130,25 @@ def nearest(
     """
     found = difflib.get_close_matches(name, known, n=1, cutoff=cutoff)
     return f"; the nearest is {shown(found[0])}" if found else ""
+
+
+def shape_differences(found: Mapping[str, Any], expected: Mapping[str, Any]) -> str:
+    """Returns a line for each array whose shape is not as expected; "" if all are.
+
+    Args:
+        found: shapes of arrays by name.
+        expected: the same.
+    """
+    names = [
+        name
+        for name in sorted(found.keys() | expected.keys())
+        if found.get(name) != expected.get(name)
+    ]
+    lines = [
+        f"  {name}: {found.get(name, 'missing')}, expected "
+        f"{expected.get(name, 'no such array')}"
+        for name in names[:_MAX_DIFFERENCES]
+    ]
+    if left := len(names) - len(lines):
+        lines.append(f"  and {left} more")
+    return "\n".join(lines)

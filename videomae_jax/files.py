@@ -3,7 +3,6 @@
 import contextlib
 import errno
 import glob
-import hashlib
 import json
 import os
 import pathlib
@@ -145,19 +144,6 @@ def file_size(path: str) -> int | None:
             return epath.Path(path).stat().length
     except (OSError, ValueError):  # ValueError: a NUL in the path
         return None
-
-
-def digest(path: pathlib.Path) -> str:
-    """Returns the XXH3 hash of a file, 64 bits in hexadecimal.
-
-    Raises:
-        OSError: it cannot be read.
-    """
-    import xxhash  # not needed by the models alone
-
-    # Not mapped into memory: an error of the disk would kill the process.
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, xxhash.xxh3_64).hexdigest()
 
 
 @contextlib.contextmanager

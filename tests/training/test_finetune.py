@@ -588,7 +588,7 @@ def test_mistakes_are_explained(folder, tmp_path, overrides, error, message):
         ({"model.width": 48}, r"config.model.width=48 must be 24, as in the source"),
         ({"model.heads": 2}, r"config.model.heads=2 must be 3, as in the source"),
         ({"model.position_size": 64}, r"position_size=64 must be 32 or 0.* 32 pixels"),
-        ({"init.head": True}, r"head/kernel: missing in the source"),
+        ({"init.head": True}, r"head/kernel: missing, expected \(24, 3\)"),
     ],
 )
 def test_weights_of_another_model_are_refused(folder, pretrained, overrides, message):

@@ -9,7 +9,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from videomae_jax import ranges
-from videomae_jax.errors import ConfigError, PretrainedError
+from videomae_jax.errors import ConfigError, PretrainedError, shape_differences
 from videomae_jax.models.classifier import VideoClassifier
 from videomae_jax.models.mae import VideoMAE
 from videomae_jax.models.problem import Problem
@@ -127,17 +127,9 @@ def check_shapes(
     Raises:
         PretrainedError: a shape differs, or arrays are missing or left over.
     """
-    expected = param_shapes(model)
-    lines = [
-        f"  {path}: {actual.get(path, 'missing')}, expected "
-        f"{expected.get(path, 'no such array')}"
-        for path in sorted(expected.keys() | actual.keys())
-        if actual.get(path) != expected.get(path)
-    ]
-    if lines:
+    if differences := shape_differences(actual, param_shapes(model)):
         raise PretrainedError(
-            f"{name} does not fit the model in its config:\n"
-            + "\n".join(lines[:MAX_NAMES])
+            f"{name} does not fit the model in its config:\n{differences}"
         )
 
 

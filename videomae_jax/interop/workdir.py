@@ -51,7 +51,7 @@ def read(
     meta = checkpoints.meta(step)
     config: Any = ConfigDict(upgrade(meta["config"]))
     item = checkpoints.evaluated_item(step)
-    shapes = {name: checkpoints.shapes(step, name) for name in (item, "batch_stats")}
+    shapes = checkpoints.shapes(step)
     checkpoints.close()
     name = f"{folder}: checkpoint {step}"
     try:
@@ -70,9 +70,9 @@ def read(
         params=params,
         preprocessing=preprocessing,
         # The state of training nests the collection in a dict of collections.
-        batch_stats=_restore(folder, step, "batch_stats", shapes["batch_stats"]).get(
-            "batch_stats", {}
-        ),
+        batch_stats=_restore(
+            folder, step, "batch_stats", shapes.get("batch_stats", {})
+        ).get("batch_stats", {}),
         normalized_targets=config.get("normalize_targets", True),
         **rest,
         source=str(folder),

@@ -17,7 +17,12 @@ from videomae_jax.checkpointing import Checkpoints, restore_part
 from videomae_jax.config import Config, upgrade
 from videomae_jax.data import sources
 from videomae_jax.data.bad_videos import check_paths
-from videomae_jax.errors import CheckpointError, ConfigError, PretrainedError
+from videomae_jax.errors import (
+    CheckpointError,
+    ConfigError,
+    PretrainedError,
+    shape_differences,
+)
 from videomae_jax.interop import edit_head, hub, loading
 from videomae_jax.interop.pretrained import Pretrained
 from videomae_jax.models import build
@@ -159,21 +164,21 @@ def load(
     flat: dict[str, Any] = traverse_util.flatten_dict(params, sep="/")
     autoencoder = "mask_token" in flat
     required = ("encoder/", "head/") if load_head else ("encoder/",)
-    selected, problems = {}, []
-    for path, x in flat.items():
-        if path not in weights.shapes:
-            if autoencoder or path.startswith(required):
-                problems.append(f"  {path}: missing in the source, model {x.shape}")
-        elif load_head or not path.startswith("head/"):
-            selected[path] = x
-            if weights.shapes[path] != x.shape:
-                shape = weights.shapes[path]
-                problems.append(f"  {path}: source {shape}, model {x.shape}")
-    if problems:
+    selected = {
+        path: x
+        for path, x in flat.items()
+        if path in weights.shapes and (load_head or not path.startswith("head/"))
+    }
+    expected = {
+        path: x.shape
+        for path, x in flat.items()
+        if path in selected or autoencoder or path.startswith(required)
+    }
+    found = {path: weights.shapes[path] for path in selected}
+    if differences := shape_differences(found, expected):
         raise CheckpointError(
-            f"config.init.source={weights.name} is of another model:\n"
-            + "\n".join(problems[:8])
-            + "\nSet config.model to its sizes, or config.init.source to another run."
+            f"config.init.source={weights.name} is of another model:\n{differences}\n"
+            "Set config.model to its sizes, or config.init.source to another run."
             + ("" if autoencoder else " config.init.head needs equal classes.")
         )
     loaded = weights.restore(
@@ -366,7 +371,7 @@ def _from_workdir(source: str) -> _Source:
     total = meta.get("total_steps", config.steps)
     is_complete = step >= total or meta.get("complete")
     item = checkpoints.evaluated_item(step)
-    shapes = checkpoints.shapes(step, item)
+    shapes = checkpoints.shapes(step)[item]
     checkpoints.close()
 
     def restore(abstract: Mapping[str, jax.ShapeDtypeStruct]) -> Any:
