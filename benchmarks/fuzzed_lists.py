@@ -15,9 +15,7 @@ The last two must be 0.
 """
 
 import argparse
-import collections
 import pathlib
-import resource
 import sys
 import tempfile
 
@@ -25,12 +23,11 @@ import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
+from benchmarks.outcomes import Table, judged  # noqa: E402
 from videomae_jax.data import sources  # noqa: E402
-from videomae_jax.datasets.process_pool import TaskFailure, process_map  # noqa: E402
 from videomae_jax.errors import RecordError  # noqa: E402
 from videomae_jax.video.record import LabelKind  # noqa: E402
 
-SECONDS, BYTES = 20, 2e9
 LISTS = (
     "a/1.mp4 0\nb/2.mp4 1\n# comment\n\nc/3.avi 2\n",
     "\"juggling balls/b 2.mp4\" 1\n'it''s.mp4' 2\n",
@@ -88,8 +85,8 @@ def damaged(seed: int) -> bytes:
     return bytes(data)
 
 
-def load(seed: int) -> str:
-    """Loads a damaged list; returns its outcome."""
+def load(seed: int) -> tuple[str, str]:
+    """Loads a damaged list; returns its outcome, and an empty reason."""
     outcome = "refused"
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder, "list.txt")
@@ -100,9 +97,7 @@ def load(seed: int) -> str:
                 outcome = "loaded"
             except RecordError as error:
                 str(error)
-    if resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 > BYTES:
-        outcome = "limits"
-    return outcome
+    return outcome, ""
 
 
 def main() -> None:
@@ -113,17 +108,10 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1)
     args = parser.parse_args()
     seeds = range(args.seed, args.seed + args.files)
-    counts = collections.Counter()
-    results = process_map(load, seeds, num_workers=args.workers, timeout=SECONDS)
-    for index, outcome in results:
-        if isinstance(outcome, TaskFailure):
-            print(f"{outcome.kind}: seed {seeds[index]}: {outcome.reason[:300]}")
-            outcome = "limits" if outcome.kind == "timeout" else "exception"
-        counts[outcome] += 1
-    names = ("refused", "loaded", "exception", "limits")
-    print(", ".join(f"{name}: {counts[name]}" for name in names))
-    if counts["exception"] or counts["limits"]:
-        sys.exit(1)
+    table = Table("lists", ["refused", "loaded", "exception", "limits"], forbidden=2)
+    for seed, outcome, reason in judged(load, seeds, num_workers=args.workers):
+        table.add("damaged", outcome, f"seed {seed} {reason}")
+    table.finish()
 
 
 if __name__ == "__main__":

@@ -18,7 +18,6 @@ a function of --seed; what a moment hits is not.
 """
 
 import argparse
-import collections
 import dataclasses
 import json
 import os
@@ -34,12 +33,13 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import decode
 import numpy as np
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks import decode  # noqa: E402
+from benchmarks.outcomes import Table  # noqa: E402
 from tests.helpers.videos import moving_noise, write_folder, write_video  # noqa: E402
 
 PATIENCE = 60  # seconds
@@ -393,9 +393,7 @@ def main():
     args = parser.parse_args()
     rng = random.Random(args.seed)
     decode.print_hardware()
-    counts: dict[str, collections.Counter] = collections.defaultdict(
-        collections.Counter
-    )
+    table = Table("killed", OUTCOMES, forbidden=3)
     os.environ["JAX_PLATFORMS"] = "cpu"
     with tempfile.TemporaryDirectory() as folder:
         base = pathlib.Path(folder)
@@ -409,14 +407,9 @@ def main():
             if case.name not in wholes:
                 wholes[case.name] = undisturbed(case, base / "whole")
             outcome, story = killed(case, base / "killed", wholes[case.name], rng)
-            counts[case.name][outcome] += 1
+            table.add(case.name, outcome)
             print(f"{i + 1}. {case.name}: {outcome}: {story}", flush=True)
-    print(f"\n| killed | kills | {' | '.join(OUTCOMES)} |")
-    print("|---" * (2 + len(OUTCOMES)) + "|")
-    counts["sum"] = sum(counts.values(), collections.Counter())
-    for name, count in counts.items():
-        row = [sum(count.values()), *(count[outcome] for outcome in OUTCOMES)]
-        print(f"| {name} | {' | '.join(map(str, row))} |")
+    table.finish()
 
 
 if __name__ == "__main__":

@@ -18,20 +18,17 @@ The last three must be 0.
 """
 
 import argparse
-import collections
 import functools
 import pathlib
-import resource
 import sys
 import tempfile
 from typing import NamedTuple
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
+from benchmarks.outcomes import SECONDS, Table, judged  # noqa: E402
 from tests.helpers import mutations  # noqa: E402
-from videomae_jax.datasets.process_pool import TaskFailure, process_map  # noqa: E402
 
-SECONDS, BYTES = 20, 2e9
 OUTCOMES = "refused right unnoticed wrong exception limits".split()
 
 
@@ -55,11 +52,7 @@ def judge(job: Job, *, folder: str) -> tuple[str, str]:
     kind = outcome.kind
     if kind == "wrong" and not mutations.LAYOUTS[job.layout].has_checksums:
         kind = "unnoticed"
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
-    if outcome.seconds > SECONDS or max(peak, children) > BYTES:
-        kind = "limits"
-    return kind, outcome.reason
+    return "limits" if outcome.seconds > SECONDS else kind, outcome.reason
 
 
 def main() -> None:
@@ -73,31 +66,16 @@ def main() -> None:
     layouts = args.layouts or list(mutations.LAYOUTS)
     seeds = range(args.seed, args.seed + args.files)
     jobs = [Job(layout, seed) for layout in layouts for seed in seeds]
-    counts = {name: collections.Counter() for name in [*layouts, "all"]}
-    folder = tempfile.TemporaryDirectory(prefix="mutated_weights_")
-    results = process_map(
-        functools.partial(judge, folder=folder.name),
-        jobs,
-        num_workers=args.workers,
-        timeout=6 * SECONDS,  # which the first files need, and the undamaged model
-    )
-    for index, result in results:
-        kind, reason = "", ""
-        if isinstance(result, TaskFailure):
-            kind = "limits" if result.kind == "timeout" else "exception"
-            reason = result.reason
-        else:
-            kind, reason = result
-        for name in (jobs[index].layout, "all"):
-            counts[name][kind] += 1
-        if kind in OUTCOMES[3:]:
-            print(f"{kind}: {jobs[index]} {reason[:300]!a}", flush=True)
-    folder.cleanup()
-    print(f"\n| layout | {' | '.join(OUTCOMES)} |\n{'|---' * (1 + len(OUTCOMES))}|")
-    for name, count in counts.items():
-        print(f"| {name} | {' | '.join(str(count[x]) for x in OUTCOMES)} |")
-    if any(counts["all"][outcome] for outcome in OUTCOMES[3:]):
-        sys.exit(1)
+    table = Table("layout", OUTCOMES, forbidden=3)
+    with tempfile.TemporaryDirectory(prefix="mutated_weights_") as folder:
+        for job, outcome, reason in judged(
+            functools.partial(judge, folder=folder),
+            jobs,
+            num_workers=args.workers,
+            timeout=6 * SECONDS,  # which the first files need, and the undamaged model
+        ):
+            table.add(job.layout, outcome, f"{job} {reason}")
+    table.finish()
 
 
 if __name__ == "__main__":

@@ -32,9 +32,11 @@ import subprocess
 import sys
 import time
 
-import decode
-import kills
 import numpy as np
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+
+from benchmarks import decode, kills  # noqa: E402
 
 SAMPLE_SECONDS = 10
 STANDSTILL_SECONDS = 120
