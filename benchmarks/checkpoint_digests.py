@@ -1,14 +1,18 @@
 """Measures what digests cost when a checkpoint is saved and loaded.
 
-    python -m benchmarks.checkpoint_digests --variant=base --rounds=5
+    python -m benchmarks.checkpoint_digests --variant=base --rounds=5 [--cold]
 
 The parameters of a VideoMAE and the state of its optimizer, filled with random numbers,
 are saved and restored with digests and without, in turns. Times are medians: of the
 clock, and of the processor, which other work on the machine disturbs less. `blocked` is
-the time that training waits; the rest of a save is in the background.
+the time that training waits; the rest of a save is in the background. With --cold the
+files are loaded from the disk, as after a restart of the machine, otherwise from the
+memory in which the system keeps them.
 """
 
 import argparse
+import os
+import pathlib
 import statistics
 import tempfile
 import time
@@ -36,7 +40,16 @@ def state(variant):
     return {"params": tree(), "opt_state": {"mu": tree(), "nu": tree()}}
 
 
-def measure(items, folder, *, digests):
+def drop_from_memory(folder):
+    """Makes the system read the files of a folder from the disk again."""
+    os.sync()  # pages that are not yet written would stay
+    for path in pathlib.Path(folder).rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def measure(items, folder, *, digests, cold):
     """Saves and restores once; returns seconds by name."""
     place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     abstract = jax.tree.map(
@@ -51,6 +64,8 @@ def measure(items, folder, *, digests):
     times["save, cpu"] = time.process_time() - cpu
     checkpoints.close()
 
+    if cold:
+        drop_from_memory(folder)
     checkpoints = Checkpoints(folder, digests=digests, read_only=True)
     clock, cpu = time.perf_counter(), time.process_time()
     jax.block_until_ready(checkpoints.restore(1, abstract))
@@ -66,6 +81,7 @@ def main():
     parser.add_argument("--variant", default="base", help="size of the model")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--folder", help="on the disk to be measured; default: /tmp")
+    parser.add_argument("--cold", action="store_true", help="load from the disk")
     args = parser.parse_args()
     items = state(args.variant)
     size = sum(x.nbytes for x in jax.tree.leaves(items))
@@ -74,7 +90,7 @@ def main():
     for round in range(args.rounds + 1):
         for digests in (True, False):
             with tempfile.TemporaryDirectory(dir=args.folder) as folder:
-                times = measure(items, folder, digests=digests)
+                times = measure(items, folder, digests=digests, cold=args.cold)
             if round:  # the first one warms up
                 rows[digests].append(times)
     for name in rows[True][0]:
