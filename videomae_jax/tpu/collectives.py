@@ -49,11 +49,13 @@ class Collective:
         kind: one of KINDS, or such as "between slices: all-reduce".
         bytes: as those of Traffic, of one execution.
         execution: the instruction, and how often it is executed.
+        overlapped: True if other operations are scheduled to run at the same time.
     """
 
     kind: str
     bytes: int
     execution: Execution
+    overlapped: bool
 
 
 def read(program: Program) -> dict[str, Traffic]:
@@ -79,11 +81,9 @@ def read(program: Program) -> dict[str, Traffic]:
 
 def each(program: Program) -> Iterator[Collective]:
     """Yields the collectives of a program."""
-    sizes = {x.name: x.bytes for parts in program.computations.values() for x in parts}
     chains = set()
     for execution in program.executions():
         x = execution.instruction
-        input_size = sum(sizes.get(operand, 0) for operand in x.operands)
         kind = x.op.removesuffix("-start")
         if kind in KINDS:
             if chain := re.search(r"chain_id=\"(\d+)\"", x.rest):
@@ -94,14 +94,37 @@ def each(program: Program) -> Iterator[Collective]:
                 if part in chains:
                     continue
                 chains.add(part)
-            output_size = x.bytes
+            input_size, output_size = program.input_bytes(x), x.bytes
             if x.op.endswith("-start") and kind != "all-reduce":
                 output_size -= input_size  # they also return their operands
             if kind == "all-reduce" and execution.computation.startswith(
                 "all-reduce-scatter"
             ):
                 kind = "reduce-scatter"  # the form on TPUs: a slice is kept
-            yield Collective(kind, max(input_size, output_size), execution)
+            size = max(input_size, output_size)
+            overlapped = bool(chain) or _overlaps(program, execution)
+            yield Collective(kind, size, execution, overlapped)
         elif x.op == "send" and (between := _BETWEEN_SLICES.search(x.rest)):
-            kind = between[1].lower().replace("_", "-")
-            yield Collective(f"between slices: {kind}", input_size, execution)
+            kind = f"between slices: {between[1].lower().replace('_', '-')}"
+            size, overlapped = program.input_bytes(x), _overlaps(program, execution)
+            yield Collective(kind, size, execution, overlapped)
+
+
+def _overlaps(program: Program, execution: Execution) -> bool:
+    """Returns True if other work is scheduled between start and end of a collective."""
+    start = execution.instruction
+    if execution.whole and execution.whole.op == "async-start":
+        start = execution.whole
+    if start.op != "send" and not start.op.endswith("-start"):
+        return False
+    computation = next(x for x in program.computations.values() if start in x)
+    started = {start.name}
+    for x in computation[computation.index(start) + 1 :]:
+        if started.intersection(x.operands):
+            if x.op.endswith("-done"):
+                return False
+            if x.op.endswith("-update"):
+                started.add(x.name)
+        if x.cycles or x.op in ("while", "custom-call"):
+            return True
+    return False

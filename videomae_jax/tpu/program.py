@@ -75,6 +75,13 @@ class Instruction:
         match = re.search(r'op_name="([^"]*)"', self.rest)
         return match[1] if match else ""
 
+    @property
+    def cycles(self) -> int | None:
+        """The compiler's estimate, if it has one; asynchronous operations overlap."""
+        match = re.search(r'"estimated_cycles":"(\d+)"', self.rest)
+        overlaps = self.op.endswith(("-start", "-update", "-done"))
+        return int(match[1]) if match and not overlaps else None
+
 
 _NOTHING = Instruction("", "", "", (), "")
 
@@ -105,12 +112,14 @@ class Program:
 
     Attributes:
         computations: their instructions, by name, in the order of execution.
+        instructions: all of them, by name.
         entry: the name of the computation that is the program.
     """
 
     def __init__(self, text: str):
         """Parses a text of `jax.stages.Compiled.as_text()`."""
         self.computations: dict[str, list[Instruction]] = {}
+        self.instructions: dict[str, Instruction] = {}
         self.entry = ""
         tables, table = {}, {}
         instructions = []
@@ -121,7 +130,9 @@ class Program:
             elif match := _INSTRUCTION.match(_NOISE.sub("", line)):
                 fields = match.groupdict()
                 operands = re.findall(r"%?([\w.-]+)(?:,|$)", fields.pop("operands"))
-                instructions.append(Instruction(operands=tuple(operands), **fields))
+                x = Instruction(operands=tuple(operands), **fields)
+                instructions.append(x)
+                self.instructions[x.name] = x
             elif re.fullmatch(r"[A-Z]\w+", line):
                 table = tables[line] = {}
             elif match := _ENTRY_OF_TABLE.match(line):
@@ -176,6 +187,11 @@ class Program:
         if len(compared) == 1 and compared[0][1] in constants:
             return int(constants[compared[0][1]])
         return None
+
+    def input_bytes(self, x: Instruction) -> int:
+        """Returns the size of the operands of an instruction."""
+        known = (self.instructions.get(name) for name in x.operands)
+        return sum(operand.bytes for operand in known if operand)
 
     def parts(self, x: Instruction) -> Iterator[Instruction]:
         """Yields the instructions of a fusion, also of fusions in it; otherwise x."""
