@@ -121,7 +121,10 @@ def video_bytes(frames: np.ndarray, *, container: str = "mp4", **settings) -> by
 def change_packets(
     content: bytes, container: str, change: Callable[[int, bytes], bytes]
 ) -> bytes:
-    """Copies a video; `change` returns the new data of a packet, from its position."""
+    """Copies a video; `change` returns the new data of a packet, from its position.
+
+    Packets without data are left out.
+    """
     target = io.BytesIO()
     with (
         av.open(io.BytesIO(content)) as source,
@@ -130,7 +133,9 @@ def change_packets(
         stream = out.add_stream_from_template(source.streams.video[0])
         packets = [packet for packet in source.demux(video=0) if packet.size]
         for position, packet in enumerate(packets):
-            copy = av.Packet(change(position, bytes(packet)))
+            if not (data := change(position, bytes(packet))):
+                continue
+            copy = av.Packet(data)
             copy.pts, copy.dts, copy.time_base = (
                 packet.pts,
                 packet.dts,

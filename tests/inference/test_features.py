@@ -224,7 +224,7 @@ def test_each_frame_is_decoded_once_in_bounded_runs(folder, pretrained, monkeypa
         Video, "read", lambda self, i: reads.append(list(i)) or read(self, i)
     )
     monkeypatch.setattr(
-        "videomae_jax.video.windows.RUN_BYTES", 7 * 3 * (48 * 64 + 4096)
+        "videomae_jax.inference.windows.RUN_BYTES", 7 * 3 * (48 * 64 + 4096)
     )
     windows = Windows(num_frames=4, frame_stride=2, hop=3, size=32)
     with Video(folder / "a/4.mp4") as video:

@@ -24,11 +24,12 @@ from tests.inference.test_predict import (
 from videomae_jax.data import augmentation
 from videomae_jax.errors import VideoError
 from videomae_jax.inference import timeline as timelines
+from videomae_jax.inference import windows
 from videomae_jax.inference.predict import predict
 from videomae_jax.inference.timeline import Timeline, plot_timeline, timeline
 from videomae_jax.interop.pretrained import Preprocessing, Pretrained
 from videomae_jax.models.classifier import VideoClassifier
-from videomae_jax.video import decoder, windows
+from videomae_jax.video import decoder
 from videomae_jax.video.decoder import Video
 
 

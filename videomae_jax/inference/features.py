@@ -21,13 +21,13 @@ from videomae_jax.data.threads import iterate_ahead
 from videomae_jax.distributed import sharding
 from videomae_jax.errors import PretrainedError, VideoError
 from videomae_jax.inference import batching, checks, inputs
+from videomae_jax.inference.windows import read_windows
 from videomae_jax.interop.pretrained import Pretrained
 from videomae_jax.models import vit
 from videomae_jax.models.mae import VideoMAE
 from videomae_jax.models.sizes import OFFICIAL, Framing, height_and_width
 from videomae_jax.video.open import Source
 from videomae_jax.video.source import FrameSource
-from videomae_jax.video.windows import read_windows
 
 # Windows of a batch on each device. A CPU is not faster with more than one, and each
 # takes memory: about 0.5 GB for the 1,568 tokens of a ViT-B.

@@ -12,9 +12,9 @@ from videomae_jax.data import augmentation
 from videomae_jax.errors import PretrainedError, VideoError
 from videomae_jax.files import writing
 from videomae_jax.inference import inputs, predict
+from videomae_jax.inference.windows import read_windows
 from videomae_jax.interop.pretrained import Pretrained
 from videomae_jax.video.open import Source, video_name
-from videomae_jax.video.windows import read_windows
 
 
 @dataclasses.dataclass(frozen=True)

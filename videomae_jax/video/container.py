@@ -16,6 +16,7 @@ from av.stream import Disposition
 
 from videomae_jax.errors import VideoError
 from videomae_jax.video import arrays
+from videomae_jax.video.h264 import PacketParser
 
 # The path of a local file, or the content of a file.
 VideoFile = str | os.PathLike | bytes
@@ -162,20 +163,27 @@ def decode_all(
 ) -> Iterator[av.VideoFrame]:
     """Yields every frame of a video in order, from a new decoder.
 
-    Unless `strict`, changes of the resolution, and damage of a container that leaves
-    all frames whole, raise no error.
+    Unless `strict`, changes of the resolution, missing frames, and damage of a
+    container that leaves all frames whole, raise no error.
     """
     name = default_name(file) if name is None else name
     count, size = 0, None
     with open_container(file, name) as container:
         stream = video_stream(container, name)
         codec = stream.codec_context
+        parser = None
+        if strict and codec.name == "h264":
+            parser = PacketParser(codec.extradata or b"")
         try:
             for packet in container.demux(stream):
                 # Of the packets without data, only the last, which has no time either,
                 # is for the decoder: it asks for the frames held for reordering.
                 if not packet.size and packet.dts is not None:
                     continue
+                if parser and packet.size and parser.parse(packet).is_unsure:
+                    raise VideoError(
+                        f"{name}: damaged near frame {count}: frames are missing"
+                    )
                 # Streams that are cut may begin with frames whose references are
                 # missing: the decoder of H.264 holds these back.
                 frames, is_damaged = decode_packet(codec, packet, from_start=False)

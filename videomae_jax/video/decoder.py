@@ -14,7 +14,7 @@ allow such a table is decoded from its beginning instead, which is slow but exac
 
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 
 import av
@@ -26,31 +26,26 @@ from videomae_jax.errors import VideoError
 from videomae_jax.video.container import (
     VideoFile,
     decode_all,
-    decode_packet,
     default_name,
     open_container,
     read_packets,
     video_stream,
 )
 from videomae_jax.video.packets import (
+    Frame,
+    PacketDecoder,
     PacketIndex,
-    PacketTable,
+    TableError,
     order_times,
+    owner,
     packet_table,
 )
 from videomae_jax.video.rgb import (
     RotationError,
     VideoFrames,
-    copy_frame,
     upright_size,
 )
 from videomae_jax.video.source import FrameSource, Indices
-
-_Frame = tuple[int, av.VideoFrame]  # with its index
-
-# Decoders that may leave out parts of damaged frames without a word: these parts show
-# frames decoded before into the same memory.
-_LEAVES_GAPS = frozenset({"ffv1", "hevc", "vp8"})
 
 
 class Video(FrameSource):
@@ -177,12 +172,12 @@ class Video(FrameSource):
         decoded = [frame for _, frame in frames]
         return VideoFrames(decoded, order, self.name, self.format)
 
-    def _decode(self, indices: list[int]) -> list[_Frame]:
+    def _decode(self, indices: list[int]) -> list[Frame]:
         """Decodes frames whose indices increase."""
         if self._decoder is not None:
             try:
                 return list(self._decoder.decode(indices))
-            except _TableError:
+            except TableError:
                 # Either the timestamps are wrong, and only a full decode is exact from
                 # here on, or the decoder drops frames, and no index is certain.
                 where = f"frames {indices[0]} to {indices[-1]} cannot be read exactly"
@@ -196,7 +191,7 @@ class Video(FrameSource):
                         f"decoder returns {count}"
                     ) from None
                 self._decoder = None
-        selected, own = set(indices), _owner(self._codec_name)
+        selected, own = set(indices), owner(self._codec_name)
         frames = enumerate(itertools.islice(self._decode_all(), indices[-1] + 1))
         decoded = [(i, own(frame)) for i, frame in frames if i in selected]
         if len(decoded) < len(indices):
@@ -204,6 +199,21 @@ class Video(FrameSource):
                 f"the decoder did not return frame {indices[len(decoded)]}"
             )
         return decoded
+
+    def decode_each(self) -> Iterator[av.VideoFrame]:
+        """Yields all frames as `decode` decodes them, but holds only a few at a time.
+
+        Raises:
+            VideoError: a frame cannot be decoded exactly.
+        """
+        if self._decoder is None:
+            yield from self._decode_all()
+            return
+        try:
+            for _, frame in self._decoder.decode([*range(self.num_frames)]):
+                yield frame
+        except TableError:
+            raise self.error("its frames cannot be read exactly") from None
 
     def _decode_ticks(self) -> list[int | None]:
         """Decodes all frames; returns when each is shown, as far as the file says.
@@ -254,156 +264,6 @@ class IndexedVideo(Video):
 
     def _new_codec(self) -> av.VideoCodecContext:
         return self._index.create_decoder()
-
-
-def _owner(codec_name: str) -> Callable[[av.VideoFrame], av.VideoFrame]:
-    """Returns a function that makes a decoder's frame ours.
-
-    Gaps show what the memory held before. That depends on the packets alone if the
-    decoder gets the memory of every frame back, whether or not the frame is wanted.
-    """
-    return copy_frame if codec_name in _LEAVES_GAPS else lambda frame: frame
-
-
-class _TableError(Exception):
-    """The decoder's frames are not those that the packets announced."""
-
-
-class PacketDecoder:
-    """Decodes frames by their packet table, from as few packets as possible."""
-
-    def __init__(
-        self,
-        codec: av.VideoCodecContext,
-        new_codec: Callable[[], av.VideoCodecContext],
-        get_packet: Callable[[int], av.Packet],
-        table: PacketTable,
-        name: str,
-    ):
-        """Takes over a new decoder.
-
-        `new_codec` returns another like it, `get_packet` the packet at a position.
-        """
-        self.codec, self._new_codec, self.get_packet = codec, new_codec, get_packet
-        self.table, self._name = table, name
-        self._leaves_gaps = codec.name in _LEAVES_GAPS
-        # Whether a flush leaves something of what was decoded, which frames may show.
-        self._is_stale = self._has_damage = False
-
-    def decode(self, indices: list[int]) -> Iterator[_Frame]:
-        """Yields the frames of indices that increase.
-
-        Raises:
-            VideoError: a frame may depend on damage that the decoder reports.
-            _TableError: other frames came out than the packets announced.
-        """
-        # Frames that are decoded in one run from `start` to `end`.
-        run: list[int] = []
-        run_start = run_end = -1
-        for index in indices:
-            position = self.table.positions[index]
-            start = self._start_of(position)
-            # Gaps depend on where decoding has started.
-            if run and (start > run_end or self._leaves_gaps and start != run_start):
-                yield from self._try_run(run_start, run_end, run)
-                run = []
-            if not run:
-                run_start = start
-            run.append(index)
-            run_end = max(run_end, position)
-        yield from self._try_run(run_start, run_end, run)
-
-    def _start_of(self, position: int) -> int:
-        """Returns the last position from which decoding gives an exact frame."""
-        start, times = position, self.table.times
-        # Frames shown before a keyframe but coded after it refer to what precedes it.
-        while not self.table.starts[start] or times[start] > times[position]:
-            start -= 1
-        return start
-
-    def _try_run(self, start: int, end: int, indices: list[int]) -> list[_Frame]:
-        """Decodes a run; only a decoder that has not decoded anything may refuse it."""
-        is_new = self._is_stale or not self.codec.is_open
-        try:
-            return list(self._decode_run(start, end, indices))
-        except VideoError:
-            if is_new:
-                raise
-        return list(self._decode_run(start, end, indices))
-
-    def _decode_run(self, start: int, end: int, indices: list[int]) -> Iterator[_Frame]:
-        """Yields frames whose packets are at `start` to `end`, decoded from `start`."""
-        if self._is_stale:
-            self.codec = self._new_codec()
-        elif self.codec.is_open:
-            self.codec.flush_buffers()
-        self._is_stale, self._has_damage = True, False
-        table, own = self.table, _owner(self.codec.name)
-        index_at = {table.positions[index]: index for index in indices}
-        end = min(end + table.lookahead, len(table.times) - 1)
-        sent = [
-            position
-            for position in range(start, end + 1)
-            if not table.skippable[position] or position in index_at
-        ]
-        begin = table.times[start]
-        announced = iter(
-            sorted(
-                (table.times[position], position)
-                for position in sent
-                if table.shown[position] and table.times[position] >= begin
-            )
-        )
-        for frame in self._send(sent, indices):
-            # Leading frames of an open GOP lack their references; none is requested.
-            if frame.pts is not None and frame.pts < begin:
-                continue
-            time, position = next(announced, (None, -1))
-            if time is None or frame.pts != time:
-                raise _TableError
-            if frame.is_corrupt:
-                self._refuse_damage(position, indices)
-            if position in index_at:
-                yield index_at[position], own(frame)
-        if next(announced, None):
-            raise _TableError
-        self._is_stale = self._leaves_gaps or self._has_damage
-
-    def _send(
-        self, positions: Iterable[int], indices: list[int]
-    ) -> Iterator[av.VideoFrame]:
-        """Sends packets to the decoder and yields all frames that it returns."""
-        for position in positions:
-            packet = self.get_packet(position)
-            try:
-                frames, is_damaged = decode_packet(self.codec, packet)
-            except FFmpegError:
-                frames, is_damaged = [], True
-            if is_damaged or packet.is_corrupt:
-                self._refuse_damage(position, indices)
-            yield from frames
-        try:
-            # Frames held back for reordering.
-            frames, is_damaged = decode_packet(self.codec, None)
-        except FFmpegError:
-            frames, is_damaged = [], True
-        if is_damaged:
-            raise VideoError(
-                f"{self._name}: frames up to {indices[-1]} cannot be decoded: damaged "
-                "data"
-            )
-        yield from frames
-
-    def _refuse_damage(self, damaged: int, indices: list[int]) -> None:
-        """Raises if a requested frame is, or may depend on, the one at `damaged`."""
-        self._has_damage = True
-        isolated = self.table.skippable[damaged]
-        for index in indices:
-            position = self.table.positions[index]
-            if position == damaged or position > damaged and not isolated:
-                raise VideoError(
-                    f"{self._name}: frame {index} cannot be decoded: damaged data"
-                )
 
 
 def _average_fps(

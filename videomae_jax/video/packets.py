@@ -3,17 +3,23 @@
 A table is made from the packet headers of a whole file, without decoding. `PacketIndex`
 stores it with a prepared video: opening the video then takes a twentieth of a
 millisecond instead of several, which is a third of the cost of reading a clip.
+`PacketDecoder` decodes single frames by it.
 """
 
 import dataclasses
 import functools
 import itertools
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import av
+from av.error import FFmpegError
 
-from videomae_jax.video.container import set_up_decoder
+from videomae_jax.errors import VideoError
+from videomae_jax.video.container import decode_packet, set_up_decoder
+from videomae_jax.video.h264 import IDR_SLICE, PPS, SPS, PacketParser
+from videomae_jax.video.rgb import copy_frame
+
+Frame = tuple[int, av.VideoFrame]  # with its index
 
 # Codecs of which one shown packet is one frame and decoding can start at a keyframe.
 _INDEXABLE = frozenset(
@@ -26,14 +32,13 @@ _IN_ORDER = frozenset({"vp8", "vp9", "av1", "mjpeg", "ffv1", "prores"})
 # No codec above holds back more frames than this before it shows one.
 _MAX_REORDER = 16
 
-# Types of H.264 NAL units.
-_SLICE, _IDR_SLICE = 1, 5
-_PARAMETER_SETS = {7, 8}
-_DROPPABLE = {_SLICE, 6, 9, 12}  # with messages, delimiters and filler data
-
 _MPEG4_PICTURE = b"\0\0\1\xb6"
 # A coded MPEG-4 picture is longer; a shorter one says "show nothing new".
 _MPEG4_EMPTY = 12
+
+# Decoders that may leave out parts of damaged frames without a word: these parts show
+# frames decoded before into the same memory.
+LEAVES_GAPS = frozenset({"ffv1", "hevc", "vp8"})
 
 # Flags of a packet in a PacketIndex.
 _START, _SKIPPABLE = 1, 2
@@ -50,6 +55,7 @@ class PacketTable:
         skippable: by packet, whether no other packet's frame refers to it.
         lookahead: number of packets to decode after that of the last requested frame,
             because only their frames show whether the times are right.
+        unsure: positions of packets whose frames may refer to a missing one.
     """
 
     times: list[int]
@@ -57,6 +63,7 @@ class PacketTable:
     starts: list[bool]
     skippable: list[bool]
     lookahead: int = 0
+    unsure: frozenset[int] = frozenset()
 
     @functools.cached_property
     def positions(self) -> list[int]:
@@ -88,17 +95,19 @@ def packet_table(
     shown = [not packet.is_discard for packet in packets]
     starts = [packet.is_keyframe for packet in packets]
     skippable = [False] * len(packets)
-    lookahead = 0
+    lookahead, unsure = 0, frozenset()
     if codec == "h264":
-        header = stream.codec_context.extradata or b""
-        pictures = [_parse_h264(packet, header) for packet in packets]
+        parser = PacketParser(stream.codec_context.extradata or b"")
+        pictures = [parser.parse(packet) for packet in packets]
+        unsure = frozenset(i for i, x in enumerate(pictures) if x.is_unsure)
         skippable = [picture.skippable for picture in pictures]
         reordered = any(picture.has_b_slice for picture in pictures)
         # After a keyframe that is not an IDR picture, frames may refer to earlier ones
         # (open GOP), or become exact only later (intra refresh). And if packets carry
         # parameter sets, a start must have its own.
-        sets = any(picture.units & _PARAMETER_SETS for picture in pictures)
-        needed = {_IDR_SLICE} | (_PARAMETER_SETS if sets else set())
+        sets = {SPS, PPS}
+        has_sets = any(picture.units & sets for picture in pictures)
+        needed = {IDR_SLICE} | (sets if has_sets else set())
         starts = [picture.units >= needed for picture in pictures]
     elif codec == "mpeg4":
         for packet in packets:
@@ -132,7 +141,7 @@ def packet_table(
         if start and time < latest or time < times[0] and show:
             return None  # time runs backwards, or frames precede the first keyframe
         latest = max(latest, time)
-    return PacketTable(times, shown, starts, skippable, lookahead)
+    return PacketTable(times, shown, starts, skippable, lookahead, unsure)
 
 
 def order_times(times: Sequence[int | None]) -> list[int] | None:
@@ -148,44 +157,6 @@ def order_times(times: Sequence[int | None]) -> list[int] | None:
     if any(abs(index - rank) > _MAX_REORDER for rank, index in enumerate(order)):
         return None
     return [known[index] for index in order]
-
-
-class _H264Picture(NamedTuple):
-    units: set[int]  # the types of the packet's NAL units
-    skippable: bool  # no other picture refers to anything in the packet
-    has_b_slice: bool
-
-
-def _parse_h264(packet: av.Packet, header: bytes) -> _H264Picture:
-    """Reads the headers of a packet's NAL units; assumes nothing if one is malformed.
-
-    The units have length prefixes if `header`, the codec's extradata, is an
-    AVCDecoderConfigurationRecord; otherwise they have start codes (Annex B).
-    """
-    data = bytes(packet)
-    if len(header) > 6 and header[0] == 1:
-        width = (header[4] & 3) + 1
-        offset, units = 0, []
-        while offset < len(data):
-            begin = offset + width
-            offset = begin + int.from_bytes(data[offset:begin], "big")
-            units.append(data[begin : begin + 2])
-        if offset > len(data):
-            units = []  # the last one is cut off
-    else:
-        units = data.split(b"\0\0\1")[1:]
-    if not units or min(map(len, units)) < 2:
-        return _H264Picture(set(), False, False)
-    types = {unit[0] & 31 for unit in units}
-    # nal_ref_idc, two bits, is 0 if no other picture refers to the unit.
-    skippable = types <= _DROPPABLE and not any(unit[0] & 0x60 for unit in units)
-    # A picture's first slice begins with "1" (macroblock 0) and then, for B, "010" or
-    # "00111": two Exp-Golomb numbers.
-    has_b_slice = any(
-        unit[0] & 31 == _SLICE and (unit[1] >> 4 == 0b1010 or unit[1] >> 2 == 0b100111)
-        for unit in units
-    )
-    return _H264Picture(types, skippable and _SLICE in types, has_b_slice)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -261,3 +232,154 @@ class PacketIndex:
         codec.extradata = self.header
         set_up_decoder(codec)
         return codec
+
+
+def owner(codec_name: str) -> Callable[[av.VideoFrame], av.VideoFrame]:
+    """Returns a function that makes a decoder's frame ours.
+
+    Gaps show what the memory held before. That depends on the packets alone if the
+    decoder gets the memory of every frame back, whether or not the frame is wanted.
+    """
+    return copy_frame if codec_name in LEAVES_GAPS else lambda frame: frame
+
+
+class TableError(Exception):
+    """The decoder's frames are not those that the packets announced."""
+
+
+class PacketDecoder:
+    """Decodes frames by their packet table, from as few packets as possible."""
+
+    def __init__(
+        self,
+        codec: av.VideoCodecContext,
+        new_codec: Callable[[], av.VideoCodecContext],
+        get_packet: Callable[[int], av.Packet],
+        table: PacketTable,
+        name: str,
+    ):
+        """Takes over a new decoder.
+
+        `new_codec` returns another like it, `get_packet` the packet at a position.
+        """
+        self.codec, self._new_codec, self.get_packet = codec, new_codec, get_packet
+        self.table, self._name = table, name
+        self._leaves_gaps = codec.name in LEAVES_GAPS
+        # Whether a flush leaves something of what was decoded, which frames may show.
+        self._is_stale = self._has_damage = False
+
+    def decode(self, indices: list[int]) -> Iterator[Frame]:
+        """Yields the frames of indices that increase.
+
+        Raises:
+            VideoError: a frame may depend on damage that the decoder reports, or on a
+                frame that is missing.
+            TableError: other frames came out than the packets announced.
+        """
+        # Frames that are decoded in one run from `start` to `end`.
+        run: list[int] = []
+        run_start = run_end = -1
+        for index in indices:
+            position = self.table.positions[index]
+            if position in self.table.unsure:
+                raise self._damage(f"frame {index}")
+            start = self._start_of(position)
+            # Gaps depend on where decoding has started.
+            if run and (start > run_end or self._leaves_gaps and start != run_start):
+                yield from self._try_run(run_start, run_end, run)
+                run = []
+            if not run:
+                run_start = start
+            run.append(index)
+            run_end = max(run_end, position)
+        yield from self._try_run(run_start, run_end, run)
+
+    def _start_of(self, position: int) -> int:
+        """Returns the last position from which decoding gives an exact frame."""
+        start, times = position, self.table.times
+        # Frames shown before a keyframe but coded after it refer to what precedes it.
+        while not self.table.starts[start] or times[start] > times[position]:
+            start -= 1
+        return start
+
+    def _try_run(self, start: int, end: int, indices: list[int]) -> Iterator[Frame]:
+        """Decodes a run; only a decoder that has not decoded anything may refuse it."""
+        frames = self._decode_run(start, end, indices)
+        if self.codec.is_open and not self._is_stale:
+            try:
+                frames = list(frames)
+            except VideoError:
+                frames = self._decode_run(start, end, indices)
+        yield from frames
+
+    def _decode_run(self, start: int, end: int, indices: list[int]) -> Iterator[Frame]:
+        """Yields frames whose packets are at `start` to `end`, decoded from `start`."""
+        if self._is_stale:
+            self.codec = self._new_codec()
+        elif self.codec.is_open:
+            self.codec.flush_buffers()
+        self._is_stale, self._has_damage = True, False
+        table, own = self.table, owner(self.codec.name)
+        index_at = {table.positions[index]: index for index in indices}
+        end = min(end + table.lookahead, len(table.times) - 1)
+        sent = [
+            position
+            for position in range(start, end + 1)
+            if not table.skippable[position] or position in index_at
+        ]
+        begin = table.times[start]
+        announced = iter(
+            sorted(
+                (table.times[position], position)
+                for position in sent
+                if table.shown[position] and table.times[position] >= begin
+            )
+        )
+        for frame in self._send(sent, indices):
+            # Leading frames of an open GOP lack their references; none is requested.
+            if frame.pts is not None and frame.pts < begin:
+                continue
+            time, position = next(announced, (None, -1))
+            if time is None or frame.pts != time:
+                raise TableError
+            if frame.is_corrupt:
+                self._refuse_damage(position, indices)
+            if position in index_at:
+                yield index_at[position], own(frame)
+        if next(announced, None):
+            raise TableError
+        self._is_stale = self._leaves_gaps or self._has_damage
+
+    def _send(
+        self, positions: Iterable[int], indices: list[int]
+    ) -> Iterator[av.VideoFrame]:
+        """Sends packets to the decoder and yields all frames that it returns."""
+        for position in positions:
+            packet = self.get_packet(position)
+            try:
+                frames, is_damaged = decode_packet(self.codec, packet)
+            except FFmpegError:
+                frames, is_damaged = [], True
+            if is_damaged or packet.is_corrupt:
+                self._refuse_damage(position, indices)
+            yield from frames
+        try:
+            # Frames held back for reordering.
+            frames, is_damaged = decode_packet(self.codec, None)
+        except FFmpegError:
+            frames, is_damaged = [], True
+        if is_damaged:
+            raise self._damage(f"frames up to {indices[-1]}")
+        yield from frames
+
+    def _refuse_damage(self, damaged: int, indices: list[int]) -> None:
+        """Raises if a requested frame is, or may depend on, the one at `damaged`."""
+        self._has_damage = True
+        isolated = self.table.skippable[damaged]
+        for index in indices:
+            position = self.table.positions[index]
+            if position == damaged or position > damaged and not isolated:
+                raise self._damage(f"frame {index}")
+
+    def _damage(self, frames: str) -> VideoError:
+        return VideoError(f"{self._name}: {frames} cannot be decoded: damaged data")
