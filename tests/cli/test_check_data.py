@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.helpers.frames import encode, write_frames, write_tfds
 from tests.helpers.videos import (
     CORRUPTIONS,
     change_packets,
@@ -18,7 +17,6 @@ from tests.helpers.videos import (
     moving_noise,
     video_bytes,
     write_folder,
-    write_video,
 )
 from videomae_jax.__main__ import main
 from videomae_jax.cli import check_data
@@ -28,9 +26,8 @@ from videomae_jax.datasets.probe import Job, ProbeResult
 from videomae_jax.errors import VideoError
 from videomae_jax.video.decoder import Video
 from videomae_jax.video.record import LabelKind
-from videomae_jax.video.source import PixelFormat
 
-_SIZE = (48, 64)
+SIZE = (48, 64)
 
 
 @pytest.fixture
@@ -55,7 +52,7 @@ def in_process(monkeypatch):
     monkeypatch.setattr(check_data, "process_map", plain_map)
 
 
-def _report(folder: Path) -> tuple[dict, dict]:
+def report(folder: Path) -> tuple[dict, dict]:
     """Returns the summary and the rows by id; checks that the files agree."""
     summary = json.loads((folder / "report.json").read_text())
     rows = summary.pop("records")
@@ -82,7 +79,7 @@ def _x264(params: str, **settings) -> dict:
 
 def _lost_frame() -> bytes:
     content = video_bytes(
-        moving_noise(64, *_SIZE),
+        moving_noise(64, *SIZE),
         codec="libx265",
         options={"x265-params": "keyint=12:log-level=none:pools=1"},
     )
@@ -105,7 +102,7 @@ def _damaged(content: bytes) -> bytes:
 def folder(tmp_path_factory) -> Path:
     """Videos with each kind of problem, and a list of them."""
     folder = tmp_path_factory.mktemp("videos")
-    frames = moving_noise(70, *_SIZE)
+    frames = moving_noise(70, *SIZE)
     good = video_bytes(frames, **_x264("keyint=10"))
     cut = video_bytes(frames, container_options={"movflags": "faststart"})
     contents = {
@@ -155,7 +152,7 @@ def test_every_kind_of_problem(folder, check):
         folder / "train.txt", f"--labels={folder}/names.txt", "--workers=2"
     )
     assert status == 0
-    summary, rows = _report(folder / "train_check")
+    summary, rows = report(folder / "train_check")
     assert {name: row["status"] for name, row in rows.items()} == _STATUSES
     assert list(rows) == list(_STATUSES)
     kept = [row["id"] for row in rows.values() if row["clean"]]
@@ -221,12 +218,12 @@ def test_options(folder, check, tmp_path):
     arguments = (folder / "train.txt", f"--out={tmp_path}")
 
     def statuses() -> dict:
-        return {name: row["status"] for name, row in _report(tmp_path)[1].items()}
+        return {name: row["status"] for name, row in report(tmp_path)[1].items()}
 
     status, output, _ = check(*arguments, "--json", "--drop-short", "--num-frames=15")
     assert status == 0
     assert statuses() == _STATUSES | {"short.mp4": "good"}
-    assert json.loads(output) == _report(tmp_path)[0]
+    assert json.loads(output) == report(tmp_path)[0]
 
     check(*arguments, "--drop-short", "--keep-duplicates")
     clean = sources.load(str(tmp_path / "clean.txt"))
@@ -263,7 +260,7 @@ def test_folders_and_several_labels(check, tmp_path):
     clip = ("--num-frames=4", "--stride=2")
     status, output, _ = check(tmp_path, "--strict", *clip, f"--out={tmp_path}/out")
     assert status == 0
-    summary, rows = _report(tmp_path / "out")
+    summary, rows = report(tmp_path / "out")
     assert list(rows) == ["0.mp4", "1.mp4", "2.mp4"]
     assert summary["statuses"]["good"] == 3 and summary["labels"] is None
 
@@ -280,7 +277,7 @@ def test_folders_and_several_labels(check, tmp_path):
     os.rename(tmp_path / "1.mp4", os.fsencode(tmp_path) + b"/\xff.mp4")
     status, _, errors = check(tmp_path, f"--out={tmp_path}/out", *clip)
     assert status == 0 and "is not UTF-8" in errors
-    summary, rows = _report(tmp_path / "out")
+    summary, rows = report(tmp_path / "out")
     assert summary["clean"] == 2 and summary["statuses"]["unreadable"] == 1
 
 
@@ -292,109 +289,9 @@ def test_no_video_is_left(check, tmp_path):
     (out / "clean.txt").write_text("of an earlier run.mp4\n")
     status, _, errors = check(tmp_path, f"--out={out}")
     assert status == 1 and "none of the 1 videos is left" in errors
-    assert _report(out)[0]["reasons"] == {"empty file (N bytes)": 1}
+    assert report(out)[0]["reasons"] == {"empty file (N bytes)": 1}
     assert not (out / "clean.txt").exists()
     assert check(tmp_path / "nowhere.txt")[0] == 1
-
-
-def _frame_folders(folder: Path) -> np.ndarray:
-    """Writes folders of 20 frames: a good one, a copy, bad ones; returns the frames."""
-    frames = moving_noise(20, *_SIZE)
-    for name in ("good", "copy", "gap", "cut"):
-        write_frames(folder / name, frames)
-    write_frames(folder / "other", frames[::-1])
-    (folder / "gap" / "img_00007.jpg").unlink()
-    cut = folder / "cut" / "img_00009.jpg"
-    cut.write_bytes(cut.read_bytes()[:-300])
-    write_video(str(folder / "a.mp4"), moving_noise(30, *_SIZE, seed=1))
-    return frames
-
-
-_SHORT = ("--num-frames=2", "--stride=1")
-
-
-@pytest.mark.parametrize(
-    "text, clean",
-    [
-        (
-            "path,start,total\ngood 1 20\ncopy 1 20\ngap 1 20\ncut 1 20\nother 2 10\n"
-            "a.mp4 5 9\nno 1 2\ncut 1 8\na.mp4 25 6\na.mp4 0 -1\n",
-            ["good 1 20", "other 2 10", "a.mp4 5 9", "cut 1 8", "a.mp4 0 -1"],
-        ),
-        (
-            "path,total,label\ngood,20,1\ncopy,20,1\ngap,20,0\ncut,20,2\na.mp4,-1,3\n",
-            ["good 20 1", "a.mp4 -1 3"],
-        ),
-        ("good/ 1\ncopy/ 1\ngap/\ncut/ 2\na.mp4 0\n", ["good/ 1", "a.mp4 0"]),
-    ],
-)
-def test_frame_folders(in_process, check, tmp_path, text, clean):
-    _frame_folders(tmp_path)
-    (tmp_path / "list.txt").write_text(text)
-    status, output, _ = check(tmp_path / "list.txt", *_SHORT)
-    assert status == 0 and "jpeg" in output
-    summary, rows = _report(tmp_path / "list_check")
-    assert summary["statuses"]["duplicate"] == 1 and summary["statuses"]["short"] == 0
-    lines = (tmp_path / "list_check" / "clean.txt").read_text().splitlines()
-    if "," in lines[0]:
-        assert lines.pop(0) in ("path,start,total", "path,total,label")
-    assert lines == [f"{tmp_path}/{line}" for line in clean]
-    assert rows["good"]["num_frames"] == rows["good"]["decoded_frames"] == 20
-    assert (rows["good"]["width"], rows["good"]["height"]) == (64, 48)
-    files = (tmp_path / "good").iterdir()
-    assert rows["good"]["bytes"] == sum(path.stat().st_size for path in files)
-    assert rows["good"]["container"] == "frame folder"
-    assert "img_00007.jpg is missing" in rows["gap"]["reason"]
-    assert "img_00009.jpg is damaged" in rows["cut"]["reason"]
-    if "a.mp4#2" in rows:
-        assert rows["a.mp4"]["num_frames"] == 9 and rows["a.mp4"]["seconds"] < 1
-        assert "too short" in rows["a.mp4#2"]["reason"]
-
-
-def test_fast_finds_missing_images(in_process, check, tmp_path):
-    _frame_folders(tmp_path)
-    (tmp_path / "list.txt").write_text("good 1 20\ngap 1 20\ncut 1 20\n")
-    assert check(tmp_path / "list.txt", *_SHORT, "--fast")[0] == 0
-    _, rows = _report(tmp_path / "list_check")
-    statuses = {name: row["status"] for name, row in rows.items()}
-    assert statuses == {"good": "good", "gap": "unreadable", "cut": "good"}
-
-
-def test_tfds_data_set_of_frames(in_process, check, tmp_path, monkeypatch):
-    frames = moving_noise(20, *_SIZE)
-    cut = [encode(image) for image in frames]
-    cut[3] = cut[3][:-100]
-    folder = write_tfds(
-        tmp_path / "tfds", [(frames, 0), (cut, 1), (frames, 1)], ["a", "b"]
-    )
-    monkeypatch.chdir(tmp_path)
-    status, output, _ = check(f"tfds:{folder}/train", *_SHORT)
-    assert status == 0 and "no clean list: a list cannot" in output
-    out = tmp_path / "clips_train_check"
-    assert not (out / "clean.txt").exists()
-    statuses = json.loads((out / "report.json").read_text())["statuses"]
-    assert statuses | {"good": 1, "duplicate": 1, "unreadable": 1} == statuses
-    [line] = (out / "bad_videos.jsonl").read_text().splitlines()
-    assert "frame 3 is damaged" in json.loads(line)["reason"]
-
-
-def test_prepared_shards(in_process, check, tmp_path, monkeypatch):
-    (tmp_path / "videos").mkdir()
-    write_folder(tmp_path / "videos", 3)
-    assert (
-        main(
-            ["prepare", f"{tmp_path}/videos", f"{tmp_path}/tfds/some", "--split=train"]
-        )
-        == 0
-    )
-    monkeypatch.chdir(tmp_path)
-    status, output, _ = check(f"tfds:{tmp_path}/tfds/some/train", *_SHORT, "--strict")
-    assert status == 0 and "no clean list" in output
-    summary = json.loads((tmp_path / "some_train_check" / "report.json").read_text())
-    rows = summary["records"]
-    assert summary["statuses"]["good"] == summary["videos"] == 3
-    assert [row["num_frames"] for row in rows] == [12, 13, 14]
-    assert all(row["codec"] == "h264" and row["bytes"] for row in rows)
 
 
 _probe = probe.probe
@@ -421,7 +318,7 @@ def test_workers_that_crash_hang_or_run_out_of_memory(monkeypatch, check, tmp_pa
         *("--num-frames=2", "--stride=1"),
     )
     assert status == 0
-    summary, rows = _report(tmp_path / "out")
+    summary, rows = report(tmp_path / "out")
     assert summary["statuses"]["good"] == 3
     for name, reason in {
         "1.mp4": "crashes: its process was killed by SIGSEGV",
@@ -434,7 +331,7 @@ def test_workers_that_crash_hang_or_run_out_of_memory(monkeypatch, check, tmp_pa
 
 def test_corrupted_videos_are_each_accounted_for(check, tmp_path):
     rng = np.random.default_rng(0)
-    frames = moving_noise(20, *_SIZE)
+    frames = moving_noise(20, *SIZE)
     contents = {
         "mp4": video_bytes(frames, options={"g": "8"}, audio=True),
         "mkv": video_bytes(frames, container="matroska", options={"g": "8"}),
@@ -450,7 +347,7 @@ def test_corrupted_videos_are_each_accounted_for(check, tmp_path):
         tmp_path, f"--out={tmp_path}/out", "--workers=2", "--timeout=60"
     )
     assert status == 0
-    summary, rows = _report(tmp_path / "out")
+    summary, rows = report(tmp_path / "out")
     # About half; containers have random ids, so the position of the damage varies.
     assert summary["videos"] == 46 and summary["statuses"]["unreadable"] > 10
     assert rows["whole.mp4"]["clean"]
@@ -461,24 +358,3 @@ def test_corrupted_videos_are_each_accounted_for(check, tmp_path):
         elif row["status"] == "frame_count_mismatch":
             with Video(row["path"]) as video, pytest.raises(VideoError):
                 video.read(range(video.num_frames))
-
-
-def test_arrays_and_16_bits_need_their_channels_and_range(in_process, check, tmp_path):
-    deep = np.random.default_rng(0).integers(0, 4096, (9, 8, 12, 1)).astype(np.uint16)
-    np.save(tmp_path / "a.npy", deep)
-    np.save(tmp_path / "copy.npy", deep)
-    np.save(tmp_path / "colour.npy", np.zeros((9, 8, 12, 3), np.uint8))
-    (tmp_path / "list.txt").write_text("a.npy\ncopy.npy\ncolour.npy\n")
-    out = tmp_path / "out"
-    arguments = (f"--out={out}", "--channels=1", "--value-range=0,4095")
-    status, _, _ = check(tmp_path / "list.txt", *arguments)
-    assert status == 0
-    _, rows = _report(out)
-    assert [rows[name]["status"] for name in ("a.npy", "copy.npy", "colour.npy")] == [
-        *("short", "duplicate", "unreadable")
-    ]
-    assert (rows["a.npy"]["num_frames"], rows["a.npy"]["container"]) == (9, "npy")
-    assert "expected [time, height, width, 1]" in rows["colour.npy"]["reason"]
-    record = sources.load(str(tmp_path / "list.txt"))[0]
-    reason = probe.probe(Job(record, True, False, PixelFormat(1)))
-    assert isinstance(reason, str) and "config.data.value_range" in reason

@@ -3,8 +3,10 @@
 import dataclasses
 import hashlib
 import os
+import zlib
 from typing import NamedTuple
 
+import av
 from av.error import FFmpegError
 
 from videomae_jax.errors import VideoError
@@ -16,10 +18,12 @@ from videomae_jax.video.container import (
     read_packets,
     video_stream,
 )
+from videomae_jax.video.decoder import Video
 from videomae_jax.video.images import ImageVideo, image_format
 from videomae_jax.video.open import open_video, read_bytes
-from videomae_jax.video.packets import packet_table
+from videomae_jax.video.packets import LEAVES_GAPS, packet_table
 from videomae_jax.video.record import Record
+from videomae_jax.video.rgb import VideoFrames
 from videomae_jax.video.source import RGB, FrameSource, PixelFormat
 
 _IMAGES_PER_READ = 16  # bounds the memory of a frame folder
@@ -117,10 +121,15 @@ def _probe_file(job: Job) -> ProbeResult:
         starts = table.starts if table else [p.is_keyframe for p in packets]
         decoded = None
         if job.decode:
-            times = [frame.pts for frame in decode_all(file, record.location)]
+            times, sums, has_gaps = [], [], codec.name in LEAVES_GAPS
+            for frame in decode_all(file, record.location):
+                times.append(frame.pts)
+                sums += [_checksum(frame, job)] if has_gaps else []
             decoded = len(times)
             if table and times != [table.times[i] for i in table.positions]:
                 table = None
+            if table and has_gaps:
+                _decode_again(record, job, sums)
         return ProbeResult(
             num_frames=num_frames,
             decoded_frames=decoded,
@@ -135,6 +144,28 @@ def _probe_file(job: Job) -> ProbeResult:
             digest=_digest(file) if job.digest else None,
             size=len(file) if isinstance(file, bytes) else None,
         )
+
+
+def _decode_again(record: Record, job: Job, checksums: list[int]) -> None:
+    """Decodes a file as training does, from each keyframe instead of the beginning.
+
+    Raises:
+        VideoError: other pixels came out, as damage may show what was decoded before.
+    """
+    with open_video(record, job.format) as video:
+        assert isinstance(video, Video)
+        for index, frame in enumerate(video.decode_each()):
+            if _checksum(frame, job) != checksums[index]:
+                raise video.error(
+                    f"frame {index} is damaged: its pixels depend on which frames are "
+                    "decoded before it"
+                )
+
+
+def _checksum(frame: av.VideoFrame, job: Job) -> int:
+    """Returns a checksum of the pixels that training sees."""
+    frames = VideoFrames([frame], [0], job.record.location, job.format)
+    return zlib.crc32(frames.pixels().data)
 
 
 def _probe_images(job: Job) -> ProbeResult:
