@@ -38,7 +38,9 @@ def product_flops(x: Instruction, unit: int) -> int:
         tpu.register_dialect(context)
         module = ir.Module.parse(base64.b64decode(body))
         kernel = module.body.operations[0]
-        grid = ir.DenseI64ArrayAttr(kernel.attributes["iteration_bounds"])
+        grid = []
+        if "iteration_bounds" in kernel.attributes:
+            grid = ir.DenseI64ArrayAttr(kernel.attributes["iteration_bounds"])
         return math.prod(grid) * sum(
             times * _flops(product, unit) for product, times in _products(kernel)
         )

@@ -80,8 +80,8 @@ def read(program: Program, chip: Chip) -> StepTime:
 
     A loop whose length the text does not show counts once, and is listed as unknown.
     """
-    operations, unknown = [], collections.defaultdict(list)
-    cycles = 0
+    operations, cycles, overlapped = [], 0, 0.0
+    counts, sizes = collections.Counter(), collections.Counter()
 
     def add(x: Instruction, kind: str, module: str, times: int, seconds: float):
         source = program.source(x, "videomae_jax")
@@ -89,10 +89,14 @@ def read(program: Program, chip: Chip) -> StepTime:
             Operation(x.name, kind, module, times, times * seconds, x.type, source)
         )
 
+    def add_unknown(name: str, times: int, size: int):
+        counts[name] += times
+        sizes[name] += times * size
+
     for execution in program.executions():
         x, times = execution.instruction, execution.times
         if x.op == "while" and program.trip_count(x) is None:
-            unknown["loops of unknown length, counted once"].append((times, 0))
+            add_unknown("loops of unknown length, counted once", times, 0)
         if execution.whole or x.op in _FREE or _FREE_CALL.search(x.rest):
             continue
         if kernels.is_kernel(x):
@@ -105,12 +109,11 @@ def read(program: Program, chip: Chip) -> StepTime:
             seconds = x.cycles / chip.clock
             add(x, kinds.kind(program, x), kinds.module(x), times, seconds)
         elif x.bytes > _SMALL and (name := _unknown(program, x)):
-            unknown[name].append((times, times * x.bytes))
-    overlapped = 0.0
+            add_unknown(name, times, x.bytes)
     for x in each(program):
         times = x.execution.times
         if (seconds := _collective_seconds(x, chip)) is None:
-            unknown[x.kind].append((times, times * x.bytes))
+            add_unknown(x.kind, times, x.bytes)
         elif x.overlapped:
             overlapped += times * seconds
         else:
@@ -129,8 +132,7 @@ def read(program: Program, chip: Chip) -> StepTime:
         modules=dict(by_module.most_common()),
         largest=sorted(operations, key=lambda x: -x.seconds)[:_LARGEST],
         unknown={
-            name: Traffic(*map(sum, zip(*parts, strict=True)))
-            for name, parts in sorted(unknown.items(), key=lambda x: -sum(x[1][1]))
+            name: Traffic(counts[name], size) for name, size in sizes.most_common()
         },
     )
 
