@@ -4,7 +4,7 @@
 
 Damages lists of every form (plain, headers, CSV, JSON, JSON lines, annotations of data
 sets) by bits, bytes, lines, columns and very long runs, and loads each as every kind of
-task would. A list counts once:
+task would, and lists of one very long line. A list counts once:
 
     refused     with a RecordError
     loaded      it is a list
@@ -50,6 +50,22 @@ RUNS = (
     "1:", "a.mp4 ", ".", "-", "\\", "\0", "é", "\ud800", ",a", "[1,", "youtube_id ",
     '"something" ', "path ", "1e9 ", "a.mp4;", "''", '""', "(", "=", " \t ",
 )  # fmt: skip
+LONG = (
+    "a.mp4" + " 1" * 100_000,
+    "a.mp4 x" + "," * 100_000 + " y",
+    "a.mp4\tb" + " " * 100_000 + "c",
+    'a.mp4 "' + " #" * 100_000,
+    "path," + ",".join(map(str, range(100_000))),
+    'path,label\n"a.mp4",1' + " " * 100_000 + "2",
+    "path,label\na.mp4," + "9" * 100_000,
+    "a.mp4 1" + ":1" * 100_000 + " 5.5 3",
+    "a.mp4 " + "9" * 5000 + ":1 5.5 3",
+    "[\n" + "\n" * 100_000 + '{"x": 1}]',
+    '{"a' + "something" * 20_000,
+    "youtube_id " * 20_000,
+    '{"path": "a.mp4", "label": ' + "[" * 100_000,
+    '{"path": "a.mp4", "label": ' + "1" * 5000 + "}",
+)
 KINDS = tuple(LabelKind)
 
 
@@ -85,12 +101,13 @@ def damaged(seed: int) -> bytes:
     return bytes(data)
 
 
-def load(seed: int) -> tuple[str, str]:
-    """Loads a damaged list; returns its outcome, and an empty reason."""
+def load(case: int | str) -> tuple[str, str]:
+    """Loads a list, damaged if `case` is a seed; returns outcome and empty reason."""
+    content = case.encode() if isinstance(case, str) else damaged(case)
     outcome = "refused"
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder, "list.txt")
-        path.write_bytes(damaged(seed))
+        path.write_bytes(content)
         for kind in KINDS:
             try:
                 sources.load(str(path), label_kind=kind)
@@ -107,10 +124,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the first list")
     parser.add_argument("--workers", type=int, default=1)
     args = parser.parse_args()
-    seeds = range(args.seed, args.seed + args.files)
+    cases = [*LONG, *range(args.seed, args.seed + args.files)]
     table = Table("lists", ["refused", "loaded", "exception", "limits"], forbidden=2)
-    for seed, outcome, reason in judged(load, seeds, num_workers=args.workers):
-        table.add("damaged", outcome, f"seed {seed} {reason}")
+    for case, outcome, reason in judged(load, cases, num_workers=args.workers):
+        kind = "long lines" if isinstance(case, str) else "damaged"
+        table.add(kind, outcome, f"{str(case)[:40]} {reason}")
     table.finish()
 
 
