@@ -4,25 +4,18 @@ import csv
 import json
 import re
 import shutil
-from unittest import mock
 
 import jax
 import numpy as np
 import pytest
 
 from configs import common
-from tests.evaluation import test_metrics, test_regression
 from tests.helpers import official
 from tests.helpers.videos import write_folder
 from tests.training import test_loop
 from videomae_jax import checkpoint_files, checkpointing
 from videomae_jax.distributed import sharding
-from videomae_jax.errors import (
-    CheckpointError,
-    CompleteRunError,
-    ConfigError,
-    RecordError,
-)
+from videomae_jax.errors import CheckpointError, ConfigError, RecordError
 from videomae_jax.evaluation import results
 from videomae_jax.interop.loading import load_pretrained
 from videomae_jax.models import positions
@@ -63,6 +56,11 @@ def tiny(folder, **overrides):
     config.checkpoint.every = 4
     config.update_from_flattened_dict(overrides)
     return config
+
+
+def best_of(folder, **overrides):
+    fields = {"evaluation.every": 1, "evaluation.step": "best"} | overrides
+    return tiny(folder, **{"checkpoint.every": 100, "checkpoint.keep_last": 1} | fields)
 
 
 @pytest.fixture(scope="module")
@@ -127,115 +125,19 @@ def test_stopping_in_the_middle_changes_nothing(folder, undisturbed, tmp_path):
     assert (tmp_path / test).read_bytes() == (undisturbed[0] / test).read_bytes()
 
 
-SCORES = [10, 30, 20, 30, 40]
-
-
-@pytest.fixture
-def scored(monkeypatch):
-    """Validations after each step whose top-1 is that of SCORES."""
-    monkeypatch.setattr(
-        finetune.Finetuning,
-        "validate",
-        lambda self, step, *_: ("top1", SCORES[step - 1]),
-    )
-
-
-def best_of(folder, **overrides):
-    fields = {"evaluation.every": 1, "evaluation.step": "best"} | overrides
-    return tiny(folder, **{"checkpoint.every": 100, "checkpoint.keep_last": 1} | fields)
-
-
-def steps(workdir):
-    return {int(path.name) for path in (workdir / "checkpoints").iterdir()}
-
-
-@pytest.mark.slow
-def test_the_best_is_kept_and_tested_and_patience_ends(
-    folder, tmp_path, scored, caplog, monkeypatch
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_a_damaged_checkpoint_is_never_replaced_by_an_older(
+    folder, undisturbed, tmp_path, mode
 ):
-    monkeypatch.setattr("logging.Logger.propagate", True, raising=False)
-    caplog.set_level("INFO", "videomae_jax")
-    config = best_of(folder, **{"evaluation.patience": 2, "log_every": 3})
-    state = loop.train_and_evaluate(config, str(tmp_path))
-    assert state.step == 4 and steps(tmp_path) == {2, 4}
-    # The last step is reported, although it came between two lines of the log.
-    assert [row["step"] for row in test_loop.metrics(tmp_path)] == [3, 4]
-    assert caplog.messages[-2:] == [
-        "best validation top1=30 at step=2, kept",
-        f"{tmp_path} is complete: 4 of 8 steps",
-    ]
-    saved = json.loads((tmp_path / "test" / "metrics.json").read_text())
-    assert saved["step"] == 2
-    predictions = (tmp_path / "test" / "predictions.jsonl").read_bytes()
-
-    # The same from the command line's point of view, and in the API.
-    shutil.rmtree(tmp_path / "test")
-    config.mode = "eval"
-    loop.run(config, str(tmp_path))
-    assert (tmp_path / "test" / "predictions.jsonl").read_bytes() == predictions
-    best, last = (load_pretrained(tmp_path, step=x) for x in ("best", "last"))
-    jax.tree.map(np.testing.assert_array_equal, last.params, state.ema)
-    assert np.any(best.params["head"]["kernel"] != last.params["head"]["kernel"])
-
-    # It is complete: other settings would change nothing.
-    config = best_of(folder, **{"evaluation.patience": 2, "optimizer.base_lr": 0.1})
-    message = (
-        f"nothing was trained: the run in {tmp_path} is complete with other settings "
-        r"\(config.optimizer.base_lr=0.1, was 0.0005\); give a new --workdir"
-    )
-    with pytest.raises(CompleteRunError, match=message) as error:
-        loop.train_and_evaluate(config, str(tmp_path))
-    assert error.value.exit_code == 2
-
-
-@pytest.mark.parametrize(
-    "predictions, name",
-    [
-        (test_metrics.example, "top1"),
-        (test_metrics.heads_example, "all_top1"),
-        (test_metrics.multi_label_example, "mean_average_precision"),
-        (test_regression.two_values, "-standardized_mean_absolute_error"),
-        (lambda: test_regression.one_value([1, 2], [1, 3]), "-mean_absolute_error"),
-    ],
-)
-def test_each_kind_of_target_has_a_score(folder, monkeypatch, predictions, name):
-    task = finetune.Finetuning(tiny(folder))
-    monkeypatch.setattr(task, "_evaluate", lambda *_: predictions())
-    reporter = mock.MagicMock()
-    score = task.validate(4, None, None, reporter)
-    expected = predictions().metrics[name.removeprefix("-")]
-    assert score == (name, expected)
-    step, values = reporter.values.call_args.args
-    assert step == 4 and values[f"validation/{name.removeprefix('-')}"] == expected
-
-
-@pytest.mark.slow
-def test_a_complete_run_goes_on_with_more_patience(folder, tmp_path, scored):
-    fields = {"evaluation.patience": 2, "steps": 5}
-    loop.train_and_evaluate(best_of(folder, **fields), str(tmp_path))
-    config = best_of(folder, **fields, log_every=1)  # which changes no result
-    assert loop.train_and_evaluate(config, str(tmp_path)).step == 4
-    config = best_of(folder, **fields | {"evaluation.patience": 3})
-    assert loop.train_and_evaluate(config, str(tmp_path)).step == 5
-    assert steps(tmp_path) == {5}  # 40 is better than 30
-
-
-@pytest.mark.slow
-def test_a_stopped_run_knows_its_best(folder, tmp_path, scored):
-    config = best_of(folder, **{"steps": 4, "evaluation.patience": 3})
-    config.checkpoint.every = 3
-    loop.train_and_evaluate(config, str(tmp_path / "whole"))
-    test_loop.run_until(config, tmp_path / "stopped", 3)
-    loop.train_and_evaluate(config, str(tmp_path / "stopped"))
-    assert steps(tmp_path / "whole") == steps(tmp_path / "stopped") == {2, 4}
-    whole, stopped = (
-        checkpointing.Checkpoints(str(tmp_path / name), read_only=True)
-        for name in ("whole", "stopped")
-    )
-    assert whole.meta(4) == stopped.meta(4)
-    name = "test/predictions.jsonl"
-    ours, theirs = (tmp_path / x / name for x in ("whole", "stopped"))
-    assert ours.read_bytes() == theirs.read_bytes()
+    workdir = shutil.copytree(undisturbed[0], tmp_path / "run")
+    (workdir / "checkpoints" / "8" / "params" / "manifest.ocdbt").unlink()
+    before = (workdir / "metrics.jsonl").read_bytes()
+    with pytest.raises(CheckpointError, match="checkpoint 8 cannot be read.*4 is whol"):
+        loop.run(tiny(folder, mode=mode, steps=12), str(workdir))
+    assert (workdir / "metrics.jsonl").read_bytes() == before
+    with pytest.raises(CheckpointError, match="checkpoint 8 cannot be read"):
+        load_pretrained(workdir)
+    assert load_pretrained(workdir, step=4).labels == ("left", "right", "up")
 
 
 @pytest.mark.parametrize("keep_best", [False, True])
@@ -257,38 +159,6 @@ def test_a_best_that_was_not_kept_is_not_tested(
         run.checkpoints.close()
     assert (progress.best is None) == keep_best
     assert progress.tested_step(config) == 8
-
-
-@pytest.mark.parametrize(
-    "overrides, message",
-    [
-        ({"evaluation.step": "3"}, "evaluation.step=3 must be last or best"),
-        (
-            {"evaluation.patience": 3, "data.validation": ""},
-            "patience=3 needs validations: set config.data.validation",
-        ),
-        ({"evaluation.every": 0}, "evaluation.step=best needs validations"),
-        ({"checkpoint.keep_best": False}, "needs config.checkpoint.keep_best=True"),
-    ],
-)
-def test_fields_that_need_validations(folder, overrides, message):
-    with pytest.raises(ConfigError, match=message):
-        loop.set_up(best_of(folder, **overrides), folder).__enter__()
-
-
-@pytest.mark.parametrize("mode", ["train", "eval"])
-def test_a_damaged_checkpoint_is_never_replaced_by_an_older(
-    folder, undisturbed, tmp_path, mode
-):
-    workdir = shutil.copytree(undisturbed[0], tmp_path / "run")
-    (workdir / "checkpoints" / "8" / "params" / "manifest.ocdbt").unlink()
-    before = (workdir / "metrics.jsonl").read_bytes()
-    with pytest.raises(CheckpointError, match="checkpoint 8 cannot be read.*4 is whol"):
-        loop.run(tiny(folder, mode=mode, steps=12), str(workdir))
-    assert (workdir / "metrics.jsonl").read_bytes() == before
-    with pytest.raises(CheckpointError, match="checkpoint 8 cannot be read"):
-        load_pretrained(workdir)
-    assert load_pretrained(workdir, step=4).labels == ("left", "right", "up")
 
 
 def test_a_test_needs_a_list(folder, undisturbed):
@@ -517,27 +387,6 @@ def test_variations_run_from_a_pretrained_encoder(
         assert bool(state.batch_stats) == (config.model.head_norm == "batch")
 
 
-@pytest.mark.slow
-def test_several_labels(folder, tmp_path):
-    labels = ("0 2", "1", "2")
-    lines = [f"{i}.mp4 {labels[i % 3]}\n" for i in range(11)]
-    (tmp_path / "list.txt").write_text("".join(lines))
-    path = str(tmp_path / "list.txt")
-    config = tiny(folder, **{"loss.kind": "sigmoid", "loss.smoothing": 0.0, "steps": 4})
-    config.data.update(
-        train=path, validation=path, test=path, root=str(folder), labels=""
-    )
-    config.data.max_bad_fraction = 0.5
-    loop.train_and_evaluate(config, str(tmp_path / "run"))
-    metrics = json.loads((tmp_path / "run" / "test" / "metrics.json").read_text())
-    assert metrics["videos"] == 10 and metrics["unreadable"] == 1
-    assert 0 < metrics["mean_average_precision"] <= 100
-    rows = (tmp_path / "run" / "test" / "predictions.jsonl").read_text().splitlines()
-    assert [json.loads(row)["labels"] for row in rows[:3]] == [[0, 2], [1], [2]]
-    last = test_loop.metrics(tmp_path / "run")[-1]
-    assert 0 < last["validation/mean_average_precision"] <= 100
-
-
 def test_image_size_interpolates_the_pretrained_positions(folder, pretrained):
     config = tiny(folder, **{"data.image_size": 48})
     grid = (2, 3, 3)
@@ -594,69 +443,3 @@ def test_mistakes_are_explained(folder, tmp_path, overrides, error, message):
 def test_weights_of_another_model_are_refused(folder, pretrained, overrides, message):
     with pytest.raises(CheckpointError, match=message):
         start(folder, pretrained, **overrides)
-
-
-@pytest.mark.parametrize("split", ["validation", "test"])
-def test_labels_outside_the_range_and_empty_splits_are_refused(folder, split, tmp_path):
-    (tmp_path / "a.mp4").touch()
-    (tmp_path / "high.txt").write_text("a.mp4 0\nb.mp4 3\n")
-    with pytest.raises(RecordError, match="high.txt: b.mp4 has label 3"):
-        finetune.Finetuning(
-            tiny(folder, **{f"data.{split}": str(tmp_path / "high.txt")})
-        )
-    (tmp_path / "empty.txt").write_text("# nothing\n")
-    with pytest.raises(RecordError, match="names no videos"):
-        finetune.Finetuning(
-            tiny(folder, **{f"data.{split}": str(tmp_path / "empty.txt")})
-        )
-
-
-def test_class_names_come_from_folders_where_they_can(tmp_path):
-    path = tmp_path / "list.txt"
-    for name in ("jump", "all"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "a.mp4").touch()
-    path.write_text("jump/a.mp4 1\nrun/a.mp4 0\njump/b.mp4 1\n")
-    config = tiny(tmp_path)
-    config.data.update(train=str(path), validation="", test="", labels="")
-    assert finetune.Finetuning(config).class_names == ["run", "jump"]
-    path.write_text("all/a.mp4 1\nall/b.mp4 0\n")
-    assert finetune.Finetuning(config).class_names == ["0", "1"]
-
-
-def test_names_of_a_list_are_classes_for_all_lists(tmp_path):
-    for name in "ac":
-        (tmp_path / f"{name}.mp4").touch()
-    (tmp_path / "train.csv").write_text("path,label\na.mp4,sit down\nb.mp4,run\n")
-    (tmp_path / "val.jsonl").write_text('{"path": "c.mp4", "label": "sit down"}\n')
-    config = tiny(tmp_path)
-    config.data.update(
-        train=str(tmp_path / "train.csv"),
-        validation=str(tmp_path / "val.jsonl"),
-        test="",
-        labels="",
-    )
-    task = finetune.Finetuning(config)
-    assert task.class_names == ["run", "sit down"]
-    # Alone, the name would be class 0.
-    assert [[x.labels for x in videos] for videos in task.lists] == [
-        [(1,), (0,)],
-        [],
-        [(1,)],
-    ]
-    (tmp_path / "names.txt").write_text("sit down\nwalk\nrun\n")
-    config.data.labels = str(tmp_path / "names.txt")
-    task = finetune.Finetuning(config)
-    assert [x.labels for x in task.training_videos] == [(0,), (2,)]
-    (tmp_path / "val.jsonl").write_text('{"path": "c.mp4", "label": "sit"}\n')
-    with pytest.raises(
-        RecordError, match="val.jsonl:1: 'sit' is none of the 3 classes"
-    ):
-        finetune.Finetuning(config)
-
-
-def test_several_labels_need_at_least_one_in_the_list(folder):
-    config = tiny(folder, **{"loss.kind": "sigmoid"})
-    config.data.update(train=str(folder), labels="")
-    with pytest.raises(RecordError, match="no video has a label"):
-        finetune.Finetuning(config)
