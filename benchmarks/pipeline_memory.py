@@ -113,6 +113,7 @@ def main():
     with pipeline.batches(
         videos,
         read_clips,
+        patch_shape=(2, 16),
         batch_size=arguments.batch,
         seed=0,
         steps=range(steps + 10**6),

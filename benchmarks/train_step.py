@@ -6,10 +6,10 @@
 A step is forward pass, backward pass and AdamW. This library's model and Hugging
 Face's, with `sdpa` attention, have the same sizes and batch. Each runs in a process of
 its own; they alternate in rounds of a few steps, and the ratio of their times is taken
-round by round. The batch is on the device: normalised float clips for PyTorch, as its
-pipelines provide, and uint8 for this library. On a GPU both compute in bfloat16
-(PyTorch: autocast and torch.compile). On a CPU both compute in float32, and --compile
-uses torch.compile.
+round by round. The batch is on the device, as the pipelines of both provide it:
+normalised float clips for PyTorch, patches of uint8 for this library. On a GPU both
+compute in bfloat16 (PyTorch: autocast and torch.compile). On a CPU both compute in
+float32, and --compile uses torch.compile.
 
 The peak is that of a large square matrix product by JAX, on the same device and in the
 dtype of the computation. Requires jax, flax and optax. Without PyTorch and transformers
@@ -41,8 +41,9 @@ def ours(options):
 
     from videomae_jax.models import flops, masking
     from videomae_jax.models.classifier import VideoClassifier
+    from videomae_jax.models.array_types import Patches
     from videomae_jax.models.mae import VideoMAE, pixel_targets, reconstruction_loss
-    from videomae_jax.models.vit import token_grid
+    from videomae_jax.models.vit import patchify, token_grid
     from videomae_jax.training import optimizer
     from videomae_jax.training.train_step import TrainState, make_train_step
 
@@ -57,6 +58,10 @@ def ours(options):
             fields["decoder_attention"] = options.attention
 
     class Pretraining:
+    sizes = VideoMAE.from_variant(options.variant)
+    patch = {"patch_size": sizes.patch_size, "tubelet_size": sizes.tubelet_size}
+    grid = token_grid(shape, **patch)
+
         model = VideoMAE.from_variant(options.variant, **fields)
 
         def init(self, key):
@@ -64,7 +69,6 @@ def ours(options):
             return self.model.init(key, video, visible, masked)["params"]
 
         def masks(self, key):
-            grid = token_grid(shape, self.model.patch_size, self.model.tubelet_size)
             return masking.tube(key, options.batch, grid=grid, ratio=MASK_RATIO)
 
         def add_randomness(self, batch, key):
@@ -72,17 +76,12 @@ def ours(options):
             return batch | {"visible": visible, "masked": masked}
 
         def loss(self, params, batch_stats, batch):
-            masked = batch["masked"]
+            patches, masked = Patches(batch["patches"], grid), batch["masked"]
             prediction = self.model.apply(
-                {"params": params}, batch["video"], batch["visible"], masked
-            )
-            target = pixel_targets(
-                batch["video"],
-                masked,
-                patch_size=self.model.patch_size,
-                tubelet_size=self.model.tubelet_size,
+                {"params": params}, patches, batch["visible"], masked
             )
             return reconstruction_loss(prediction, target), batch_stats
+            target = pixel_targets(patches, masked, **patch)
 
     class Finetuning:
         model = VideoClassifier.from_variant(options.variant, CLASSES, **fields)
@@ -94,7 +93,8 @@ def ours(options):
             return batch
 
         def loss(self, params, batch_stats, batch):
-            logits = self.model.apply({"params": params}, batch["video"])
+            patches = Patches(batch["patches"], grid)
+            logits = self.model.apply({"params": params}, patches)
             log_probabilities = jax.nn.log_softmax(logits)
             rows = jnp.arange(options.batch)
             return -log_probabilities[rows, batch["label"]].mean(), batch_stats
@@ -112,7 +112,8 @@ def ours(options):
         make_train_step(task, tx, lambda step: 1e-4, grad_accum_steps=1),
         donate_argnums=0,
     )
-    batch = jax.device_put({"video": video, "label": np.arange(options.batch)})
+    patches = patchify(video, **patch)
+    batch = jax.device_put({"patches": patches, "label": np.arange(options.batch)})
     key = jax.random.key(1)
 
     def run(steps):
@@ -121,7 +122,6 @@ def ours(options):
             state, metrics = step(state, batch, key)
         return float(metrics["loss"])
 
-    grid = token_grid(shape, task.model.patch_size, task.model.tubelet_size)
     tokens = grid[0] * grid[1] * grid[2]
     if options.task == "pretrain":
         visible = jax.eval_shape(task.masks, key)[0].shape[1]

@@ -64,15 +64,16 @@ def test_batches_and_models_have_the_shape_of_the_config(folder):
         with pipeline.batches(
             task.training_videos,
             task.training_clips,
+            patch_shape=task.patch_shape,
             batch_size=2,
             seed=0,
             steps=range(1),
             pixels=pixel_format(config),
         ) as batches:
-            video = next(batches).arrays["video"]
+            patches = next(batches).arrays["patches"]
         clips = 2 * config.data.num_samples
-        assert video.shape == (clips, 4, 32, 48, 1) and video.dtype == np.uint16
-        assert 10000 < video.std() < 30000
+        assert patches.shape == (clips, 2 * 2 * 3, 2 * 16 * 16)
+        assert patches.dtype == np.uint16 and 10000 < patches.std() < 30000
     tokens = 2 * 2 * 3
     assert task.flops_per_clip == 3 * flops.classification(task.model, tokens)
 

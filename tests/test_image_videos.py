@@ -118,15 +118,16 @@ def test_batches_are_those_of_the_frames(folder):
             with pipeline.batches(
                 records,
                 read_clips,
+                patch_shape=(2, 16),
                 batch_size=3,
                 seed=0,
                 steps=range(2),
                 workers=WorkerConfig(workers),
             ) as stream:
-                videos = [batch.arrays["video"] for batch in stream]
+                patches = [batch.arrays["patches"] for batch in stream]
             if records is listed and not workers:
-                expected = videos
-            np.testing.assert_array_equal(videos, expected)
+                expected = patches
+            np.testing.assert_array_equal(patches, expected)
 
 
 @pytest.mark.slow

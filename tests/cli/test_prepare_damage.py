@@ -119,7 +119,12 @@ def test_changed_bytes_are_detected(videos, tmp_path, serial):
 
     read_clips = PretrainingClips(4, 2, 32, (1.0,), 0.0, 1)
     with pipeline.batches(
-        records, read_clips, batch_size=8, seed=0, steps=range(1)
+        records,
+        read_clips,
+        patch_shape=(2, 16),
+        batch_size=8,
+        seed=0,
+        steps=range(1),
     ) as stream:
         (batch,) = stream
     assert "2.mp4" not in batch.ids

@@ -15,12 +15,16 @@ from videomae_jax.data.clips import (
 from videomae_jax.data.labels import to_array
 from videomae_jax.data.randaugment import RandAugment
 from videomae_jax.data.workers import WorkerConfig
+from videomae_jax.models import vit
 from videomae_jax.video.decoder import Video
 from videomae_jax.video.record import LabelKind, Record
 
 CLIPS = PretrainingClips(
     num_frames=4, stride=2, size=32, scales=(1, 0.75, 0.5), flip=0.5, num_samples=1
 )
+
+PATCH = 2, 8  # frames, and pixels along a side
+SHAPE = 2 * 4 * 4, 2 * 8 * 8 * 3  # of a clip's patches
 
 
 @pytest.fixture(scope="session")
@@ -35,7 +39,13 @@ def videos(folder):
 
 def read(videos, steps=range(4), clips=CLIPS, seed=0, **kwargs):
     with pipeline.batches(
-        videos, clips, batch_size=4, seed=seed, steps=steps, **kwargs
+        videos,
+        clips,
+        patch_shape=PATCH,
+        batch_size=4,
+        seed=seed,
+        steps=steps,
+        **kwargs,
     ) as stream:
         return list(stream)
 
@@ -43,7 +53,7 @@ def read(videos, steps=range(4), clips=CLIPS, seed=0, **kwargs):
 def assert_same(one, other):
     assert len(one) == len(other) > 0
     for a, b in zip(one, other, strict=True):
-        np.testing.assert_array_equal(a.arrays["video"], b.arrays["video"])
+        np.testing.assert_array_equal(a.arrays["patches"], b.arrays["patches"])
         assert a.ids == b.ids
 
 
@@ -53,10 +63,8 @@ def reference(videos):
 
 
 def test_batches_are_uint8_clips_of_all_videos(reference):
-    assert [batch.arrays["video"].shape for batch in reference] == [
-        (4, 4, 32, 32, 3)
-    ] * 4
-    assert all(batch.arrays["video"].dtype == np.uint8 for batch in reference)
+    assert [batch.arrays["patches"].shape for batch in reference] == [(4, *SHAPE)] * 4
+    assert all(batch.arrays["patches"].dtype == np.uint8 for batch in reference)
     ids = [name for batch in reference for name in batch.ids]
     assert len(set(ids[:10])) == 10  # an epoch holds each video once
     assert set(ids[10:]) <= set(ids[:10]) and ids[10:] != ids[:6]  # and is reshuffled
@@ -72,15 +80,15 @@ def test_hosts_share_the_global_batch(videos, reference, hosts):
     rows = [range(i * local, (i + 1) * local) for i in range(hosts)]
     parts = [read(videos, local_indices=part) for part in rows]
     for step, batch in enumerate(reference):
-        rows = [part[step].arrays["video"] for part in parts]
-        np.testing.assert_array_equal(np.concatenate(rows), batch.arrays["video"])
+        rows = [part[step].arrays["patches"] for part in parts]
+        np.testing.assert_array_equal(np.concatenate(rows), batch.arrays["patches"])
         assert [name for part in parts for name in part[step].ids] == batch.ids
 
 
 def test_a_host_may_have_any_rows(videos, reference):
     for batch, whole in zip(read(videos, local_indices=[0, 3]), reference, strict=True):
-        video = whole.arrays["video"]
-        np.testing.assert_array_equal(batch.arrays["video"], video[[0, 3]])
+        patches = whole.arrays["patches"]
+        np.testing.assert_array_equal(batch.arrays["patches"], patches[[0, 3]])
         assert batch.ids == [whole.ids[0], whole.ids[3]]
 
 
@@ -103,9 +111,9 @@ def test_samples_of_a_video_are_adjacent_and_cost_one_decode(videos, monkeypatch
     clips = PretrainingClips(4, 2, 32, (1, 0.5), 0.0, num_samples=3)
     (batch,) = read(videos, range(1), clips)
     assert len(reads) == 4
-    assert batch.arrays["video"].shape == (12, 4, 32, 32, 3)
+    assert batch.arrays["patches"].shape == (12, *SHAPE)
     assert batch.ids[0] == batch.ids[1] == batch.ids[2] != batch.ids[3]
-    crops = {clip.tobytes() for clip in batch.arrays["video"]}
+    crops = {clip.tobytes() for clip in batch.arrays["patches"]}
     assert len(crops) > 4  # the samples of a video are different crops
 
 
@@ -187,8 +195,8 @@ def test_finetuning_augments_one_decode_several_times(videos, rule, monkeypatch)
     clips = FinetuningClips(frame_sampling=rule, num_samples=3, **FINETUNING)
     (batch,) = read(videos, range(1), clips)
     assert len(reads) == 4
-    assert batch.arrays["video"].shape == (12, 4, 32, 32, 3)
-    assert len({clip.tobytes() for clip in batch.arrays["video"]}) == 12
+    assert batch.arrays["patches"].shape == (12, *SHAPE)
+    assert len({clip.tobytes() for clip in batch.arrays["patches"]}) == 12
     if rule == "dense":  # a process takes seconds to start
         assert_same([batch], read(videos, range(1), clips, workers=WorkerConfig(1)))
 
@@ -237,7 +245,12 @@ def test_views_are_cut_from_the_whole_video(videos):
 def each_once(videos, **kwargs):
     clips = CenterClips(num_frames=4, stride=2, size=32)
     with pipeline.each_once(
-        videos, clips, clips_shape=(1, 4, 32, 32, 3), batch_size=4, **kwargs
+        videos,
+        clips,
+        clips_shape=(1, 4, 32, 32, 3),
+        patch_shape=PATCH,
+        batch_size=4,
+        **kwargs,
     ) as batches:
         return list(batches)
 
@@ -251,17 +264,19 @@ def test_a_pass_reads_each_video_once_and_in_order(mixed, workers):
     assert readable.tolist() == [True] * 5 + [False] * 3 + [True] + [False] * 3
     reasons = dict(bad for batch in batches for bad in batch.bad)
     assert reasons.keys() == {5, 6, 7} and "missing.mp4" in reasons[5]
-    assert all(batch.video.shape == (4, 1, 4, 32, 32, 3) for batch in batches)
-    video = np.concatenate([batch.video for batch in batches])
-    assert (
-        video[readable].any(axis=(1, 2, 3, 4, 5)).all() and not video[~readable].any()
+    assert all(batch.patches.shape == (4, 1, *SHAPE) for batch in batches)
+    patches = np.concatenate([batch.patches for batch in batches])
+    clips, _ = pipeline.read_all(mixed, CenterClips(4, 2, 32), len(mixed))
+    np.testing.assert_array_equal(
+        patches[readable, 0], vit.patchify(clips, patch_size=8, tubelet_size=2)
     )
+    assert not patches[~readable].any()
 
 
 def test_hosts_share_a_pass(mixed):
     whole = each_once(mixed)
     parts = [each_once(mixed, process=(i, 2)) for i in range(2)]
     for step, batch in enumerate(whole):
-        for name in ("video", "index", "readable"):
+        for name in ("patches", "index", "readable"):
             both = np.concatenate([getattr(part[step], name) for part in parts])
             np.testing.assert_array_equal(both, getattr(batch, name))

@@ -18,6 +18,7 @@ from videomae_jax.data import pipeline, prefetch, sources, threads
 from videomae_jax.data.clips import PretrainingClips
 from videomae_jax.data.workers import WorkerConfig
 from videomae_jax.errors import WorkerError
+from videomae_jax.models import vit
 
 ROOT = pathlib.Path(__file__).parents[2]
 SHARED = pathlib.Path("/dev/shm")
@@ -40,7 +41,7 @@ class Numbers(grain.MapDataset):
 def read(batch_size, steps, num_workers=0, num_threads=2, chunk_size=4):
     workers = WorkerConfig(num_workers, num_threads, chunk_size)
     with prefetch.read_ahead(
-        Numbers(), batch_size, steps=steps, workers=workers
+        Numbers(), batch_size, patch_shape=(1, 1), steps=steps, workers=workers
     ) as batches:
         return list(batches)
 
@@ -50,11 +51,11 @@ def read(batch_size, steps, num_workers=0, num_threads=2, chunk_size=4):
 def test_chunks_of_any_size_give_the_same_batches(chunk_size, num_threads):
     batches = read(5, range(2, 9), num_threads=num_threads, chunk_size=chunk_size)
     assert len(batches) == 7
-    for step, (video, elements, seconds) in enumerate(batches, start=2):
+    for step, (patches, elements, seconds) in enumerate(batches, start=2):
         expected = np.arange(5 * step, 5 * step + 5)
         assert [element["number"] for element in elements] == expected.tolist()
-        assert video.shape == (5, 2, 1, 1, 1, 3) and video.dtype == np.uint8
-        assert (video == expected[:, None, None, None, None, None]).all()
+        assert patches.shape == (5, 2, 1, 3) and patches.dtype == np.uint8
+        assert (patches == expected[:, None, None, None]).all()
         assert seconds >= 0
 
 
@@ -62,24 +63,59 @@ def test_chunks_of_workers_are_put_in_order():
     batches = read(5, range(9), num_workers=3, chunk_size=2)
     numbers = [element["number"] for batch in batches for element in batch.elements]
     assert numbers == list(range(45))
-    assert [batch.video[:, 0, 0, 0, 0, 0].tolist() for batch in batches] == [
+    assert [batch.patches[:, 0, 0, 0].tolist() for batch in batches] == [
         list(range(5 * step, 5 * step + 5)) for step in range(9)
     ]
 
 
 def test_batches_have_memory_of_their_own():
     """JAX may use an array in place; it must not change afterwards."""
-    videos = [batch.video for batch in read(4, range(8))]
+    arrays = [batch.patches for batch in read(4, range(8))]
     assert not any(
-        np.shares_memory(a, b) for i, a in enumerate(videos) for b in videos[:i]
+        np.shares_memory(a, b) for i, a in enumerate(arrays) for b in arrays[:i]
     )
+
+
+class Clips(grain.MapDataset):
+    """Elements with the clips of a list."""
+
+    def __init__(self, clips):
+        super().__init__()
+        self.clips = clips
+
+    def __len__(self):
+        return len(self.clips)
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return self.slice(index)
+        return {"video": self.clips[index]}
+
+
+@pytest.mark.parametrize("channels, dtype", [(3, "u1"), (1, "u1"), (4, "u2")])
+@pytest.mark.parametrize("patch_size", [8, 2])
+def test_batches_hold_the_patches_of_the_clips(channels, dtype, patch_size):
+    rng = np.random.default_rng(0)
+    shape = 6, 2, 4, 16, 24, channels
+    clips = rng.integers(0, np.iinfo(dtype).max, shape, dtype, endpoint=True)
+    # Views that are not contiguous, too.
+    for elements in (clips, clips[:, :, :, :, ::-1]):
+        with prefetch.read_ahead(
+            Clips(list(elements)), 3, patch_shape=(2, patch_size)
+        ) as batches:
+            patches = np.concatenate([batch.patches for batch in batches])
+        assert patches.dtype == clips.dtype
+        for sample in range(2):
+            expected = vit.patchify(elements[:, sample], patch_size, tubelet_size=2)
+            np.testing.assert_array_equal(patches[:, sample], expected)
 
 
 @pytest.mark.slow
 def test_workers_survive_sigterm_until_the_parent_is_done():
     """The parent saves first, and needs more data until all hosts have agreed to."""
+    workers = WorkerConfig(2, 1, 1)
     with prefetch.read_ahead(
-        Numbers(), 1, steps=range(70), workers=WorkerConfig(2, 1, 1)
+        Numbers(), 1, patch_shape=(1, 1), steps=range(70), workers=workers
     ) as batches:
         for step in range(4):  # both have begun
             assert next(batches).elements[0]["number"] == step
@@ -94,8 +130,9 @@ def test_workers_survive_sigterm_until_the_parent_is_done():
 
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_errors_of_workers_are_raised_at_their_batch(num_workers):
+    workers = WorkerConfig(num_workers, 1, 4)
     with prefetch.read_ahead(
-        Numbers(), 4, steps=range(99), workers=WorkerConfig(num_workers, 1, 4)
+        Numbers(), 4, patch_shape=(1, 1), steps=range(99), workers=workers
     ) as batches:
         for step in range(19):
             assert next(batches).elements[0]["number"] == 4 * step
@@ -106,7 +143,9 @@ def test_errors_of_workers_are_raised_at_their_batch(num_workers):
 def test_threads_end_with_the_block():
     before = threading.active_count()
     with pytest.raises(KeyboardInterrupt):
-        with prefetch.read_ahead(Numbers(), 4, steps=range(99)) as batches:
+        with prefetch.read_ahead(
+            Numbers(), 4, patch_shape=(1, 1), steps=range(99)
+        ) as batches:
             next(batches)
             raise KeyboardInterrupt
     wait_until(lambda: threading.active_count() <= before)
@@ -140,6 +179,7 @@ if __name__ == "__main__":
     with pipeline.batches(
         sources.load(folder),
         clips,
+        patch_shape=(2, 16),
         batch_size=8,
         seed=0,
         steps=range(10**6),
@@ -235,6 +275,7 @@ def test_clips_cost_time_on_a_core(tmp_path):
         with pipeline.batches(
             videos,
             clips,
+            patch_shape=(2, 16),
             batch_size=4,
             seed=0,
             steps=range(2),
@@ -274,8 +315,9 @@ def read_numbers(monkeypatch, tmp_path):
 
     def read(signals, num_workers):
         workers = WorkerConfig(num_workers, 1, 2)
+        numbers = Deadly(tmp_path, signals)
         with prefetch.read_ahead(
-            Deadly(tmp_path, signals), 2, steps=range(35), workers=workers
+            numbers, 2, patch_shape=(1, 1), steps=range(35), workers=workers
         ) as batches:
             for batch in batches:
                 yield from (element["number"] for element in batch.elements)

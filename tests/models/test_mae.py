@@ -10,6 +10,7 @@ from tests.helpers import official
 from tests.helpers.models import apply
 from videomae_jax.errors import ConfigError, InputError
 from videomae_jax.models import vit
+from videomae_jax.models.array_types import Patches
 
 
 @pytest.fixture(scope="module")
@@ -176,6 +177,27 @@ def test_patchify_round_trip_and_order():
     # Token 1 is the second column of the first time slot; channel is fastest.
     np.testing.assert_array_equal(patches[0, 1], video[0, :2, :2, 2:4].reshape(-1))
     np.testing.assert_array_equal(vit.unpatchify(patches, (2, 2, 3), 2, 2), video)
+
+
+def test_patches_give_what_their_video_gives(golden, inputs):
+    params = official.parameters(golden)
+    video, *ids = inputs
+    patches = Patches(vit.patchify(video, 16, 2), (4, 4, 4))
+    one, other = (
+        apply(official.model(), {"params": params}, clips, *ids)
+        for clips in (video, patches)
+    )
+    np.testing.assert_array_equal(one, other)
+    _, video, _, masked = gray()
+    for pixels in (video, video.astype(np.uint16), np.float32(video)):
+        patches = Patches(vit.patchify(pixels, 8, 2), (1, 2, 4))
+        one, other = (
+            vmae.pixel_targets(
+                clips, masked, patch_size=8, tubelet_size=2, mean=(0.5,), std=(0.25,)
+            )
+            for clips in (pixels, patches)
+        )
+        np.testing.assert_array_equal(one, other)
 
 
 def test_initializers():

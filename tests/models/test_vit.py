@@ -7,6 +7,7 @@ import pytest
 
 import videomae_jax as vmae
 from videomae_jax.errors import InputError
+from videomae_jax.models.array_types import Patches
 
 
 @pytest.fixture(autouse=True)
@@ -40,3 +41,10 @@ def test_token_ids_of_another_batch_are_refused():
         shape(video, visible[0], method="encode")
     with pytest.raises(InputError, match=r"shape \(4, 64, 64, 3\); expected \[batch"):
         shape(video[0], visible, masked)
+    patches = Patches(np.zeros((2, 32, 1536), np.uint8), (2, 4, 4))
+    assert shape(patches, visible, masked).shape == (2, 16, 1536)
+    # Of another grid, or of three frames a patch.
+    for other in (patches.replace(grid=(2, 2, 4)), Patches(video, patches.grid)):
+        message = r"patches have the shape .*; expected \[batch, (16|32), 1536\]"
+        with pytest.raises(InputError, match=message):
+            shape(other, visible, masked)

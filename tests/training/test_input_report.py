@@ -32,7 +32,7 @@ def log(caplog):
 
 
 def batch(clips=8, cpu_seconds=0.4):
-    arrays = {"video": np.zeros((clips, 1, 1, 1, 3), np.uint8)}
+    arrays = {"patches": np.zeros((clips, 1, 3), np.uint8)}
     return Batch(arrays, ["a"] * clips, [], cpu_seconds)
 
 

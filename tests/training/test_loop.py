@@ -352,10 +352,10 @@ def explosive(monkeypatch):
     to_devices = loop.sharding.to_devices
 
     def poisoned(arrays, mesh):
-        video = arrays["video"].astype(np.float32) / 255
+        patches = arrays["patches"].astype(np.float32) / 255
         if poisoned.now:
-            video[0] = np.nan
-        return to_devices({"video": video}, mesh)
+            patches[0] = np.nan
+        return to_devices({"patches": patches}, mesh)
 
     poisoned.now = False
     monkeypatch.setattr(loop.sharding, "to_devices", poisoned)

@@ -7,6 +7,7 @@ import pytest
 
 from videomae_jax.errors import ConfigError
 from videomae_jax.models import vit
+from videomae_jax.models.array_types import Patches
 from videomae_jax.training import losses, mixup
 
 SIZE = (16, 24)
@@ -19,11 +20,17 @@ def draw(seed, batch=6, **fields):
 
 @pytest.fixture(scope="module")
 def video():
-    return np.random.default_rng(0).integers(0, 256, (6, 2, *SIZE, 3), np.uint8)
+    return np.random.default_rng(0).integers(0, 256, (6, 4, *SIZE, 3), np.uint8)
 
 
-def mixed(video, mix):
-    return np.asarray(mixup.mix_videos(video, video[::-1], mix, jnp.float32))
+def mixed(video, mix, **stats):
+    """Mixes the patches of clips, each with those of its pair; returns a video."""
+    patches = Patches(vit.patchify(video, 8, 2), (2, 2, 3))
+    pair = patches.replace(values=patches.values[::-1])
+    result = mixup.mix_patches(
+        patches, pair, mix, jnp.float32, patch_shape=(2, 8), **stats
+    )
+    return np.asarray(vit.unpatchify(result.values, result.grid, 8, 2))
 
 
 def test_mixup_blends_in_proportion_to_its_label_weight(video):
@@ -130,13 +137,11 @@ def test_targets_of_several_labels():
 
 
 def test_other_channels_are_normalized_by_their_own_statistics():
-    gray = np.random.default_rng(0).integers(0, 65536, (2, 2, *SIZE, 1))
+    gray = np.random.default_rng(0).integers(0, 65536, (2, 4, *SIZE, 1))
     gray = gray.astype(np.uint16)
     mix = draw(0, batch=2, cutmix=0.0)
     own = (gray / 65535 - 0.5) / 0.25
     weight = float(mix.weight[0])
-    result = mixup.mix_videos(
-        gray, gray[::-1], mix, jnp.float32, mean=(0.5,), std=(0.25,)
-    )
+    result = mixed(gray, mix, mean=(0.5,), std=(0.25,))
     expected = weight * own + (1 - weight) * own[::-1]
     np.testing.assert_allclose(result, expected, atol=1e-5)

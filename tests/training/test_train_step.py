@@ -12,6 +12,8 @@ import videomae_jax as vmae
 from configs import common
 from tests.helpers import official
 from videomae_jax.distributed import sharding
+from videomae_jax.models import partitioning, vit
+from videomae_jax.tpu import collectives
 from videomae_jax.training import optimizer
 from videomae_jax.training.finetune import Finetuning
 from videomae_jax.training.pretrain import Pretraining
@@ -104,7 +106,7 @@ def test_trajectory_matches_reference(pretraining, trajectory, mesh_shape):
     for i in range(40):
         visible, masked = vmae.masking.ids_from_mask(trajectory["masks"][i])
         batch = {
-            "video": videos[trajectory["batch_indices"][i]],
+            "patches": vit.patchify(videos[trajectory["batch_indices"][i]], 16, 2),
             "visible": visible,
             "masked": masked,
         }
@@ -147,7 +149,7 @@ def test_layer_decay_trajectory_matches_reference(finetuning, mesh_shape):
     videos = official.video(trajectory["videos_uint8_bcthw"])
     for i, chosen in enumerate(trajectory["batch_indices"]):
         batch = {
-            "video": videos[chosen],
+            "patches": vit.patchify(videos[chosen], 16, 2),
             "label": trajectory["labels"][chosen].astype(np.int32),
         }
         state, metrics = step(
@@ -165,13 +167,14 @@ def jitted(
     grad_accum_steps=1,
     ema_decay=0.0,
     batch_stats=None,
+    shard_optimizer=False,
 ):
     count = mesh_shape[0] * mesh_shape[1]
     mesh = sharding.make_mesh(mesh_shape[1], jax.devices()[:count])
     params = jax.tree.map(jnp.asarray, params)
     ema = params if ema_decay else None
     state = TrainState(jnp.int32(0), params, tx.init(params), batch_stats or {}, ema)
-    shardings = sharding.state_shardings(state, mesh)
+    shardings = sharding.state_shardings(state, mesh, shard_optimizer)
     step = jax.jit(
         make_train_step(
             task,
@@ -203,7 +206,8 @@ def params(task, video):
 def run(task, params, video, steps=3, tx=None, **kwargs):
     tx = tx or optimizer.adamw(0.9, 0.95, eps=1e-8, weight_decay=0.05)
     step, state, mesh = jitted(task, params, tx, lambda step: 1e-3, **kwargs)
-    arrays = {"video": video, "label": np.arange(len(video), dtype=np.int32) % 10}
+    labels = np.arange(len(video), dtype=np.int32) % 10
+    arrays = {"patches": vit.patchify(video, 16, 2), "label": labels}
     batch = sharding.to_devices(arrays, mesh)
     losses = []
     for _ in range(steps):
@@ -221,6 +225,7 @@ layouts = pytest.mark.parametrize(
         slow("pretrain", {"mesh_shape": (2, 4)}),
         slow("pretrain", {"mesh_shape": (1, 1), "grad_accum_steps": 4}),
         slow("finetune", BOTH),
+        slow("pretrain", {"mesh_shape": (8, 1), "grad_accum_steps": 2}),
         slow("finetune", {"mesh_shape": (8, 1)}),
     ],
     indirect=["on_one_device"],
@@ -252,6 +257,65 @@ def test_meshes_and_accumulation_change_nothing(on_one_device, video, kwargs):
 
 
 @pytest.mark.slow
+class Regression:
+    """A task that compiles in no time, with noise of its own for every clip."""
+
+    def add_randomness(self, batch, key):
+        return batch | {"noise": jax.random.normal(key, batch["x"].shape)}
+
+    def loss(self, params, batch_stats, batch):
+        x = batch["x"] + batch["noise"]
+        hidden = jnp.tanh(partitioning.keep_clips_in_place(x) @ params["fc1"]["kernel"])
+        out = hidden @ params["fc2"]["kernel"]
+        mean = 0.9 * batch_stats["mean"] + 0.1 * x.mean(axis=0)
+        return jnp.mean(jnp.square(out - x)), {"mean": mean}
+
+
+@pytest.mark.parametrize("shard_optimizer", [False, True])
+def test_gradients_are_summed_once_however_many_micro_batches(shard_optimizer):
+    draw = np.random.default_rng(0).normal
+    kernels = {
+        "fc1": {"kernel": draw(size=(16, 64))},
+        "fc2": {"kernel": draw(size=(64, 16))},
+    }
+    params = jax.tree.map(np.float32, kernels)
+    arrays = {"x": np.float32(draw(size=(32, 16)))}
+    tx = optimizer.adamw(0.9, 0.95, eps=1e-3, weight_decay=0.05)
+    traffic, runs = [], []
+    for mesh_shape, count in (((8, 1), 1), ((8, 1), 4), ((4, 2), 2), ((1, 1), 1)):
+        step, state, mesh = jitted(
+            Regression(),
+            params,
+            tx,
+            lambda step: 1e-2,
+            mesh_shape,
+            count,
+            ema_decay=0.5,
+            batch_stats={"mean": jnp.zeros(16)},
+            shard_optimizer=shard_optimizer,
+        )
+        batch, key = sharding.to_devices(arrays, mesh), jax.random.key(0)
+        program = step.lower(state, batch, key).compile()
+        traffic.append(collectives.read(program.as_text()))
+        losses = []
+        for _ in range(3):
+            state, metrics = program(state, batch, key)
+            losses.append(metrics["loss"])
+        runs.append((losses, state))
+    once, accumulated, _, one_device = traffic
+    assert accumulated == once and one_device == {}
+    sums = {"all-reduce", "reduce-scatter"} & once.keys()
+    # The gradients, the loss and the mean; the rest is the norm of split gradients.
+    extra = sum(once[kind].bytes for kind in sums) - 4 * (2 * 16 * 64 + 1 + 16)
+    assert 0 <= extra <= 8
+    for other in runs[:-1]:
+        jax.tree.map(
+            lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6),
+            other,
+            runs[-1],
+        )
+
+
 def test_fsdp_splits_parameters_and_moments(task, params, video):
     _, state = run(task, params, video, steps=1, mesh_shape=(2, 4))
     kernels = 0
@@ -293,9 +357,9 @@ def test_clipping_bounds_the_update_but_not_the_report():
 def test_step_that_is_not_finite_touches_nothing_but_the_count(task, params):
     tx = optimizer.adamw(0.9, 0.95, eps=1e-8, weight_decay=0.05)
     step, state, mesh = jitted(task, params, tx, lambda step: 1e-3)
-    video = np.full((4, 8, 64, 64, 3), np.nan, np.float32)
+    patches = np.full((4, 64, 1536), np.nan, np.float32)
     new, metrics = step(
-        state, sharding.to_devices({"video": video}, mesh), jax.random.key(0)
+        state, sharding.to_devices({"patches": patches}, mesh), jax.random.key(0)
     )
     assert np.isnan(metrics["loss"]) and new.step == 1
     jax.tree.map(

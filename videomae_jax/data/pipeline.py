@@ -16,6 +16,7 @@ import numpy as np
 from videomae_jax.data.prefetch import ReadBatch, read_ahead
 from videomae_jax.data.workers import DEFAULT_WORKERS, WorkerConfig
 from videomae_jax.errors import NoReadableVideoError, VideoError
+from videomae_jax.models.sizes import PatchShape
 from videomae_jax.video.open import open_video
 from videomae_jax.video.record import Record
 from videomae_jax.video.source import RGB, FrameSource, PixelFormat
@@ -33,8 +34,9 @@ class Batch:
     """The part of a global batch that one process reads.
 
     Attributes:
-        arrays: "video", [clips, T, H, W, C], uint8 or uint16, where the samples of a
-            video are adjacent; and, if labels are used, "label" for each clip.
+        arrays: "patches", [clips, tokens, values], uint8 or uint16, ordered as by
+            `vit.patchify`, where the samples of a video are adjacent; and, if labels
+            are used, "label" for each clip.
         ids: the record id of each clip.
         bad: the records that could not be read and were replaced: index of the video
             in the global batch, record, and reason.
@@ -52,6 +54,7 @@ def batches(
     records: Sequence[Record],
     read_clips: ReadClips,
     *,
+    patch_shape: PatchShape,
     batch_size: int,
     seed: int,
     steps: range,
@@ -65,6 +68,7 @@ def batches(
     Args:
         records: the videos.
         read_clips: cuts clips out of each video; sent to the workers.
+        patch_shape: (tubelet_size, patch_size) of the model.
         batch_size: videos of a global batch.
         seed: seed of the order and of all randomness in `read_clips`.
         steps: indices of the batches to read, in the endless stream.
@@ -90,7 +94,9 @@ def batches(
     )
     dataset = _LocalElements(dataset, batch_size, local_indices)
     local = len(local_indices)
-    with read_ahead(dataset, local, steps=steps, workers=workers) as stream:
+    with read_ahead(
+        dataset, local, patch_shape=patch_shape, steps=steps, workers=workers
+    ) as stream:
         yield (_to_batch(read, records, local_indices, label_array) for read in stream)
 
 
@@ -98,7 +104,7 @@ def batches(
 class Views:
     """The part of an evaluation batch that one process reads."""
 
-    video: np.ndarray  # [videos, views, T, H, W, C]; zeros where not readable
+    patches: np.ndarray  # [videos, views, tokens, values]; zeros where not readable
     index: np.ndarray  # int32 [videos], index of the record; -1 for padding
     readable: np.ndarray  # bool [videos]; false for padding
     bad: list[tuple[int, str]]  # index of each record that cannot be read, and reason
@@ -110,6 +116,7 @@ def each_once(
     read_clips: ReadClips,
     *,
     clips_shape: tuple[int, ...],
+    patch_shape: PatchShape,
     batch_size: int,
     workers: WorkerConfig = DEFAULT_WORKERS,
     process: tuple[int, int] = (0, 1),
@@ -118,7 +125,7 @@ def each_once(
     """Opens a pass over all records, each exactly once and in order.
 
     Args:
-        records, read_clips, workers, pixels: see `batches`.
+        records, read_clips, patch_shape, workers, pixels: see `batches`.
         clips_shape: shape of the array that `read_clips` returns.
         batch_size: videos of a global batch; the last one is padded.
         process: (index, count) of this process; it reads the index-th contiguous part
@@ -137,7 +144,7 @@ def each_once(
     )
     local_indices = range(index * local, (index + 1) * local)
     dataset = _LocalElements(dataset, batch_size, local_indices)
-    with read_ahead(dataset, local, workers=workers) as stream:
+    with read_ahead(dataset, local, patch_shape=patch_shape, workers=workers) as stream:
         yield map(_to_views, stream)
 
 
@@ -228,7 +235,7 @@ def _to_views(read: ReadBatch) -> Views:
     index = np.array([element["index"] for element in read.elements], np.int32)
     bad = [bad for element in read.elements for bad in element["bad"]]
     readable = (index >= 0) & ~np.isin(index, [i for i, _ in bad])
-    return Views(read.video, index, readable, bad)
+    return Views(read.patches, index, readable, bad)
 
 
 def _to_batch(
@@ -237,9 +244,9 @@ def _to_batch(
     local_indices: Sequence[int],
     label_array: np.ndarray | None,
 ) -> Batch:
-    video, elements, cpu_seconds = read
-    index = np.repeat([element["record"] for element in elements], video.shape[1])
-    arrays = {"video": video.reshape(-1, *video.shape[2:])}
+    patches, elements, cpu_seconds = read
+    index = np.repeat([element["record"] for element in elements], patches.shape[1])
+    arrays = {"patches": patches.reshape(-1, *patches.shape[2:])}
     if label_array is not None:
         arrays["label"] = label_array[index]
     bad = [

@@ -2,8 +2,10 @@
 
 An element of the data set is what one video contributes to a batch. Workers return
 chunks, a few elements of one batch, as whole batches would exceed the memory of a host;
-this process copies chunks into batches. The order and content of batches depend neither
-on the chunks nor on the number of workers. Only this module and pipeline.py use Grain.
+this process copies chunks into batches. Clips become patches where they are copied into
+a chunk: that costs hardly more than the copy, and on a TPU far more. The order and
+content of batches depend neither on the chunks nor on the number of workers. Only this
+module and pipeline.py use Grain.
 """
 
 import contextlib
@@ -33,6 +35,7 @@ from videomae_jax.data.workers import (
     WorkerConfig,
 )
 from videomae_jax.errors import WorkerError
+from videomae_jax.models.sizes import PatchShape
 from videomae_jax.processes import (
     describe_exit,
     exit_with_parent,
@@ -66,7 +69,7 @@ _IDLE_STATES = {
 class ReadBatch(NamedTuple):
     """A batch as it was read."""
 
-    video: np.ndarray  # [elements, samples, T, H, W, C], an array of its own
+    patches: np.ndarray  # [elements, samples, tokens, values], an array of its own
     elements: list[dict]  # the other fields of each element
     cpu_seconds: float  # CPU time that reading took
 
@@ -76,6 +79,7 @@ def read_ahead(
     dataset: grain.MapDataset,
     batch_size: int,
     *,
+    patch_shape: PatchShape,
     steps: range | None = None,
     workers: WorkerConfig = DEFAULT_WORKERS,
 ) -> Iterator[Iterator[ReadBatch]]:
@@ -84,10 +88,11 @@ def read_ahead(
     Args:
         dataset: elements with "video", [samples, T, H, W, C], and small fields.
         batch_size: elements of a batch.
+        patch_shape: of the patches into which clips are cut.
         steps: indices of the batches to read; None for all.
         workers: the processes and threads that read.
     """
-    chunks = _Chunks(dataset, batch_size, workers.chunk_size)
+    chunks = _Chunks(dataset, batch_size, workers.chunk_size, patch_shape)
     if steps is not None:
         per_batch = chunks.per_batch
         chunks = chunks.slice(slice(steps.start * per_batch, steps.stop * per_batch))
@@ -228,8 +233,15 @@ def _state(pid: int | str | None) -> str:
 class _Chunks(grain.MapDataset):
     """The elements of a batch that one thread reads; the last chunk may be shorter."""
 
-    def __init__(self, parent: grain.MapDataset, batch_size: int, chunk_size: int):
+    def __init__(
+        self,
+        parent: grain.MapDataset,
+        batch_size: int,
+        chunk_size: int,
+        patch_shape: PatchShape,
+    ):
         super().__init__(parent)
+        self._patch_shape = patch_shape
         self._batch_size, self._chunk_size = batch_size, min(chunk_size, batch_size)
         self.per_batch = -(-batch_size // self._chunk_size)
 
@@ -243,16 +255,37 @@ class _Chunks(grain.MapDataset):
         step, chunk = divmod(index, self.per_batch)
         first = chunk * self._chunk_size
         count = min(self._chunk_size, self._batch_size - first)
-        video, elements = None, []
+        patches, elements = None, []
         for i in range(count):
             element = dict(self._parent[step * self._batch_size + first + i])
             clips = element.pop("video")
-            if video is None:
-                video = np.empty((count, *clips.shape), clips.dtype)
-            video[i] = clips
+            if patches is None:
+                frames, side = self._patch_shape
+                values = frames * side**2 * clips.shape[-1]
+                tokens = clips[0].size // values
+                patches = np.empty((count, len(clips), tokens, values), clips.dtype)
+            copy_as_patches(clips, patches[i], self._patch_shape)
             elements.append(element)
         seconds = time.thread_time() - start
-        return {"video": video, "elements": elements, "cpu_seconds": seconds}
+        return {"patches": patches, "elements": elements, "cpu_seconds": seconds}
+
+
+def copy_as_patches(
+    clips: np.ndarray, patches: np.ndarray, patch_shape: PatchShape
+) -> None:
+    """Copies clips [samples, T, H, W, C] into patches [samples, tokens, values].
+
+    Tokens and values are ordered as by `vit.patchify`.
+    """
+    frames, side = patch_shape
+    samples, time, height, width, channels = clips.shape
+    t, h, w = time // frames, height // side, width // side
+    # A row of pixels in a patch is one item: copying its values would take longer.
+    row = np.dtype((np.void, side * channels * clips.itemsize))
+    source = np.ascontiguousarray(clips)
+    source = source.reshape(samples, t, frames, h, side, w, -1).view(row)
+    target = patches.reshape(samples, t, h, w, frames, side, -1).view(row)
+    target[...] = source.transpose(0, 1, 3, 5, 2, 4, 6)
 
 
 def _assemble_batches(chunks: Iterator[dict], batch_size: int) -> Iterator[ReadBatch]:
@@ -261,25 +294,25 @@ def _assemble_batches(chunks: Iterator[dict], batch_size: int) -> Iterator[ReadB
     The array is always a new one: JAX may use it in place for as long as it likes.
     """
     with futures.ThreadPoolExecutor(COPY_THREADS) as threads:
-        video, elements, seconds, copies = None, [], 0.0, []
+        patches, elements, seconds, copies = None, [], 0.0, []
         for chunk in chunks:
-            if video is None:
+            if patches is None:
                 # No name for the chunk's array: it would keep shared memory alive.
-                shape, dtype = chunk["video"].shape, chunk["video"].dtype
-                video = np.empty((batch_size, *shape[1:]), dtype)
+                shape, dtype = chunk["patches"].shape, chunk["patches"].dtype
+                patches = np.empty((batch_size, *shape[1:]), dtype)
             start = len(elements)
             elements += chunk["elements"]
             # pop(): shared memory is released when nobody holds it.
-            target = video[start : len(elements)]
-            copies.append(threads.submit(np.copyto, target, chunk.pop("video")))
+            target = patches[start : len(elements)]
+            copies.append(threads.submit(np.copyto, target, chunk.pop("patches")))
             if len(copies) == COPY_THREADS:
                 copies.pop(0).result()
             seconds += chunk["cpu_seconds"]
             if len(elements) == batch_size:
                 for copy in copies:
                     copy.result()
-                yield ReadBatch(video, elements, seconds)
-                video, elements, seconds, copies = None, [], 0.0, []
+                yield ReadBatch(patches, elements, seconds)
+                patches, elements, seconds, copies = None, [], 0.0, []
 
 
 def _wait_for_shared_memory() -> None:

@@ -24,6 +24,8 @@ from videomae_jax.errors import NoReadableVideoError
 from videomae_jax.evaluation.metrics import Predictions
 from videomae_jax.evaluation.regression import PredictedValues
 from videomae_jax.inference import batching
+from videomae_jax.models import vit
+from videomae_jax.models.array_types import Grid, Patches
 from videomae_jax.models.classifier import VideoClassifier
 from videomae_jax.models.problem import MULTI_LABEL, Problem
 from videomae_jax.video.record import Record
@@ -75,6 +77,7 @@ class Evaluator:
             records,
             read_clips,
             clips_shape=(read_clips.views, *image_shape),
+            patch_shape=(model.tubelet_size, model.patch_size),
             pixels=pixels,
             batch_size=videos_per_device * mesh.size,
             workers=workers,
@@ -82,8 +85,9 @@ class Evaluator:
         )
         # Every process gets every result: each can then count the whole set.
         replicated = NamedSharding(mesh, PartitionSpec())
+        grid = vit.token_grid(image_shape, model.patch_size, model.tubelet_size)
         self._predict = jax.jit(
-            functools.partial(_predict, model, outputs), out_shardings=replicated
+            functools.partial(_predict, model, grid, outputs), out_shardings=replicated
         )
 
     def __call__(self, variables: Mapping[str, Any]) -> Predictions | PredictedValues:
@@ -103,7 +107,7 @@ class Evaluator:
         def compute(batch: pipeline.Views) -> tuple[jax.Array, ...]:
             reasons.update(batch.bad)
             arrays = {
-                "video": batch.video,
+                "patches": batch.patches,
                 "index": batch.index,
                 "readable": batch.readable,
             }
@@ -159,10 +163,10 @@ class Evaluator:
         )
 
 
-def _predict(model: VideoClassifier, outputs, variables, batch: dict):
-    def of_view(clips):
-        return outputs(model.apply(variables, clips))
+def _predict(model: VideoClassifier, grid: Grid, outputs, variables, batch: dict):
+    def of_view(patches):
+        return outputs(model.apply(variables, Patches(patches, grid)))
 
     # View by view, so that memory does not grow with their number.
-    views = jax.lax.map(of_view, batch["video"].swapaxes(0, 1))
+    views = jax.lax.map(of_view, batch["patches"].swapaxes(0, 1))
     return batch["index"], batch["readable"], jnp.mean(views, axis=0)

@@ -12,6 +12,7 @@ row, column, channel), channel fastest.
 
 import jax
 import numpy as np
+from flax import struct
 from jaxtyping import Float, Int, Key, Num
 
 Array = jax.Array | np.ndarray
@@ -23,3 +24,18 @@ Tokens = Float[Array, "batch tokens dim"]
 VisibleIds = Int[Array, "batch visible"]
 MaskedIds = Int[Array, "batch masked"]
 ClipKeys = Key[jax.Array, "batch"]
+
+
+class Patches(struct.PyTreeNode):
+    """Videos that are cut into patches already, as `vit.patchify` does.
+
+    Attributes:
+        values: of the dtype of a video.
+        grid: of the tokens.
+    """
+
+    values: Num[Array, "batch tokens values"]
+    grid: Grid = struct.field(pytree_node=False)
+
+
+Clips = Video | Patches

@@ -10,7 +10,7 @@ from jaxtyping import Float, Float32
 
 from videomae_jax.errors import ConfigError
 from videomae_jax.models import vit
-from videomae_jax.models.array_types import Array, ClipKeys, Tokens, Video
+from videomae_jax.models.array_types import Array, ClipKeys, Clips, Tokens
 from videomae_jax.models.variants import variant_fields
 
 POOLINGS = ("mean", "first_token", "attentive")
@@ -164,12 +164,12 @@ class VideoClassifier(nn.Module):
         if self.num_classes:
             self.head = nn.Dense(self.num_classes, kernel_init=head_init)
 
-    def tokens(self, video: Video) -> Tokens:
+    def tokens(self, video: Clips) -> Tokens:
         """Returns the tokens of the encoder, before pooling."""
         return self.encoder(video)
 
     def attention_maps(
-        self, video: Video
+        self, video: Clips
     ) -> Float32[Array, "depth batch tokens tokens"]:
         """Returns the attention weights, averaged over the heads.
 
@@ -198,7 +198,7 @@ class VideoClassifier(nn.Module):
         return self.norm(x)
 
     def features(
-        self, video: Video, keys: ClipKeys | None = None
+        self, video: Clips, keys: ClipKeys | None = None
     ) -> Float32[Array, "batch dim"]:
         """Returns the pooled and normalized features; see `__call__`."""
         return self.pool_tokens(self.encoder(video, keys=keys), train=keys is not None)
@@ -210,12 +210,13 @@ class VideoClassifier(nn.Module):
         return self.head(features) if self.num_classes else features
 
     def __call__(
-        self, video: Video, keys: ClipKeys | None = None
+        self, video: Clips, keys: ClipKeys | None = None
     ) -> Float32[Array, "batch classes"]:
         """Classifies clips.
 
         Args:
-            video: uint8 or uint16 (raw pixels) or floating point (normalized).
+            video: uint8 or uint16 (raw pixels) or floating point (normalized); a video
+                or its patches.
             keys: in training, a random key of each clip for drop-path and dropout, so
                 that a clip's draws do not depend on how the batch is spread over
                 devices. Without keys nothing is dropped, and head_norm="batch"

@@ -8,6 +8,7 @@ from videomae_jax.errors import ConfigError
 from videomae_jax.models import vit
 from videomae_jax.models.array_types import Array, Grid, MaskedIds, VisibleIds
 from videomae_jax.models.mae import patch_stats
+from videomae_jax.models.masking import take_tokens
 
 # Where the mean and contrast of predicted patches come from, see `fill_in`.
 UNPATCH_STATS = ("visible", "hidden")
@@ -45,7 +46,7 @@ def fill_in(
     if normalized_targets:
         patches = vit.patchify(video, patch_size, tubelet_size)
         source = visible if unpatch_stats == "visible" else masked
-        known = vit.take_tokens(patches, source).astype(jnp.float32) / most
+        known = take_tokens(patches, source).astype(jnp.float32) / most
         mean, std = patch_stats(known, video.shape[-1])
         if unpatch_stats == "visible":
             grid = vit.token_grid(video.shape, patch_size, tubelet_size)

@@ -13,7 +13,15 @@ from jaxtyping import Float, Float32
 
 from videomae_jax.errors import InputError
 from videomae_jax.models import vit
-from videomae_jax.models.array_types import Array, MaskedIds, Tokens, Video, VisibleIds
+from videomae_jax.models.array_types import (
+    Array,
+    Clips,
+    MaskedIds,
+    Patches,
+    Tokens,
+    VisibleIds,
+)
+from videomae_jax.models.masking import check_ids, take_tokens
 from videomae_jax.models.positions import sincos_positions
 from videomae_jax.models.variants import variant_fields
 
@@ -145,23 +153,24 @@ class VideoMAE(nn.Module):
             self.head_norm_epsilon,
         )
 
-    def encode(self, video: Video, visible: VisibleIds | None = None) -> Tokens:
+    def encode(self, video: Clips, visible: VisibleIds | None = None) -> Tokens:
         """Returns the encoded tokens of the visible patches, for None of all."""
         return self.encoder(video, visible)
 
     def attention_maps(
-        self, video: Video, visible: VisibleIds | None = None
+        self, video: Clips, visible: VisibleIds | None = None
     ) -> Float32[Array, "depth batch visible visible"]:
         """Returns the encoder's attention weights, see VideoClassifier's."""
         return self.encoder(video, visible, attention_maps=True)
 
     def __call__(
-        self, video: Video, visible: VisibleIds, masked: MaskedIds
+        self, video: Clips, visible: VisibleIds, masked: MaskedIds
     ) -> Float32[Array, "batch masked values"]:
         """Predicts the targets of the masked patches, in the order of `masked`.
 
         Args:
-            video: uint8 or uint16 (raw pixels) or floating point (normalized).
+            video: uint8 or uint16 (raw pixels) or floating point (normalized); a video
+                or its patches.
             visible: ascending token ids, int32.
             masked: ascending token ids, int32: all those that are not visible.
 
@@ -169,14 +178,14 @@ class VideoMAE(nn.Module):
             InputError: if the shapes do not fit the model or each other, or the visible
                 and masked tokens are not all tokens.
         """
-        tokens = self.encode(video, visible)
-        vit.check_ids("masked", masked, video)
-        grid = vit.token_grid(video.shape, self.patch_size, self.tubelet_size)
-        num_tokens = math.prod(grid)
+        patches = vit.as_patches(video, self)
+        tokens = self.encode(patches, visible)
+        check_ids("masked", masked, patches.values.shape[0])
+        num_tokens = math.prod(patches.grid)
         if visible.shape[1] + masked.shape[1] != num_tokens:
             raise InputError(
                 f"{visible.shape[1]} visible and {masked.shape[1]} masked tokens must "
-                f"add up to the {num_tokens} tokens of the grid {grid}"
+                f"add up to the {num_tokens} tokens of the grid {patches.grid}"
             )
         x = self.encoder_to_decoder(tokens)
         table = sincos_positions(num_tokens, self.decoder_width)
@@ -189,7 +198,7 @@ class VideoMAE(nn.Module):
 
 
 def pixel_targets(
-    video: Video,
+    video: Clips,
     masked: MaskedIds,
     *,
     patch_size: int,
@@ -201,7 +210,8 @@ def pixel_targets(
     """Returns the targets of the decoder: the pixels of the masked patches.
 
     Args:
-        video: uint8 or uint16 (raw pixels) or floating point (normalized).
+        video: uint8 or uint16 (raw pixels) or floating point (normalized); a video or
+            its patches.
         masked: token ids, int32.
         patch_size: side of a patch in pixels.
         tubelet_size: frames of a patch.
@@ -209,11 +219,15 @@ def pixel_targets(
             deviation (VideoMAE, section 4); otherwise the targets are in [0, 1].
         mean, std: of each channel, that a floating point video was normalized with.
     """
-    pixels = vit.take_tokens(vit.patchify(video, patch_size, tubelet_size), masked)
-    pixels = pixels.astype(jnp.float32)
-    channels = video.shape[-1]
-    if video.dtype in vit.RAW_DTYPES:
-        pixels = pixels / np.iinfo(video.dtype).max
+    patches = (
+        video.values
+        if isinstance(video, Patches)
+        else vit.patchify(video, patch_size, tubelet_size)
+    )
+    pixels = take_tokens(patches, masked).astype(jnp.float32)
+    channels = pixels.shape[-1] // (tubelet_size * patch_size**2)
+    if patches.dtype in vit.RAW_DTYPES:
+        pixels = pixels / np.iinfo(patches.dtype).max
     else:
         stats = np.array([std, mean], np.float32)
         scale, shift = np.tile(stats, pixels.shape[-1] // channels)

@@ -1,23 +1,41 @@
-"""Draws which tokens of a clip are masked, as token ids.
+"""Draws which tokens of a clip are masked, as token ids, and gathers tokens by ids.
 
-Every function returns `(visible, masked)`, ascending token ids. Grid and ratio fix how
-many there are, so that all steps run the same compiled program. A grid is (time, rows,
-columns) in tokens; token ids count columns fastest. A ratio that leaves no position
-visible, or none masked, raises ConfigError.
+Functions that draw return `(visible, masked)`, ascending token ids. Grid and ratio fix
+how many there are, so that all steps run the same compiled program. A grid is (time,
+rows, columns) in tokens; token ids count columns fastest. A ratio that leaves no
+position visible, or none masked, raises ConfigError.
 """
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Int32, PRNGKeyArray
+from jaxtyping import Int32, Num, PRNGKeyArray
 from numpy.typing import ArrayLike
 
 from videomae_jax.errors import ConfigError, InputError
-from videomae_jax.models.array_types import Array, Grid
+from videomae_jax.models.array_types import Array, Grid, VisibleIds
 
 Ids = tuple[Int32[Array, "batch visible"], Int32[Array, "batch masked"]]
+
+
+def take_tokens(
+    x: Num[Array, "batch tokens *rest"], ids: VisibleIds
+) -> Num[Array, "batch visible *rest"]:
+    """Gathers tokens by their ids."""
+    # "clip" saves the check whether each id is within the clip.
+    return jnp.take_along_axis(x, ids[..., None], axis=1, mode="clip")
+
+
+def check_ids(name: str, ids: Any, num_clips: Any) -> None:
+    """Raises InputError unless there is a row of token ids for each clip."""
+    if len(ids.shape) != 2 or ids.shape[0] != num_clips:
+        raise InputError(
+            f"{name} has the shape {tuple(ids.shape)}; expected token ids [batch, "
+            f"number], for the {num_clips} clips of the video"
+        )
 
 
 def tube(key: PRNGKeyArray, batch: int, *, grid: Grid, ratio: float) -> Ids:

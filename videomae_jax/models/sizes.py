@@ -10,6 +10,9 @@ from typing import Any, Literal
 from videomae_jax import ranges
 from videomae_jax.errors import ConfigError
 
+# Frames, and pixels along a side, of the patches of a model: tubelet_size, patch_size.
+PatchShape = tuple[int, int]
+
 
 def height_and_width(size: Any, name: str = "image_size") -> tuple[int, int]:
     """Returns the height and width that one number or two numbers stand for.

@@ -16,11 +16,14 @@ from videomae_jax.models import attention
 from videomae_jax.models.array_types import (
     Array,
     ClipKeys,
+    Clips,
     Grid,
+    Patches,
     Tokens,
     Video,
     VisibleIds,
 )
+from videomae_jax.models.masking import check_ids, take_tokens
 from videomae_jax.models.partitioning import keep_clips_in_place
 from videomae_jax.models.positions import position_table
 
@@ -67,6 +70,30 @@ def patchify(
     return x.reshape(batch, t * h * w, -1)
 
 
+def as_patches(video: Clips, model: Any) -> Patches:
+    """Returns the patches that a model embeds; cuts a video that is not cut yet.
+
+    Raises:
+        InputError: the video does not have five axes, or not `channels` channels, or
+            does not divide into patches; or patches are of another model or grid.
+    """
+    sizes = model.patch_size, model.tubelet_size
+    if isinstance(video, Patches):
+        shape, tokens = video.values.shape, np.prod(video.grid)
+        values = model.tubelet_size * model.patch_size**2 * model.channels
+        if shape[1:] == (tokens, values):
+            return video
+        raise InputError(
+            f"patches have the shape {shape}; expected [batch, {tokens}, {values}]"
+        )
+    if len(video.shape) != 5 or video.shape[-1] != model.channels:
+        raise InputError(
+            f"video has the shape {tuple(video.shape)}; expected [batch, time, "
+            f"height, width, {model.channels}]"
+        )
+    return Patches(patchify(video, *sizes), token_grid(video.shape, *sizes))
+
+
 def unpatchify(
     patches: Shaped[Array, "batch tokens values"],
     grid: Grid,
@@ -81,14 +108,6 @@ def unpatchify(
     return x.reshape(
         x.shape[0], t * tubelet_size, h * patch_size, w * patch_size, x.shape[-1]
     )
-
-
-def take_tokens(
-    x: Num[Array, "batch tokens *rest"], ids: VisibleIds
-) -> Num[Array, "batch visible *rest"]:
-    """Gathers tokens by their ids."""
-    # "clip" saves the check whether each id is within the clip.
-    return jnp.take_along_axis(x, ids[..., None], axis=1, mode="clip")
 
 
 def normalize(
@@ -326,15 +345,6 @@ def check_channels(model: Any, section: str = "") -> None:
             )
 
 
-def check_ids(name: str, ids: Any, video: Any) -> None:
-    """Raises InputError unless there is a row of token ids for each clip."""
-    if len(ids.shape) != 2 or ids.shape[0] != video.shape[0]:
-        raise InputError(
-            f"{name} has the shape {tuple(ids.shape)}; expected token ids [batch, "
-            f"number], for the {video.shape[0]} clips of the video"
-        )
-
-
 class Encoder(nn.Module):
     """Embeds the patches, runs the blocks and the final LayerNorm.
 
@@ -371,7 +381,7 @@ class Encoder(nn.Module):
     @nn.compact
     def __call__(
         self,
-        video: Video,
+        video: Clips,
         visible: VisibleIds | None = None,
         *,
         keys: ClipKeys | None = None,
@@ -380,32 +390,26 @@ class Encoder(nn.Module):
         """Encodes a video.
 
         Args:
-            video: uint8 or uint16 (raw pixels) or floating point (normalized).
+            video: raw or normalized pixels or patches, as in VideoMAE.
             visible: ids of the tokens to embed; None embeds all.
             keys: a random key of each clip for drop-path; None drops nothing.
             attention_maps: return the attention weights instead of the tokens: float32
                 [depth, batch, visible, visible], averaged over the heads.
 
         Raises:
-            InputError: the video does not have five axes, or not `channels` channels,
-                or does not divide into patches, or `visible` is of another batch.
+            InputError: see `as_patches`; or `visible` is of another batch.
         """
         check_channels(self)
-        if len(video.shape) != 5 or video.shape[-1] != self.channels:
-            raise InputError(
-                f"video has the shape {tuple(video.shape)}; expected [batch, time, "
-                f"height, width, {self.channels}]"
-            )
-        patches = patchify(video, self.patch_size, self.tubelet_size)
-        grid = token_grid(video.shape, self.patch_size, self.tubelet_size)
+        video = as_patches(video, self)
+        patches = video.values
         trained_grid = None
         if self.position_size:
             trained = (self.tubelet_size, *self.position_size, self.channels)
             trained_grid = token_grid(trained, self.patch_size, self.tubelet_size)[1:]
-        positions = jnp.asarray(position_table(grid, self.width, trained_grid))
+        positions = jnp.asarray(position_table(video.grid, self.width, trained_grid))
         positions = positions.astype(self.dtype)
         if visible is not None:
-            check_ids("visible", visible, video)
+            check_ids("visible", visible, patches.shape[0])
             # Before the embedding, so that masked patches cost nothing.
             patches = take_tokens(patches, visible)
             positions = positions[visible]

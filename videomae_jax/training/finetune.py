@@ -31,7 +31,7 @@ from videomae_jax.evaluation.evaluator import Evaluator
 from videomae_jax.evaluation.metrics import Predictions
 from videomae_jax.files import read_json
 from videomae_jax.models import build, flops
-from videomae_jax.models.array_types import Array
+from videomae_jax.models.array_types import Array, Patches
 from videomae_jax.models.classifier import HEAD_NORMS, POOLINGS, VideoClassifier
 from videomae_jax.training import initialization, losses, mixup, optimizer
 from videomae_jax.training.reporting import Reporter, start_wandb
@@ -89,7 +89,8 @@ class Finetuning:
         self._read_lists(saved)
         self.model = build.classifier(config.model, len(self.class_names))
         self._clip_shape = clip_shape(config)
-        self._num_tokens = math.prod(clip_grid(config, self.model))
+        self.patch_shape = self.model.tubelet_size, self.model.patch_size
+        self._grid = clip_grid(config, self.model)
         if config.model.head_norm == "batch":
             self._check_probe()
         self.training_clips, self._held_out_clips = _make_clips(config, self.model)
@@ -153,7 +154,7 @@ class Finetuning:
     @property
     def flops_per_clip(self) -> int:
         """Floating-point operations of a training step per clip."""
-        return flops.training(flops.classification(self.model, self._num_tokens))
+        return flops.training(flops.classification(self.model, math.prod(self._grid)))
 
     def _check_probe(self) -> None:
         """Checks that the encoder is frozen under a head with batch norm.
@@ -211,17 +212,17 @@ class Finetuning:
 
     def add_randomness(self, batch: dict, key: jax.Array) -> dict:
         """Adds the keys of dropout and the mixing of clips, for the whole batch."""
-        mix, video = self._config.mix, batch["video"]
+        mix, patches = self._config.mix, batch["patches"]
         drop_key, mix_key = (jax.random.fold_in(key, i) for i in range(2))
-        batch |= {"keys": jax.random.split(drop_key, len(video))}
+        batch |= {"keys": jax.random.split(drop_key, len(patches))}
         if mix.probability and (mix.mixup or mix.cutmix):
             batch |= {
-                "mixup_pair_video": video[::-1],
+                "mixup_pair_patches": patches[::-1],
                 "mixup_pair_label": batch["label"][::-1],
                 "mix": mixup.draw(
                     mix_key,
-                    len(video),
-                    size=video.shape[2:4],
+                    len(patches),
+                    size=self._clip_shape[1:3],
                     mixup=mix.mixup,
                     cutmix=mix.cutmix,
                     probability=mix.probability,
@@ -238,13 +239,15 @@ class Finetuning:
         params = jax.tree.map(
             lambda x, freeze: jax.lax.stop_gradient(x) if freeze else x, params, frozen
         )
-        video, targets = batch["video"], self.objective.targets(batch["label"])
+        patches = Patches(batch["patches"], self._grid)
+        targets = self.objective.targets(batch["label"])
         if "mix" in batch:
-            video = mixup.mix_videos(
-                video,
-                batch["mixup_pair_video"],
+            patches = mixup.mix_patches(
+                patches,
+                Patches(batch["mixup_pair_patches"], self._grid),
                 batch["mix"],
                 self.model.dtype,
+                patch_shape=self.patch_shape,
                 mean=self.model.pixel_mean,
                 std=self.model.pixel_std,
             )
@@ -252,7 +255,7 @@ class Finetuning:
             targets = mixup.mix_targets(targets, pair, batch["mix"])
         logits, updated = self.model.apply(
             {"params": params, **batch_stats},
-            video,
+            patches,
             batch["keys"],
             mutable=list(batch_stats),
         )

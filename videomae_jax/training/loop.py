@@ -378,17 +378,17 @@ def choose_training_workers(run: Run, start: int) -> WorkerPlan:
 def open_batches(run: Run, start: int, workers: WorkerConfig):
     """Opens the stream of batches from step `start` on; see `pipeline.batches`."""
     config, task, mesh = run.config, run.task, run.train_step.mesh
+    indices = sharding.local_indices(mesh, config.batch_size, config.data.num_samples)
     return pipeline.batches(
         task.training_videos,
         task.training_clips,
+        patch_shape=task.patch_shape,
         pixels=pixel_format(config),
         batch_size=config.batch_size,
         seed=config.seed,
         steps=range(start, run.total_steps),
         workers=workers,
-        local_indices=sharding.local_indices(
-            mesh, config.batch_size, config.data.num_samples
-        ).tolist(),
+        local_indices=indices.tolist(),
         label_array=task.label_array,
     )
 

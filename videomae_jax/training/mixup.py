@@ -13,7 +13,8 @@ from flax import struct
 from jax.typing import DTypeLike
 
 from videomae_jax.models import vit
-from videomae_jax.models.array_types import Array
+from videomae_jax.models.array_types import Array, Patches
+from videomae_jax.models.sizes import PatchShape
 
 MODES = ("batch", "sample")
 
@@ -90,24 +91,32 @@ def draw(
     return jax.tree.map(lambda x: jnp.broadcast_to(x, (batch, *x.shape[1:])), mix)
 
 
-def mix_videos(
-    video: Array,
-    pair: Array,
+def mix_patches(
+    patches: Patches,
+    pair: Patches,
     mix: Mix,
     dtype: DTypeLike,
     *,
+    patch_shape: PatchShape,
     mean: Sequence[float] = vit.IMAGENET_MEAN,
     std: Sequence[float] = vit.IMAGENET_STD,
-) -> jax.Array:
-    """Mixes clips [B, T, H, W, C], raw or normalized, into normalized ones."""
-    video, pair = (vit.normalize(x, dtype, mean, std) for x in (video, pair))
-    rows = jnp.arange(video.shape[2])[:, None]
-    columns = jnp.arange(video.shape[3])
+) -> Patches:
+    """Mixes clips, raw or normalized, into normalized ones."""
+    own, other = (vit.normalize(x.values, dtype, mean, std) for x in (patches, pair))
+    frames, side = patch_shape
+    num_tokens, num_values = own.shape[1:]
+    _, *corner = jnp.unravel_index(jnp.arange(num_tokens), patches.grid)
+    in_patch = frames, side, side, num_values // (frames * side**2)
+    _, *offset, _ = jnp.unravel_index(jnp.arange(num_values), in_patch)
+    # Of each value in the frame, [tokens, values].
+    rows, columns = (
+        side * start[:, None] + more for start, more in zip(corner, offset, strict=True)
+    )
     top, left, bottom, right = jnp.moveaxis(mix.box, 1, 0)[..., None, None]
     inside = (rows >= top) & (rows < bottom) & (columns >= left) & (columns < right)
-    weight = mix.weight.astype(dtype)[:, None, None, None, None]
-    blended = weight * video + (1 - weight) * pair
-    return jnp.where(inside[:, None, :, :, None], pair, blended)
+    weight = mix.weight.astype(dtype)[:, None, None]
+    blended = weight * own + (1 - weight) * other
+    return Patches(jnp.where(inside, other, blended), patches.grid)
 
 
 def mix_targets(targets: Array, pair: Array, mix: Mix) -> Array:

@@ -22,7 +22,7 @@ from videomae_jax.data.clips import (
 )
 from videomae_jax.distributed import hosts
 from videomae_jax.models import build, flops, inpainting, masking
-from videomae_jax.models.array_types import Array
+from videomae_jax.models.array_types import Array, Patches
 from videomae_jax.models.mae import pixel_targets, reconstruction_loss
 from videomae_jax.training import initialization
 from videomae_jax.training.reporting import Reporter
@@ -59,10 +59,10 @@ class Pretraining:
             "patch_size": self.model.patch_size,
             "tubelet_size": self.model.tubelet_size,
         }
+        self.patch_shape = self.model.tubelet_size, self.model.patch_size
+        self._grid = clip_grid(config, self.model)
         self._draw_mask = functools.partial(
-            masking.KINDS[config.mask.kind],
-            grid=clip_grid(config, self.model),
-            ratio=config.mask.ratio,
+            masking.KINDS[config.mask.kind], grid=self._grid, ratio=config.mask.ratio
         )
         self.training_clips = PretrainingClips(
             num_frames=data.num_frames,
@@ -140,17 +140,17 @@ class Pretraining:
 
     def add_randomness(self, batch: dict, key: jax.Array) -> dict:
         """Draws a mask for every clip."""
-        visible, masked = self._draw_mask(key, len(batch["video"]))
+        visible, masked = self._draw_mask(key, len(batch["patches"]))
         return batch | {"visible": visible, "masked": masked}
 
     def loss(self, params: dict, batch_stats: dict, batch: dict) -> tuple[Array, dict]:
         """Returns the mean loss over the masked patches; the statistics unchanged."""
-        video, masked = batch["video"], batch["masked"]
+        patches, masked = Patches(batch["patches"], self._grid), batch["masked"]
         prediction: Any = self.model.apply(
-            {"params": params}, video, batch["visible"], masked
+            {"params": params}, patches, batch["visible"], masked
         )
         target = pixel_targets(
-            video,
+            patches,
             masked,
             **self._patch,
             normalize=self._config.normalize_targets,

@@ -20,6 +20,7 @@ from videomae_jax.models import vit
 from videomae_jax.models.array_types import Array, Grid
 from videomae_jax.models.classifier import VideoClassifier
 from videomae_jax.models.mae import VideoMAE
+from videomae_jax.models.sizes import PatchShape
 from videomae_jax.training.reporting import Reporter
 from videomae_jax.training.train_step import TrainState
 from videomae_jax.video.record import Record
@@ -34,10 +35,12 @@ class Task(Protocol):
 
     Attributes:
         training_clips: cuts clips out of an opened video; runs in the workers.
+        patch_shape: (tubelet_size, patch_size), by which the workers cut them.
         eval_every: steps between calls of `validate`; 0 for none.
     """
 
     training_clips: ReadClips
+    patch_shape: PatchShape
     eval_every: int
 
     @property
@@ -101,7 +104,7 @@ class Task(Protocol):
     def add_randomness(self, batch: dict, key: jax.Array) -> dict:
         """Returns a batch with everything random of a step: masks, mixing, dropout.
 
-        Runs on the devices, once for the whole batch of a step, so that gradient
+        The batch has the arrays of `pipeline.Batch`, of all processes together. Runs on the devices, once for the whole batch of a step, so that gradient
         accumulation does not change what is drawn.
         """
         ...
