@@ -40,8 +40,8 @@ def ours(options):
     import numpy as np
 
     from videomae_jax.models import flops, masking
-    from videomae_jax.models.classifier import VideoClassifier
     from videomae_jax.models.array_types import Patches
+    from videomae_jax.models.classifier import VideoClassifier
     from videomae_jax.models.mae import VideoMAE, pixel_targets, reconstruction_loss
     from videomae_jax.models.vit import patchify, token_grid
     from videomae_jax.training import optimizer
@@ -57,11 +57,11 @@ def ours(options):
         if options.task == "pretrain":
             fields["decoder_attention"] = options.attention
 
-    class Pretraining:
     sizes = VideoMAE.from_variant(options.variant)
     patch = {"patch_size": sizes.patch_size, "tubelet_size": sizes.tubelet_size}
     grid = token_grid(shape, **patch)
 
+    class Pretraining:
         model = VideoMAE.from_variant(options.variant, **fields)
 
         def init(self, key):
@@ -80,8 +80,8 @@ def ours(options):
             prediction = self.model.apply(
                 {"params": params}, patches, batch["visible"], masked
             )
-            return reconstruction_loss(prediction, target), batch_stats
             target = pixel_targets(patches, masked, **patch)
+            return reconstruction_loss(prediction, target), batch_stats
 
     class Finetuning:
         model = VideoClassifier.from_variant(options.variant, CLASSES, **fields)
