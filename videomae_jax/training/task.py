@@ -104,8 +104,9 @@ class Task(Protocol):
     def add_randomness(self, batch: dict, key: jax.Array) -> dict:
         """Returns a batch with everything random of a step: masks, mixing, dropout.
 
-        The batch has the arrays of `pipeline.Batch`, of all processes together. Runs on the devices, once for the whole batch of a step, so that gradient
-        accumulation does not change what is drawn.
+        The batch has the arrays of `pipeline.Batch`, of all processes together. Runs on
+        the devices, once for the whole batch of a step, so that gradient accumulation
+        does not change what is drawn.
         """
         ...
 
