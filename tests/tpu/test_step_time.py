@@ -200,7 +200,7 @@ def test_compiler_is_near_paper_for_a_large_copy():
 @needs_libtpu
 @pytest.mark.slow
 def test_scan_takes_as_long_as_its_products():
-    paper = LAYERS * 2 * SIDE * 1024**2 / V5E.peak
+    paper = LAYERS * 2 * SIDE * 2048**2 / V5E.peak
     assert 1 < expected()["scan"] / paper < 2
     assert expected()["longer scan"] / expected()["scan"] == pytest.approx(2, rel=0.05)
 
@@ -208,7 +208,7 @@ def test_scan_takes_as_long_as_its_products():
 @needs_libtpu
 @pytest.mark.slow
 def test_small_kernel_takes_as_long_as_its_arrays():
-    read_and_written = 2 * SIDE * 64 + 2 * 64 * 128 + 4 * SIDE * 128
+    read_and_written = 2 * SIDE * 128 + 2 * 128 * 128 + 4 * SIDE * 128
     assert expected()["kernel"] == pytest.approx(read_and_written / V5E.memory)
 
 
@@ -245,11 +245,11 @@ if __name__ == "__main__":
                 "copy": _seconds(lambda x: x + 1, ((SIDE, SIDE), jnp.float32)),
                 **{
                     name: _seconds(
-                        scan, ((SIDE, 1024), half), ((length, 1024, 1024), half)
+                        scan, ((SIDE, 2048), half), ((length, 2048, 2048), half)
                     )
                     for name, length in (("scan", LAYERS), ("longer scan", 2 * LAYERS))
                 },
-                "kernel": _seconds(call, ((SIDE, 64), half), ((64, 128), half)),
+                "kernel": _seconds(call, ((SIDE, 128), half), ((128, 128), half)),
             }
         )
     )

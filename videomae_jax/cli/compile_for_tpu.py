@@ -4,17 +4,24 @@ python -m videomae_jax compile-for-tpu --topology v5e-256 \\
     --config=configs/k400_vitb_pretrain.py --config.model.remat=blocks
 python -m videomae_jax compile-for-tpu --topology v5p:2x2x1 --slices 2 --largest \\
     --config=configs/k400_vitl_finetune.py --config.data.num_classes=400
+python -m videomae_jax compile-for-tpu --topology v6e-8 --time --json=step.json \\
+    --config=configs/k400_vitb_pretrain.py
 
 Reports whether the step fits into memory, how it is sharded, and the collectives
-between the chips. No video is read. It needs libtpu (`pip install 'jax[tpu]'`) and half
-a minute to several minutes, depending on the model. --config and its overrides are
-those of main.py.
+between the chips; with --time also how long the compiler expects it to take, and on
+what. No video is read and nothing is measured. It needs libtpu (`pip install
+'jax[tpu]'`) and half a minute to several minutes, depending on the model. --config and
+its overrides are those of main.py.
 """
 
 import argparse
+import dataclasses
+import json
+import pathlib
 from typing import TYPE_CHECKING
 
 from videomae_jax import config as configuration
+from videomae_jax import files
 from videomae_jax.cli import arguments
 
 # --help does not wait for JAX: what imports it is imported where it is used.
@@ -44,6 +51,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "find the most clips (of 1, 2, 3, 4, 6, 8, 12, ...) that fit on a device at "
         "once, by compiling for several numbers; each takes minutes",
     )
+    arguments.add_flag(
+        parser,
+        "--time",
+        "report how long the compiler expects a step to take, by kind of work, by part "
+        "of the model, and by the largest operations",
+    )
+    arguments.add_option(
+        parser,
+        "--json FILE",
+        "also write the report as JSON; benchmarks/tpu_time.py compares two such files",
+        pathlib.Path,
+    )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -54,12 +73,18 @@ def run(args: argparse.Namespace) -> None:
 
     # Compiling must not occupy the TPU or GPU of this machine.
     jax.config.update("jax_platforms", "cpu")
+    if args.time:
+        # A program from a cache would name lines of the code that it was cached with.
+        jax.config.update("jax_compilation_cache_include_metadata_in_key", True)
     config = configuration.load(args.config, args.config_flags)
     devices = topology.devices(args.topology, args.slices)
     clips = config.batch_size * config.data.num_samples / len(devices)
     print(f"compiling for {len(devices)} devices, {clips:g} clips each ...")
-    compilation = compile.compile_step(config, devices)
+    compilation = compile.compile_step(config, devices, with_time=args.time)
     print(report(compilation), flush=True)
+    if args.json:
+        with files.atomic_write(args.json) as file:
+            json.dump(dataclasses.asdict(compilation), file, indent=1)
     if args.largest:
         _print_largest(config, devices, compilation)
 
@@ -89,7 +114,48 @@ def report(compilation: "Compilation") -> str:
             lines[kind] = f"{traffic.count} per step, {size} per device"
     lines["compiled in"] = f"{c.seconds:.0f} s"
     width = max(18, *map(len, lines))
-    return "\n".join(f"{name:{width}}  {value}" for name, value in lines.items())
+    text = "\n".join(f"{name:{width}}  {value}" for name, value in lines.items())
+    return text + (_time_report(c) if c.time else "")
+
+
+def _time_report(c: "Compilation") -> str:
+    """Formats the time that the compiler expects."""
+    assert c.time and c.clips_per_second and c.share_of_peak
+    milliseconds = 1000 * c.time.seconds
+    lines = [
+        "",
+        "",
+        "expected by the compiler, not measured:",
+        f"{milliseconds:.1f} ms per step, {c.clips_per_second:.1f} clips/s per device, "
+        f"{c.share_of_peak:.1%} of the peak",
+    ]
+    for title, parts in (
+        ("kind of work", c.time.kinds),
+        ("part of the step", c.time.modules),
+    ):
+        lines += ["", f"{title:24} {'ms':>8}  share"]
+        lines += [
+            f"{name:24} {1000 * seconds:8.2f}  {seconds / c.time.seconds:5.1%}"
+            for name, seconds in parts.items()
+        ]
+    lines += ["", f"{'largest operations':24} {'ms':>8}  times"]
+    lines += [
+        f"{x.kind:24} {1000 * x.seconds:8.2f}  {x.times:5}  {x.source or 'no line'}  "
+        f"{x.module}  {x.type[:60]}"
+        for x in c.time.largest
+    ]
+    lines += ["", "Kernels are estimated by this library, from their matrix products."]
+    if c.time.overlapped:
+        lines.append(
+            f"Collectives of {1000 * c.time.overlapped:.2f} ms overlap with operations "
+            "and are not counted."
+        )
+    lines += ["Not in these times, because the compiler does not estimate it:"]
+    lines += [
+        f"{name}: {x.count} times, {_size(x.bytes)}"
+        for name, x in c.time.unknown.items()
+    ]
+    return "\n".join(lines)
 
 
 def _print_largest(config, devices, first: "Compilation") -> None:

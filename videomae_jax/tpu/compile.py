@@ -6,7 +6,6 @@ known without running the step.
 
 import dataclasses
 import itertools
-import math
 import re
 import time
 from collections.abc import Iterator, Sequence
@@ -19,12 +18,12 @@ from videomae_jax.data.clips import clip_shape, pixel_format
 from videomae_jax.distributed import sharding
 from videomae_jax.errors import CompilerError, ConfigError, RecordError
 from videomae_jax.models.problem import Problem
-from videomae_jax.tpu import collectives
+from videomae_jax.tpu import collectives, step_time
+from videomae_jax.tpu.chips import CHIPS
 from videomae_jax.tpu.program import Program
 from videomae_jax.training import losses, train_step
 from videomae_jax.training.finetune import Finetuning
 from videomae_jax.training.pretrain import Pretraining
-from videomae_jax.training.task import clip_grid
 
 # Numbers of clips per device to try: 1, 2, 3, 4, 6, 8, 12 ...
 BATCHES = tuple(n for k in range(10) for n in (2**k, 3 * 2 ** (k - 1)) if n == int(n))
@@ -51,6 +50,10 @@ class Compilation:
         temporaries: size of everything else: activations, gradients, gathered
             parameters.
         traffic: the collectives, by kind; see collectives.py.
+        time: what the compiler expects of the step, if asked for; see step_time.py.
+        clips_per_second: of a device, in this time.
+        share_of_peak: of the device's matrix operations per second, that which the
+            model's products need in this time; see models/flops.py.
     """
 
     devices: int
@@ -66,6 +69,9 @@ class Compilation:
     aliased: int | None = None
     temporaries: int | None = None
     traffic: dict[str, collectives.Traffic] | None = None
+    time: step_time.StepTime | None = None
+    clips_per_second: float | None = None
+    share_of_peak: float | None = None
 
     @property
     def fits(self) -> bool:
@@ -73,12 +79,15 @@ class Compilation:
         return self.traffic is not None
 
 
-def compile_step(config: Config, devices: Sequence[jax.Device]) -> Compilation:
+def compile_step(
+    config: Config, devices: Sequence[jax.Device], *, with_time: bool = False
+) -> Compilation:
     """Compiles the training step of a config; reads no videos and no weights.
 
     Args:
         config: see configs/common.py.
         devices: see `topology.devices`.
+        with_time: also read the time that the compiler expects.
 
     Raises:
         CompilerError: the compiler refused the step, but not because of its memory.
@@ -117,6 +126,16 @@ def compile_step(config: Config, devices: Sequence[jax.Device]) -> Compilation:
             seconds = time.monotonic() - start
             return Compilation(**common, seconds=seconds, needed=needed)
     memory = compiled.memory_analysis()
+    program = Program(compiled.as_text())
+    if with_time:
+        chip = CHIPS[devices[0].device_kind]
+        expected = step_time.read(program, chip)
+        rate = common["clips"] / expected.seconds
+        common |= {
+            "time": expected,
+            "clips_per_second": rate,
+            "share_of_peak": rate * task.flops_per_clip / chip.peak,
+        }
     return Compilation(
         **common,
         seconds=time.monotonic() - start,
@@ -125,7 +144,7 @@ def compile_step(config: Config, devices: Sequence[jax.Device]) -> Compilation:
         outputs=memory.output_size_in_bytes,
         aliased=memory.alias_size_in_bytes,
         temporaries=memory.temp_size_in_bytes,
-        traffic=collectives.read(Program(compiled.as_text())),
+        traffic=collectives.read(program),
     )
 
 
@@ -273,10 +292,8 @@ def _abstract_batch(
 ) -> dict[str, jax.ShapeDtypeStruct]:
     num_clips = config.batch_size * config.data.num_samples
     by_row = sharding.batch_sharding(mesh)
-    tokens = math.prod(clip_grid(config, task.model))
-    shape = num_clips, tokens, math.prod(clip_shape(config)) // tokens
-    dtype = pixel_format(config).dtype
-    batch = {"patches": jax.ShapeDtypeStruct(shape, dtype, sharding=by_row)}
+    shape, dtype = (num_clips, *clip_shape(config)), pixel_format(config).dtype
+    batch = {"video": jax.ShapeDtypeStruct(shape, dtype, sharding=by_row)}
     if isinstance(task, Finetuning):
         label = task.objective.example_label
         shape = (num_clips, *label.shape)
