@@ -6,6 +6,7 @@ known without running the step.
 
 import dataclasses
 import itertools
+import math
 import re
 import time
 from collections.abc import Iterator, Sequence
@@ -24,6 +25,7 @@ from videomae_jax.tpu.program import Program
 from videomae_jax.training import losses, train_step
 from videomae_jax.training.finetune import Finetuning
 from videomae_jax.training.pretrain import Pretraining
+from videomae_jax.training.task import clip_grid
 
 # Numbers of clips per device to try: 1, 2, 3, 4, 6, 8, 12 ...
 BATCHES = tuple(n for k in range(10) for n in (2**k, 3 * 2 ** (k - 1)) if n == int(n))
@@ -292,8 +294,10 @@ def _abstract_batch(
 ) -> dict[str, jax.ShapeDtypeStruct]:
     num_clips = config.batch_size * config.data.num_samples
     by_row = sharding.batch_sharding(mesh)
-    shape, dtype = (num_clips, *clip_shape(config)), pixel_format(config).dtype
-    batch = {"video": jax.ShapeDtypeStruct(shape, dtype, sharding=by_row)}
+    tokens = math.prod(clip_grid(config, task.model))
+    shape = num_clips, tokens, math.prod(clip_shape(config)) // tokens
+    dtype = pixel_format(config).dtype
+    batch = {"patches": jax.ShapeDtypeStruct(shape, dtype, sharding=by_row)}
     if isinstance(task, Finetuning):
         label = task.objective.example_label
         shape = (num_clips, *label.shape)
