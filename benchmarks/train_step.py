@@ -39,6 +39,7 @@ def ours(options):
     import jax.numpy as jnp
     import numpy as np
 
+    from videomae_jax.distributed import sharding
     from videomae_jax.models import flops, masking
     from videomae_jax.models.array_types import Patches
     from videomae_jax.models.classifier import VideoClassifier
@@ -109,7 +110,13 @@ def ours(options):
 
     state = start(jax.random.key(0))
     step = jax.jit(
-        make_train_step(task, tx, lambda step: 1e-4, grad_accum_steps=1),
+        make_train_step(
+            task,
+            tx,
+            lambda step: 1e-4,
+            mesh=sharding.make_mesh(devices=[device]),
+            grad_accum_steps=1,
+        ),
         donate_argnums=0,
     )
     patches = patchify(video, **patch)

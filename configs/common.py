@@ -135,6 +135,10 @@ def _training() -> ConfigDict:
     # Split the optimizer state over all devices, even where parameters are replicated.
     # None: chosen automatically.
     config.mesh.shard_optimizer = placeholder(bool)
+    # Dtype in which gradients are summed over the devices, once per step: float32 or
+    # bfloat16, which sends half as much. Micro-batches are added up in float32. None:
+    # model.dtype.
+    config.mesh.gradient_dtype = placeholder(str)
 
     config.wandb = ConfigDict()
     # Project of Weights & Biases that gets the metrics too, under the name of the work

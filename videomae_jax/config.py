@@ -47,6 +47,7 @@ _BEFORE_THE_FIELD = {
     "evaluation.patience": 0,
     "evaluation.step": "last",
     "loss.kind": "softmax",
+    "mesh.gradient_dtype": None,
     "mesh.shard_optimizer": None,
     "model.attention": None,
     "model.channels": None,

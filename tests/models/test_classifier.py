@@ -5,9 +5,11 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec as P
 
 from tests.helpers import official
 from tests.helpers.models import apply, random_variables
+from videomae_jax.distributed import sharding
 from videomae_jax.errors import ConfigError
 from videomae_jax.models.classifier import VideoClassifier
 from videomae_jax.models.positions import _bicubic, position_table, sincos_positions
@@ -207,3 +209,28 @@ def test_is_exported_for_batches_of_any_size(attention):
     for clips in (video, video[:1]):
         logits = exported.call(variables, clips)
         assert_close(logits, apply(model, variables, clips), 1e-5)
+
+
+def test_batch_norm_sees_the_clips_of_all_devices():
+    model = VideoClassifier(**SMALL, head_norm="batch")
+    norm = {"mean": jnp.zeros(24), "var": jnp.ones(24)}
+
+    def pool(tokens):
+        return model.apply(
+            {"batch_stats": {"norm": norm}},
+            tokens,
+            train=True,
+            method="pool_tokens",
+            mutable=["batch_stats"],
+        )
+
+    tokens = jnp.asarray(np.random.default_rng(0).normal(size=(16, 2, 24)), jnp.float32)
+    rows = sharding.batch_sharding(mesh := sharding.make_mesh(2)).spec
+    mapped = jax.shard_map(
+        pool, mesh=mesh, in_specs=rows, out_specs=(rows, P()), check_vma=False
+    )
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5),
+        jax.jit(mapped)(tokens),
+        pool(tokens),
+    )

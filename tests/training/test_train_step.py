@@ -12,7 +12,9 @@ import videomae_jax as vmae
 from configs import common
 from tests.helpers import official
 from videomae_jax.distributed import sharding
-from videomae_jax.models import vit
+from videomae_jax.models import partitioning, vit
+from videomae_jax.tpu import collectives
+from videomae_jax.tpu.program import Program
 from videomae_jax.training import optimizer
 from videomae_jax.training.finetune import Finetuning
 from videomae_jax.training.pretrain import Pretraining
@@ -166,18 +168,20 @@ def jitted(
     grad_accum_steps=1,
     ema_decay=0.0,
     batch_stats=None,
+    shard_optimizer=False,
 ):
     count = mesh_shape[0] * mesh_shape[1]
     mesh = sharding.make_mesh(mesh_shape[1], jax.devices()[:count])
     params = jax.tree.map(jnp.asarray, params)
     ema = params if ema_decay else None
     state = TrainState(jnp.int32(0), params, tx.init(params), batch_stats or {}, ema)
-    shardings = sharding.state_shardings(state, mesh)
+    shardings = sharding.state_shardings(state, mesh, shard_optimizer)
     step = jax.jit(
         make_train_step(
             task,
             tx,
             schedule,
+            mesh=mesh,
             grad_accum_steps=grad_accum_steps,
             ema_decay=ema_decay,
         ),
@@ -222,6 +226,7 @@ layouts = pytest.mark.parametrize(
         ("pretrain", BOTH),
         slow("pretrain", {"mesh_shape": (2, 4)}),
         slow("pretrain", {"mesh_shape": (1, 1), "grad_accum_steps": 4}),
+        slow("pretrain", {"mesh_shape": (8, 1), "grad_accum_steps": 2}),
         slow("finetune", BOTH),
         slow("finetune", {"mesh_shape": (8, 1)}),
     ],
@@ -251,6 +256,65 @@ def test_meshes_and_accumulation_change_nothing(on_one_device, video, kwargs):
         state.params,
         other_state.params,
     )
+
+
+class Regression:
+    """A task that compiles in no time, with noise of its own for every clip."""
+
+    def add_randomness(self, batch, key):
+        return batch | {"noise": jax.random.normal(key, batch["x"].shape)}
+
+    def loss(self, params, batch_stats, batch):
+        x = batch["x"] + batch["noise"]
+        hidden = jnp.tanh(partitioning.keep_clips_in_place(x) @ params["fc1"]["kernel"])
+        out = hidden @ params["fc2"]["kernel"]
+        mean = 0.9 * batch_stats["mean"] + 0.1 * x.mean(axis=0)
+        return jnp.mean(jnp.square(out - x)), {"mean": mean}
+
+
+@pytest.mark.parametrize("shard_optimizer", [False, True])
+def test_gradients_are_summed_once_however_many_micro_batches(shard_optimizer):
+    draw = np.random.default_rng(0).normal
+    kernels = {
+        "fc1": {"kernel": draw(size=(16, 64))},
+        "fc2": {"kernel": draw(size=(64, 16))},
+    }
+    params = jax.tree.map(np.float32, kernels)
+    arrays = {"x": np.float32(draw(size=(32, 16)))}
+    tx = optimizer.adamw(0.9, 0.95, eps=1e-3, weight_decay=0.05)
+    traffic, runs = [], []
+    for mesh_shape, count in (((8, 1), 1), ((8, 1), 4), ((4, 2), 2), ((1, 1), 1)):
+        step, state, mesh = jitted(
+            Regression(),
+            params,
+            tx,
+            lambda step: 1e-2,
+            mesh_shape,
+            count,
+            ema_decay=0.5,
+            batch_stats={"mean": jnp.zeros(16)},
+            shard_optimizer=shard_optimizer,
+        )
+        batch, key = sharding.to_devices(arrays, mesh), jax.random.key(0)
+        program = step.lower(state, batch, key).compile()
+        traffic.append(collectives.read(Program(program.as_text())))
+        losses = []
+        for _ in range(3):
+            state, metrics = program(state, batch, key)
+            losses.append(metrics["loss"])
+        runs.append((losses, state))
+    once, accumulated, _, one_device = traffic
+    assert accumulated == once and one_device == {}
+    sums = {"all-reduce", "reduce-scatter"} & once.keys()
+    # The gradients, the loss and the mean; the rest is the norm of split gradients.
+    extra = sum(once[kind].bytes for kind in sums) - 4 * (2 * 16 * 64 + 1 + 16)
+    assert 0 <= extra <= 8
+    for other in runs[:-1]:
+        jax.tree.map(
+            lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6),
+            other,
+            runs[-1],
+        )
 
 
 @pytest.mark.slow

@@ -237,7 +237,7 @@ def _spec(name: str, shape: tuple[int, ...], mesh: Mesh, candidates: list) -> P:
     for axes in candidates if rule == "shard" else []:
         ways = math.prod(mesh.shape[axis] for axis in np.atleast_1d(axes))
         dividing = [i for i in range(first, len(shape)) if shape[i] % ways == 0]
-        if dividing:
+        if dividing and ways > 1:
             largest = max(dividing, key=lambda i: shape[i])
             return P(*(axes if i == largest else None for i in range(len(shape))))
     return P()
@@ -246,6 +246,11 @@ def _spec(name: str, shape: tuple[int, ...], mesh: Mesh, candidates: list) -> P:
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Returns the sharding of a batch: rows are split over all devices."""
     return NamedSharding(mesh, P(AXES))
+
+
+def replica_axes(mesh: Mesh) -> tuple[str, ...]:
+    """Returns the mesh axes over which parameters are not split."""
+    return tuple(x for x in AXES if x != "fsdp" or mesh.shape[x] == 1)
 
 
 def local_indices(mesh: Mesh, batch_size: int, clips_per_video: int = 1) -> np.ndarray:

@@ -11,6 +11,7 @@ from jaxtyping import Float, Float32
 from videomae_jax.errors import ConfigError
 from videomae_jax.models import vit
 from videomae_jax.models.array_types import Array, ClipKeys, Clips, Tokens
+from videomae_jax.models.partitioning import manual_axes
 from videomae_jax.models.variants import variant_fields
 
 POOLINGS = ("mean", "first_token", "attentive")
@@ -147,6 +148,7 @@ class VideoClassifier(nn.Module):
         if self.pooling == "attentive":
             self.pool = AttentivePooling(self.heads, self.mlp_ratio, self.dtype)
         if self.head_norm == "batch":
+            axes: Any = manual_axes() or None
             self.norm: Any = nn.BatchNorm(
                 momentum=0.9,
                 epsilon=1e-6,
@@ -154,6 +156,7 @@ class VideoClassifier(nn.Module):
                 use_scale=False,
                 # The mean of pooled tokens can be far larger than their deviation.
                 use_fast_variance=False,
+                axis_name=axes,
             )
         elif self.head_norm == "layer" and self.pooling != "first_token":
             self.norm = vit.layer_norm(self.head_norm_epsilon)

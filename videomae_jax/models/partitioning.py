@@ -1,7 +1,8 @@
 """Keeps the clips of a batch on the devices that they were sent to.
 
 In training, a mesh splits each batch by clip over its axes BATCH_AXES. Without a mesh
-these functions change nothing.
+these functions change nothing. Over axes that are manual, because the caller is mapped
+over them with `jax.shard_map`, the clips are split already.
 """
 
 import math
@@ -35,9 +36,18 @@ def on_each_device(function: Callable[..., jax.Array], *arrays: jax.Array) -> ja
     axes = _axes(arrays[0].shape[0])
     if axes:
         function = jax.shard_map(
-            function, in_specs=P(axes), out_specs=P(axes), check_vma=False
+            function,
+            in_specs=P(axes),
+            out_specs=P(axes),
+            axis_names=set(axes),
+            check_vma=False,
         )
     return function(*arrays)
+
+
+def manual_axes() -> tuple[str, ...]:
+    """Returns the mesh axes over which the caller sees only its own devices' clips."""
+    return jax.sharding.get_abstract_mesh().manual_axes
 
 
 def platform() -> str | None:
@@ -58,7 +68,9 @@ def platform() -> str | None:
 
 def divides(clips: Any) -> bool:
     """Returns whether each device of the current mesh gets equally many clips."""
-    return jax.sharding.get_abstract_mesh().size <= 1 or bool(_axes(clips))
+    mesh = jax.sharding.get_abstract_mesh()
+    shared = set(mesh.axis_names).difference(mesh.manual_axes)
+    return math.prod(mesh.shape[x] for x in shared) <= 1 or bool(_axes(clips))
 
 
 def _axes(clips: Any) -> tuple[str, ...]:

@@ -6,17 +6,20 @@ compiled before it is called.
 
 import dataclasses
 import logging
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import struct
 from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
 from videomae_jax.checkpointing import Checkpoints
-from videomae_jax.config import Config
+from videomae_jax.config import Config, check_choices
 from videomae_jax.data.clips import clip_shape, pixel_format
 from videomae_jax.distributed import sharding
 from videomae_jax.models import attention
@@ -125,6 +128,8 @@ def build(
     """
     devices = jax.devices() if devices is None else devices
     check_attention(config.model, devices)
+    if config.mesh.gradient_dtype is not None:
+        check_choices(config, {"mesh.gradient_dtype": ("float32", "bfloat16")})
     tx, schedule = _optimizer(config, warmup_steps, total_steps)
 
     def start(params, batch_stats):
@@ -148,7 +153,9 @@ def build(
         task,
         tx,
         schedule,
+        mesh=mesh,
         grad_accum_steps=grad_accum_steps,
+        gradient_dtype=config.mesh.gradient_dtype or config.model.dtype,
         ema_decay=config.ema.decay,
     )
     return TrainStep(
@@ -167,22 +174,28 @@ def make_train_step(
     tx: optax.GradientTransformation,
     schedule: Callable,
     *,
+    mesh: Mesh,
     grad_accum_steps: int,
+    gradient_dtype: str = "float32",
     ema_decay: float = 0.0,
 ) -> Callable:
     """Returns the function (state, batch, key) -> (state, metrics) to be jitted.
 
     An update whose loss or gradient is not finite is dropped; the metrics show it. The
     state's `ema`, if it has one, follows the parameters with the decay
-    min(ema_decay, (1 + step) / (10 + step)). With gradient accumulation, micro-batch j
-    of k holds the clips j, j + k, j + 2k ... of a batch, so that each device splits its
-    own rows.
+    min(ema_decay, (1 + step) / (10 + step)).
+
+    With gradient accumulation, micro-batch j of k holds the clips j, j + k, j + 2k ...
+    of a batch, so that each device splits its own rows. Devices add up the gradients of
+    their micro-batches in float32, and are summed once per step, in `gradient_dtype`.
     """
+
+    loss_and_grad = _loss_and_grad(task, mesh, grad_accum_steps, gradient_dtype)
 
     def train_step(state, batch, key):
         batch = task.add_randomness(batch, jax.random.fold_in(key, state.step))
-        (loss, batch_stats), grads = _loss_and_grad(
-            task, state.params, state.batch_stats, batch, grad_accum_steps
+        (loss, batch_stats), grads = loss_and_grad(
+            state.params, state.batch_stats, batch
         )
         grad_norm = optax.tree.norm(grads)
         learning_rate = schedule(state.step)
@@ -210,23 +223,65 @@ def make_train_step(
     return train_step
 
 
-def _loss_and_grad(task, params, batch_stats, batch, grad_accum_steps):
-    """Returns ((loss, batch_stats), grads), each averaged over the micro-batches."""
-    grad_of = jax.value_and_grad(task.loss, has_aux=True)
+def _loss_and_grad(task, mesh, grad_accum_steps, gradient_dtype):
+    """Returns a function: params, batch_stats, batch -> ((loss, batch_stats), grads).
+
+    All are averaged over the micro-batches and the devices. Each copy of the parameters
+    is used for its own clips until the one sum at the end; left to itself, the compiler
+    would sum in every micro-batch. If a copy is split over several devices, the
+    compiler gathers and sums among these, layer by layer.
+    """
+    axes = sharding.replica_axes(mesh)
+    count = grad_accum_steps * math.prod(mesh.shape[axis] for axis in axes)
+
+    def of_each_copy(params, batch_stats, batch):
+        sums = _accumulate(task, params, batch_stats, batch, grad_accum_steps, mesh)
+        aux, grads = jax.tree.map(lambda x: x[None] / count, sums)
+        return aux, jax.tree.map(lambda x: x.astype(gradient_dtype), grads)
+
+    def loss_and_grad(params, batch_stats, batch):
+        parts = jax.shard_map(
+            of_each_copy,
+            mesh=mesh,
+            in_specs=(P(), P(), P(axes)),
+            out_specs=P(axes),
+            axis_names=set(axes),
+            check_vma=False,
+        )(params, batch_stats, batch)
+        # The compiler makes this an all-reduce or, for a split optimizer, a
+        # reduce-scatter. jnp.sum would send float32.
+        aux, grads = jax.tree.map(
+            lambda x: jax.lax.reduce(x, np.zeros((), x.dtype), jax.lax.add, [0]), parts
+        )
+        return aux, jax.tree.map(lambda x, param: x.astype(param.dtype), grads, params)
+
+    return loss_and_grad
+
+
+def _accumulate(task, params, batch_stats, batch, grad_accum_steps, mesh):
+    """Returns ((loss, batch_stats), grads), summed over the micro-batches."""
+    shardings = sharding.state_shardings(params, mesh)
+
+    def grad_of(batch):
+        aux, grads = jax.value_and_grad(task.loss, has_aux=True)(
+            params, batch_stats, batch
+        )
+        # The compiler would not see that sums of gradients are split like parameters.
+        return aux, jax.tree.map(
+            lambda x, y: jax.lax.with_sharding_constraint(x, y.spec), grads, shardings
+        )
+
     if grad_accum_steps == 1:
-        return grad_of(params, batch_stats, batch)
+        return grad_of(batch)
     micro_batches = jax.tree.map(
         lambda x: x.reshape(-1, grad_accum_steps, *x.shape[1:]).swapaxes(0, 1), batch
     )
 
     def add(total, micro_batch):
-        return jax.tree.map(
-            jnp.add, total, grad_of(params, batch_stats, micro_batch)
-        ), None
+        return jax.tree.map(jnp.add, total, grad_of(micro_batch)), None
 
     zeros = jax.tree.map(jnp.zeros_like, ((jnp.zeros(()), batch_stats), params))
-    total, _ = jax.lax.scan(add, zeros, micro_batches)
-    return jax.tree.map(lambda x: x / grad_accum_steps, total)
+    return jax.lax.scan(add, zeros, micro_batches)[0]
 
 
 def _optimizer(config: Config, warmup_steps: int, total_steps: int):
