@@ -135,6 +135,7 @@ def test_numbers_that_may_have_gaps(monkeypatch):
         b"\x68",
         b"\x65\x80",
         b"\x41\xff\xff",
+        b"\x06\x42\x00\x1e" + b"\xff" * 9,  # a message, not a set
     ],
     ids=bytes.hex,
 )

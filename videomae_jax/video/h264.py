@@ -110,13 +110,13 @@ class PacketParser:
         return units if offset == len(data) else []  # the last one is cut off
 
     def _read_set(self, unit: bytes) -> None:
-        """Reads a parameter set."""
-        bits = _Bits(unit[1:])
+        """Reads a unit if it is a parameter set."""
+        bits, kind = _Bits(unit[1:]), unit[0] & 31
         try:
-            if unit[0] & 31 == PPS:
+            if kind == PPS:
                 identifier = bits.golomb()
                 self._sequence_of[identifier] = bits.golomb()
-            else:
+            elif kind == SPS:
                 identifier, sequence = _parse_sequence(bits)
                 self._sequences[identifier] = sequence
         except ValueError:
