@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -165,8 +166,9 @@ def test_ctrl_c_of_a_terminal(folder, tmp_path):
     assert "Traceback" not in log
 
 
-def test_a_finetuning_that_is_killed_in_its_evaluations(folder, tmp_path, monkeypatch):
-    """It resumes with its averages; an evaluation is repeated."""
+@pytest.fixture(scope="module")
+def finetuned(folder, tmp_path_factory):
+    """The flags of a fine-tuning, and the folder of a run that nobody disturbed."""
     videos = folder / "labelled.txt"
     videos.write_text("".join(f"{i}.mp4 {i % 3}\n" for i in range(12)))
     recipe = [
@@ -179,11 +181,37 @@ def test_a_finetuning_that_is_killed_in_its_evaluations(folder, tmp_path, monkey
         "--config.ema.decay=0.9",
         "--config.evaluation.every=30",
     ]
-    finish(recipe, tmp_path / "whole")
+    whole = tmp_path_factory.mktemp("finetuned") / "whole"
+    finish(recipe, whole)
+    return recipe, whole
+
+
+def test_a_finetuning_that_is_killed_in_its_evaluations(
+    finetuned, tmp_path, monkeypatch
+):
+    """It resumes with its averages; an evaluation is repeated."""
+    recipe, whole = finetuned
+    workdir = tmp_path / "killed"
     # Six batches each: the validations after steps 30 and 60, and the test.
-    kill_in_evaluation(recipe, tmp_path / "killed", 3, monkeypatch)
-    assert metrics(tmp_path / "killed")[-1]["step"] == 30
-    kill_in_evaluation(recipe, tmp_path / "killed", 15, monkeypatch)
-    assert not (tmp_path / "killed" / "test").exists()
-    assert "at step=60" in finish(recipe, tmp_path / "killed")
-    assert_same_run(tmp_path / "killed", tmp_path / "whole")
+    kill_in_evaluation(recipe, workdir, 3, monkeypatch)
+    assert metrics(workdir)[-1]["step"] == 30
+    kill_in_evaluation(recipe, workdir, 15, monkeypatch)
+    assert not (workdir / "test").exists()
+    assert "at step=60" in finish(recipe, workdir)
+    assert_same_run(workdir, whole)
+
+
+def test_a_test_that_is_killed(finetuned, tmp_path, monkeypatch):
+    """config.mode=eval leaves nothing, and the next start all of the results."""
+    recipe, whole = finetuned
+    recipe = [*recipe, "--config.mode=eval"]
+    workdir = shutil.copytree(whole, tmp_path / "killed")
+    shutil.rmtree(workdir / "test")
+    kill_in_evaluation(recipe, workdir, 3, monkeypatch)
+    assert not (workdir / "test").exists()
+    finish(recipe, workdir)
+    results = [
+        {file.name: file.read_bytes() for file in (run / "test").iterdir()}
+        for run in (workdir, whole)
+    ]
+    assert results[0] == results[1] and "metrics.json" in results[0]
