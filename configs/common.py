@@ -132,7 +132,8 @@ def _training() -> ConfigDict:
     # chosen automatically from the sizes of model and memory; the log gives the reason.
     # The batch is always split over all devices.
     config.mesh.fsdp = placeholder(int)
-    # Split the optimizer state over all devices, even where parameters are replicated.
+    # Split the optimizer state over all devices of a TPU slice or host of GPUs, even
+    # where parameters are replicated.
     # None: chosen automatically.
     config.mesh.shard_optimizer = placeholder(bool)
     # Dtype in which gradients are summed over the devices, once per step: float32 or

@@ -216,7 +216,7 @@ def test_pretrain_on_tpu_and_resume(tmp_path):
     }
     cells = run("pretrain_on_tpu", **settings)
     assert "1 x cpu" in text(cells["devices"])
-    assert "mesh: {'data': 1, 'fsdp': 1}" in text(cells["devices"])
+    assert "mesh: {'slice': 1, 'data': 1, 'fsdp': 1}" in text(cells["devices"])
     assert "8 videos" in text(cells["videos"])
     first = rows(work)
     assert [row["step"] for row in first] == [2, 4, 6, 8]

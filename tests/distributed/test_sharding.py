@@ -106,6 +106,41 @@ def test_fsdp_groups_stay_within_a_slice():
         sharding.make_mesh(1, gpus[:7])
 
 
+def test_optimizer_is_split_within_a_slice(monkeypatch):
+    gpus = [
+        Chip(i, "gpu", "GPU", slice_index=i // 4, bytes_limit=8 * GIB) for i in range(8)
+    ]
+    plan = sharding.choose_plan(state_of(0.7), gpus)
+    assert plan.shard_optimizer and plan.fsdp == 1
+    # 1.4 GiB of parameters and gradient, a quarter of the 1.4 GiB of moments.
+    assert "take 1.75 GiB per device" in plan.reason
+    # Hosts with one GPU have no faster network: the moments are split over all.
+    lone = [dataclasses.replace(gpu, slice_index=gpu.id) for gpu in gpus]
+    assert "take 1.57 GiB" in sharding.choose_plan(state_of(0.7), lone).reason
+
+    devices = jax.devices()
+    monkeypatch.setattr(sharding, "_slices", lambda _: [devices[:4], devices[4:]])
+    for fsdp in (1, 2):
+        mesh = sharding.make_mesh(fsdp)
+        assert mesh.shape == {"slice": 2, "data": 4 // fsdp, "fsdp": fsdp}
+        kernel = {"kernel": jnp.arange(32.0).reshape(16, 2)}
+        state = TrainState(jnp.int32(0), kernel, (kernel,), {})
+        placed = jax.device_put(state, sharding.state_shardings(state, mesh, True))
+
+        def rows(x):
+            return {y.device: set(np.ravel(y.data)) for y in x.addressable_shards}
+
+        params, moments = (
+            rows(placed.params["kernel"]),
+            rows(placed.opt_state[0]["kernel"]),
+        )
+        for i in range(4):
+            assert len(moments[devices[i]]) == 32 // 4
+            # Each slice has them all, and each device a part of what it updates.
+            assert moments[devices[i]] <= params[devices[i]]
+        assert set().union(*(moments[x] for x in devices[4:])) == set(range(32))
+
+
 @needs_libtpu
 @pytest.mark.parametrize("slices", [1, 2])
 @pytest.mark.parametrize(
@@ -116,11 +151,12 @@ def test_mesh_of_every_fsdp_keeps_groups_within_slices(name, slices):
     count = len(devices) // slices
     for fsdp in [n for n in range(1, count + 1) if count % n == 0]:
         mesh = sharding.make_mesh(fsdp, devices)
-        assert mesh.devices.shape == (slices * count // fsdp, fsdp)
+        assert mesh.devices.shape == (slices, count // fsdp, fsdp)
         assert set(mesh.devices.flat) == set(devices)
         if slices > 1:
             assert all(
-                len({x.slice_index for x in group}) == 1 for group in mesh.devices
+                {x.slice_index for x in mesh.devices[i].flat} == {i}
+                for i in range(slices)
             )
 
 
@@ -137,7 +173,7 @@ def test_plan_of_large_models_gives_a_mesh(variant, name, slices):
         config, task, total_steps=1000, warmup_steps=100, devices=devices
     )
     assert built.plan.fsdp == 2
-    assert built.mesh.shape == {"data": 8 * slices, "fsdp": 2}
+    assert built.mesh.shape == {"slice": slices, "data": 8, "fsdp": 2}
 
 
 @pytest.mark.parametrize("fsdp", [-1, 0, 3, 16])

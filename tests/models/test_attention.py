@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import strategies as st
+from jax.sharding import PartitionSpec as P
 
 from videomae_jax.distributed import sharding
 from videomae_jax.errors import ConfigError
@@ -129,6 +130,30 @@ def test_splash_lowers_for_tpus(tokens):
 
     lowered = jax.jit(gradient).trace(*arrays).lower(lowering_platforms=("tpu",))
     assert lowered.as_text().count("tpu_custom_call") == 3  # forward, dq, dk and dv
+
+
+@pytest.mark.parametrize("fsdp", [1, 2])
+def test_splash_within_the_training_step_lowers_for_tpus(fsdp):
+    """The step is mapped over the copies of the parameters, of `fsdp` devices each."""
+    mesh = sharding.make_mesh(fsdp)
+    axes = sharding.replica_axes(mesh)
+    array = jax.ShapeDtypeStruct((8, 2, 160, 64), "bfloat16")
+
+    @functools.partial(
+        jax.shard_map,
+        mesh=mesh,
+        in_specs=P(axes),
+        out_specs=P(axes),
+        axis_names=set(axes),
+        check_vma=False,
+    )
+    def gradient(x):
+        return jax.grad(
+            lambda x: attention.attend(x, x, x, implementation="splash").sum()
+        )(x)
+
+    lowered = jax.jit(gradient).trace(array).lower(lowering_platforms=("tpu",))
+    assert lowered.as_text().count("tpu_custom_call") == 3
 
 
 @pytest.mark.slow

@@ -8,9 +8,10 @@ from jax.sharding import PartitionSpec as P
 
 from videomae_jax.distributed import sharding
 from videomae_jax.models import partitioning
+from videomae_jax.models.partitioning import BATCH_AXES
 
 
-@pytest.mark.parametrize("axes", [(), ("data",), ("data", "fsdp")])
+@pytest.mark.parametrize("axes", [(), ("slice", "data"), BATCH_AXES])
 def test_each_device_gets_its_own_clips(axes):
     """Of 16 on eight devices, whatever part of the split is the caller's."""
     mesh, seen = sharding.make_mesh(2), []
@@ -30,4 +31,4 @@ def test_each_device_gets_its_own_clips(axes):
         sums = jax.jit(local)(x)
     np.testing.assert_array_equal(sums, x.reshape(8, 2).sum(axis=1).repeat(2))
     # Where all axes are the caller's, any number of clips is the device's own.
-    assert set(seen) == {(axes, axes == ("data", "fsdp"))}
+    assert set(seen) == {(axes, axes == BATCH_AXES)}

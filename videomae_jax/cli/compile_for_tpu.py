@@ -98,7 +98,7 @@ def report(compilation: "Compilation") -> str:
         "parameters": f"split {c.plan.fsdp} ways"
         if c.plan.fsdp > 1
         else "a copy on each device",
-        "optimizer": "split over all devices"
+        "optimizer": "split over each slice"
         if c.plan.shard_optimizer
         else "as the parameters",
         "because": c.plan.reason,

@@ -48,7 +48,7 @@ class ShardingPlan:
     Attributes:
         fsdp: number of devices over which parameters and optimizer state are split.
         shard_optimizer: split the optimizer state and the averaged parameters over all
-            devices, even if the parameters are not (ZeRO, stage 1).
+            devices of a slice, even if the parameters are not (ZeRO, stage 1).
         reason: why this plan was chosen, for the log.
     """
 
@@ -68,7 +68,7 @@ def choose_plan(
 
     Replicas come first: they need one sum of gradients per step. If state and gradients
     would then take more than STATE_SHARE of a device, the optimizer state is split over
-    all devices, and new parameters are gathered once per step. If that is not enough,
+    each slice, and new parameters are gathered once per step. If that is not enough,
     the parameters are split over as few devices as suffice, and each layer is gathered
     when it is used.
 
@@ -92,7 +92,8 @@ def choose_plan(
 
     def bytes_per_device(fsdp: int, shard_optimizer: bool) -> float:
         # The gradient is as large as the parameters.
-        return 2 * params / fsdp + rest / (len(devices) if shard_optimizer else fsdp)
+        ways = len(slices[0]) if shard_optimizer else fsdp
+        return 2 * params / fsdp + rest / ways
 
     def plan(choice: tuple[int, bool], reason: str) -> ShardingPlan:
         size = f"{bytes_per_device(*choice) / 2**30:.2f} GiB"
@@ -145,11 +146,11 @@ def device_memory(device: jax.Device) -> int | None:
 
 
 def make_mesh(fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Returns a mesh with axes ("data", "fsdp") over the devices of all processes.
+    """Returns a mesh with axes ("slice", "data", "fsdp") over all processes' devices.
 
-    Each TPU slice, or host with GPUs, holds whole `fsdp` groups: no layer is gathered
-    over the slower network between slices. That network carries sums of gradients and,
-    if the optimizer state is split over all devices, the new parameters once per step.
+    Each TPU slice, or host with GPUs, holds whole `fsdp` groups and the whole optimizer
+    state: no layer and no new parameters are gathered over the slower network between
+    slices, which carries one sum of gradients per step.
 
     Args:
         fsdp: number of devices over which parameters and optimizer state are split.
@@ -169,7 +170,7 @@ def make_mesh(fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mes
         mesh_utils.create_device_mesh(shape, members, allow_split_physical_axes=True)
         for members in slices
     ]
-    return Mesh(np.concatenate(grids), AXES, axis_types=(AxisType.Auto,) * 2)
+    return Mesh(np.stack(grids), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def _check_fsdp(fsdp: int, slices: list[list[jax.Device]]) -> None:
@@ -187,12 +188,17 @@ def _check_fsdp(fsdp: int, slices: list[list[jax.Device]]) -> None:
 
 
 def _slices(devices: Sequence[jax.Device]) -> list[list[jax.Device]]:
-    """Groups devices by fast network: TPUs by slice, GPUs by host."""
+    """Groups devices by fast network: TPUs by slice, GPUs by host.
+
+    Where no two devices share a fast network, they are one group.
+    """
     slices = collections.defaultdict(list)
     for device in devices:
         # For GPUs, JAX numbers the hosts like slices, however many processes they run.
         accelerator = device.platform != "cpu"
         slices[getattr(device, "slice_index", 0) if accelerator else 0].append(device)
+    if len(slices) == len(devices):
+        return [list(devices)]
     return [slices[index] for index in sorted(slices)]
 
 
@@ -213,7 +219,8 @@ def state_shardings(state: Any, mesh: Mesh, shard_optimizer: bool = False) -> An
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         candidates: list[str | tuple[str, ...]] = ["fsdp"]
         if shard_optimizer and name.startswith(("opt_state", "ema")):
-            candidates.insert(0, AXES)
+            # A part of what a device has of the parameters, if they are split, too.
+            candidates.insert(0, ("fsdp", "data"))
         return NamedSharding(mesh, _spec(name, x.shape, mesh, candidates))
 
     return jax.tree.map_with_path(sharding, state)

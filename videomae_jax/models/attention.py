@@ -94,12 +94,16 @@ def _xla(query, key, value):
 
 def _cudnn(query, key, value):
     """Calls cuDNN's fused kernel: on a GPU, in bfloat16 or float16."""
-    # The kernel takes [batch, tokens, heads, head_dim]; the query is scaled already.
-    query, key, value = (x.swapaxes(1, 2) for x in (query, key, value))
-    out = jax.nn.dot_product_attention(
-        query, key, value, scale=1.0, implementation="cudnn"
-    )
-    return out.swapaxes(1, 2)
+
+    def local(query, key, value):
+        # The kernel takes [batch, tokens, heads, head_dim]; the query is scaled.
+        query, key, value = (x.swapaxes(1, 2) for x in (query, key, value))
+        out = jax.nn.dot_product_attention(
+            query, key, value, scale=1.0, implementation="cudnn"
+        )
+        return out.swapaxes(1, 2)
+
+    return on_each_device(local, query, key, value)
 
 
 def _by_head(query, key, value):
@@ -184,14 +188,14 @@ def _splash(query, key, value, interpret: bool = False):
         block_kv_dq=block,
     )
     mask = splash.MultiHeadMask([splash.FullMask((padded, padded))] * heads)
-    kernel: Any = splash.make_splash_mha(
-        mask, block_sizes=blocks, head_shards=1, q_seq_shards=1, interpret=interpret
-    )
-    # Tokens attend within their own segment only: padding is a segment of its own.
-    segment = (jnp.arange(padded) >= tokens).astype(jnp.int32)
-    segments = splash.SegmentIds(segment, segment)
 
     def local(query, key, value):
+        kernel: Any = splash.make_splash_mha(
+            mask, block_sizes=blocks, head_shards=1, q_seq_shards=1, interpret=interpret
+        )
+        # Tokens attend within their own segment only: padding is a segment of its own.
+        segment = (jnp.arange(padded) >= tokens).astype(jnp.int32)
+        segments = splash.SegmentIds(segment, segment)
         padding = ((0, 0), (0, 0), (0, padded - tokens), (0, 0))
         inputs = (jnp.pad(x, padding) for x in (query, key, value))
         out = jax.vmap(lambda q, k, v: kernel(q, k, v, segments))(*inputs)

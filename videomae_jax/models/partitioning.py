@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 from videomae_jax.models.array_types import Array
 
-BATCH_AXES = ("data", "fsdp")
+BATCH_AXES = ("slice", "data", "fsdp")
 
 
 def keep_clips_in_place(x: Array) -> Array:
@@ -31,7 +31,8 @@ def on_each_device(function: Callable[..., jax.Array], *arrays: jax.Array) -> ja
     """Calls function(*arrays) on each device with the device's own clips.
 
     The compiler cannot split a kernel, and would gather the clips for a loop over them.
-    The function must treat clips independently. Arrays and result are [batch, ...].
+    The function must treat clips independently, and make its other arrays itself.
+    Arrays and result are [batch, ...].
     """
     axes = _axes(arrays[0].shape[0])
     if axes:

@@ -85,7 +85,7 @@ class TrainStep:
 
     def log_plan(self, *, num_videos: int, num_clips: int, total_steps: int) -> None:
         """Logs how videos, steps and the clips of a step are split over the devices."""
-        split = "split over all devices" if self.plan.shard_optimizer else None
+        split = "split over each slice" if self.plan.shard_optimizer else None
         log.info(
             "mesh=%s optimizer_state=%s (%s)",
             dict(self.mesh.shape),
