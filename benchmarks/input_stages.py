@@ -63,6 +63,8 @@ def read(record, rng, spent):
     with timed(spent["into the batch, as patches"]):
         patches = np.empty((1, clip.size // PATCH_VALUES, PATCH_VALUES), clip.dtype)
         copy_as_patches(clip[None], patches, PATCH)
+    with timed(spent["the same as a plain copy"]):
+        np.copyto(np.empty_like(clip), clip)
     with timed(spent["fine-tuning: convert whole frames"]):
         images = frames.pixels()
     with timed(spent["fine-tuning: RandAugment"]):
