@@ -65,7 +65,11 @@ def _training() -> ConfigDict:
     # products; blocks: only the inputs of blocks, which takes the least memory and the
     # most computation.
     config.model.remat = "none"
-    # Attention implementation: xla, by_head (CPU), cudnn (GPU) or splash (TPU).
+    # Blocks that an iteration of the loop over them computes. All of them save time on a
+    # TPU, by the compiler's estimate, but take minutes to compile. None: one; on a TPU,
+    # all of at most 4.
+    config.model.unroll = placeholder(int)
+    # Attention implementation: xla, by_head (CPU), cudnn (GPU), fused or splash (TPU).
     # None: chosen automatically.
     config.model.attention = placeholder(str)
 

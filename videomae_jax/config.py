@@ -58,6 +58,7 @@ _BEFORE_THE_FIELD = {
     "model.norm_epsilon": None,
     "model.pixel_mean": None,
     "model.pixel_std": None,
+    "model.unroll": None,
     "wandb.project": "",
 }
 
@@ -76,6 +77,7 @@ PREPROCESSING_FIELDS = (
 _TRAINING_ONLY = (
     "model.dtype",
     "model.remat",
+    "model.unroll",
     "model.attention",
     "model.drop_path",
     "model.dropout",
@@ -99,6 +101,7 @@ _NO_EFFECT_ON_RESULTS = (
     "model.decoder_attention",
     "model.decoder_remat",
     "model.remat",
+    "model.unroll",
     "picture.",
     "profile.",
     "wandb.",

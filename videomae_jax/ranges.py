@@ -80,7 +80,8 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     (
         "a whole number from 1 to 1000",
         _whole(1, 1000),
-        "model.depth model.decoder_depth model.patch_size model.tubelet_size",
+        "model.depth model.decoder_depth model.patch_size model.tubelet_size "
+        "model.unroll",
     ),
     ("a whole number from 0 to 10000000", _whole(0, 10**7), "model.num_classes"),
     (SIZE, is_size, "data.image_size"),

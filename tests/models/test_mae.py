@@ -1,5 +1,7 @@
 """VideoMAE: outputs, gradients and parameter counts of the reference."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 
 import videomae_jax as vmae
 from tests.helpers import official
-from tests.helpers.models import apply
+from tests.helpers.models import apply, random_variables
 from videomae_jax.errors import ConfigError, InputError
 from videomae_jax.models import vit
 from videomae_jax.models.array_types import Patches
@@ -145,6 +147,32 @@ def test_program_does_not_grow_with_depth():
     assert deep.count("\n") == shallow.count("\n")
 
 
+def test_blocks_written_out_equal_the_loop(monkeypatch):
+    heads = {"heads": 2, "decoder_heads": 2, "attention": "xla"}
+    model = vmae.VideoMAE(
+        width=8, depth=2, decoder_width=8, decoder_depth=1, patch_size=8, **heads
+    )
+    video = np.random.default_rng(0).integers(0, 256, (2, 2, 16, 16, 3), np.uint8)
+    ids = np.broadcast_to(np.arange(4), (2, 4))
+    params = random_variables(model)["params"]
+
+    def loss(params, remat):
+        cloned = model.clone(remat=remat)
+        arguments = video, ids[:, :1], ids[:, 1:]
+        return jnp.square(cloned.apply({"params": params}, *arguments)).mean()
+
+    looped = jax.jit(jax.grad(functools.partial(loss, remat="none")))(params)
+    monkeypatch.setattr(vit, "platform", lambda: "tpu")
+    for remat in ("none", "blocks"):
+        step = jax.jit(jax.grad(functools.partial(loss, remat=remat)))
+        assert "while(" not in step.lower(params).compile().as_text()
+        jax.tree.map(
+            functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6),
+            looped,
+            step(params),
+        )
+
+
 @pytest.mark.parametrize("frames, size", [(2, 32), (8, 64), (32, 48)])
 def test_any_clip_length_and_image_size(frames, size):
     model = official.model()
@@ -219,6 +247,27 @@ def test_initializers():
     assert 0 < np.abs(params["mask_token"]).max() <= 0.02
     bridge = params["encoder_to_decoder"]["kernel"]
     assert 0.95 / np.sqrt(48) < np.abs(bridge).max() <= 1 / np.sqrt(48)
+
+
+# Sums of squares reach 2^24 and more here, beyond which float32 skips whole numbers.
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+def test_targets_of_extreme_patches(dtype):
+    top = np.iinfo(dtype).max
+    patches = np.zeros((4, 2, 16, 16, 3), dtype)
+    patches[0] = top  # one color
+    patches[1, 0] = top  # half black, half white
+    patches[2] = top
+    patches[2, 0, 0, 0] = top - 1  # as little contrast as there is
+    patches[3, 0, 0, 0] = 1
+    values = patches.reshape(4, 512, 3).astype(np.float64) / top
+    std = values.std(axis=1, ddof=1, keepdims=True)
+    expected = (values - values.mean(axis=1, keepdims=True)) / (std + 1e-6)
+    video = np.concatenate(patches, axis=2)[None]  # four patches side by side
+    target = jax.jit(
+        functools.partial(vmae.pixel_targets, patch_size=16, tubelet_size=2)
+    )(video, np.arange(4)[None])
+    atol = 1e-5 if dtype == "uint8" else 0.03  # few digits are left of 65,534
+    np.testing.assert_allclose(target[0].reshape(4, 512, 3), expected, atol=atol)
 
 
 def test_raw_pixel_targets():

@@ -11,6 +11,8 @@ from jaxtyping import Float, Float32
 from videomae_jax.errors import ConfigError
 from videomae_jax.models import vit
 from videomae_jax.models.array_types import Array, ClipKeys, Clips, Tokens
+from videomae_jax.models.layers.linear import Dense
+from videomae_jax.models.layers.norm import LayerNorm
 from videomae_jax.models.partitioning import manual_axes
 from videomae_jax.models.variants import variant_fields
 
@@ -39,9 +41,9 @@ class AttentivePooling(nn.Module):
             return x.reshape(batch, -1, self.heads, width // self.heads)
 
         dense = functools.partial(
-            vit.Dense, kernel_init=_truncated_normal, dtype=self.dtype
+            Dense, kernel_init=_truncated_normal, dtype=self.dtype
         )
-        norm = functools.partial(vit.layer_norm, 1e-6, dtype=self.dtype)
+        norm = functools.partial(LayerNorm, 1e-6, self.dtype)
         tokens = norm(name="norm1")(tokens)
         query = self.param("query", _truncated_normal, (width,))
         x = jnp.broadcast_to(query.astype(tokens.dtype), (batch, 1, width))
@@ -67,8 +69,8 @@ class VideoClassifier(nn.Module):
     `VideoClassifier.from_variant("base", num_classes=400)` has the published sizes.
 
     Attributes:
-        width, depth, heads, patch_size, tubelet_size, mlp_ratio, remat, attention,
-            channels, pixel_mean, pixel_std: as in VideoMAE.
+        width, depth, heads, patch_size, tubelet_size, mlp_ratio, remat, unroll,
+            attention, channels, pixel_mean, pixel_std: as in VideoMAE.
         num_classes: length of the logits; 0 for an encoder without a head, which
             returns the features.
         pooling: "mean" of all tokens; "first_token", after the encoder's final
@@ -109,6 +111,7 @@ class VideoClassifier(nn.Module):
     head_init_scale: float = 0.001
     dtype: str = "float32"
     remat: str = "none"
+    unroll: int | None = None
     attention: str | None = None
     final_norm: bool = False
     norm_epsilon: float = 1e-6
@@ -159,7 +162,7 @@ class VideoClassifier(nn.Module):
                 axis_name=axes,
             )
         elif self.head_norm == "layer" and self.pooling != "first_token":
-            self.norm = vit.layer_norm(self.head_norm_epsilon)
+            self.norm = LayerNorm(self.head_norm_epsilon)
 
         def head_init(*args):
             return self.head_init_scale * _truncated_normal(*args)

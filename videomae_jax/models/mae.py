@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Float32
+from jaxtyping import Float, Float32, Num
 
 from videomae_jax.errors import InputError
 from videomae_jax.models import vit
@@ -21,6 +21,8 @@ from videomae_jax.models.array_types import (
     Tokens,
     VisibleIds,
 )
+from videomae_jax.models.layers.linear import Dense, fan_in_uniform, xavier_uniform
+from videomae_jax.models.layers.norm import LayerNorm
 from videomae_jax.models.masking import check_ids, take_tokens
 from videomae_jax.models.positions import sincos_positions
 from videomae_jax.models.variants import variant_fields
@@ -36,6 +38,7 @@ class Decoder(nn.Module):
     mlp_ratio: float = 4.0
     dtype: str = "float32"
     remat: str = "none"
+    unroll: int | None = None
     attention: str | None = None
     norm_epsilon: float = 1e-6
     head_norm_epsilon: float = 1e-6
@@ -49,17 +52,18 @@ class Decoder(nn.Module):
             x,
             depth=self.depth,
             remat=self.remat,
+            unroll=self.unroll,
             heads=self.heads,
             mlp_ratio=self.mlp_ratio,
             norm_epsilon=self.norm_epsilon,
             dtype=self.dtype,
             implementation=self.attention,
         )
-        norm = vit.layer_norm(self.head_norm_epsilon, dtype=self.dtype, name="norm")
+        norm = LayerNorm(self.head_norm_epsilon, self.dtype, name="norm")
         x = norm(x[:, -num_masked:])
-        return vit.Dense(
+        return Dense(
             self.patch_values,
-            kernel_init=vit.xavier_uniform,
+            kernel_init=xavier_uniform,
             dtype=self.dtype,
             name="head",
         )(x).astype(jnp.float32)
@@ -87,6 +91,9 @@ class VideoMAE(nn.Module):
         remat: what the backward pass recomputes: "none", "dots" (all but the matrix
             products), or "blocks" (everything; least memory).
         decoder_remat, decoder_mlp_ratio: of the decoder; None as the encoder.
+        unroll: blocks that an iteration of the loop over them computes. More take
+            longer to compile, and need not copy what the backward pass keeps. None is
+            one, or on a TPU all of at most 4.
         attention, decoder_attention: a key of attention.IMPLEMENTATIONS; None is
             automatic.
         norm_epsilon: of all LayerNorms but the last. Weights of other libraries come
@@ -109,6 +116,7 @@ class VideoMAE(nn.Module):
     dtype: str = "float32"
     remat: str = "none"
     decoder_remat: str | None = None
+    unroll: int | None = None
     attention: str | None = None
     decoder_attention: str | None = None
     decoder_mlp_ratio: float | None = None
@@ -132,10 +140,10 @@ class VideoMAE(nn.Module):
     def setup(self):
         """Creates the submodules; their names are those of the parameters."""
         self.encoder = vit.Encoder.of(self)
-        self.encoder_to_decoder = vit.Dense(
+        self.encoder_to_decoder = Dense(
             self.decoder_width,
             use_bias=False,
-            kernel_init=vit.fan_in_uniform,
+            kernel_init=fan_in_uniform,
             dtype=self.dtype,
         )
         token_shape = (self.decoder_width,)
@@ -148,6 +156,7 @@ class VideoMAE(nn.Module):
             self.decoder_mlp_ratio or self.mlp_ratio,
             self.dtype,
             self.decoder_remat or self.remat,
+            self.unroll,
             self.decoder_attention,
             self.norm_epsilon,
             self.head_norm_epsilon,
@@ -224,38 +233,74 @@ def pixel_targets(
         if isinstance(video, Patches)
         else vit.patchify(video, patch_size, tubelet_size)
     )
-    pixels = take_tokens(patches, masked).astype(jnp.float32)
-    channels = pixels.shape[-1] // (tubelet_size * patch_size**2)
+    pixels = take_tokens(patches, masked)
+    channels, most = pixels.shape[-1] // (tubelet_size * patch_size**2), 1.0
     if patches.dtype in vit.RAW_DTYPES:
-        pixels = pixels / np.iinfo(patches.dtype).max
+        most = float(np.iinfo(patches.dtype).max)
     else:
         stats = np.array([std, mean], np.float32)
         scale, shift = np.tile(stats, pixels.shape[-1] // channels)
-        pixels = pixels * scale + shift
-    if normalize:
-        patch_mean, patch_std = patch_stats(pixels, channels)
-        pixels = (pixels - patch_mean) / (patch_std + 1e-6)
-    return pixels
+        pixels = pixels.astype(jnp.float32) * scale + shift
+    if not normalize:
+        return pixels.astype(jnp.float32) / most
+    patch_mean, patch_std = _channel_stats(pixels, channels)
+    patch_mean = _to_values(patch_mean, pixels.shape[-1])
+    inverse = _to_values(1 / (patch_std + 1e-6 * most), pixels.shape[-1])
+    return (pixels.astype(jnp.float32) - patch_mean) * inverse
 
 
 def patch_stats(
-    pixels: Float32[Array, "*patches values"], channels: int = 3
+    pixels: Num[Array, "*patches values"], channels: int = 3
 ) -> tuple[Float32[Array, "*patches values"], Float32[Array, "*patches values"]]:
     """Returns mean and standard deviation of each patch and channel, for each value.
 
     The variance divides by n - 1. Callers add 1e-6 to the standard deviation, not to
     the variance (official code; image MAE differs in both).
     """
+    mean, std = _channel_stats(pixels, channels)
+    return _to_values(mean, pixels.shape[-1]), _to_values(std, pixels.shape[-1])
+
+
+def _channel_stats(
+    pixels: Num[Array, "*patches values"], channels: int
+) -> tuple[Float32[Array, "*patches channels"], Float32[Array, "*patches channels"]]:
+    """Returns mean and standard deviation of each patch and channel."""
     count = pixels.shape[-1] // channels
     # Sums over every third value as matrix products: an array with a last axis of 3
     # takes 128 / 3 times its size on a TPU, and a CPU cannot vectorize over it.
     channel = np.tile(np.eye(channels, dtype=np.float32), (count, 1))
+    if pixels.dtype == np.uint8 and count <= 512:
+        # Whole numbers, exact at the default precision of each platform, which is that
+        # of bfloat16 on a TPU: up to 128, and squares up to 2^14 at three times that.
+        pixels = pixels.astype(jnp.float32) - 128
+        total = jnp.dot(pixels, channel)
+        squares = jnp.dot(jnp.square(pixels), channel, precision=jax.lax.Precision.HIGH)
+        # n times the sum of squared deviations is below 2^32. Each term may be above
+        # it, but wraps around, so that the difference is right.
+        whole = total.astype(jnp.int32).astype(jnp.uint32)
+        deviations = count * squares.astype(jnp.uint32) - whole * whole
+        variance = deviations.astype(jnp.float32) / (count * (count - 1))
+        return total / count + 128, jnp.sqrt(variance)
+    pixels = pixels.astype(jnp.float32)
     dot = functools.partial(jnp.dot, precision=jax.lax.Precision.HIGHEST)
-    mean = dot(dot(pixels, channel) / count, channel.T)
+    mean = dot(pixels, channel) / count
     # Corrects the rounding error, which would dominate in a patch of one color.
-    mean += dot(dot(pixels - mean, channel) / count, channel.T)
-    variance = dot(jnp.square(pixels - mean), channel) / (count - 1)
-    return mean, dot(jnp.sqrt(variance), channel.T)
+    mean += dot(pixels - _to_values(mean, pixels.shape[-1]), channel) / count
+    deviations = dot(jnp.square(pixels - _to_values(mean, pixels.shape[-1])), channel)
+    return mean, jnp.sqrt(deviations / (count - 1))
+
+
+def _to_values(
+    x: Float32[Array, "*patches channels"], values: int
+) -> Float32[Array, "*patches values"]:
+    """Repeats what belongs to a channel for each value of a patch."""
+    channels = x.shape[-1]
+    channel = np.arange(values) % channels
+    out = x[..., :1]
+    # No array with a last axis of 3, and no product, whose result would be stored.
+    for i in range(1, channels):
+        out = jnp.where(channel == i, x[..., i : i + 1], out)
+    return jnp.broadcast_to(out, (*x.shape[:-1], values))
 
 
 def reconstruction_loss(

@@ -12,7 +12,6 @@ import numpy as np
 from jaxtyping import Float, Float32, Num, Shaped
 
 from videomae_jax.errors import ConfigError, InputError
-from videomae_jax.models import attention
 from videomae_jax.models.array_types import (
     Array,
     ClipKeys,
@@ -23,8 +22,18 @@ from videomae_jax.models.array_types import (
     Video,
     VisibleIds,
 )
+from videomae_jax.models.layers import attention
+from videomae_jax.models.layers.linear import (
+    Dense,
+    QueryKeyValue,
+    add_bias,
+    fan_in_uniform,
+    gelu,
+    xavier_uniform,
+)
+from videomae_jax.models.layers.norm import LayerNorm
 from videomae_jax.models.masking import check_ids, take_tokens
-from videomae_jax.models.partitioning import keep_clips_in_place
+from videomae_jax.models.partitioning import platform
 from videomae_jax.models.positions import position_table
 
 # Mean and standard deviation of ImageNet's RGB in [0, 1], which all published weights
@@ -40,6 +49,9 @@ REMAT_POLICIES = {
     "blocks": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
+# On a TPU, up to this many blocks are written out. The iterations of a loop copy all
+# that the backward pass needs into one array each, and out of it again.
+_MOST_UNROLLED = 4
 
 
 def token_grid(video_shape: Sequence[Any], patch_size: int, tubelet_size: int) -> Grid:
@@ -141,31 +153,8 @@ def normalize(
     return (x.astype(jnp.float32) * scale - shift).astype(dtype)
 
 
-# U(+-1/sqrt(fan_in)), PyTorch's default. The official code keeps it for the patch
-# embedding and the projection to the decoder.
-fan_in_uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
-xavier_uniform = nn.initializers.xavier_uniform()
-
-
-class Dense(nn.Dense):
-    """A linear layer over the last axis, computed as one matrix product.
-
-    With several batch axes, XLA's CPU backend copies the cotangent before it computes
-    the kernel's gradient, which takes several times as long as the product.
-    """
-
-    def __call__(self, x: Float[Array, "batch *rest"]) -> Float[Array, "batch *out"]:
-        """Applies the layer to every token."""
-        x = keep_clips_in_place(x)
-        out = super().__call__(x.reshape(-1, x.shape[-1]))
-        return keep_clips_in_place(out.reshape(*x.shape[:-1], self.features))
-
-
 class Attention(nn.Module):
-    """Multi-head self-attention without a bias on the keys.
-
-    Query, key and value come from one matrix [dim, 3 * dim]. The softmax is in float32.
-    """
+    """Multi-head self-attention without a bias on the keys; softmax in float32."""
 
     heads: int
     dtype: str = "float32"
@@ -182,35 +171,24 @@ class Attention(nn.Module):
         With `return_weights`, also returns the weights, averaged over the heads: entry
         [b, i, j] is the weight that token i gives to token j.
         """
-        batch, tokens, width = x.shape
-        # One matrix, initialized as one, as in the official code.
-        dense = partial(Dense, kernel_init=self.kernel_init, dtype=self.dtype)
-        qkv = dense(3 * width, use_bias=False, name="qkv")(x)
+        width = x.shape[-1]
+        common = {"kernel_init": self.kernel_init, "dtype": self.dtype}
+        # The kernel is scaled: it is smaller than the queries.
+        scale = (width // self.heads) ** -0.5
+        q, k, v = QueryKeyValue(scale, name="qkv", **common)(x)
         q_bias = self.param("q_bias", nn.initializers.zeros, (width,))
         v_bias = self.param("v_bias", nn.initializers.zeros, (width,))
-        bias = jnp.concatenate([q_bias, jnp.zeros_like(q_bias), v_bias])
-        qkv = qkv + bias.astype(qkv.dtype)
-
-        def split_heads(x):
-            # [batch, heads, tokens, dim / heads]: both products are batched matmuls.
-            return x.reshape(batch, tokens, self.heads, -1).swapaxes(1, 2)
-
-        q, k, v = map(split_heads, jnp.split(qkv, 3, axis=-1))
+        q = add_bias(q, (q_bias * scale).astype(q.dtype))
+        v = add_bias(v, v_bias.astype(v.dtype))
         attention.check(self.implementation)
         # Kernels cannot be compiled for the one clip that initializes the parameters.
         implementation = "xla" if self.is_initializing() else self.implementation
-        out = attention.attend(q, k, v, implementation=implementation)
-        out = out.transpose(0, 2, 1, 3).reshape(batch, tokens, width)
-        out = dense(width, name="out")(out)
+        out = attention.attend(q, k, v, heads=self.heads, implementation=implementation)
+        out = Dense(width, name="out", **common)(out)
         if not self.return_weights:
             return out, None
-        return out, attention.weights(q * q.shape[-1] ** -0.5, k).mean(axis=1)
-
-
-def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """Computes the exact GELU in float32, with erf; erfc would be slower."""
-    wide = x.astype(jnp.float32)
-    return (0.5 * wide * (1 + jax.lax.erf(wide * np.sqrt(0.5)))).astype(x.dtype)
+        q, k = (attention.split_heads(x, self.heads) for x in (q, k))
+        return out, attention.weights(q, k).mean(axis=1)
 
 
 class MLP(nn.Module):
@@ -230,10 +208,6 @@ class MLP(nn.Module):
         gelu_and_fc2 = nn.remat(lambda fc2, x: fc2(gelu(x)), prevent_cse=False)
         x = dense(self.hidden, name="fc1")(x)
         return gelu_and_fc2(dense(width, name="fc2"), x)
-
-
-# Flax computes mean and variance in float32 whatever the computation dtype.
-layer_norm = partial(nn.LayerNorm, use_fast_variance=False)
 
 
 class Block(nn.Module):
@@ -260,7 +234,7 @@ class Block(nn.Module):
         if branch_scales is not None:
             # Two of [batch, 1, 1].
             scales = jnp.moveaxis(branch_scales.astype(x.dtype), 1, 0)[..., None, None]
-        norm = partial(layer_norm, self.norm_epsilon, dtype=self.dtype)
+        norm = partial(LayerNorm, self.norm_epsilon, self.dtype)
         attended, weights = Attention(
             self.heads,
             implementation=self.implementation,
@@ -298,13 +272,15 @@ def run_blocks(
     *,
     depth: int,
     remat: str,
+    unroll: int | None,
     branch_scales: Float[Array, "depth batch 2"] | None = None,
     **fields: Any,
 ) -> tuple[Tokens, Float32[Array, "depth batch tokens tokens"] | None]:
     """Runs the blocks as the submodule "blocks" of the calling module.
 
     They are one scanned block whose parameters have a leading axis [depth], so neither
-    the compiled program nor the parameter names grow with the depth.
+    the compiled program nor the parameter names grow with the depth; unless `unroll`
+    blocks are written out in an iteration.
 
     `remat` is a key of REMAT_POLICIES; `fields` are those of Block. With the field
     `attention_maps`, also returns the attention weights of each block.
@@ -321,11 +297,18 @@ def run_blocks(
             f"remat={remat!r} is unknown; expected one of: {', '.join(REMAT_POLICIES)}"
         )
     block = Block
+    if unroll is None:
+        unroll = depth if platform() == "tpu" and depth <= _MOST_UNROLLED else 1
     if remat != "none":
-        # Inside a scan, XLA cannot merge the two forward passes anyway.
-        block = nn.remat(Block, prevent_cse=False, policy=REMAT_POLICIES[remat])
+        # Inside a loop, XLA cannot merge the two forward passes anyway.
+        policy = REMAT_POLICIES[remat]
+        block = nn.remat(Block, prevent_cse=unroll > 1, policy=policy)
     blocks = nn.scan(
-        block, variable_axes={"params": 0}, split_rngs={"params": True}, length=depth
+        block,
+        variable_axes={"params": 0},
+        split_rngs={"params": True},
+        length=depth,
+        unroll=min(unroll, depth),
     )
     return blocks(name="blocks", **fields)(x, branch_scales)
 
@@ -361,6 +344,7 @@ class Encoder(nn.Module):
     mlp_ratio: float = 4.0
     dtype: str = "float32"
     remat: str = "none"
+    unroll: int | None = None
     attention: str | None = None
     final_norm: bool = True
     drop_path: float = 0.0
@@ -428,6 +412,7 @@ class Encoder(nn.Module):
             x + positions,
             depth=self.depth,
             remat=self.remat,
+            unroll=self.unroll,
             branch_scales=branch_scales,
             heads=self.heads,
             mlp_ratio=self.mlp_ratio,
@@ -441,4 +426,4 @@ class Encoder(nn.Module):
             return weights
         if not self.final_norm:
             return x
-        return layer_norm(self.norm_epsilon, dtype=self.dtype, name="norm")(x)
+        return LayerNorm(self.norm_epsilon, self.dtype, name="norm")(x)

@@ -22,7 +22,7 @@ from videomae_jax.checkpointing import Checkpoints
 from videomae_jax.config import Config, check_choices
 from videomae_jax.data.clips import clip_shape, pixel_format
 from videomae_jax.distributed import sharding
-from videomae_jax.models import attention
+from videomae_jax.models.layers import attention
 from videomae_jax.training import optimizer
 
 if TYPE_CHECKING:

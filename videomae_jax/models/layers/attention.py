@@ -1,9 +1,9 @@
 """Softmax attention over the tokens of a clip, with an implementation per platform.
 
-All implementations take query, key and value [batch, heads, tokens, head_dim], the
-query scaled, and differ in speed and memory only. "xla" keeps the [batch, heads,
-tokens, tokens] weights for the backward pass, the largest array of a step with 1,568
-tokens. The others recompute the weights, block by block.
+All implementations take query, key and value [batch, tokens, width], the heads side by
+side and the query scaled, and differ in speed and memory only. None keeps the [batch,
+heads, tokens, tokens] weights for the backward pass: they would be the largest array of
+a step.
 """
 
 import functools
@@ -14,45 +14,61 @@ import jax.numpy as jnp
 from jaxtyping import Float, Float32
 
 from videomae_jax.errors import ConfigError
-from videomae_jax.models.array_types import Array
+from videomae_jax.models.array_types import Array, Tokens
 from videomae_jax.models.partitioning import divides, on_each_device, platform
 
-# The token blocks of splash are multiples of the lanes of a TPU's vector unit.
+# The lanes of a TPU's vector unit.
 _LANES = 128
-# Up to this many tokens all keys are one block, which needs the least compiled memory.
+# Up to this many tokens, all keys of a head are one block of splash, which needs the
+# least compiled memory.
 _LARGEST_BLOCK = 2048
 # Below this many tokens the weights are small, and plain products are as fast.
 _FEW_TOKENS = 512
 # Queries per chunk of "by_head": 1,568 at once take 6 to 12 % longer than two to four
 # chunks, on a CPU.
 _CHUNK = 1024
-_FOR_MANY_TOKENS = {"cpu": "by_head", "tpu": "splash"}
 # Kernels that are written for one platform.
-_ONLY_FOR = {"cudnn": "gpu", "splash": "tpu"}
+_ONLY_FOR = {"cudnn": "gpu", "fused": "tpu", "splash": "tpu"}
 
 Heads = Float[Array, "batch heads tokens head_dim"]
 
 
 def attend(
-    query: Heads, key: Heads, value: Heads, *, implementation: str | None
-) -> Heads:
-    """Computes scaled dot-product attention, given an unscaled query.
+    query: Tokens, key: Tokens, value: Tokens, *, heads: int, implementation: str | None
+) -> Tokens:
+    """Computes dot-product attention, given a scaled query.
 
-    The softmax is in float32. The automatic implementation, None, is for many tokens
-    "by_head" on a CPU and "splash" on a TPU, otherwise "xla", which is also used on
-    several devices without a mesh (`jax.set_mesh`). Only "xla" supports forward-mode
-    derivatives (`jax.jvp`).
+    The softmax is in float32. The automatic implementation, None, is on a TPU "fused",
+    or "splash" where its keys do not fit; on a CPU "by_head" for many tokens; otherwise
+    "xla", which is also used on several devices without a mesh (`jax.set_mesh`).
     """
     if implementation is None:
-        implementation = "xla"
-        if query.shape[2] >= _FEW_TOKENS:
-            implementation = _FOR_MANY_TOKENS.get(platform() or "", "xla")
+        implementation = _automatic(*query.shape[1:], heads)
     check(implementation)
     if not divides(query.shape[0]):
         # Fewer clips than devices, as in a visualization: each device computes all.
         implementation = "xla"
-    query = query * query.shape[-1] ** -0.5
-    return IMPLEMENTATIONS[implementation](query, key, value)
+    return IMPLEMENTATIONS[implementation](query, key, value, heads)
+
+
+def _automatic(tokens: int, width: int, heads: int) -> str:
+    device = platform()
+    if device == "tpu":
+        # Imported here because the import takes a second.
+        from videomae_jax.models.layers.fused_attention import fits
+
+        return "fused" if fits(tokens, width, heads) else "splash"
+    return "by_head" if device == "cpu" and tokens >= _FEW_TOKENS else "xla"
+
+
+def split_heads(x: Tokens, heads: int) -> Heads:
+    """Returns x with an axis for the heads, before the tokens."""
+    return x.reshape(*x.shape[:2], heads, -1).swapaxes(1, 2)
+
+
+def _merge_heads(x: Heads) -> Tokens:
+    batch, _, tokens, _ = x.shape
+    return x.swapaxes(1, 2).reshape(batch, tokens, -1)
 
 
 def check(
@@ -86,33 +102,38 @@ def weights(query: Heads, key: Heads) -> Float32[Array, "batch heads tokens toke
     return jax.nn.softmax(logits, axis=-1)
 
 
-def _xla(query, key, value):
+def _xla(query, key, value, heads):
     """Computes two batched matrix products."""
-    probabilities = weights(query, key).astype(value.dtype)
-    return jnp.einsum("bhqk,bhkd->bhqd", probabilities, value)
+
+    def attend(query, key, value):
+        probabilities = weights(query, key).astype(value.dtype)
+        return jnp.einsum("bhqk,bhkd->bhqd", probabilities, value)
+
+    inputs = (split_heads(x, heads) for x in (query, key, value))
+    return _merge_heads(jax.checkpoint(attend)(*inputs))
 
 
-def _cudnn(query, key, value):
+def _cudnn(query, key, value, heads):
     """Calls cuDNN's fused kernel: on a GPU, in bfloat16 or float16."""
 
     def local(query, key, value):
-        # The kernel takes [batch, tokens, heads, head_dim]; the query is scaled.
-        query, key, value = (x.swapaxes(1, 2) for x in (query, key, value))
-        out = jax.nn.dot_product_attention(
-            query, key, value, scale=1.0, implementation="cudnn"
-        )
-        return out.swapaxes(1, 2)
+        batch, tokens, width = query.shape
+        inputs = (x.reshape(batch, tokens, heads, -1) for x in (query, key, value))
+        # The query is scaled already.
+        out = jax.nn.dot_product_attention(*inputs, scale=1.0, implementation="cudnn")
+        return out.reshape(batch, tokens, width)
 
     return on_each_device(local, query, key, value)
 
 
-def _by_head(query, key, value):
+def _by_head(query, key, value, heads):
     """Loops over heads and clips, so that the weights of one stay in a CPU's cache."""
 
     def local(query, key, value):
-        rows = (x.reshape(-1, *x.shape[2:]) for x in (query, key, value))
+        inputs = [split_heads(x, heads) for x in (query, key, value)]
+        rows = (x.reshape(-1, *x.shape[2:]) for x in inputs)
         out = jax.lax.map(lambda row: _one_head(*row), tuple(rows))
-        return out.reshape(query.shape)
+        return _merge_heads(out.reshape(inputs[0].shape))
 
     return on_each_device(local, query, key, value)
 
@@ -169,12 +190,23 @@ _dot = functools.partial(jnp.dot, preferred_element_type=jnp.float32)
 _one_head.defvjp(_one_head_forward, _one_head_backward)
 
 
-def _splash(query, key, value, interpret: bool = False):
+def _fused(query, key, value, heads, interpret: bool = False):
+    """Calls a TPU kernel that reads the heads where the products left them."""
+    # Imported here because the import takes a second.
+    from videomae_jax.models.layers.fused_attention import fused_attention
+
+    def local(query, key, value):
+        return fused_attention(query, key, value, heads, interpret)
+
+    return on_each_device(local, query, key, value)
+
+
+def _splash(query, key, value, heads, interpret: bool = False):
     """Calls JAX's TPU kernel, with tokens padded to whole blocks."""
     # Imported here because the import takes a second.
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
-    _, heads, tokens, _ = query.shape
+    tokens = query.shape[1]
     padded = -(-tokens // _LANES) * _LANES
     block = padded if padded <= _LARGEST_BLOCK else _LANES
     blocks = splash.BlockSizes(
@@ -197,9 +229,9 @@ def _splash(query, key, value, interpret: bool = False):
         segment = (jnp.arange(padded) >= tokens).astype(jnp.int32)
         segments = splash.SegmentIds(segment, segment)
         padding = ((0, 0), (0, 0), (0, padded - tokens), (0, 0))
-        inputs = (jnp.pad(x, padding) for x in (query, key, value))
+        inputs = (jnp.pad(split_heads(x, heads), padding) for x in (query, key, value))
         out = jax.vmap(lambda q, k, v: kernel(q, k, v, segments))(*inputs)
-        return out[:, :, :tokens]
+        return _merge_heads(out[:, :, :tokens])
 
     return on_each_device(local, query, key, value)
 
@@ -208,5 +240,6 @@ IMPLEMENTATIONS = {
     "xla": _xla,
     "by_head": _by_head,
     "cudnn": _cudnn,
+    "fused": _fused,
     "splash": _splash,
 }

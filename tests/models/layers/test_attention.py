@@ -12,7 +12,8 @@ from jax.sharding import PartitionSpec as P
 
 from videomae_jax.distributed import sharding
 from videomae_jax.errors import ConfigError
-from videomae_jax.models import attention
+from videomae_jax.models.layers import attention
+from videomae_jax.models.layers.fused_attention import fits
 from videomae_jax.models.mae import VideoMAE
 
 
@@ -47,25 +48,56 @@ def with_gradients(attend, query, key, value, gradient):
     return out, *backward(gradient)
 
 
-def interpreted_splash(query, key, value):
-    """Runs the TPU kernel in the interpreter, on the CPU."""
-    query = query * query.shape[-1] ** -0.5
-    return attention._splash(query, key, value, interpret=True)
+def of_heads(attend, query, key, value):
+    """Calls attend with arrays [batch, heads, tokens, head_dim]."""
+    batch, heads, tokens, _ = query.shape
+    arrays = (x.swapaxes(1, 2).reshape(batch, tokens, -1) for x in (query, key, value))
+    return attention.split_heads(attend(*arrays, heads), heads)
+
+
+def ours(implementation):
+    """Returns an implementation as a function of arrays with an axis for the heads."""
+
+    def attend(query, key, value, heads):
+        query = query * (query.shape[-1] // heads) ** -0.5
+        return attention.attend(
+            query, key, value, heads=heads, implementation=implementation
+        )
+
+    return functools.partial(of_heads, attend)
+
+
+def interpreted(kernel):
+    """Runs a TPU kernel in the interpreter, on the CPU."""
+
+    def attend(query, key, value):
+        query = query * query.shape[-1] ** -0.5
+        interpret = functools.partial(kernel, interpret=True)
+        return of_heads(interpret, query, key, value)
+
+    return attend
 
 
 IMPLEMENTATIONS = {
-    "xla": functools.partial(attention.attend, implementation="xla"),
-    "by_head": functools.partial(attention.attend, implementation="by_head"),
-    "splash": interpreted_splash,
+    "xla": ours("xla"),
+    "by_head": ours("by_head"),
+    "fused": interpreted(attention._fused),
+    "splash": interpreted(attention._splash),
 }
 
 
-@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+@pytest.mark.parametrize(
+    ("name", "heads", "tokens", "width"),
+    [
+        # 200 tokens end within a block of 128; 128 tokens fill one.
+        *((name, 3, tokens, 16) for name in IMPLEMENTATIONS for tokens in (128, 200)),
+        # Two blocks of heads, and three of queries.
+        ("fused", 4, 300, 64),
+    ],
+)
 @pytest.mark.parametrize(("dtype", "atol"), [("float32", 2e-5), ("bfloat16", 0.04)])
-# 200 tokens end within a block of 128; 128 tokens fill one.
-@pytest.mark.parametrize("tokens", [128, 200])
-def test_equals_float64(name, dtype, atol, tokens):
-    arrays = [jnp.asarray(x, dtype) for x in inputs(2, 3, tokens, 16)]
+def test_equals_float64(name, dtype, atol, tokens, heads, width):
+    arrays = [jnp.asarray(x, dtype) for x in inputs(2, heads, tokens, width)]
     attend = jax.jit(functools.partial(with_gradients, IMPLEMENTATIONS[name]))
     for actual, expected in zip(attend(*arrays), reference(*arrays), strict=True):
         assert actual.dtype == dtype
@@ -119,9 +151,10 @@ def test_clips_stay_on_their_devices():
 
 
 @pytest.mark.parametrize("tokens", [160, 1568, 2048, 2400])
-def test_splash_lowers_for_tpus(tokens):
+@pytest.mark.parametrize("name", ["fused", "splash"])
+def test_kernels_lower_for_tpus(name, tokens):
     arrays = [jax.ShapeDtypeStruct((2, 2, tokens, 64), "bfloat16")] * 3
-    attend = functools.partial(attention.attend, implementation="splash")
+    attend = ours(name)
 
     def gradient(*arrays):
         return jax.grad(lambda *x: attend(*x).astype("float32").sum(), (0, 1, 2))(
@@ -129,11 +162,13 @@ def test_splash_lowers_for_tpus(tokens):
         )
 
     lowered = jax.jit(gradient).trace(*arrays).lower(lowering_platforms=("tpu",))
-    assert lowered.as_text().count("tpu_custom_call") == 3  # forward, dq, dk and dv
+    # Of splash the forward pass, dq, dk with dv. Those of fused need no forward pass.
+    assert lowered.as_text().count("tpu_custom_call") == {"fused": 1, "splash": 3}[name]
 
 
 @pytest.mark.parametrize("fsdp", [1, 2])
-def test_splash_within_the_training_step_lowers_for_tpus(fsdp):
+@pytest.mark.parametrize("name", ["fused", "splash"])
+def test_kernels_within_the_training_step_lower_for_tpus(name, fsdp):
     """The step is mapped over the copies of the parameters, of `fsdp` devices each."""
     mesh = sharding.make_mesh(fsdp)
     axes = sharding.replica_axes(mesh)
@@ -148,12 +183,10 @@ def test_splash_within_the_training_step_lowers_for_tpus(fsdp):
         check_vma=False,
     )
     def gradient(x):
-        return jax.grad(
-            lambda x: attention.attend(x, x, x, implementation="splash").sum()
-        )(x)
+        return jax.grad(lambda x: ours(name)(x, x, x).sum())(x)
 
     lowered = jax.jit(gradient).trace(array).lower(lowering_platforms=("tpu",))
-    assert lowered.as_text().count("tpu_custom_call") == 3
+    assert lowered.as_text().count("tpu_custom_call") == {"fused": 1, "splash": 3}[name]
 
 
 @pytest.mark.slow
@@ -193,21 +226,28 @@ def test_fewer_clips_than_devices_are_computed_on_all():
     arrays = inputs(3, 2, 40, 16)
     with jax.set_mesh(sharding.make_mesh()):
         # Three clips do not split over 8 devices, so xla runs, which needs no TPU.
-        step = functools.partial(attention.attend, implementation="splash")
-        out = jax.jit(step)(*arrays[:3])
+        out = jax.jit(ours("splash"))(*arrays[:3])
     np.testing.assert_allclose(out, reference(*arrays)[0], atol=2e-5)
 
 
 def test_unknown_implementation_is_refused():
     arrays = inputs(1, 1, 4, 4)[:3]
-    message = "attention='flash' is unknown. Use xla, by_head, cudnn, splash, or None"
+    message = "attention='flash' is unknown. Use xla, by_head, cudnn, fused, splash, or"
     with pytest.raises(ConfigError, match=message):
-        attention.attend(*arrays, implementation="flash")
+        ours("flash")(*arrays)
+
+
+def test_fused_is_for_what_fits_into_vector_memory():
+    for tokens, width, heads in [(160, 768, 12), (160, 1408, 16), (1568, 384, 6)]:
+        assert fits(tokens, width, heads)
+    # V2's 64 frames; a wide block, as 80 and 128 have no smaller common multiple.
+    for tokens, width, heads in [(6272, 768, 12), (1568, 1280, 16)]:
+        assert not fits(tokens, width, heads)
 
 
 @pytest.mark.parametrize("device", ["cpu", "gpu", "tpu"])
 def test_kernels_need_their_device(device):
-    for kernel, kind in (("cudnn", "gpu"), ("splash", "tpu")):
+    for kernel, kind in (("cudnn", "gpu"), ("fused", "tpu"), ("splash", "tpu")):
         if device == kind:
             attention.check(kernel, device)
             continue
