@@ -25,10 +25,11 @@ from videomae_jax.training import finetune, loop, preemption
 ROOT = pathlib.Path(__file__).parents[2]
 
 # Runs main.py. Records the clips of every step, and makes one process fail after a
-# step: RUN_EVENT is "PROCESS STEP SIGNAL", or has "error" in place of the signal.
+# step: RUN_EVENT is "PROCESS STEP SIGNAL", or has "error" in place of the signal, or
+# "worker": then one of its worker processes is killed.
 # Saving waits until a checkpoint is on disk: the test knows which is the newest.
 PROGRAM = """
-import json, os, runpy
+import json, multiprocessing, os, runpy
 import jax
 from videomae_jax import checkpointing
 from videomae_jax.training.reporting import MetricBuffer
@@ -43,7 +44,10 @@ def recording_add(self, step, metrics, ids):
     if [str(jax.process_index()), str(step)] == event[:2]:
         if event[2] == "error":
             raise ValueError("out of luck")
-        os.kill(os.getpid(), int(event[2]))
+        elif event[2] == "worker":
+            multiprocessing.active_children()[0].kill()
+        else:
+            os.kill(os.getpid(), int(event[2]))
 
 def waiting_save(self, *args):
     save(self, *args)
@@ -190,12 +194,24 @@ def undisturbed(folder, tmp_path_factory):
     return workdir
 
 
+@pytest.fixture(scope="module")
+def undisturbed_pair(folder, tmp_path_factory):
+    """A run of two processes, which others of two equal bit for bit."""
+    workdir = tmp_path_factory.mktemp("undisturbed_pair") / "run"
+    with Run(pretraining(folder), workdir, 2) as run:
+        run.finish()
+    return workdir
+
+
 @pytest.mark.slow
 def test_run_resumes_on_one_process_after_a_kill(folder, undisturbed, tmp_path):
-    """With a mesh that alternates between the devices of the two processes."""
+    """With a mesh that alternates between the devices of the two processes.
+
+    They accumulate the gradients of two micro-batches; one process takes them as one.
+    """
     workdir = tmp_path / "run"
-    event = f"1 6 {signal.SIGKILL:d}"
-    with Run(pretraining(folder), workdir, 2, event=event, mesh="mixed") as run:
+    flag, event = "micro_batch_per_device=1", f"1 6 {signal.SIGKILL:d}"
+    with Run(pretraining(folder), workdir, 2, flag, event=event, mesh="mixed") as run:
         run.end_together(victim=1)
     host = socket.gethostname()
     log = run.logs[0].read_text()
@@ -248,7 +264,9 @@ def test_run_resumes_on_four_then_two_then_one(folder, undisturbed, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("send", [signal.SIGKILL, signal.SIGSTOP])
-def test_others_end_if_process_0_is_gone(folder, undisturbed, tmp_path, send):
+def test_others_end_if_process_0_is_gone(
+    folder, undisturbed, undisturbed_pair, tmp_path, send
+):
     workdir = tmp_path / "run"
     with Run(pretraining(folder), workdir, 2, event=f"0 6 {send:d}") as run:
         if send == signal.SIGKILL:
@@ -263,6 +281,22 @@ def test_others_end_if_process_0_is_gone(folder, undisturbed, tmp_path, send):
         run.finish()
     assert f"resuming {workdir} at step=4" in run.logs[0].read_text()
     assert_same_run(workdir, undisturbed)
+    assert metrics(workdir) == metrics(undisturbed_pair)
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_is_replaced_on_its_host(
+    folder, undisturbed_pair, tmp_path
+):
+    """The other host does not notice, and the run stays the same."""
+    workdir = tmp_path / "run"
+    flags, event = ["data.num_workers=1"], "1 2 worker"
+    with Run(pretraining(folder), workdir, 2, *flags, event=event) as run:
+        run.finish()
+    death = "worker 0 of 1 was killed by SIGKILL"
+    assert [death in log.read_text() for log in run.logs] == [False, True]
+    assert metrics(workdir) == metrics(undisturbed_pair)
+    assert clips(workdir, 2) == clips(undisturbed_pair, 2)
 
 
 @pytest.mark.slow
