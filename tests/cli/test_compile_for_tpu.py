@@ -15,8 +15,6 @@ from videomae_jax.tpu.step_time import Operation, StepTime
 TIME = StepTime(
     seconds=0.2,
     cycles=225_000_000,
-    kernels=0.04,
-    collectives=0.01,
     overlapped=0.002,
     kinds={"products": 0.15, "kernels": 0.04, "collectives": 0.01},
     modules={"encoder": 0.12, "decoder": 0.07, "collectives": 0.01},

@@ -52,25 +52,22 @@ class StepTime:
     """How long a device is expected to take for a step.
 
     Attributes:
-        seconds: of everything below.
+        seconds: of the step.
         cycles: of the operations that the compiler estimates.
-        kernels: seconds of Pallas kernels, which it does not estimate: of their matrix
-            products or of reading arguments and writing results, whichever is longer.
-        collectives: seconds of the collectives that nothing overlaps with: bytes over
-            the bandwidth of the links.
-        overlapped: seconds of the other collectives, which do not count.
-        kinds, modules: seconds by kind of work and by part of the step.
+        kinds, modules: seconds by kind of work and by part of the step. Besides the
+            operations that the compiler estimates these are "kernels" of Pallas: their
+            matrix products or reading arguments and writing results, whichever is
+            longer; and "collectives": bytes over the bandwidth of the links.
+        overlapped: seconds of collectives that run beside operations, and do not count.
         largest: the operations that take the most time.
         unknown: what is left out, by opcode, with the bytes of its results.
     """
 
     seconds: float
     cycles: int
-    kernels: float
-    collectives: float
-    overlapped: float
     kinds: dict[str, float]
     modules: dict[str, float]
+    overlapped: float
     largest: list[Operation]
     unknown: dict[str, Traffic]
 
@@ -125,11 +122,9 @@ def read(program: Program, chip: Chip) -> StepTime:
     return StepTime(
         seconds=sum(x.seconds for x in operations),
         cycles=cycles,
-        kernels=by_kind["kernels"],
-        collectives=by_kind["collectives"],
-        overlapped=overlapped,
         kinds=dict(by_kind.most_common()),
         modules=dict(by_module.most_common()),
+        overlapped=overlapped,
         largest=sorted(operations, key=lambda x: -x.seconds)[:_LARGEST],
         unknown={
             name: Traffic(counts[name], size) for name, size in sizes.most_common()
