@@ -1,5 +1,7 @@
 """Damaged videos: frames are exact or refused, whatever else is read."""
 
+import struct
+
 import numpy as np
 import pytest
 
@@ -36,6 +38,26 @@ def test_a_cut_mkv_returns_its_complete_frames():
         assert 10 < video.num_frames < 30
         expected = plain_decode(content)[: video.num_frames - 1]
         np.testing.assert_array_equal(video.read(range(len(expected))), expected)
+
+
+def test_times_that_lack_the_order_of_frames_from_somewhere_on():
+    """B-frames with times of decoding: no single frame may be found by its time."""
+    clean = video_bytes(
+        moving_noise(30, *SIZE), **x264("keyint=10:bframes=2:b-adapt=0:scenecut=0")
+    )
+    # The table of differences between the two times: counts of packets, and ticks.
+    content, box = bytearray(clean), clean.index(b"ctts")
+    (entries,) = struct.unpack_from(">I", clean, box + 8)
+    (_, usual), position = struct.unpack_from(">II", clean, box + 12), 0
+    for entry in range(box + 12, box + 12 + 8 * entries, 8):
+        if position >= 16:
+            struct.pack_into(">I", content, entry + 4, usual)
+        position += struct.unpack_from(">I", clean, entry)[0]
+    with Video(bytes(content)) as video:
+        full = video.read(range(30))
+    for index in range(30):
+        with Video(bytes(content)) as video:
+            np.testing.assert_array_equal(video.read([index])[0], full[index])
 
 
 def test_damage_in_the_middle():
@@ -126,6 +148,7 @@ def test_gaps_do_not_depend_on_what_else_is_read():
 def test_damaged_files(name):
     """No read depends on earlier ones; the seeds are those that once did."""
     seeds = {
+        "h264 mp4": [50041],
         "h264 ts": [131],
         "hevc mp4": [193],
         "vp8 webm": [1, 49, 73, 79],

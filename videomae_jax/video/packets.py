@@ -91,7 +91,7 @@ def packet_table(
     if codec not in _INDEXABLE or len(set(times)) < len(packets):
         return None
     in_order = all(a < b for a, b in zip(times, times[1:], strict=False))
-    reordered = False
+    has_b = [False] * len(packets)
     shown = [not packet.is_discard for packet in packets]
     starts = [packet.is_keyframe for packet in packets]
     skippable = [False] * len(packets)
@@ -101,7 +101,8 @@ def packet_table(
         pictures = [parser.parse(packet) for packet in packets]
         unsure = frozenset(i for i, x in enumerate(pictures) if x.is_unsure)
         skippable = [picture.skippable for picture in pictures]
-        reordered = any(picture.has_b_slice for picture in pictures)
+        # After a gap, the frame that follows a B-frame may be the one that is missing.
+        has_b = [picture.has_b_slice and not picture.is_unsure for picture in pictures]
         # After a keyframe that is not an IDR picture, frames may refer to earlier ones
         # (open GOP), or become exact only later (intra refresh). And if packets carry
         # parameter sets, a start must have its own.
@@ -110,11 +111,11 @@ def packet_table(
         needed = {IDR_SLICE} | (sets if has_sets else set())
         starts = [picture.units >= needed for picture in pictures]
     elif codec == "mpeg4":
-        for packet in packets:
+        for position, packet in enumerate(packets):
             _, *pictures = bytes(packet).split(_MPEG4_PICTURE)
             if len(pictures) != 1 or len(pictures[0]) < _MPEG4_EMPTY:
                 return None  # not one picture per packet
-            reordered |= pictures[0][0] >> 6 == 2  # the coding type of B-frames
+            has_b[position] = pictures[0][0] >> 6 == 2  # the coding type of B-frames
     elif codec == "vp8":
         # An invisible reference frame has its own packet and timestamp.
         shown = [
@@ -125,8 +126,6 @@ def packet_table(
         # Either nothing is reordered, or these are decoding times. Only the frames
         # after a requested one tell.
         lookahead = _MAX_REORDER
-    if reordered and in_order:
-        return None  # these are decoding times: AVI has no others
     shown_times = list(itertools.compress(times, shown))
     if codec in _IN_ORDER and sorted(shown_times) != shown_times:
         return None  # damaged times
@@ -137,9 +136,11 @@ def packet_table(
     if any(packet.has_sidedata("new_extradata") for packet in packets[1:]):
         return None  # a jump would miss the change
     latest = times[0]
-    for time, start, show in zip(times, starts, shown, strict=True):
+    for time, start, show, b_frame in zip(times, starts, shown, has_b, strict=True):
         if start and time < latest or time < times[0] and show:
             return None  # time runs backwards, or frames precede the first keyframe
+        if b_frame and time > latest:
+            return None  # a decoding time: AVI has no others, damaged MP4 may lack some
         latest = max(latest, time)
     return PacketTable(times, shown, starts, skippable, lookahead, unsure)
 
