@@ -35,11 +35,11 @@ def _normalize(x, scale, bias, epsilon, dtype):
 
 def _forward(x, scale, bias, epsilon, dtype):
     wide = x.astype(jnp.float32)
-    # Both sums in one pass over x. The mean of a token is small beside its deviation,
-    # so that no digits are lost.
     mean = wide.mean(axis=-1, keepdims=True)
-    variance = jnp.square(wide).mean(axis=-1, keepdims=True) - jnp.square(mean)
-    inverse = jax.lax.rsqrt(jnp.maximum(variance, 0) + epsilon)
+    # Not as E[x^2] - E[x]^2, which saves a pass over x: on a CPU, its last digits depend
+    # on the size of the batch.
+    variance = jnp.square(wide - mean).mean(axis=-1, keepdims=True)
+    inverse = jax.lax.rsqrt(variance + epsilon)
     out = ((wide - mean) * inverse * scale + bias).astype(dtype)
     return out, (x, scale, mean, inverse)
 
