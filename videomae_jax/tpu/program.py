@@ -182,7 +182,8 @@ class Program:
         constants = {
             x.name: x.operands[0]
             for x in self.computations[condition]
-            if x.op == "constant"
+            # The text of an array, as {1, 2}, is not kept.
+            if x.op == "constant" and x.operands
         }
         if len(compared) == 1 and compared[0][1] in constants:
             return int(constants[compared[0][1]])
