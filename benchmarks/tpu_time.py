@@ -114,10 +114,12 @@ def comparison(before, after):
     before, after = before["time"], after["time"]
     lines = [("ms per step", "before", "after", "after / before"), ["---"] * 4]
     lines.append(ratio("all", before["seconds"], after["seconds"]))
-    for group in ("kinds", "modules"):
+    for group, title in (("kinds", ""), ("modules", "part: ")):
         old, new = before[group], after[group]
-        names = sorted({*old, *new}, key=lambda name: -old.get(name, 0))
-        lines += [ratio(name, old.get(name, 0), new.get(name, 0)) for name in names]
+        lines += [
+            ratio(title + name, old.get(name, 0), new.get(name, 0))
+            for name in sorted({*old, *new}, key=lambda name: -old.get(name, 0))
+        ]
     return markdown(lines)
 
 
