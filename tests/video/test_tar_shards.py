@@ -100,13 +100,14 @@ def test_training_reads_the_clips_that_files_give(folder, tmp_path, contents):
             records,
             clips,
             batch_size=4,
+            patch_shape=(2, 16),
             seed=0,
             steps=range(2),
             label_array=labels.to_array(records, LabelKind.ONE),
         ) as stream:
             read.append([batch.arrays for batch in stream])
     for one, other in zip(*read, strict=True):
-        np.testing.assert_array_equal(one["video"], other["video"])
+        np.testing.assert_array_equal(one["patches"], other["patches"])
         np.testing.assert_array_equal(one["label"], other["label"])
 
 
