@@ -4,7 +4,8 @@
 
 Times forward and backward pass together, and the forward pass alone, for each
 implementation that this device supports. They alternate, and the best of several rounds
-counts. PyTorch's scaled_dot_product_attention is included if it is installed.
+counts. PyTorch's scaled_dot_product_attention is included if it is installed. One that
+fails is reported in its line of the table.
 """
 
 import argparse
@@ -12,6 +13,7 @@ import os
 import pathlib
 import sys
 import time
+import traceback
 
 import jax
 
@@ -95,9 +97,19 @@ def main():
         calls["PyTorch"] = torchs(shape, dtype)
     except ImportError:
         print("PyTorch is not installed")
-    best = {name: [float("inf")] * 2 for name in calls}
-    for _ in range(args.rounds + 1):  # the first one compiles
+    failed = {}
+    for name, functions in calls.items():
+        try:
+            for function in functions:  # compiles it
+                function()
+        except Exception as error:
+            traceback.print_exc()
+            failed[name] = " ".join(f"{type(error).__name__}: {error}".split())
+    best = {name: [float("inf")] * 2 for name in calls if name not in failed}
+    for _ in range(args.rounds):
         for name, functions in calls.items():
+            if name in failed:
+                continue
             for i, function in enumerate(functions):
                 start = time.perf_counter()
                 function()
@@ -107,9 +119,11 @@ def main():
         f"{shape}, {dtype}, {jax.devices()[0].device_kind}, {os.cpu_count()} cores, "
         f"jax {jax.__version__}\n"
     )
-    print("| | forward and backward, ms | forward, ms |\n|---|---|---|")
+    print("| | ms forward and backward | ms forward |\n|---|---|---|")
     for name, (both, forward) in best.items():
-        print(f"| {name} | {1000 * both:.1f} | {1000 * forward:.1f} |")
+        print(f"| {name} | {1000 * both:.2f} | {1000 * forward:.2f} |")
+    for name, error in failed.items():
+        print(f"| {name} | failed: {error[:200].replace('|', ' ')} | |")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
     python benchmarks/train_step.py --variant small --batch 4
     python benchmarks/train_step.py --task finetune --variant base --batch 2
+    python benchmarks/train_step.py --variant base --batch 64 --attention xla,cudnn
 
 A step is forward pass, backward pass and AdamW. This library's model and Hugging
 Face's, with `sdpa` attention, have the same sizes and batch. Each runs in a process of
@@ -9,22 +10,29 @@ its own; they alternate in rounds of a few steps, and the ratio of their times i
 round by round. The batch is on the device, as the pipelines of both provide it:
 normalised float clips for PyTorch, patches of uint8 for this library. On a GPU both
 compute in bfloat16 (PyTorch: autocast and torch.compile). On a CPU both compute in
-float32, and --compile uses torch.compile.
+float32, and --compile uses torch.compile. A process that fails, or has not done its
+first step after --limit, is reported in its line of the table.
 
 The peak is that of a large square matrix product by JAX, on the same device and in the
-dtype of the computation. Requires jax, flax and optax. Without PyTorch and transformers
-(pip install torch transformers), this library runs alone.
+dtype of the computation, measured in every round. Requires jax, flax, optax and OpenCV.
+Without PyTorch and transformers (pip install torch transformers), this library runs
+alone.
 """
 
 import argparse
+import atexit
+import contextlib
+import functools
 import importlib.metadata
 import json
 import os
 import pathlib
 import resource
+import select
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -34,7 +42,7 @@ CLASSES, MASK_RATIO = 400, 0.9
 
 
 def ours(options):
-    """Returns (run, memory, facts) of this library's training step."""
+    """Returns (run, measure, facts) of this library's training step."""
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -63,7 +71,8 @@ def ours(options):
     grid = token_grid(shape, **patch)
 
     class Pretraining:
-        model = VideoMAE.from_variant(options.variant, **fields)
+        def __init__(self):
+            self.model = VideoMAE.from_variant(options.variant, **fields)
 
         def init(self, key):
             visible, masked = self.masks(key)
@@ -85,7 +94,10 @@ def ours(options):
             return reconstruction_loss(prediction, target), batch_stats
 
     class Finetuning:
-        model = VideoClassifier.from_variant(options.variant, CLASSES, **fields)
+        def __init__(self):
+            self.model = VideoClassifier.from_variant(
+                options.variant, CLASSES, **fields
+            )
 
         def init(self, key):
             return self.model.init(key, video)["params"]
@@ -103,20 +115,19 @@ def ours(options):
     task = Pretraining() if options.task == "pretrain" else Finetuning()
     tx = optimizer.adamw(0.9, 0.95, eps=1e-8, weight_decay=0.05)
 
-    @jax.jit
+    mesh = sharding.make_mesh(devices=[device])
+    # The second step would be compiled again if it got the state placed otherwise.
+    placement = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+
+    @functools.partial(jax.jit, out_shardings=placement)
     def start(key):
         params = task.init(key)
         return TrainState(jnp.int32(0), params, tx.init(params), {})
 
     state = start(jax.random.key(0))
     step = jax.jit(
-        make_train_step(
-            task,
-            tx,
-            lambda step: 1e-4,
-            mesh=sharding.make_mesh(devices=[device]),
-            grad_accum_steps=1,
-        ),
+        make_train_step(task, tx, lambda step: 1e-4, mesh=mesh, grad_accum_steps=1),
+        out_shardings=(placement, None),
         donate_argnums=0,
     )
     patches = patchify(video, **patch)
@@ -135,23 +146,28 @@ def ours(options):
         forward = flops.pretraining(task.model, tokens, visible)
     else:
         forward = flops.classification(task.model, tokens)
+    attention = f", {options.attention}" if options.attention else ""
     facts = {
-        "name": f"jax {jax.__version__}",
+        "name": f"jax {jax.__version__}{attention}",
         "device": f"{device.device_kind} ({device.platform})",
         "dtype": dtype,
         "flops": flops.training(forward) * options.batch,
-        "peak": matrix_peak(device.platform, dtype),
     }
+    peak = matrix_peak(device.platform, dtype)
 
-    def memory():
+    def measure():
         stats = device.memory_stats()
-        return stats["peak_bytes_in_use"] if stats else _resident()
+        memory = stats["peak_bytes_in_use"] if stats else _resident()
+        return {"memory": memory, "peak": peak()}
 
-    return run, memory, facts
+    return run, measure, facts
 
 
 def matrix_peak(platform, dtype):
-    """Returns the operations per second of a square matrix product, best of several."""
+    """Returns a function that measures the operations per second of a square product.
+
+    It returns the best of a few products.
+    """
     import jax
     import jax.numpy as jnp
 
@@ -159,16 +175,17 @@ def matrix_peak(platform, dtype):
     a = jax.random.normal(jax.random.key(0), (size, size), dtype)
     multiply = jax.jit(lambda a, b: jnp.dot(a, b))
     multiply(a, a).block_until_ready()
-    best = float("inf")
-    for _ in range(10):
+
+    def seconds():
         start = time.perf_counter()
         multiply(a, a).block_until_ready()
-        best = min(best, time.perf_counter() - start)
-    return 2 * size**3 / best
+        return time.perf_counter() - start
+
+    return lambda: 2 * size**3 / min(seconds() for _ in range(3))
 
 
 def torchs(options):
-    """Returns (run, memory, facts) of PyTorch with Hugging Face's model."""
+    """Returns (run, measure, facts) of PyTorch with Hugging Face's model."""
     import numpy as np
     import torch
     import transformers
@@ -236,11 +253,11 @@ def torchs(options):
             optimizer.step()
         return float(loss)
 
-    def memory():
-        return torch.cuda.max_memory_allocated() if cuda else _resident()
+    def measure():
+        return {"memory": torch.cuda.max_memory_allocated() if cuda else _resident()}
 
     compiled = " compiled" if cuda or options.compile else ""
-    return run, memory, {"name": f"PyTorch {torch.__version__}{compiled}"}
+    return run, measure, {"name": f"PyTorch {torch.__version__}{compiled}"}
 
 
 def _resident():
@@ -249,55 +266,96 @@ def _resident():
 
 def serve(options):
     """Runs one side in its own process; each line of stdin is a number of steps."""
-    run, memory, facts = (ours if options.side == "ours" else torchs)(options)
+    # What libraries print must not get between the answers.
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    run, measure, facts = (ours if options.side == "ours" else torchs)(options)
     start = time.perf_counter()
     run(1)
     facts["first_step"] = time.perf_counter() - start
-    print(json.dumps(facts), flush=True)
+    print(json.dumps(facts), file=answers)
     for line in sys.stdin:
         start = time.perf_counter()
         loss = run(int(line))
         seconds = (time.perf_counter() - start) / int(line)
-        row = {"seconds": seconds, "loss": loss, "memory": memory()}
-        print(json.dumps(row), flush=True)
+        print(json.dumps({"seconds": seconds, "loss": loss, **measure()}), file=answers)
 
 
 class Side:
-    """One of the two processes that alternate."""
+    """One of the processes that alternate.
 
-    def __init__(self, name, arguments):
-        """Starts the process, and waits for its first step."""
+    Attributes:
+        facts: what the process says of itself; at first its name.
+        rows: its rounds.
+        error: why it ended early, in one line; None while it runs.
+    """
+
+    def __init__(self, name, *arguments):
+        """Starts the process."""
+        self.facts, self.rows, self.error = {"name": name}, [], None
+        self._errors = tempfile.TemporaryFile("w+", errors="replace")
         self._process = subprocess.Popen(
-            [sys.executable, __file__, *arguments, "--side", name],
+            [sys.executable, __file__, *sys.argv[1:], *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=None if os.environ.get("VERBOSE") else subprocess.DEVNULL,
+            stderr=self._errors,
             text=True,
-            # Both sides need memory of the same GPU.
+            # All sides need memory of the same GPU.
             env=os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"},
         )
-        self.facts = self._read()
-        self.rows = []
 
-    def _read(self):
-        line = self._process.stdout.readline()
-        if not line:
-            sys.exit("one side ended early; VERBOSE=1 shows its errors")
-        return json.loads(line)
+    def wait(self, deadline):
+        """Waits until the first step is done, or ends the process at a deadline."""
+        left = max(deadline - time.monotonic(), 0)
+        if select.select([self._process.stdout], [], [], left)[0]:
+            self.facts |= self._read() or {}
+        else:
+            self.end()
+            self.error = "the first step was not done in time"
 
     def run(self, steps):
-        """Runs a round of steps."""
-        self._process.stdin.write(f"{steps}\n")
-        self._process.stdin.flush()
-        self.rows.append(self._read())
+        """Runs a round of steps, unless the process has failed."""
+        if self.error:
+            return
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.write(f"{steps}\n")
+            self._process.stdin.flush()
+        if row := self._read():
+            self.rows.append(row)
+
+    def end(self):
+        """Ends the process."""
+        self._process.kill()
+
+    def _read(self):
+        if line := self._process.stdout.readline():
+            return json.loads(line)
+        self._errors.seek(0)
+        text = self._errors.read()
+        print(text, file=sys.stderr)
+        self.error = " ".join(text.strip().rpartition("\n")[2].split()) or (
+            f"exit code {self._process.wait()}"
+        )
+        return None
 
     def seconds(self):
         """Returns the seconds per step, the median of the rounds."""
         return statistics.median(row["seconds"] for row in self.rows)
 
 
+def ratio(side, other):
+    """Returns a side's clips/s as a multiple of another's: median and range."""
+    if not other or side is other:
+        return ""
+    ratios = [
+        theirs["seconds"] / mine["seconds"]
+        for mine, theirs in zip(side.rows, other.rows, strict=True)
+    ]
+    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+
+
 def main():
-    """Prints both sides and their ratio."""
+    """Prints a line for each side, and the ratios of this library's to PyTorch's."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--task", choices=["pretrain", "finetune"], default="pretrain")
     parser.add_argument("--variant", default="small")
@@ -306,57 +364,83 @@ def main():
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--dtype", help="default: bfloat16 on a GPU, otherwise float32")
     parser.add_argument(
-        "--attention", help="of this library; default: chosen automatically"
+        "--attention",
+        default="",
+        help="of this library; several, separated by commas, alternate as well; "
+        "default: chosen automatically",
     )
     parser.add_argument("--remat", default="none", help="of this library")
     parser.add_argument("--compile", action="store_true", help="torch.compile on a CPU")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--steps", type=int, default=2, help="steps per round")
     parser.add_argument("--alone", action="store_true", help="skip PyTorch")
+    parser.add_argument(
+        "--limit", type=float, default=3600, help="seconds for all to do one step"
+    )
     parser.add_argument("--side", choices=["ours", "torch"], help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.side:
         serve(options)
         return
-    sides = [Side("ours", sys.argv[1:])]
+    deadline = time.monotonic() + options.limit
+    torch = None
     try:
         for name in ("torch", "transformers"):
             importlib.metadata.version(name)
         if not options.alone:
-            sides.append(Side("torch", sys.argv[1:]))
+            # Compiles while the others start, one after another: XLA chooses its
+            # products by timing them, and must not be disturbed by another XLA.
+            torch = Side("PyTorch", "--side=torch")
     except importlib.metadata.PackageNotFoundError:
         print("PyTorch or transformers is not installed: this library runs alone")
+    # Ended with this process, whatever they do.
+    atexit.register(lambda: [side.end() for side in [*ours, torch] if side])
+    ours = []
+    for attention in options.attention.split(","):
+        name = f"this library, {attention or 'automatic'}"
+        ours.append(Side(name, "--side=ours", f"--attention={attention}"))
+        ours[-1].wait(deadline)
+    sides = [*ours, torch] if torch else ours
+    if torch:
+        torch.wait(deadline)
     for _ in range(options.rounds):
         for side in sides:
             side.run(options.steps)
-    facts = sides[0].facts
+    report(options, ours, torch)
+
+
+def report(options, ours, torch):
+    """Prints the table."""
+    measured = [side for side in ours if not side.error]
+    if not measured:
+        sys.exit(f"error: {ours[0].facts['name']}: {ours[0].error}")
+    facts = measured[0].facts
+    peak = max(row["peak"] for side in measured for row in side.rows)
     print(
         f"{options.task}, ViT {options.variant}, batch {options.batch} of "
         f"{options.frames}x{options.size}x{options.size}, {facts['dtype']}, "
-        f"{os.cpu_count()} cores, {facts['device']}; matrix peak "
-        f"{facts['peak'] / 1e12:.2f} TFLOP/s, {facts['flops'] / 1e9:.0f} GFLOP/step\n"
+        f"{os.cpu_count()} cores, {facts['device']}; "
+        f"{facts['flops'] / 1e9:.0f} GFLOP/step\n"
     )
-    head = "ms per step | clips/s | share of peak | peak memory, GB | first step, s"
+    head = (
+        "ms per step | clips/s | of peak | times PyTorch | GB at most | s until ready"
+    )
     print(f"| | {head} |")
-    print("|---|---|---|---|---|---|")
-    for side in sides:
+    print("|---|---|---|---|---|---|---|")
+    for side in [*ours, torch] if torch else ours:
+        name = side.facts["name"]
+        if side.error:
+            print(f"| {name} | failed: {side.error.replace('|', ' ')} | | | | | |")
+            continue
         seconds = side.seconds()
         print(
-            f"| {side.facts['name']} | {1000 * seconds:.0f} | "
-            f"{options.batch / seconds:.2f} | "
-            f"{facts['flops'] / seconds / facts['peak']:.1%} | "
+            f"| {name} | {1000 * seconds:.0f} | {options.batch / seconds:.2f} | "
+            f"{facts['flops'] / seconds / peak:.1%} | "
+            f"{ratio(side, torch if torch and not torch.error else None)} | "
             f"{max(row['memory'] for row in side.rows) / 1e9:.2f} | "
             f"{side.facts['first_step']:.0f} |"
         )
-    if len(sides) == 2:
-        ratios = [
-            other["seconds"] / mine["seconds"]
-            for mine, other in zip(*(side.rows for side in sides), strict=True)
-        ]
-        print(
-            f"\nclips/s against PyTorch: {statistics.median(ratios):.2f}x "
-            f"({min(ratios):.2f} to {max(ratios):.2f} over the rounds)"
-        )
+    print(f"| matrix product, {peak / 1e12:.2f} TFLOP/s | | | 100% | | | |")
 
 
 if __name__ == "__main__":

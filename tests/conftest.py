@@ -7,10 +7,15 @@ from importlib import metadata
 
 import pytest
 
-from tests.helpers import shapes
+# For benchmarks/gpu_report.sh: "cuda" runs tests on a GPU, of which there is only one.
+PLATFORM = os.environ.get("VIDEOMAE_JAX_TEST_PLATFORM", "cpu")
 
 # The workers of pytest-xdist inherit the environment of the process that starts them.
-if "PYTEST_XDIST_WORKER" not in os.environ:
+if "PYTEST_XDIST_WORKER" not in os.environ and PLATFORM != "cpu":
+    os.environ["JAX_PLATFORMS"] = f"{PLATFORM},cpu"
+    # Otherwise products of float32 have the ten bits of TF32.
+    os.environ["JAX_DEFAULT_MATMUL_PRECISION"] = "highest"
+elif "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["JAX_PLATFORMS"] = "cpu"
     os.environ["JAX_NUM_CPU_DEVICES"] = "8"
     # Compilation takes most of the time; the compiled programs run for milliseconds.
@@ -32,7 +37,11 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
         os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache.name
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
-shapes.install()
+if PLATFORM == "cpu":
+    # They do not depend on the device, and need a package more.
+    from tests.helpers import shapes
+
+    shapes.install()
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -211,6 +211,7 @@ def test_is_exported_for_batches_of_any_size(attention):
         assert_close(logits, apply(model, variables, clips), 1e-5)
 
 
+@pytest.mark.eight_devices
 def test_batch_norm_sees_the_clips_of_all_devices():
     model = VideoClassifier(**SMALL, head_norm="batch")
     norm = {"mean": jnp.zeros(24), "var": jnp.ones(24)}

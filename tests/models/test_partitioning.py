@@ -11,6 +11,7 @@ from videomae_jax.models import partitioning
 from videomae_jax.models.partitioning import BATCH_AXES
 
 
+@pytest.mark.eight_devices
 @pytest.mark.parametrize("axes", [(), ("slice", "data"), BATCH_AXES])
 def test_each_device_gets_its_own_clips(axes):
     """Of 16 on eight devices, whatever part of the split is the caller's."""

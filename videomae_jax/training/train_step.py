@@ -18,14 +18,14 @@ from flax import struct
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from videomae_jax.checkpointing import Checkpoints
-from videomae_jax.config import Config, check_choices
-from videomae_jax.data.clips import clip_shape, pixel_format
 from videomae_jax.distributed import sharding
 from videomae_jax.models.layers import attention
 from videomae_jax.training import optimizer
 
+# benchmarks/train_step.py also runs where few packages are installed.
 if TYPE_CHECKING:
+    from videomae_jax.checkpointing import Checkpoints
+    from videomae_jax.config import Config
     from videomae_jax.training.task import Task
 
 log = logging.getLogger(__name__)
@@ -106,7 +106,7 @@ class TrainStep:
 
 
 def build(
-    config: Config,
+    config: "Config",
     task: "Task",
     *,
     total_steps: int,
@@ -126,6 +126,8 @@ def build(
     Raises:
         ConfigError: the config does not fit the devices.
     """
+    from videomae_jax.config import check_choices
+
     devices = jax.devices() if devices is None else devices
     check_attention(config.model, devices)
     if config.mesh.gradient_dtype is not None:
@@ -284,7 +286,7 @@ def _accumulate(task, params, batch_stats, batch, grad_accum_steps, mesh):
     return jax.lax.scan(add, zeros, micro_batches)[0]
 
 
-def _optimizer(config: Config, warmup_steps: int, total_steps: int):
+def _optimizer(config: "Config", warmup_steps: int, total_steps: int):
     tx = optimizer.adamw(
         b1=config.optimizer.b1,
         b2=config.optimizer.b2,
@@ -304,7 +306,7 @@ def _optimizer(config: Config, warmup_steps: int, total_steps: int):
     return tx, schedule
 
 
-def _choose_grad_accum_steps(config: Config, mesh: Mesh, shapes: TrainState) -> int:
+def _choose_grad_accum_steps(config: "Config", mesh: Mesh, shapes: TrainState) -> int:
     num_clips = config.batch_size * config.data.num_samples
     steps = sharding.grad_accum_steps(
         num_clips, mesh.size, config.micro_batch_per_device
@@ -320,7 +322,7 @@ def _choose_grad_accum_steps(config: Config, mesh: Mesh, shapes: TrainState) -> 
 
 
 def restore_for_test(
-    config: Config, task: "Task", checkpoints: Checkpoints, step: int
+    config: "Config", task: "Task", checkpoints: "Checkpoints", step: int
 ) -> tuple[Mesh, TrainState]:
     """Restores the parameters that training evaluates, without the optimizer."""
     video = dummy_clip(config)
@@ -339,7 +341,7 @@ def restore_for_test(
     return mesh, TrainState(jnp.int32(step), restored[item], (), batch_stats)
 
 
-def check_attention(model: Config, devices: Sequence[jax.Device]) -> None:
+def check_attention(model: "Config", devices: Sequence[jax.Device]) -> None:
     """Checks that these devices have the attention that a config's `model` names.
 
     Raises:
@@ -351,6 +353,8 @@ def check_attention(model: Config, devices: Sequence[jax.Device]) -> None:
         )
 
 
-def dummy_clip(config: Config) -> jax.Array:
+def dummy_clip(config: "Config") -> jax.Array:
     """Returns a batch of one clip of the config's shape, to initialise a model with."""
+    from videomae_jax.data.clips import clip_shape, pixel_format
+
     return jnp.zeros((1, *clip_shape(config)), pixel_format(config).dtype)

@@ -1,6 +1,7 @@
 """All implementations of attention compute the same output and gradients."""
 
 import functools
+import os
 
 import hypothesis
 import jax
@@ -104,6 +105,18 @@ def test_equals_float64(name, dtype, atol, tokens, heads, width):
         np.testing.assert_allclose(np.asarray(actual, np.float64), expected, atol=atol)
 
 
+@pytest.mark.skipif(
+    os.environ["JAX_PLATFORMS"] == "cpu", reason="needs a GPU: gpu_report.sh"
+)
+@pytest.mark.parametrize("tokens", [160, 1568])
+def test_cudnn_equals_float64(tokens):
+    arrays = [jnp.asarray(x, "bfloat16") for x in inputs(2, 3, tokens, 64)]
+    outputs = jax.jit(functools.partial(with_gradients, ours("cudnn")))(*arrays)
+    for actual, expected in zip(outputs, reference(*arrays), strict=True):
+        assert actual.dtype == "bfloat16"
+        np.testing.assert_allclose(np.asarray(actual, np.float64), expected, atol=0.04)
+
+
 @hypothesis.given(
     batch=st.integers(1, 3),
     heads=st.integers(1, 3),
@@ -135,6 +148,7 @@ def test_by_head_in_chunks(monkeypatch):
         np.testing.assert_allclose(actual, expected, atol=2e-5)
 
 
+@pytest.mark.eight_devices
 def test_clips_stay_on_their_devices():
     arrays = inputs(8, 2, 40, 16)
     mesh = sharding.make_mesh(2)
@@ -166,6 +180,7 @@ def test_kernels_lower_for_tpus(name, tokens):
     assert lowered.as_text().count("tpu_custom_call") == {"fused": 1, "splash": 3}[name]
 
 
+@pytest.mark.eight_devices
 @pytest.mark.parametrize("fsdp", [1, 2])
 @pytest.mark.parametrize("name", ["fused", "splash"])
 def test_kernels_within_the_training_step_lower_for_tpus(name, fsdp):
@@ -222,6 +237,7 @@ def test_encoder_and_decoder_choose_attention_independently(remat):
     np.testing.assert_allclose(*maps, atol=1e-6)
 
 
+@pytest.mark.eight_devices
 def test_fewer_clips_than_devices_are_computed_on_all():
     arrays = inputs(3, 2, 40, 16)
     with jax.set_mesh(sharding.make_mesh()):
