@@ -64,7 +64,8 @@ def parts(gigabytes: float, folder: str) -> list[Part]:
 def rehearsal(folder: str) -> list[Part]:
     """Returns the same parts, tiny and for the CPU."""
     tiny = "--variant=tiny --frames=2 --size=64 --batch=2 --rounds=2 --steps=1".split()
-    step = ["benchmarks/train_step.py", "--attention=xla,by_head", "--compile", *tiny]
+    common = ["--attention=xla,by_head", "--compile", "--limit=300", *tiny]
+    step = ["benchmarks/train_step.py", *common]
     attention = ["--batch=1", "--heads=2", "--tokens=128", "--rounds=2"]
     return [
         Part("pretraining", 400, step),
