@@ -1,5 +1,6 @@
 """A damaged checkpoint is refused in one sentence; one that is whole is not."""
 
+import logging
 import shutil
 
 import jax
@@ -11,6 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from tests.test_checkpointing import cut
 from videomae_jax import checkpoint_files, checkpointing
 from videomae_jax.checkpoint_files import find_damage
+from videomae_jax.distributed.save_errors import is_worth_a_line
 from videomae_jax.errors import CheckpointError
 
 
@@ -392,3 +394,16 @@ def test_other_errors_are_not_taken_for_damage(two_checkpoints, monkeypatch, err
         with checkpoint_files.damage_explained(folder, 16):
             raise OSError("of a file that is whole by now")
     assert read == [{}, {}, {"read": None}]
+
+
+def test_abandoned_reads_of_orbax_are_not_logged(caplog):
+    message = "Task exception was never retrieved\nfuture: <Task, defined at %s>"
+    logger = logging.getLogger("asyncio")
+    logger.addFilter(is_worth_a_line)
+    try:
+        logger.error(message, "/lib/orbax/checkpoint/serialization.py:394")
+        assert not caplog.messages
+        logger.error(message, "/home/me/mine.py:3")
+        assert len(caplog.messages) == 1
+    finally:
+        logger.removeFilter(is_worth_a_line)

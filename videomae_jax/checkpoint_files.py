@@ -10,6 +10,7 @@ import concurrent.futures
 import contextlib
 import functools
 import json
+import logging
 import pathlib
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -20,7 +21,7 @@ import orbax.checkpoint as ocp
 import tensorstore
 
 from videomae_jax.distributed import hosts
-from videomae_jax.distributed.save_errors import report_others
+from videomae_jax.distributed.save_errors import is_worth_a_line, report_others
 from videomae_jax.errors import CheckpointError, UserError
 
 # Of the files of an item, by their paths: [bytes, digest of each piece]. One digest
@@ -179,6 +180,8 @@ def damage_explained(
     _refuse_damage(folder, step, find_damage(checkpoint))
     report, damage = sys.unraisablehook, None
     sys.unraisablehook = lambda unraisable: report_others(report, unraisable)
+    tasks = logging.getLogger("asyncio")
+    tasks.addFilter(is_worth_a_line)
     # Each of several processes compares a part, and tells the others. Orbax, too, needs
     # all of them to read.
     share = (jax.process_index(), jax.process_count()) if is_shared else (0, 1)
@@ -208,6 +211,7 @@ def damage_explained(
         pool.shutdown(wait=False, cancel_futures=True)  # Ctrl-C does not wait
         if damage is None:  # otherwise, tracebacks may come for a while
             sys.unraisablehook = report
+            tasks.removeFilter(is_worth_a_line)
 
 
 def _is_of_reading(error: Exception) -> bool:

@@ -69,3 +69,13 @@ def report_others(report: Callable[[Any], Any], unraisable: Any) -> None:
     is_abandoned = code is not None and "orbax" in code.co_filename
     if not is_abandoned and str(unraisable.exc_value) != "Event loop is closed":
         report(unraisable)
+
+
+def is_worth_a_line(record: logging.LogRecord) -> bool:
+    """Returns False for what asyncio logs of Orbax's abandoned tasks, any time later.
+
+    Args:
+        record: of the logger "asyncio", whose filter this is.
+    """
+    message = record.getMessage()
+    return not (message.startswith("Task exception was never") and "orbax" in message)

@@ -27,7 +27,7 @@ def keep_clips_in_place(x: Array) -> Array:
     return jax.lax.with_sharding_constraint(x, P(axes)) if axes else x
 
 
-def on_each_device(function: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array:
+def on_each_device(function: Callable[..., Any], *arrays: jax.Array) -> jax.Array:
     """Calls function(*arrays) on each device with the device's own clips.
 
     The compiler cannot split a kernel, and would gather the clips for a loop over them.

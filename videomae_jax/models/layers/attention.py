@@ -42,8 +42,8 @@ def attend(
     or "splash" where its keys do not fit; on a CPU "by_head" for many tokens; otherwise
     "xla", which is also used on several devices without a mesh (`jax.set_mesh`).
     """
-    if implementation is None:
-        implementation = _automatic(*query.shape[1:], heads)
+    _, tokens, width = query.shape
+    implementation = implementation or _automatic(tokens, width, heads)
     check(implementation)
     if not divides(query.shape[0]):
         # Fewer clips than devices, as in a visualization: each device computes all.

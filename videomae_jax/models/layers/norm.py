@@ -36,8 +36,8 @@ def _normalize(x, scale, bias, epsilon, dtype):
 def _forward(x, scale, bias, epsilon, dtype):
     wide = x.astype(jnp.float32)
     mean = wide.mean(axis=-1, keepdims=True)
-    # Not as E[x^2] - E[x]^2, which saves a pass over x: on a CPU, its last digits depend
-    # on the size of the batch.
+    # Not as E[x^2] - E[x]^2, which would save a pass over x: on a CPU, its last digits
+    # depend on the size of the batch.
     variance = jnp.square(wide - mean).mean(axis=-1, keepdims=True)
     inverse = jax.lax.rsqrt(variance + epsilon)
     out = ((wide - mean) * inverse * scale + bias).astype(dtype)
