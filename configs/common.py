@@ -65,9 +65,9 @@ def _training() -> ConfigDict:
     # products; blocks: only the inputs of blocks, which takes the least memory and the
     # most computation.
     config.model.remat = "none"
-    # Blocks that an iteration of the loop over them computes. On a TPU, all at once save
-    # time, by the compiler's estimate, but take minutes to compile. None: one; on a TPU,
-    # all of at most 4.
+    # Blocks that an iteration of the loop over them computes. On a TPU, all at once
+    # save time, by the compiler's estimate, but take minutes to compile. None: one, or
+    # on a TPU all of at most 4.
     config.model.unroll = placeholder(int)
     # Attention implementation: xla, by_head (CPU), cudnn (GPU), fused or splash (TPU).
     # None: chosen automatically.
