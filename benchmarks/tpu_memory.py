@@ -36,7 +36,7 @@ MODELS = {
     "B fine-tuning": ("k400_vitb_finetune", {"data.num_classes": 400}),
 }
 SLICES = ("v5e-8", "v5e-256", "v6e-256", "v5p-128", "tpu7x-8")
-ATTENTIONS = ("xla", "splash")
+ATTENTIONS = ("xla", "fused")
 
 
 def make_config(model, attention, remat=None, clips=None, devices=1):

@@ -142,7 +142,7 @@ def _training() -> ConfigDict:
     config.mesh.shard_optimizer = placeholder(bool)
     # Dtype in which gradients are summed over the devices, once per step: float32 or
     # bfloat16, which sends half as much. Micro-batches are added up in float32. None:
-    # model.dtype.
+    # bfloat16 if model.dtype is, otherwise float32.
     config.mesh.gradient_dtype = placeholder(str)
 
     config.wandb = ConfigDict()

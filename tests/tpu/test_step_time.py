@@ -115,7 +115,7 @@ def test_what_has_no_estimate_is_listed():
 @pytest.mark.parametrize(
     ("type", "op", "path", "kind", "module"),
     [
-        ("u8[2,8,3]", "copy", "batch['video']", "patches", "other"),
+        ("u8[2,8,3]", "copy", "batch['patches']", "patches", "other"),
         ("f32[9]", "add", "jit(train_step)/mul", "optimizer", "optimizer"),
         (
             "f32[9]",

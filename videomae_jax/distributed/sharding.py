@@ -21,6 +21,8 @@ from videomae_jax.models.partitioning import BATCH_AXES as AXES
 # first pattern that matches a path counts. "shard" splits the largest axis that is
 # divisible by `fsdp`; small parameters are replicated.
 RULES = (
+    # Its last axis is cut in three, not where shards end.
+    (r"qkv/kernel$", "shard input"),
     (r"kernel$", "shard"),
     (r"", "replicate"),
 )
@@ -241,9 +243,10 @@ def _spec(name: str, shape: tuple[int, ...], mesh: Mesh, candidates: list) -> P:
     # A scan takes one layer after the other: splitting the layer axis would move
     # every layer to every device.
     first = 1 if "blocks/" in name else 0
-    for axes in candidates if rule == "shard" else []:
+    end = len(shape) - (rule == "shard input")
+    for axes in candidates if rule.startswith("shard") else []:
         ways = math.prod(mesh.shape[axis] for axis in np.atleast_1d(axes))
-        dividing = [i for i in range(first, len(shape)) if shape[i] % ways == 0]
+        dividing = [i for i in range(first, end) if shape[i] % ways == 0]
         if dividing and ways > 1:
             largest = max(dividing, key=lambda i: shape[i])
             return P(*(axes if i == largest else None for i in range(len(shape))))

@@ -27,6 +27,9 @@ from videomae_jax.models.masking import check_ids, take_tokens
 from videomae_jax.models.positions import sincos_positions
 from videomae_jax.models.variants import variant_fields
 
+# From here on, an array whose last axis is the channels is not much wider in memory.
+_MANY_CHANNELS = 16
+
 
 class Decoder(nn.Module):
     """Predicts the pixels of the masked patches from the visible tokens."""
@@ -295,6 +298,8 @@ def _to_values(
 ) -> Float32[Array, "*patches values"]:
     """Repeats what belongs to a channel for each value of a patch."""
     channels = x.shape[-1]
+    if channels > _MANY_CHANNELS:
+        return jnp.tile(x, values // channels)
     channel = np.arange(values) % channels
     out = x[..., :1]
     # No array with a last axis of 3, and no product, whose result would be stored.

@@ -204,7 +204,8 @@ class MLP(nn.Module):
         width = x.shape[-1]
         dense = partial(Dense, kernel_init=self.kernel_init, dtype=self.dtype)
         # The backward pass keeps only the input of GELU and recomputes its wide
-        # intermediates. Inside a scan, XLA cannot merge the two computations anyway.
+        # intermediates. Inside a loop, XLA cannot merge the two computations anyway;
+        # where blocks are written out, it may.
         gelu_and_fc2 = nn.remat(lambda fc2, x: fc2(gelu(x)), prevent_cse=False)
         x = dense(self.hidden, name="fc1")(x)
         return gelu_and_fc2(dense(width, name="fc2"), x)

@@ -157,7 +157,7 @@ def build(
         schedule,
         mesh=mesh,
         grad_accum_steps=grad_accum_steps,
-        gradient_dtype=config.mesh.gradient_dtype or config.model.dtype,
+        gradient_dtype=_gradient_dtype(config, mesh),
         ema_decay=config.ema.decay,
     )
     return TrainStep(
@@ -169,6 +169,14 @@ def build(
         start=jax.jit(start, out_shardings=shardings),
         apply=jax.jit(step, out_shardings=(shardings, None), donate_argnums=0),
     )
+
+
+def _gradient_dtype(config: "Config", mesh: Mesh) -> str:
+    """Returns the dtype in which devices sum gradients."""
+    if math.prod(mesh.shape[x] for x in sharding.replica_axes(mesh)) == 1:
+        return "float32"  # nothing is summed
+    default = "bfloat16" if config.model.dtype == "bfloat16" else "float32"
+    return config.mesh.gradient_dtype or default
 
 
 def make_train_step(

@@ -255,10 +255,12 @@ def test_unknown_implementation_is_refused():
 
 def test_fused_is_for_what_fits_into_vector_memory():
     for tokens, width, heads in [(160, 768, 12), (160, 1408, 16), (1568, 384, 6)]:
-        assert fits(tokens, width, heads)
+        assert fits(tokens, width, heads, 2)
     # V2's 64 frames; a wide block, as 80 and 128 have no smaller common multiple.
     for tokens, width, heads in [(6272, 768, 12), (1568, 1280, 16)]:
-        assert not fits(tokens, width, heads)
+        assert not fits(tokens, width, heads, 2)
+    assert fits(2400, 768, 12, 2)
+    assert not fits(2400, 768, 12, 4)  # float32
 
 
 @pytest.mark.parametrize("device", ["cpu", "gpu", "tpu"])

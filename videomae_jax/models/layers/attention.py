@@ -42,8 +42,7 @@ def attend(
     or "splash" where its keys do not fit; on a CPU "by_head" for many tokens; otherwise
     "xla", which is also used on several devices without a mesh (`jax.set_mesh`).
     """
-    _, tokens, width = query.shape
-    implementation = implementation or _automatic(tokens, width, heads)
+    implementation = implementation or _automatic(query, heads)
     check(implementation)
     if not divides(query.shape[0]):
         # Fewer clips than devices, as in a visualization: each device computes all.
@@ -51,13 +50,15 @@ def attend(
     return IMPLEMENTATIONS[implementation](query, key, value, heads)
 
 
-def _automatic(tokens: int, width: int, heads: int) -> str:
+def _automatic(query: Tokens, heads: int) -> str:
+    _, tokens, width = query.shape
     device = platform()
     if device == "tpu":
         # Imported here because the import takes a second.
         from videomae_jax.models.layers.fused_attention import fits
 
-        return "fused" if fits(tokens, width, heads) else "splash"
+        itemsize = query.dtype.itemsize
+        return "fused" if fits(tokens, width, heads, itemsize) else "splash"
     return "by_head" if device == "cpu" and tokens >= _FEW_TOKENS else "xla"
 
 

@@ -26,12 +26,17 @@ _FEW_TOKENS = 256
 _VECTOR_MEMORY = 16 * 2**20
 
 
-def fits(tokens: int, width: int, heads: int) -> bool:
-    """Returns whether vector memory has room for the keys of a block of heads."""
+def fits(tokens: int, width: int, heads: int, itemsize: int) -> bool:
+    """Returns whether vector memory has room for the keys of a block of heads.
+
+    Args:
+        tokens, width, heads: as in `fused_attention`.
+        itemsize: bytes of a number.
+    """
     rows, lanes = _block(tokens, width, heads)
-    # Of keys, values and their gradients two copies in bfloat16, as the next are loaded
-    # meanwhile, and two sums in float32; and six arrays like the weights, in float32.
-    return 24 * tokens * (rows + lanes) <= _VECTOR_MEMORY
+    # Of keys, values and their gradients two copies, as the next are loaded meanwhile,
+    # and two sums in float32; and six arrays like the weights, in float32.
+    return tokens * ((8 * itemsize + 8) * lanes + 24 * rows) <= _VECTOR_MEMORY
 
 
 def _block(tokens: int, width: int, heads: int) -> tuple[int, int]:

@@ -92,7 +92,13 @@ def sum_over_tokens(x: Float[Array, "batch *rest"]) -> Float[Array, "features"]:
     x = keep_clips_in_place(x)
     rows = x.reshape(-1, x.shape[-1])
     ones = jnp.ones((_SUM_ROWS, len(rows)), x.dtype)
-    return jnp.dot(ones, rows, preferred_element_type=jnp.float32)[0]
+    return jnp.dot(
+        ones,
+        rows,
+        # By default, a TPU would round float32 to bfloat16, and a GPU to TF32.
+        precision=jax.lax.Precision.HIGHEST,
+        preferred_element_type=jnp.float32,
+    )[0]
 
 
 def _add_bias_forward(x: Array, bias: Array) -> tuple[Array, None]:
