@@ -12,12 +12,12 @@ take hours, so each row is written to the file as soon as it is complete.
 
 import argparse
 import dataclasses
-import json
 import pathlib
 import sys
 import time
 
 import jax
+import json_rows
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -36,7 +36,7 @@ MODELS = {
     "B fine-tuning": ("k400_vitb_finetune", {"data.num_classes": 400}),
 }
 SLICES = ("v5e-8", "v5e-256", "v6e-256", "v5p-128", "tpu7x-8")
-ATTENTIONS = ("xla", "fused")
+ATTENTIONS = ("xla", "splash", "fused")
 
 
 def make_config(model, attention, remat=None, clips=None, devices=1):
@@ -136,14 +136,7 @@ def cells(row):
 def main():
     """Compiles, writes rows and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument(
-        "--file",
-        type=pathlib.Path,
-        default=ROOT / "benchmarks" / "tpu_memory.jsonl",
-        help="JSON lines (default: those of docs/tpu_pods.md)",
-    )
-    parser.add_argument("--resume", action="store_true", help="compile what it lacks")
-    parser.add_argument("--table", action="store_true", help="only print the file")
+    json_rows.add_arguments(parser, "tpu_memory.jsonl", "docs/tpu_pods.md")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--slices", nargs="+", default=SLICES)
     parser.add_argument("--attentions", nargs="+", default=ATTENTIONS)
@@ -153,16 +146,11 @@ def main():
     args = parser.parse_args()
     if args.clips and args.file == parser.get_default("file"):
         parser.error("--clips needs a --file of its own, because rows do not record it")
-    if args.file.exists() and not (args.resume or args.table):
-        parser.error(f"{args.file} exists: set --resume, --table or another --file")
+    done = json_rows.read(parser, args)
     jax.config.update("jax_platforms", "cpu")
-    text = args.file.read_text() if args.file.exists() else ""
-    done = {tuple(row["key"]): row for row in map(json.loads, text.splitlines())}
     if not args.table:
         chosen = args.models, args.slices, args.attentions, args.clips
-        for row in rows(*chosen, done):
-            with args.file.open("a") as file:
-                file.write(json.dumps(row) + "\n")
+        json_rows.append(args, rows(*chosen, done))
     print(table(done.values()))
 
 

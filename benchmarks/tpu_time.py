@@ -25,6 +25,7 @@ import time
 
 import jax
 import jax.numpy as jnp
+import json_rows
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -206,14 +207,7 @@ def main():
     parser.add_argument(
         "reports", nargs="*", metavar="JSON", help="two reports to compare"
     )
-    parser.add_argument(
-        "--file",
-        type=pathlib.Path,
-        default=ROOT / "benchmarks" / "tpu_time.jsonl",
-        help="JSON lines (default: those of docs/performance.md)",
-    )
-    parser.add_argument("--resume", action="store_true", help="compile what it lacks")
-    parser.add_argument("--table", action="store_true", help="only print the file")
+    json_rows.add_arguments(parser, "tpu_time.jsonl", "docs/performance.md")
     parser.add_argument("--paper", action="store_true", help="single operations")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--slices", nargs="+", default=SLICES)
@@ -228,14 +222,9 @@ def main():
     if args.paper:
         print(paper())
         return
-    if args.file.exists() and not (args.resume or args.table):
-        parser.error(f"{args.file} exists: set --resume, --table or another --file")
-    text = args.file.read_text() if args.file.exists() else ""
-    done = {tuple(row["key"]): row for row in map(json.loads, text.splitlines())}
+    done = json_rows.read(parser, args)
     if not args.table:
-        for row in rows(args.models, args.slices, done):
-            with args.file.open("a") as file:
-                file.write(json.dumps(row) + "\n")
+        json_rows.append(args, rows(args.models, args.slices, done))
     print(table(done.values()))
 
 

@@ -1,4 +1,4 @@
-"""What the report on a GPU says of parts that print a table, fail, or take too long."""
+"""The report on a GPU has a line for each part, also one that fails or is stopped."""
 
 import os
 import sys

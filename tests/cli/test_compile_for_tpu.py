@@ -1,4 +1,4 @@
-"""What compile-for-tpu prints and writes of a compiled step."""
+"""compile-for-tpu prints and writes the figures of a compiled step."""
 
 import json
 

@@ -186,21 +186,22 @@ def assert_same_run(workdir, other):
             np.testing.assert_allclose(one[name], two[name], rtol=1e-5, err_msg=name)
 
 
-@pytest.fixture(scope="module")
-def undisturbed(folder, tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("undisturbed") / "run"
-    with Run(pretraining(folder), workdir, 1) as run:
+def finished(folder, workdir, processes):
+    """Lets a run alone; returns its work directory."""
+    with Run(pretraining(folder), workdir, processes) as run:
         run.finish()
     return workdir
+
+
+@pytest.fixture(scope="module")
+def undisturbed(folder, tmp_path_factory):
+    return finished(folder, tmp_path_factory.mktemp("undisturbed") / "run", 1)
 
 
 @pytest.fixture(scope="module")
 def undisturbed_pair(folder, tmp_path_factory):
     """A run of two processes, which others of two equal bit for bit."""
-    workdir = tmp_path_factory.mktemp("undisturbed_pair") / "run"
-    with Run(pretraining(folder), workdir, 2) as run:
-        run.finish()
-    return workdir
+    return finished(folder, tmp_path_factory.mktemp("undisturbed_pair") / "run", 2)
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.tpu.test_compile import needs_libtpu
+from tests.helpers.libtpu import needs_libtpu
 from videomae_jax import config as configuration
 from videomae_jax.distributed import sharding
 from videomae_jax.errors import ConfigError

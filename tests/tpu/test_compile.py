@@ -3,14 +3,13 @@
 import functools
 import importlib.util
 import json
-import os
-import subprocess
 import sys
 
 import jax
 import pytest
 
 from configs import common
+from tests.helpers.libtpu import needs_libtpu, output_of
 from videomae_jax import config as configuration
 from videomae_jax.__main__ import main
 from videomae_jax.distributed.sharding import ShardingPlan
@@ -22,11 +21,6 @@ from videomae_jax.tpu.compile import (
     compile_step,
     make_task,
     search_largest,
-)
-
-needs_libtpu = pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None,
-    reason="libtpu, of the extra `tpu`, is not installed",
 )
 
 
@@ -44,26 +38,8 @@ def tiny(**fields):
 
 @functools.cache
 def compiled(fields: str, slices: int = 1) -> dict:
-    """Returns the Compilation of `tiny` on slices of four chips, as a JSON object.
-
-    Compiles in another process: XLA flags and cache of the tests are for the CPU.
-    """
-    environment = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith(("XLA_", "JAX_"))
-    }
-    process = subprocess.run(
-        [
-            *(sys.executable, "-W", "error", "-m", "tests.tpu.test_compile"),
-            *(fields, str(slices)),
-        ],
-        env=environment | {"JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
-    )
-    assert not process.returncode, process.stderr
-    return json.loads(process.stdout)
+    """Returns the Compilation of `tiny` on slices of four chips, as a JSON object."""
+    return output_of("tests.tpu.test_compile", fields, str(slices))
 
 
 def moved(fields: str) -> dict[str, int]:

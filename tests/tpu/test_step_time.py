@@ -1,17 +1,14 @@
 """Reading the time that the TPU compiler expects, in texts and in real programs."""
 
 import functools
-import importlib.util
 import json
-import os
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
 import pytest
 from jax.experimental import pallas as pl
 
+from tests.helpers.libtpu import needs_libtpu, output_of
 from videomae_jax.tpu import kinds, step_time, topology
 from videomae_jax.tpu.chips import CHIPS, Chip
 from videomae_jax.tpu.collectives import Traffic
@@ -156,32 +153,13 @@ def test_clocks_and_units_give_the_published_peak():
         assert chip.peak == pytest.approx(PEAK_FLOPS[kind], rel=0.003)
 
 
-needs_libtpu = pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None,
-    reason="libtpu, of the extra `tpu`, is not installed",
-)
 SIDE, LAYERS = 4096, 6
 
 
 @functools.cache
 def expected() -> dict:
-    """Returns what the compiler of v5e expects of some functions, in seconds.
-
-    Compiles in another process: XLA flags and cache of the tests are for the CPU.
-    """
-    environment = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith(("XLA_", "JAX_"))
-    }
-    process = subprocess.run(
-        [sys.executable, "-W", "error", "-m", "tests.tpu.test_step_time"],
-        env=environment | {"JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
-    )
-    assert not process.returncode, process.stderr
-    return json.loads(process.stdout)
+    """Returns what the compiler of v5e expects of some functions, in seconds."""
+    return output_of("tests.tpu.test_step_time")
 
 
 @needs_libtpu

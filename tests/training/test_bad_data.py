@@ -86,7 +86,7 @@ def test_list_of_good_and_bad_videos_trains_through(folder, tmp_path):
     assert "empty" in reasons["empty.mp4"]
     assert "audio" in reasons["audio.mp4"]
     config.data.max_bad_fraction = 0.1
-    for _ in range(2):  # whoever starts it again is told again
+    for _ in range(2):  # a second start fails with the same error
         with pytest.raises(TooManyBadVideosError, match="max_bad_fraction"):
             loop.train_and_evaluate(config, str(tmp_path / "strict"))
 

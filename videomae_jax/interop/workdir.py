@@ -101,8 +101,12 @@ def _described(
     }
     preprocessing["value_range"] = config.data.get("value_range")
     # Without the settings of training; float32 unless `fields` override it.
-    defaults: dict[str, Any] = {"dtype": "float32", "remat": "none"}
-    defaults |= {"unroll": None, "attention": None}
+    defaults: dict[str, Any] = {
+        "dtype": "float32",
+        "remat": "none",
+        "unroll": None,
+        "attention": None,
+    }
     mask = {}
     if config.task == "pretrain":
         mask = {"mask": config.mask.kind, "mask_ratio": config.mask.ratio}

@@ -24,7 +24,7 @@ _HEADER_BYTES = 10
 
 
 class Picture(NamedTuple):
-    """What the headers of a packet say.
+    """The contents of a packet, by its headers.
 
     Attributes:
         units: the types of its NAL units; empty if they are malformed.

@@ -239,7 +239,7 @@ def owner(codec_name: str) -> Callable[[av.VideoFrame], av.VideoFrame]:
     """Returns a function that makes a decoder's frame ours.
 
     Gaps show what the memory held before. That depends on the packets alone if the
-    decoder gets the memory of every frame back, whether or not the frame is wanted.
+    decoder gets the memory of every frame back, also of those that nobody reads.
     """
     return copy_frame if codec_name in LEAVES_GAPS else lambda frame: frame
 

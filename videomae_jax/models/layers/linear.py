@@ -63,12 +63,12 @@ class QueryKeyValue(nn.Module):
     @nn.compact
     def __call__(self, x: Tokens) -> list[Tokens]:
         """Returns query, key and value of every token, without a bias."""
-        width = x.shape[-1]
+        width, x = x.shape[-1], x.astype(self.dtype)
         kernel = self.param("kernel", self.kernel_init, (width, 3 * width))
         # Three products: the result of a single one would have to be cut.
         query, key, value = jnp.split(kernel, 3, axis=1)
         return [
-            _product(x.astype(self.dtype), part.astype(self.dtype))
+            _product(x, part.astype(self.dtype))
             for part in (query * self.scale, key, value)
         ]
 
