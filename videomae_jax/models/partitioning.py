@@ -51,6 +51,11 @@ def manual_axes() -> tuple[str, ...]:
     return jax.sharding.get_abstract_mesh().manual_axes
 
 
+def has_split_parameters() -> bool:
+    """Returns whether the current mesh splits parameters (FSDP)."""
+    return jax.sharding.get_abstract_mesh().shape.get("fsdp", 1) > 1
+
+
 def platform() -> str | None:
     """Returns "cpu", "gpu" or "tpu", of the current mesh or of JAX's default device.
 

@@ -33,7 +33,7 @@ from videomae_jax.models.layers.linear import (
 )
 from videomae_jax.models.layers.norm import LayerNorm
 from videomae_jax.models.masking import check_ids, take_tokens
-from videomae_jax.models.partitioning import platform
+from videomae_jax.models.partitioning import has_split_parameters, platform
 from videomae_jax.models.positions import position_table
 
 # Mean and standard deviation of ImageNet's RGB in [0, 1], which all published weights
@@ -50,7 +50,8 @@ REMAT_POLICIES = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
 # On a TPU, up to this many blocks are written out. The iterations of a loop copy all
-# that the backward pass needs into one array each, and out of it again.
+# that the backward pass needs into one array each, and out of it again. Not with FSDP,
+# where a loop gathers one block at a time (and libtpu 0.0.42 fails on the others).
 _MOST_UNROLLED = 4
 
 
@@ -299,7 +300,8 @@ def run_blocks(
         )
     block = Block
     if unroll is None:
-        unroll = depth if platform() == "tpu" and depth <= _MOST_UNROLLED else 1
+        is_short = depth <= _MOST_UNROLLED and not has_split_parameters()
+        unroll = depth if platform() == "tpu" and is_short else 1
     if remat != "none":
         # Inside a loop, XLA cannot merge the two forward passes anyway.
         policy = REMAT_POLICIES[remat]
