@@ -12,8 +12,8 @@ from videomae_jax.data.clips import clip_shape, pixel_format
 from videomae_jax.errors import ConfigError
 from videomae_jax.models import flops
 from videomae_jax.training import loop
-from videomae_jax.training.finetune import Finetuning
-from videomae_jax.training.pretrain import Pretraining
+from videomae_jax.training.tasks.finetune import Finetuning
+from videomae_jax.training.tasks.pretrain import Pretraining
 
 one_device = test_loop.one_device
 COUNT = 4

@@ -20,7 +20,8 @@ from tests.helpers.videos import write_folder
 from tests.training.test_loop import metrics
 from videomae_jax.distributed import hosts, sharding
 from videomae_jax.errors import ClusterError
-from videomae_jax.training import finetune, loop, preemption
+from videomae_jax.training import loop, preemption
+from videomae_jax.training.tasks import finetune
 
 ROOT = pathlib.Path(__file__).parents[2]
 

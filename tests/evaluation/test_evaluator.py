@@ -20,7 +20,8 @@ from videomae_jax.data.clips import MultiViewClips
 from videomae_jax.distributed import sharding
 from videomae_jax.errors import CheckpointError, ConfigError, NoReadableVideoError
 from videomae_jax.evaluation.evaluator import Evaluator
-from videomae_jax.training import finetune, loop, train_step
+from videomae_jax.training import loop, train_step
+from videomae_jax.training.tasks import finetune
 from videomae_jax.video.decoder import Video
 
 ROOT = pathlib.Path(__file__).parents[2]

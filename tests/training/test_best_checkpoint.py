@@ -14,7 +14,8 @@ from tests.training.test_finetune import best_of, folder, tiny  # noqa: F401
 from videomae_jax import checkpointing
 from videomae_jax.errors import CompleteRunError, ConfigError
 from videomae_jax.interop.loading import load_pretrained
-from videomae_jax.training import finetune, loop
+from videomae_jax.training import loop
+from videomae_jax.training.tasks import finetune
 
 one_device = test_loop.one_device
 SCORES = [10, 30, 20, 30, 40]

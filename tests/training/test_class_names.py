@@ -7,7 +7,8 @@ import pytest
 from tests.training import test_loop
 from tests.training.test_finetune import folder, tiny  # noqa: F401
 from videomae_jax.errors import RecordError
-from videomae_jax.training import finetune, loop
+from videomae_jax.training import loop
+from videomae_jax.training.tasks import finetune
 
 one_device = test_loop.one_device
 

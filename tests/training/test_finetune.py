@@ -19,7 +19,8 @@ from videomae_jax.errors import CheckpointError, ConfigError, RecordError
 from videomae_jax.evaluation import results
 from videomae_jax.interop.loading import load_pretrained
 from videomae_jax.models import positions
-from videomae_jax.training import finetune, loop, train_step
+from videomae_jax.training import loop, train_step
+from videomae_jax.training.tasks import finetune
 
 one_device = test_loop.one_device
 SIZES = {"width": 24, "depth": 2, "heads": 3, "dtype": "float32"}

@@ -23,7 +23,8 @@ from videomae_jax.interop.pretrained import Preprocessing, Pretrained
 from videomae_jax.interop.saving import save_pretrained
 from videomae_jax.models import build
 from videomae_jax.models.mae import VideoMAE
-from videomae_jax.training import finetune, initialization, loop, train_step
+from videomae_jax.training import initialization, loop, train_step
+from videomae_jax.training.tasks import finetune
 
 CHECKPOINTS = official.GOLDEN / "checkpoints"
 

@@ -24,7 +24,8 @@ from videomae_jax.errors import (
 )
 from videomae_jax.interop.loading import load_pretrained
 from videomae_jax.interop.pretrained import Preprocessing
-from videomae_jax.training import loop, pretrain, reporting
+from videomae_jax.training import loop, reporting
+from videomae_jax.training.tasks import pretrain
 from videomae_jax.training.train_step import TrainState
 
 ROOT = pathlib.Path(__file__).parents[2]

@@ -23,7 +23,8 @@ from videomae_jax.errors import (
 from videomae_jax.evaluation.evaluator import Evaluator
 from videomae_jax.interop import workdir as workdir_module
 from videomae_jax.models.problem import Problem
-from videomae_jax.training import finetune, losses
+from videomae_jax.training import losses
+from videomae_jax.training.tasks import finetune
 from videomae_jax.video.record import LabelKind, Record
 
 one_device = test_loop.one_device

@@ -19,9 +19,9 @@ from tests.training import test_loop
 from tests.training.test_loop import tiny
 from videomae_jax.errors import ConfigError, OutputError
 from videomae_jax.training import loop, reporting
-from videomae_jax.training.finetune import Finetuning, send_test
-from videomae_jax.training.pretrain import Pretraining
 from videomae_jax.training.reporting import Reporter
+from videomae_jax.training.tasks.finetune import Finetuning, send_test
+from videomae_jax.training.tasks.pretrain import Pretraining
 
 folder = test_loop.folder
 one_device = test_loop.one_device

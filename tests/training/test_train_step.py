@@ -16,8 +16,8 @@ from videomae_jax.models import partitioning, vit
 from videomae_jax.tpu import collectives
 from videomae_jax.tpu.program import Program
 from videomae_jax.training import optimizer
-from videomae_jax.training.finetune import Finetuning
-from videomae_jax.training.pretrain import Pretraining
+from videomae_jax.training.tasks.finetune import Finetuning
+from videomae_jax.training.tasks.pretrain import Pretraining
 from videomae_jax.training.train_step import TrainState, make_train_step
 
 

@@ -23,9 +23,9 @@ from videomae_jax.tpu import collectives, step_time
 from videomae_jax.tpu.chips import CHIPS
 from videomae_jax.tpu.program import Program
 from videomae_jax.training import losses, train_step
-from videomae_jax.training.finetune import Finetuning
-from videomae_jax.training.pretrain import Pretraining
 from videomae_jax.training.task import clip_grid
+from videomae_jax.training.tasks.finetune import Finetuning
+from videomae_jax.training.tasks.pretrain import Pretraining
 
 # Numbers of clips per device to try: 1, 2, 3, 4, 6, 8, 12 ...
 BATCHES = tuple(n for k in range(10) for n in (2**k, 3 * 2 ** (k - 1)) if n == int(n))

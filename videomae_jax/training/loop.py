@@ -32,12 +32,12 @@ from videomae_jax.training import (
     reporting,
     train_step,
 )
-from videomae_jax.training.finetune import Finetuning
 from videomae_jax.training.input_report import InputReport
-from videomae_jax.training.pretrain import Pretraining
 from videomae_jax.training.progress import Progress
 from videomae_jax.training.reporting import Reporter
 from videomae_jax.training.task import Task, check_hosts
+from videomae_jax.training.tasks.finetune import Finetuning
+from videomae_jax.training.tasks.pretrain import Pretraining
 from videomae_jax.training.train_step import TrainState, TrainStep
 
 log = logging.getLogger(__name__)

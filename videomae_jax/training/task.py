@@ -29,9 +29,8 @@ from videomae_jax.video.record import Record
 class Task(Protocol):
     """A model with its data, loss and evaluation: all that differs between tasks.
 
-    `pretrain.Pretraining` and `finetune.Finetuning` implement it. A task is built from
-    a config, reads lists but no videos, and raises ConfigError for fields that do not
-    fit each other.
+    The classes of `tasks` implement it. A task is built from a config, reads lists but
+    no videos, and raises ConfigError for fields that do not fit each other.
 
     Attributes:
         training_clips: cuts clips out of an opened video; runs in the workers.

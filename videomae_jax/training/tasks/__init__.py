@@ -1,0 +1,1 @@
+"""What can be trained: pretraining and fine-tuning as tasks of the training loop."""
