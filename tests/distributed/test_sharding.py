@@ -235,3 +235,27 @@ def test_indivisible_axes_are_split_less_or_not_at_all():
     P = jax.sharding.PartitionSpec
     assert where.opt_state[0]["six"]["kernel"].spec == P("fsdp", None)
     assert where.opt_state[0]["odd"]["kernel"].spec == P()
+
+
+@pytest.mark.parametrize(
+    "clips, devices, most, expected",
+    [(64, 8, 8, 1), (64, 8, 3, 4), (2048, 64, 32, 1), (2048, 8, 32, 8), (6, 2, 2, 3)],
+)
+def test_accumulation_follows_from_the_devices(clips, devices, most, expected):
+    steps = sharding.grad_accum_steps(clips, devices, most)
+    assert steps == expected
+    assert clips // devices % steps == 0 and clips // devices // steps <= most
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda: sharding.grad_accum_steps(10, 8, 4), "divisible by the 8 devices"),
+        (lambda: sharding.grad_accum_steps(8, 8, 0), "at least 1"),
+        (lambda: sharding.make_mesh(3), "divide the 8 devices"),
+        (lambda: sharding.make_mesh(0), "divide the 8 devices"),
+    ],
+)
+def test_impossible_layouts_are_explained(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
