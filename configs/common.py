@@ -204,6 +204,13 @@ def pretrain() -> ConfigDict:
     # Predict patches normalised per patch and channel. False: pixels in [0, 1].
     config.normalize_targets = True
 
+    # Which patches the decoder predicts. Empty: all masked ones. running_cell (VideoMAE
+    # V2) or random: only those that a second mask leaves; visible ones among them do
+    # not count in the loss.
+    config.mask.decoder_kind = ""
+    # Share of the patches that the decoder does not predict; running_cell rounds it
+    # down to quarters.
+    config.mask.decoder_ratio = 0.5
     # Sides of the random crop, as fractions of the shorter side of the frame (official
     # code). The crop is then resized to image_size.
     config.data.crop_scales = (1.0, 0.875, 0.75, 0.66)

@@ -47,6 +47,8 @@ _BEFORE_THE_FIELD = {
     "evaluation.patience": 0,
     "evaluation.step": "last",
     "loss.kind": "softmax",
+    "mask.decoder_kind": "",
+    "mask.decoder_ratio": 0.5,
     "mesh.gradient_dtype": None,
     "mesh.shard_optimizer": None,
     "model.attention": None,
@@ -250,7 +252,8 @@ def check_choices(config: Config, choices: dict[str, Collection[str]]) -> None:
     for field, allowed in choices.items():
         if values[field] not in allowed:
             raise ConfigError(
-                f"config.{field}={values[field]!r} must be one of: {', '.join(allowed)}"
+                f"config.{field}={values[field]!r} must be one of: "
+                + ", ".join(name or "'' (none)" for name in allowed)
             )
 
 

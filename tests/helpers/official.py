@@ -12,10 +12,18 @@ from videomae_jax.models.classifier import VideoClassifier
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 CHECKPOINTS = GOLDEN / "checkpoints"
+V2 = GOLDEN / "v2"
 
 
 def model(**overrides):
-    sizes = json.loads((GOLDEN / "model.json").read_text())
+    return _autoencoder(json.loads((GOLDEN / "model.json").read_text()), overrides)
+
+
+def v2_model(name):
+    return _autoencoder(json.loads((V2 / "model.json").read_text())[name], {})
+
+
+def _autoencoder(sizes, overrides):
     encoder, decoder = sizes["encoder"], sizes["decoder"]
     return vmae.VideoMAE(
         width=encoder["dim"],

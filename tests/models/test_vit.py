@@ -37,6 +37,8 @@ def test_token_ids_of_another_batch_are_refused():
         message = rf"{name} has the shape .* expected token ids \[batch, number\]"
         with pytest.raises(InputError, match=message):
             shape(*args)
+    with pytest.raises(InputError, match="decoded has the shape"):
+        shape(video, visible, masked, decoded=masked[:1])
     with pytest.raises(InputError, match="for the 2 clips of the video"):
         shape(video, visible[0], method="encode")
     with pytest.raises(InputError, match=r"shape \(4, 64, 64, 3\); expected \[batch"):

@@ -1,10 +1,10 @@
 """Array types in the signatures of the models; the tests check the shapes.
 
 Names of axes: `batch` clips; `time`, `height` and `width` of a video, in frames and
-pixels; `tokens` of a whole clip, of which `visible` reach the encoder and `masked` are
-predicted; `dim`, the model's width; `channels`, 3 for RGB; `values` of a patch,
-tubelet_size * patch_size**2 * channels; `classes`. `patch_size` is the side of a patch
-in pixels, `tubelet_size` its frames.
+pixels; `tokens` of a whole clip, of which `visible` reach the encoder, `masked` do not,
+and `decoded` are predicted; `dim`, the model's width; `channels`, 3 for RGB; `values`
+of a patch, tubelet_size * patch_size**2 * channels; `classes`. `patch_size` is the side
+of a patch in pixels, `tubelet_size` its frames.
 
 Patches are ordered (time, row, column). The values inside a patch are ordered (frame,
 row, column, channel), channel fastest.
@@ -23,6 +23,7 @@ Video = Num[Array, "batch time height width channels"]
 Tokens = Float[Array, "batch tokens dim"]
 VisibleIds = Int[Array, "batch visible"]
 MaskedIds = Int[Array, "batch masked"]
+DecodedIds = Int[Array, "batch decoded"]
 ClipKeys = Key[jax.Array, "batch"]
 
 

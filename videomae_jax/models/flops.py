@@ -15,17 +15,16 @@ def transformer(tokens: int, *, width: int, depth: int, mlp_ratio: float) -> int
     return depth * (projections + attention)
 
 
-def pretraining(model: VideoMAE, num_tokens: int, num_visible: int) -> int:
+def pretraining(model: VideoMAE, *, num_visible: int, num_decoded: int) -> int:
     """Returns the operations of the forward pass of a VideoMAE."""
     decoder = transformer(
-        num_tokens,
+        num_visible + num_decoded,
         width=model.decoder_width,
         depth=model.decoder_depth,
         mlp_ratio=model.decoder_mlp_ratio or model.mlp_ratio,
     )
     encoder_to_decoder = 2 * num_visible * model.width * model.decoder_width
-    num_masked = num_tokens - num_visible
-    head = 2 * num_masked * model.decoder_width * _patch_values(model)
+    head = 2 * num_decoded * model.decoder_width * _patch_values(model)
     return _encoder(model, num_visible) + encoder_to_decoder + decoder + head
 
 

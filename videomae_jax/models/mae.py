@@ -1,4 +1,4 @@
-"""VideoMAE: encodes the visible tokens, predicts the pixels of the masked ones."""
+"""VideoMAE: encodes the visible tokens, predicts the pixels of masked ones."""
 
 import functools
 import math
@@ -16,6 +16,7 @@ from videomae_jax.models import vit
 from videomae_jax.models.array_types import (
     Array,
     Clips,
+    DecodedIds,
     MaskedIds,
     Patches,
     Tokens,
@@ -32,7 +33,7 @@ _MANY_CHANNELS = 16
 
 
 class Decoder(nn.Module):
-    """Predicts the pixels of the masked patches from the visible tokens."""
+    """Predicts the pixels of masked patches from the visible tokens."""
 
     width: int
     depth: int
@@ -48,9 +49,9 @@ class Decoder(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Tokens, num_masked: int
-    ) -> Float32[Array, "batch masked values"]:
-        """Decodes all tokens, of which the last `num_masked` are the masked ones."""
+        self, x: Tokens, num_decoded: int
+    ) -> Float32[Array, "batch decoded values"]:
+        """Decodes tokens, of which the last `num_decoded` are to be predicted."""
         x, _ = vit.run_blocks(
             x,
             depth=self.depth,
@@ -63,7 +64,7 @@ class Decoder(nn.Module):
             implementation=self.attention,
         )
         norm = LayerNorm(self.head_norm_epsilon, self.dtype, name="norm")
-        x = norm(x[:, -num_masked:])
+        x = norm(x[:, -num_decoded:])
         return Dense(
             self.patch_values,
             kernel_init=xavier_uniform,
@@ -176,15 +177,23 @@ class VideoMAE(nn.Module):
         return self.encoder(video, visible, attention_maps=True)
 
     def __call__(
-        self, video: Clips, visible: VisibleIds, masked: MaskedIds
-    ) -> Float32[Array, "batch masked values"]:
-        """Predicts the targets of the masked patches, in the order of `masked`.
+        self,
+        video: Clips,
+        visible: VisibleIds,
+        masked: MaskedIds,
+        *,
+        decoded: DecodedIds | None = None,
+    ) -> Float32[Array, "batch decoded values"]:
+        """Predicts the targets of the decoded patches, in the order of `decoded`.
 
         Args:
             video: uint8 or uint16 (raw pixels) or floating point (normalized); a video
                 or its patches.
             visible: ascending token ids, int32.
             masked: ascending token ids, int32: all those that are not visible.
+            decoded: ascending token ids, int32; None for `masked`. The decoder gets a
+                mask token for each, also for one that is visible (dual masking,
+                VideoMAE V2, section 3.2).
 
         Raises:
             InputError: if the shapes do not fit the model or each other, or the visible
@@ -199,32 +208,35 @@ class VideoMAE(nn.Module):
                 f"{visible.shape[1]} visible and {masked.shape[1]} masked tokens must "
                 f"add up to the {num_tokens} tokens of the grid {patches.grid}"
             )
+        if decoded is None:
+            decoded = masked
+        check_ids("decoded", decoded, patches.values.shape[0])
         x = self.encoder_to_decoder(tokens)
         table = sincos_positions(num_tokens, self.decoder_width)
         positions = jnp.asarray(table).astype(x.dtype)
-        mask_tokens = self.mask_token.astype(x.dtype) + positions[masked]
-        # Visible tokens first: attention does not depend on the order, and the masked
+        mask_tokens = self.mask_token.astype(x.dtype) + positions[decoded]
+        # Visible tokens first: attention does not depend on the order, and the decoded
         # ones are then one slice.
         x = jnp.concatenate([x + positions[visible], mask_tokens], axis=1)
-        return self.decoder(x, masked.shape[1])
+        return self.decoder(x, decoded.shape[1])
 
 
 def pixel_targets(
     video: Clips,
-    masked: MaskedIds,
+    ids: DecodedIds,
     *,
     patch_size: int,
     tubelet_size: int,
     normalize: bool = True,
     mean: Sequence[float] = vit.IMAGENET_MEAN,
     std: Sequence[float] = vit.IMAGENET_STD,
-) -> Float32[Array, "batch masked values"]:
-    """Returns the targets of the decoder: the pixels of the masked patches.
+) -> Float32[Array, "batch decoded values"]:
+    """Returns the targets of the decoder: the pixels of the patches to predict.
 
     Args:
         video: uint8 or uint16 (raw pixels) or floating point (normalized); a video or
             its patches.
-        masked: token ids, int32.
+        ids: of the tokens, int32.
         patch_size: side of a patch in pixels.
         tubelet_size: frames of a patch.
         normalize: normalize each channel of each patch by its own mean and standard
@@ -236,7 +248,7 @@ def pixel_targets(
         if isinstance(video, Patches)
         else vit.patchify(video, patch_size, tubelet_size)
     )
-    pixels = take_tokens(patches, masked)
+    pixels = take_tokens(patches, ids)
     channels, most = pixels.shape[-1] // (tubelet_size * patch_size**2), 1.0
     if patches.dtype in vit.RAW_DTYPES:
         most = float(np.iinfo(patches.dtype).max)
@@ -308,9 +320,23 @@ def _to_values(
     return jnp.broadcast_to(out, (*x.shape[:-1], values))
 
 
+def token_errors(
+    prediction: Float[Array, "batch decoded values"],
+    target: Float[Array, "batch decoded values"],
+) -> Float[Array, "batch decoded"]:
+    """Returns the mean squared error of each token, over its values."""
+    return jnp.mean(jnp.square(prediction - target), axis=-1)
+
+
 def reconstruction_loss(
-    prediction: Float[Array, "batch masked values"],
-    target: Float[Array, "batch masked values"],
+    prediction: Float[Array, "batch decoded values"],
+    target: Float[Array, "batch decoded values"],
+    weight: Float[Array, "batch decoded"] | None = None,
 ) -> Float[Array, ""]:
-    """Returns the mean squared error over clips, masked tokens and values."""
-    return jnp.mean(jnp.square(prediction - target))
+    """Returns the mean squared error over clips, decoded tokens and values.
+
+    Args:
+        prediction, target: of the decoded tokens.
+        weight: of each token in the mean, such as `masking.loss_weight`; None: equal.
+    """
+    return jnp.average(token_errors(prediction, target), weights=weight)

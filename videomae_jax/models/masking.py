@@ -1,9 +1,10 @@
 """Draws which tokens of a clip are masked, as token ids, and gathers tokens by ids.
 
-Functions that draw return `(visible, masked)`, ascending token ids. Grid and ratio fix
-how many there are, so that all steps run the same compiled program. A grid is (time,
-rows, columns) in tokens; token ids count columns fastest. A ratio that leaves no
-position visible, or none masked, raises ConfigError.
+Functions that draw what the encoder sees return `(visible, masked)`, those that draw
+what the decoder predicts (VideoMAE V2, section 3.2) return `decoded`: ascending token
+ids. Grid and ratio fix how many there are, so that all steps run the same compiled
+program. A grid is (time, rows, columns) in tokens; token ids count columns fastest. A
+ratio that leaves nothing visible, masked or decoded raises ConfigError.
 """
 
 import math
@@ -12,11 +13,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Int32, Num, PRNGKeyArray
+from jaxtyping import Bool, Float32, Int32, Num, PRNGKeyArray
 from numpy.typing import ArrayLike
 
 from videomae_jax.errors import ConfigError, InputError
-from videomae_jax.models.array_types import Array, Grid, VisibleIds
+from videomae_jax.models.array_types import Array, DecodedIds, Grid, VisibleIds
+
+_CELL = 4  # places of a running cell, 2 x 2
 
 Ids = tuple[Int32[Array, "batch visible"], Int32[Array, "batch masked"]]
 
@@ -60,7 +63,61 @@ def random(key: PRNGKeyArray, batch: int, *, grid: Grid, ratio: float) -> Ids:
     return _split(key, batch, tokens, _count(tokens, ratio))
 
 
+def running_cell_mask(
+    *, grid: Grid, ratio: float, start: int
+) -> Bool[np.ndarray, "time rows columns"]:
+    """Returns which tokens are not decoded (VideoMAE V2, section 3.2).
+
+    The grid is tiled with cells of 2 x 2 places, numbered in reading order. Of each
+    cell, a window of floor(4 * ratio) places is hidden; it moves back by one place per
+    step in time. `start`, 0 to 3, is where it is at first.
+
+    Raises:
+        ConfigError: the grid has an odd side, or the ratio is not in [0.25, 1).
+    """
+    if grid[1] % 2 or grid[2] % 2:
+        raise ConfigError(
+            f"running-cell masks need an even number of patches along height and "
+            f"width, got {grid[1]} x {grid[2]}: change the image size or patch size"
+        )
+    hidden = int(_CELL * ratio)
+    if not 0 < hidden < _CELL:
+        raise ConfigError(
+            f"decoder mask ratio={ratio} must be in [0.25, 1): it is rounded down to "
+            "quarters, the places of a cell"
+        )
+    time, row, column = np.indices(grid)
+    # The pattern has moved once before the first step in time (official code).
+    place = 2 * (row % 2) + column % 2 + start + time + 1
+    return place % _CELL < hidden
+
+
+def running_cell(
+    key: PRNGKeyArray, batch: int, *, grid: Grid, ratio: float
+) -> Int32[Array, "batch decoded"]:
+    """Decodes what running cells leave, with a start drawn for every clip."""
+    masks = (running_cell_mask(grid=grid, ratio=ratio, start=i) for i in range(_CELL))
+    decoded = np.stack([np.flatnonzero(~mask) for mask in masks]).astype(np.int32)
+    return jnp.asarray(decoded)[jax.random.randint(key, (batch,), 0, _CELL)]
+
+
+def random_decoded(
+    key: PRNGKeyArray, batch: int, *, grid: Grid, ratio: float
+) -> Int32[Array, "batch decoded"]:
+    """Decodes all but floor(ratio * tokens) tokens, drawn anew for every clip."""
+    return random(key, batch, grid=grid, ratio=ratio)[0]
+
+
+def loss_weight(
+    visible: VisibleIds, decoded: DecodedIds
+) -> Float32[Array, "batch decoded"]:
+    """Returns 1 for each decoded token that the encoder does not see, otherwise 0."""
+    seen = (decoded[:, :, None] == visible[:, None, :]).any(axis=-1)
+    return 1.0 - seen.astype(jnp.float32)
+
+
 KINDS = {"tube": tube, "random": random}
+DECODER_KINDS = {"running_cell": running_cell, "random": random_decoded}
 
 
 def ids_from_mask(mask: ArrayLike) -> Ids:

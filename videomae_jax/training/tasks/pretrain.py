@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
@@ -23,7 +24,7 @@ from videomae_jax.data.clips import (
 from videomae_jax.distributed import hosts
 from videomae_jax.models import build, flops, inpainting, masking
 from videomae_jax.models.array_types import Array, Patches
-from videomae_jax.models.mae import pixel_targets, reconstruction_loss
+from videomae_jax.models.mae import pixel_targets, token_errors
 from videomae_jax.training import initialization
 from videomae_jax.training.reporting import Reporter
 from videomae_jax.training.task import clip_grid
@@ -49,6 +50,7 @@ class Pretraining:
         check_choices(
             config,
             {
+                "mask.decoder_kind": ("", *masking.DECODER_KINDS),
                 "mask.kind": masking.KINDS,
                 "picture.unpatch_stats": inpainting.UNPATCH_STATS,
             },
@@ -63,6 +65,17 @@ class Pretraining:
         self._grid = clip_grid(config, self.model)
         self._draw_mask = functools.partial(
             masking.KINDS[config.mask.kind], grid=self._grid, ratio=config.mask.ratio
+        self._draw_decoded = None
+        if config.mask.decoder_kind:
+            self._draw_decoded = functools.partial(
+                masking.DECODER_KINDS[config.mask.decoder_kind],
+                grid=self._grid,
+                ratio=config.mask.decoder_ratio,
+            )
+        # Also refuses a grid or a ratio that does not fit.
+        self._masks_of_a_clip = jax.eval_shape(
+            functools.partial(self._draw_masks, num_clips=1), jax.random.key(0)
+        )
         )
         self.training_clips = PretrainingClips(
             num_frames=data.num_frames,
@@ -108,12 +121,13 @@ class Pretraining:
     @property
     def flops_per_clip(self) -> int:
         """Floating-point operations of a training step per clip."""
-        visible, masked = jax.eval_shape(
-            lambda key: self._draw_mask(key, 1), jax.random.key(0)
-        )
-        num_visible, num_masked = visible.shape[1], masked.shape[1]
+        masks = self._masks_of_a_clip
         return flops.training(
-            flops.pretraining(self.model, num_visible + num_masked, num_visible)
+            flops.pretraining(
+                self.model,
+                num_visible=masks["visible"].shape[1],
+                num_decoded=masks["decoded"].shape[1],
+            )
         )
 
     def init(self, key: jax.Array, video: jax.Array) -> tuple[dict, dict]:
@@ -139,25 +153,51 @@ class Pretraining:
         return params
 
     def add_randomness(self, batch: dict, key: jax.Array) -> dict:
-        """Draws a mask for every clip."""
-        visible, masked = self._draw_mask(key, len(batch["patches"]))
-        return batch | {"visible": visible, "masked": masked}
+        """Draws masks for every clip."""
+        return batch | self._draw_masks(key, len(batch["patches"]))
+
+    def _draw_masks(self, key: jax.Array, num_clips: int) -> dict[str, Array]:
+        """Returns ids of visible, masked and decoded tokens, and weights in the loss.
+
+        The weights of decoded tokens have a mean of 1 over all clips of the step. So
+        each patch that counts weighs the same, however the clips are then split over
+        devices and micro-batches.
+        """
+        if self._draw_decoded is None:
+            visible, masked = self._draw_mask(key, num_clips)
+            return {"visible": visible, "masked": masked, "decoded": masked}
+        key, decoder_key = jax.random.split(key)
+        visible, masked = self._draw_mask(key, num_clips)
+        decoded = self._draw_decoded(decoder_key, num_clips)
+        weight = masking.loss_weight(visible, decoded)
+        weight *= weight.size / jnp.maximum(weight.sum(), 1)
+        return {
+            "visible": visible,
+            "masked": masked,
+            "decoded": decoded,
+            "weight": weight,
+        }
 
     def loss(self, params: dict, batch_stats: dict, batch: dict) -> tuple[Array, dict]:
-        """Returns the mean loss over the masked patches; the statistics unchanged."""
-        patches, masked = Patches(batch["patches"], self._grid), batch["masked"]
+        """Returns the mean loss over the decoded patches; the statistics unchanged."""
+        patches, decoded = Patches(batch["patches"], self._grid), batch["decoded"]
         prediction: Any = self.model.apply(
-            {"params": params}, patches, batch["visible"], masked
+            {"params": params},
+            patches,
+            batch["visible"],
+            batch["masked"],
+            decoded=decoded,
         )
         target = pixel_targets(
             patches,
-            masked,
+            decoded,
             **self._patch,
             normalize=self._config.normalize_targets,
             mean=self.model.pixel_mean,
             std=self.model.pixel_std,
         )
-        return reconstruction_loss(prediction, target), batch_stats
+        errors = token_errors(prediction, target)
+        return jnp.mean(batch.get("weight", 1.0) * errors), batch_stats
 
     def validate(
         self, step: int, state: TrainState, mesh: Mesh, reporter: Reporter
