@@ -85,13 +85,13 @@ def ours(options):
             visible, masked = self.masks(key)
             return batch | {"visible": visible, "masked": masked}
 
-        def loss(self, params, batch_stats, batch):
+        def loss(self, params, batch_stats, batch, frozen):
             patches, masked = Patches(batch["patches"], grid), batch["masked"]
             prediction = self.model.apply(
                 {"params": params}, patches, batch["visible"], masked
             )
             target = pixel_targets(patches, masked, **patch)
-            return reconstruction_loss(prediction, target), batch_stats
+            return reconstruction_loss(prediction, target), (batch_stats, {})
 
     class Finetuning:
         def __init__(self):
@@ -105,12 +105,12 @@ def ours(options):
         def add_randomness(self, batch, key):
             return batch
 
-        def loss(self, params, batch_stats, batch):
+        def loss(self, params, batch_stats, batch, frozen):
             patches = Patches(batch["patches"], grid)
             logits = self.model.apply({"params": params}, patches)
             log_probabilities = jax.nn.log_softmax(logits)
             rows = jnp.arange(options.batch)
-            return -log_probabilities[rows, batch["label"]].mean(), batch_stats
+            return -log_probabilities[rows, batch["label"]].mean(), (batch_stats, {})
 
     task = Pretraining() if options.task == "pretrain" else Finetuning()
     tx = optimizer.adamw(0.9, 0.95, eps=1e-8, weight_decay=0.05)

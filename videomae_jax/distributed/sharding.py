@@ -88,6 +88,7 @@ def choose_plan(
     """
     params = _bytes(state.params)
     rest = _bytes((state.opt_state, state.ema))
+    frozen = _bytes(state.frozen)
     slices = _slices(devices)
     if fsdp is not None:
         _check_fsdp(fsdp, slices)
@@ -95,7 +96,7 @@ def choose_plan(
     def bytes_per_device(fsdp: int, shard_optimizer: bool) -> float:
         # The gradient is as large as the parameters.
         ways = len(slices[0]) if shard_optimizer else fsdp
-        return 2 * params / fsdp + rest / ways
+        return (2 * params + frozen) / fsdp + rest / ways
 
     def plan(choice: tuple[int, bool], reason: str) -> ShardingPlan:
         size = f"{bytes_per_device(*choice) / 2**30:.2f} GiB"

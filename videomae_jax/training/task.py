@@ -100,6 +100,18 @@ class Task(Protocol):
         """Returns params with the weights of `config.init.source`, if it is set."""
         ...
 
+    @property
+    def frozen(self) -> dict:
+        """The arrays that the loss takes and training does not change, as shapes.
+
+        They are placed like parameters, and not saved. {} if there are none.
+        """
+        ...
+
+    def load_frozen(self, abstract: dict) -> dict:
+        """Returns the arrays of `frozen`, given with their shardings."""
+        ...
+
     def add_randomness(self, batch: dict, key: jax.Array) -> dict:
         """Returns a batch with everything random of a step: masks, mixing, dropout.
 
@@ -109,8 +121,13 @@ class Task(Protocol):
         """
         ...
 
-    def loss(self, params: dict, batch_stats: dict, batch: dict) -> tuple[Array, dict]:
-        """Returns the mean loss of a batch, a float32 scalar, and new statistics."""
+    def loss(
+        self, params: dict, batch_stats: dict, batch: dict, frozen: dict
+    ) -> tuple[Array, tuple[dict, dict]]:
+        """Returns the mean loss of a batch, and (new batch statistics, metrics).
+
+        Loss and metrics, which are reported beside it, are float32 scalars.
+        """
         ...
 
     def validate(

@@ -40,6 +40,7 @@ class TrainState(struct.PyTreeNode):
         opt_state: the optimizer's state.
         batch_stats: running statistics of the model's batch norm; usually empty.
         ema: exponential moving average of the parameters, or None.
+        frozen: arrays that the loss takes and no step changes (`Task.frozen`).
     """
 
     step: jax.Array
@@ -47,6 +48,7 @@ class TrainState(struct.PyTreeNode):
     opt_state: optax.OptState
     batch_stats: dict
     ema: dict | None = None
+    frozen: dict = struct.field(default_factory=dict)
 
     @property
     def evaluated_variables(self) -> dict:
@@ -70,8 +72,8 @@ class TrainStep:
         plan: what is split over them, and why.
         grad_accum_steps: micro-batches per step.
         abstract_state: the TrainState as shapes with shardings.
-        init: key -> TrainState.
-        start: (params, batch_stats) -> TrainState at step 0.
+        init: key -> TrainState, without what is frozen.
+        start: (params, batch_stats) -> TrainState at step 0, without what is frozen.
         apply: (TrainState, batch, key) -> (TrainState, metrics); donates the state.
     """
 
@@ -141,7 +143,7 @@ def build(
     def init(key):
         return start(*task.init(key, dummy_clip(config)))
 
-    shapes = jax.eval_shape(init, jax.random.key(0))
+    shapes = jax.eval_shape(init, jax.random.key(0)).replace(frozen=task.frozen)
     plan = sharding.choose_plan(
         shapes,
         devices,
@@ -151,6 +153,7 @@ def build(
     mesh = sharding.make_mesh(plan.fsdp, devices)
     grad_accum_steps = _choose_grad_accum_steps(config, mesh, shapes)
     shardings = sharding.state_shardings(shapes, mesh, plan.shard_optimizer)
+    initial = shardings.replace(frozen={})
     step = make_train_step(
         task,
         tx,
@@ -165,8 +168,8 @@ def build(
         plan=plan,
         grad_accum_steps=grad_accum_steps,
         abstract_state=sharding.with_shardings(shapes, shardings),
-        init=jax.jit(init, out_shardings=shardings),
-        start=jax.jit(start, out_shardings=shardings),
+        init=jax.jit(init, out_shardings=initial),
+        start=jax.jit(start, out_shardings=initial),
         apply=jax.jit(step, out_shardings=(shardings, None), donate_argnums=0),
     )
 
@@ -204,8 +207,8 @@ def make_train_step(
 
     def train_step(state, batch, key):
         batch = task.add_randomness(batch, jax.random.fold_in(key, state.step))
-        (loss, batch_stats), grads = loss_and_grad(
-            state.params, state.batch_stats, batch
+        (loss, (batch_stats, parts)), grads = loss_and_grad(
+            state.params, state.batch_stats, batch, state.frozen
         )
         grad_norm = optax.tree.norm(grads)
         learning_rate = schedule(state.step)
@@ -222,42 +225,47 @@ def make_train_step(
         )
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         new = TrainState(state.step, params, opt_state, batch_stats, ema)
-        state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, state)
+        old, frozen = state.replace(frozen={}), state.frozen
+        state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, old)
         metrics = {
             "loss": loss,
+            **parts,
             "grad_norm": grad_norm,
             "learning_rate": learning_rate,
         }
-        return state.replace(step=state.step + 1), metrics
+        return state.replace(step=state.step + 1, frozen=frozen), metrics
 
     return train_step
 
 
 def _loss_and_grad(task, mesh, grad_accum_steps, gradient_dtype):
-    """Returns a function: params, batch_stats, batch -> ((loss, batch_stats), grads).
+    """Returns a function of (params, batch_stats, batch, frozen).
 
-    All are averaged over the micro-batches and the devices. Each copy of the parameters
-    is used for its own clips until the one sum at the end; left to itself, the compiler
-    would sum in every micro-batch. If a copy is split over several devices, the
-    compiler gathers and sums among these, layer by layer.
+    Its result is ((loss, (batch_stats, metrics)), grads), all averaged over the
+    micro-batches and the devices. Each copy of the parameters is used for its own clips
+    until the one sum at the end; left to itself, the compiler would sum in every
+    micro-batch. If a copy is split over several devices, the compiler gathers and sums
+    among these, layer by layer.
     """
     axes = sharding.replica_axes(mesh)
     count = grad_accum_steps * math.prod(mesh.shape[axis] for axis in axes)
 
-    def of_each_copy(params, batch_stats, batch):
-        sums = _accumulate(task, params, batch_stats, batch, grad_accum_steps, mesh)
+    def of_each_copy(params, batch_stats, batch, frozen):
+        sums = _accumulate(
+            task, params, batch_stats, batch, frozen, grad_accum_steps, mesh
+        )
         aux, grads = jax.tree.map(lambda x: x[None] / count, sums)
         return aux, jax.tree.map(lambda x: x.astype(gradient_dtype), grads)
 
-    def loss_and_grad(params, batch_stats, batch):
+    def loss_and_grad(params, batch_stats, batch, frozen):
         parts = jax.shard_map(
             of_each_copy,
             mesh=mesh,
-            in_specs=(P(), P(), P(axes)),
+            in_specs=(P(), P(), P(axes), P()),
             out_specs=P(axes),
             axis_names=set(axes),
             check_vma=False,
-        )(params, batch_stats, batch)
+        )(params, batch_stats, batch, frozen)
         # The compiler makes this an all-reduce or, for a split optimizer, a
         # reduce-scatter. jnp.sum would send float32.
         aux, grads = jax.tree.map(
@@ -268,13 +276,13 @@ def _loss_and_grad(task, mesh, grad_accum_steps, gradient_dtype):
     return loss_and_grad
 
 
-def _accumulate(task, params, batch_stats, batch, grad_accum_steps, mesh):
-    """Returns ((loss, batch_stats), grads), summed over the micro-batches."""
+def _accumulate(task, params, batch_stats, batch, frozen, grad_accum_steps, mesh):
+    """Returns ((loss, (batch_stats, metrics)), grads), sums over the micro-batches."""
     shardings = sharding.state_shardings(params, mesh)
 
     def grad_of(batch):
         aux, grads = jax.value_and_grad(task.loss, has_aux=True)(
-            params, batch_stats, batch
+            params, batch_stats, batch, frozen
         )
         # The compiler would not see that sums of gradients are split like parameters.
         return aux, jax.tree.map(
@@ -290,7 +298,9 @@ def _accumulate(task, params, batch_stats, batch, grad_accum_steps, mesh):
     def add(total, micro_batch):
         return jax.tree.map(jnp.add, total, grad_of(micro_batch)), None
 
-    zeros = jax.tree.map(jnp.zeros_like, ((jnp.zeros(()), batch_stats), params))
+    first = jax.tree.map(lambda x: x[0], micro_batches)
+    aux = jax.eval_shape(task.loss, params, batch_stats, first, frozen)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (aux, params))
     return jax.lax.scan(add, zeros, micro_batches)[0]
 
 

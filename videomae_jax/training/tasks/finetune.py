@@ -195,6 +195,15 @@ class Finetuning:
         if problems:
             log.warning("%s", "\n  ".join(["check the lists:", *problems]))
 
+    @property
+    def frozen(self) -> dict:
+        """Nothing but parameters is needed: these may be frozen by `config.freeze`."""
+        return {}
+
+    def load_frozen(self, abstract: dict) -> dict:
+        """Returns {}."""
+        return {}
+
     def load_source(self, params: dict) -> dict:
         """Returns params with the weights of `config.init.source`, if it is set."""
         source = self._config.init.source
@@ -232,13 +241,29 @@ class Finetuning:
             }
         return batch
 
-    def loss(self, params: dict, batch_stats: dict, batch: dict) -> tuple[Array, dict]:
+    def loss(
+        self, params: dict, batch_stats: dict, batch: dict, frozen: dict
+    ) -> tuple[Array, tuple[dict, dict]]:
         """Returns the mean loss over the clips, and the new batch statistics."""
-        frozen = optimizer.is_frozen(params, self._config.freeze)
-        # No backward pass through what is not trained.
-        params = jax.tree.map(
-            lambda x, freeze: jax.lax.stop_gradient(x) if freeze else x, params, frozen
+        patches, targets = self._mixed(batch)
+        logits, updated = self.model.apply(
+            {"params": self._with_freeze(params), **batch_stats},
+            patches,
+            batch["keys"],
+            mutable=list(batch_stats),
         )
+        return self.objective.loss(logits, targets), (dict(updated), {})
+
+    def _with_freeze(self, params: dict) -> dict:
+        """Returns params without a backward pass through what is not trained."""
+        return jax.tree.map(
+            lambda x, freeze: jax.lax.stop_gradient(x) if freeze else x,
+            params,
+            optimizer.is_frozen(params, self._config.freeze),
+        )
+
+    def _mixed(self, batch: dict) -> tuple[Patches, Array]:
+        """Returns the clips that the model sees, and their targets."""
         patches = Patches(batch["patches"], self._grid)
         targets = self.objective.targets(batch["label"])
         if "mix" in batch:
@@ -253,13 +278,7 @@ class Finetuning:
             )
             pair = self.objective.targets(batch["mixup_pair_label"])
             targets = mixup.mix_targets(targets, pair, batch["mix"])
-        logits, updated = self.model.apply(
-            {"params": params, **batch_stats},
-            patches,
-            batch["keys"],
-            mutable=list(batch_stats),
-        )
-        return self.objective.loss(logits, targets), dict(updated)
+        return patches, targets
 
     def validate(
         self, step: int, state: TrainState, mesh: Mesh, reporter: Reporter

@@ -65,6 +65,7 @@ class Pretraining:
         self._grid = clip_grid(config, self.model)
         self._draw_mask = functools.partial(
             masking.KINDS[config.mask.kind], grid=self._grid, ratio=config.mask.ratio
+        )
         self._draw_decoded = None
         if config.mask.decoder_kind:
             self._draw_decoded = functools.partial(
@@ -75,7 +76,6 @@ class Pretraining:
         # Also refuses a grid or a ratio that does not fit.
         self._masks_of_a_clip = jax.eval_shape(
             functools.partial(self._draw_masks, num_clips=1), jax.random.key(0)
-        )
         )
         self.training_clips = PretrainingClips(
             num_frames=data.num_frames,
@@ -143,6 +143,15 @@ class Pretraining:
     def log_lists(self) -> None:
         """Does nothing: videos without labels cannot contradict each other."""
 
+    @property
+    def frozen(self) -> dict:
+        """Nothing but parameters is needed."""
+        return {}
+
+    def load_frozen(self, abstract: dict) -> dict:
+        """Returns {}."""
+        return {}
+
     def load_source(self, params: dict) -> dict:
         """Returns params with the weights of `config.init.source`, if it is set."""
         source = self._config.init.source
@@ -178,7 +187,9 @@ class Pretraining:
             "weight": weight,
         }
 
-    def loss(self, params: dict, batch_stats: dict, batch: dict) -> tuple[Array, dict]:
+    def loss(
+        self, params: dict, batch_stats: dict, batch: dict, frozen: dict
+    ) -> tuple[Array, tuple[dict, dict]]:
         """Returns the mean loss over the decoded patches; the statistics unchanged."""
         patches, decoded = Patches(batch["patches"], self._grid), batch["decoded"]
         prediction: Any = self.model.apply(
@@ -197,7 +208,7 @@ class Pretraining:
             std=self.model.pixel_std,
         )
         errors = token_errors(prediction, target)
-        return jnp.mean(batch.get("weight", 1.0) * errors), batch_stats
+        return jnp.mean(batch.get("weight", 1.0) * errors), (batch_stats, {})
 
     def validate(
         self, step: int, state: TrainState, mesh: Mesh, reporter: Reporter
