@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from tests.helpers.frames import write_frames
+from tests.helpers.models import apply
 from tests.helpers.videos import moving_noise, write_video
 from tests.inference.test_features import (
     LENGTHS,
@@ -24,13 +25,11 @@ from tests.inference.test_features import (
 from videomae_jax.cli import features as command
 from videomae_jax.errors import RecordError, UsageError, VideoError
 from videomae_jax.inference.feature_store import names
-from videomae_jax.inference.features import (
-    Extractor,
-    Windows,
-    without_normalization,
-)
+from videomae_jax.inference.features import Extractor
 from videomae_jax.inference.features import features as extract
+from videomae_jax.inference.windows import Windows
 from videomae_jax.interop import loading
+from videomae_jax.video.decoder import Video
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -133,16 +132,60 @@ def test_files_equal_those_of_numpy_save(run, folder, tmp_path):
     np.testing.assert_array_equal(features, expected.astype(np.float16))
 
 
-def test_preset_equals_the_script_of_v2(run, folder, tmp_path):
-    run(folder / "a/0.mp4", out=tmp_path, like="videomaev2-tad", hop=4)
-    settings = json.loads((tmp_path / "index.json").read_text())["settings"]
-    assert (settings["frame_stride"], settings["squash"]) == (1, True)
-    assert (settings["pixel_mean"], settings["pixel_std"]) == ([0.0] * 3, [1.0] * 3)
-    windows = Windows(4, 1, 4, 32, squash=True)
-    expected = extract(
-        without_normalization(classifier()), folder / "a/0.mp4", windows=windows
+def script_of_v2(pretrained, path, *, window, hop):
+    """Returns features by the rules of V2's script for temporal detection, in a loop.
+
+    The resizing is written out, in float64.
+    """
+    with Video(path) as video:
+        frames = video.read(range(video.num_frames))
+    rows, columns = (
+        (np.arange(size) + 0.5) * old / size - 0.5
+        for size, old in zip(
+            pretrained.preprocessing.image_size, frames.shape[1:3], strict=True
+        )
     )
-    np.testing.assert_array_equal(np.load(tmp_path / "0.npy"), expected)
+
+    def interpolate(values, at, axis):
+        at = np.clip(at, 0, values.shape[axis] - 1)
+        below = np.floor(at).astype(int)
+        above = np.minimum(below + 1, values.shape[axis] - 1)
+        weight = (at - below).reshape([-1 if i == axis else 1 for i in range(4)])
+        parts = (np.take(values, i, axis) for i in (below, above))
+        return sum(x * w for x, w in zip(parts, (1 - weight, weight), strict=True))
+
+    features = []
+    for start in range(0, len(frames) - window + 1, hop):
+        clip = frames[start : start + window] / 255
+        clip = interpolate(interpolate(clip, rows, 1), columns, 2)
+        clip = clip[None].astype(np.float32)
+        features.append(
+            apply(pretrained.model, pretrained.variables, clip, method="features")
+        )
+    return np.concatenate(features)
+
+
+def test_preset_equals_the_script_of_v2(run, folder, tmp_path):
+    video = folder / "a/4.mp4"
+    run(video, out=tmp_path, like="videomaev2-tad", hop=3)
+    settings = json.loads((tmp_path / "index.json").read_text())["settings"]
+    assert (settings["frame_stride"], settings["raw"]) == (1, True)
+    assert settings["pixel_mean"] is settings["pixel_std"] is None
+    features = np.load(tmp_path / "4.npy")
+    expected = script_of_v2(classifier(), video, window=4, hop=3)
+    assert features.dtype == np.float32 and features.shape == (13, 24)
+    np.testing.assert_allclose(features, expected, atol=5e-5)
+
+
+def test_preset_with_the_pixels_of_training(run, folder, tmp_path):
+    video, like = folder / "a/4.mp4", "videomaev2-tad-normalized"
+    run(video, out=tmp_path / "like", like=like, hop=3)
+    run(video, "--squash", out=tmp_path / "same", frame_stride=1, hop=3)
+    assert contents(tmp_path / "like") == contents(tmp_path / "same")
+    settings = json.loads((tmp_path / "like/index.json").read_text())["settings"]
+    assert settings["pixel_mean"] == [0.485, 0.456, 0.406] and settings["raw"] is None
+    script = script_of_v2(classifier(), video, window=4, hop=3)
+    assert np.abs(np.load(tmp_path / "like/4.npy") - script).max() > 0.1
 
 
 def test_shards_together_are_one_run(run, folder, tmp_path, capsys):
@@ -173,7 +216,7 @@ PROCESS = """
 import argparse, sys, time
 from tests.inference import test_feature_store
 from videomae_jax.cli import features
-from videomae_jax.inference.features import Windows
+from videomae_jax.inference.windows import Windows
 from videomae_jax.interop import loading
 loading.load_pretrained = test_feature_store.load
 read = Windows.read
@@ -243,7 +286,7 @@ def test_interruption_leaves_nothing_half_done(run, folder, tmp_path, monkeypatc
     [
         ({"hop": 4}, "hop was 3, and is now 4"),
         ({"frame_stride": 1}, "frame_stride was 2, and is now 1"),
-        ({"normalization": "none"}, "pixel_mean was"),
+        ({"like": "videomaev2-tad", "frame_stride": 2}, "squash was"),
         ({"dtype": "bfloat16"}, "computed_in was float32, and is now bfloat16"),
         ({"model": "other"}, "weights was"),
     ],

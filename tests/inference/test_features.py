@@ -2,12 +2,14 @@
 
 import dataclasses
 import functools
+import logging
 import threading
 
 import jax
 import numpy as np
 import pytest
 
+from tests.helpers import official
 from tests.helpers.models import apply as apply_model
 from tests.helpers.models import random_variables
 from tests.helpers.videos import moving_noise, write_video
@@ -17,10 +19,9 @@ from videomae_jax.inference.features import (
     Extractor,
     FeatureChunk,
     Unreadable,
-    Windows,
-    without_normalization,
 )
 from videomae_jax.inference.features import features as extract
+from videomae_jax.inference.windows import Windows
 from videomae_jax.interop.pretrained import Preprocessing, Pretrained
 from videomae_jax.models.classifier import VideoClassifier
 from videomae_jax.models.mae import VideoMAE
@@ -78,40 +79,32 @@ def by_hand(pretrained, path, starts, stride, **apply):
     return np.stack(rows)
 
 
-@pytest.mark.parametrize(
-    ("frames", "hop", "count"),
-    [
-        # VideoMAE V2's range(0, N - 15, hop).
-        (16, 4, 1),
-        (19, 4, 1),
-        (20, 4, 2),
-        (100, 4, 22),
-        (5400, 4, 1347),
-        (5400, 16, 337),
-        # That range is empty.
-        (15, 4, 1),
-        (1, 4, 1),
-    ],
-)
-def test_windows_of_consecutive_frames_are_those_of_v2(frames, hop, count):
-    windows = Windows(num_frames=16, frame_stride=1, hop=hop)
-    indices = windows.indices(frames)
-    assert len(indices) == count
-    starts = list(range(0, frames - 15, hop)) or [0]
-    assert indices[:, 0].tolist() == starts
-    assert indices.max() < frames
-    if frames > 15:
-        assert (np.diff(indices, axis=1) == 1).all()
+def golden_tad():
+    """Returns the arrays of V2's script, and its tiny model of 7 classes."""
+    arrays = np.load(official.GOLDEN / "v2/tad.npz")
+    params = official.classifier_parameters(arrays, "features/param/")
+    model = VideoClassifier(22, 2, 2, 7, patch_size=14, mlp_ratio=48 / 11)
+    preprocessing = Preprocessing(image_size=28)
+    return arrays, Pretrained(model, params, preprocessing=preprocessing)
 
 
-def test_windows_with_a_stride_lie_within_the_video():
-    windows = Windows(num_frames=4, frame_stride=3, hop=2)
-    assert windows.indices(14).tolist() == [
-        [0, 3, 6, 9],
-        [2, 5, 8, 11],
-        [4, 7, 10, 13],
-    ]
-    assert windows.indices(5).tolist() == [[0, 3, 4, 4]]
+def test_features_are_those_of_v2s_script():
+    arrays, pretrained = golden_tad()
+    frames = arrays["features/video_uint8_thwc"]
+    for data_set, hop in (("THUMOS14", 4), ("FINEACTION", 16)):
+        windows = Windows.of(pretrained, hop=hop, like="videomaev2-tad")
+        features = extract(pretrained, frames, windows=windows)
+        expected = arrays[f"features/{data_set}"]
+        np.testing.assert_allclose(features, expected, atol=5e-5)
+    windows = Windows.of(pretrained, hop=4, like="videomaev2-tad-normalized")
+    assert windows == Windows(16, 1, 4, 28, squash=True)
+    [normalized, *_] = extract(pretrained, frames, windows=windows)
+    # The same frames, normalized, of which ours have been rounded to pixels.
+    [expected] = arrays["features/first_window_if_normalised"]
+    np.testing.assert_allclose(normalized, expected, atol=0.02)
+    assert np.abs(normalized - arrays["features/THUMOS14"][0]).max() > 0.1
+    with pytest.raises(ValueError, match="like='tad' must be one of: videomaev2-tad"):
+        Windows.of(pretrained, like="tad")
 
 
 def test_another_framing_is_another_setting(pretrained):
@@ -185,15 +178,20 @@ def test_squashed_windows_have_the_whole_frame(folder, pretrained):
     assert (cut != first).any()
 
 
-def test_features_without_pixel_normalization(pretrained, folder):
-    path = folder / "a/0.mp4"
-    features = extract(without_normalization(pretrained), path)
-    with Video(path) as video:
-        [clip] = Windows.of(pretrained).read(video)
-    clip = clip[None].astype(np.float32) / 255  # floating point passes unchanged
-    expected = pretrained.model.apply(pretrained.variables, clip, method="features")
-    np.testing.assert_allclose(features, expected, atol=1e-5)
-    assert np.abs(features - extract(pretrained, path)).max() > 0.01
+def test_a_video_shorter_than_a_window_is_padded_with_a_warning(
+    pretrained, folder, caplog
+):
+    with caplog.at_level(logging.WARNING):
+        extract(pretrained, folder / "a/0.mp4")
+        assert not caplog.messages
+        [padded] = extract(pretrained, folder / "b/1.mp4")
+    path = folder / "b/1.mp4"
+    assert caplog.messages == [
+        f"{path}: 3 frames are fewer than the 7 that a window spans, so the last one "
+        "is repeated"
+    ]
+    [expected] = by_hand(pretrained, path, [0], 2, method="features")
+    np.testing.assert_allclose(padded, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("devices", [1, 8])

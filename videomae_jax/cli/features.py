@@ -2,12 +2,16 @@
 
     python -m videomae_jax features videos/ --model=model.pth --out=features
     python -m videomae_jax features thumos14.txt --model=vit_g_k710.pth --out=features
-        --like=videomaev2-tad --hop=4 --dtype=bfloat16
+        --like=videomaev2-tad-normalized --hop=4 --dtype=bfloat16
 
 FOLDER/NAME.npy contains the features of video NAME: [windows, model width] or, with
 --tokens, [windows, time, height, width, model width]. Windows start at frames 0, hop,
 2 * hop, ..., as long as they fit into the video. A video shorter than one window still
-gives one, with its last frame repeated.
+gives one, with its last frame repeated and a warning.
+
+--like=videomaev2-tad equals extract_tad_feature.py of VideoMAE V2, to compare with the
+authors' features. That script does not normalize pixels, as the model's training did:
+--like=videomaev2-tad-normalized takes the same windows as the model expects them.
 
 After an interruption, run the same command again: it keeps existing files, and the
 result is the same. Once all videos are done, FOLDER/index.json contains the settings
@@ -28,6 +32,7 @@ import tqdm
 from videomae_jax.cli import arguments
 from videomae_jax.data import sources
 from videomae_jax.errors import RecordError, UsageError
+from videomae_jax.inference.windows import LIKE, Windows
 from videomae_jax.processes import available_resources
 from videomae_jax.video.record import Record
 
@@ -75,16 +80,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         windows, "--squash", "resize whole frames to squares instead of center crops"
     )
     windows.add_argument(
-        "--normalization",
-        choices=("model", "none"),
-        help="of pixels: model, as in training (default), or none, only division by "
-        "255",
-    )
-    windows.add_argument(
         "--like",
-        choices=("videomaev2-tad",),
-        help="follow extract_tad_feature.py of VideoMAE V2: --frame-stride=1 --squash "
-        "--normalization=none. Its hop is 4 for THUMOS14 and 16 for FineAction",
+        choices=LIKE,
+        help="windows of consecutive whole frames, as extract_tad_feature.py of "
+        "VideoMAE V2 takes: --frame-stride=1 --squash; videomaev2-tad also resizes "
+        "without averaging and only divides pixels by 255. The script's --hop is 4 for "
+        "THUMOS14 and 16 for FineAction",
     )
 
     features = parser.add_argument_group("features")
@@ -122,15 +123,13 @@ def run(args: argparse.Namespace) -> None:
 
     records = _find(args.videos, args.root, args.frame_name)
     pretrained = arguments.load_model(args, args.model, dtype=args.dtype)
-    normalization = args.normalization or ("none" if args.like else "model")
-    if normalization == "none":
-        pretrained = features.without_normalization(pretrained)
-    windows = features.Windows.of(
+    windows = Windows.of(
         pretrained,
         num_frames=args.num_frames,
-        frame_stride=args.frame_stride or (1 if args.like else None),
+        frame_stride=args.frame_stride,
         hop=args.hop,
-        squash=args.squash or bool(args.like),
+        squash=args.squash,
+        like=args.like,
     )
     dtype = "float16" if args.float16 else "float32"
     options = {"tokens": args.tokens, "dtype": dtype, "batch_size": args.batch_size}
@@ -142,8 +141,8 @@ def run(args: argparse.Namespace) -> None:
         "features": "tokens" if args.tokens else "pooled",
         "dtype": dtype,
         **windows.to_json(),
-        "pixel_mean": list(pretrained.model.pixel_mean),
-        "pixel_std": list(pretrained.model.pixel_std),
+        "pixel_mean": None if windows.raw else list(pretrained.model.pixel_mean),
+        "pixel_std": None if windows.raw else list(pretrained.model.pixel_std),
         # Last: a message names the first setting that differs.
         "weights": _fingerprint(pretrained),
     }

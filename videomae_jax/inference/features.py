@@ -7,7 +7,7 @@ The rows of a batch are independent.
 
 import dataclasses
 import functools
-import json
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -16,134 +16,22 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from videomae_jax.data import augmentation
 from videomae_jax.data.threads import iterate_ahead
 from videomae_jax.distributed import sharding
 from videomae_jax.errors import PretrainedError, VideoError
 from videomae_jax.inference import batching, checks, inputs
-from videomae_jax.inference.windows import read_windows
+from videomae_jax.inference.windows import Windows
 from videomae_jax.interop.pretrained import Pretrained
 from videomae_jax.models import vit
 from videomae_jax.models.mae import VideoMAE
-from videomae_jax.models.sizes import OFFICIAL, Framing, height_and_width
-from videomae_jax.video.open import Source
+from videomae_jax.video.open import Source, video_name
 from videomae_jax.video.source import FrameSource
+
+log = logging.getLogger(__name__)
 
 # Windows of a batch on each device. A CPU is not faster with more than one, and each
 # takes memory: about 0.5 GB for the 1,568 tokens of a ViT-B.
 _CPU_BATCH, _ACCELERATOR_BATCH = 1, 8
-
-
-@dataclasses.dataclass(frozen=True)
-class Windows:
-    """The windows of a video: which frames, and which part of each frame.
-
-    A window is `num_frames` frames, `frame_stride` apart. In a video of N frames,
-    windows start at
-
-        range(0, N - (num_frames - 1) * frame_stride, hop)
-
-    where all of their frames exist; with 16 consecutive frames this is the
-    range(0, N - 15, hop) of VideoMAE V2 for temporal detection. Frames at the end that
-    do not fill a window are not used. A video too short for one gives one window, with
-    its last frame repeated.
-
-    Attributes:
-        frame_stride: frames of the video from one frame of a window to the next.
-        hop: frames of the video from the start of a window to that of the next.
-        size: (height, width) of the model's input in pixels, or one number for both.
-        squash: scale the whole frame to the size (as the script of V2, which does not
-            average over pixels where it shrinks), whatever the framing.
-        framing: how frames are resized and cropped.
-
-    Raises:
-        ValueError: if a number is below 1.
-    """
-
-    num_frames: int = 16
-    frame_stride: int = 4
-    hop: int = 64
-    # Given as one number, it becomes a pair.
-    size: tuple[int, int] = (224, 224)
-    squash: bool = False
-    framing: Framing = OFFICIAL
-
-    def __post_init__(self):
-        """Checks the numbers."""
-        for name in ("num_frames", "frame_stride", "hop"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
-        object.__setattr__(self, "size", height_and_width(self.size, "size"))
-
-    @classmethod
-    def of(
-        cls,
-        pretrained: Pretrained,
-        *,
-        num_frames: int | None = None,
-        frame_stride: int | None = None,
-        hop: int | None = None,
-        squash: bool = False,
-    ) -> "Windows":
-        """Returns the windows that fit a model, unless fields are given.
-
-        By default they have the length and the stride of the clips that the model was
-        trained on, and follow each other without overlap.
-        """
-        preprocessing = pretrained.preprocessing
-        num_frames = preprocessing.num_frames if num_frames is None else num_frames
-        frame_stride = preprocessing.stride if frame_stride is None else frame_stride
-        hop = num_frames * frame_stride if hop is None else hop
-        size, framing = preprocessing.image_size, preprocessing.framing
-        return cls(num_frames, frame_stride, hop, size, squash, framing)
-
-    def indices(self, num_video_frames: int) -> np.ndarray:
-        """Returns the frames of each window, int64 [W, num_frames], W at least 1.
-
-        Example:
-            >>> Windows(num_frames=16, frame_stride=1, hop=4).indices(23)[:, 0]
-            array([0, 4])
-            >>> Windows(num_frames=4, frame_stride=1, hop=4).indices(2)
-            array([[0, 1, 1, 1]])
-        """
-        reach = (self.num_frames - 1) * self.frame_stride
-        starts = np.arange(0, max(num_video_frames - reach, 1), self.hop)
-        frames = starts[:, None] + self.frame_stride * np.arange(self.num_frames)
-        return np.minimum(frames, num_video_frames - 1)
-
-    def bounds(self, num_video_frames: int) -> np.ndarray:
-        """Returns the first frame of each window and the one after it, int64 [W, 2].
-
-        A window lasts until the frame that would be its next, or the end of the video.
-        """
-        starts = self.indices(num_video_frames)[:, :1]
-        stops = starts + self.num_frames * self.frame_stride
-        return np.concatenate([starts, np.minimum(stops, num_video_frames)], axis=1)
-
-    def to_json(self) -> dict[str, Any]:
-        """Returns the fields as JSON values, as feature folders store them.
-
-        What was added later is null, which equals its absence, where it says nothing
-        new, so that features of earlier versions remain valid.
-        """
-        fields = json.loads(json.dumps(dataclasses.asdict(self)))
-        if self.size[0] == self.size[1]:
-            fields["size"] = self.size[0]
-        if self.framing == OFFICIAL:
-            fields["framing"] = None
-        return fields
-
-    def read(self, video: FrameSource) -> Iterator[np.ndarray]:
-        """Yields the windows in order, [num_frames, height, width, C]."""
-        indices = self.indices(video.num_frames)
-        yield from read_windows(video, indices, size=self.size, crop=self._crop)
-
-    def _crop(self, frames: np.ndarray) -> np.ndarray:
-        """Resizes and crops frames, [n, H, W, C] -> [n, height, width, C]."""
-        if self.squash:
-            whole = (0, 0, *frames.shape[1:3])
-            return augmentation.crop_and_resize(frames, whole, *self.size)
-        return augmentation.spatial_crops(frames, self.size, 1, self.framing)[0]
 
 
 def features(
@@ -179,8 +67,14 @@ def features(
         (5, 24)
     """
     checks.check_model(pretrained)
-    found, several = inputs.resolve(pretrained, video)
     windows = windows or Windows.of(pretrained)
+    clips = dataclasses.replace(
+        pretrained.preprocessing,
+        num_frames=windows.num_frames,
+        stride=windows.frame_stride,
+    )
+    of_clips = dataclasses.replace(pretrained, preprocessing=clips)
+    found, several = inputs.resolve(of_clips, video)
     extractor = Extractor(pretrained, windows, tokens=tokens)
     values: list[list[np.ndarray]] = [[] for _ in found]
     for chunk in extractor(found, num_threads=1):
@@ -189,14 +83,6 @@ def features(
         values[chunk.video.index].append(chunk.values)
     results = [np.concatenate(parts) for parts in values]
     return results if several else results[0]
-
-
-def without_normalization(pretrained: Pretrained) -> Pretrained:
-    """Returns the model with pixels only divided by 255, as in the script of V2."""
-    channels = pretrained.model.channels
-    mean, std = (0.0,) * channels, (1.0,) * channels
-    model = pretrained.model.clone(pixel_mean=mean, pixel_std=std)
-    return dataclasses.replace(pretrained, model=model)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -295,8 +181,7 @@ class Extractor:
             PretrainedError: if features are not finite.
         """
         reads = (
-            _read(i, functools.partial(self._open, video), self._windows)
-            for i, video in enumerate(videos)
+            _read(i, video, self._open, self._windows) for i, video in enumerate(videos)
         )
         with iterate_ahead(
             reads, size=self._batch_size + num_threads, num_threads=num_threads
@@ -383,11 +268,22 @@ def _batches(items: Iterable[_Clip | Unreadable], size: int) -> Iterator[_Batch]
 
 
 def _read(
-    index: int, open_source: Callable[[], FrameSource], windows: Windows
+    index: int,
+    source: Source,
+    open_source: Callable[[Source], FrameSource],
+    windows: Windows,
 ) -> Iterator[_Clip | Unreadable]:
     """Yields the clips of a video; if it cannot be read, its error as the last item."""
     try:
-        with open_source() as video:
+        with open_source(source) as video:
+            if video.num_frames < windows.span:
+                log.warning(
+                    "%s: %d frames are fewer than the %d that a window spans, so the "
+                    "last one is repeated",
+                    video_name(source),
+                    video.num_frames,
+                    windows.span,
+                )
             bounds, times = windows.bounds(video.num_frames), video.frame_times
             info = VideoInfo(
                 index,
