@@ -78,14 +78,14 @@ def recipes() -> list[str]:
     """Returns a line for each recipe: its file and the first line of its docstring."""
     root = pathlib.Path(__file__).parent
     lines = []
-    for file in sorted(root.glob("configs/*.py")):
+    for file in sorted(root.glob("configs/**/*.py")):
         text = file.read_text()
         if "def get_config" in text:
             try:
                 summary = (ast.get_docstring(ast.parse(text)) or "").partition("\n")[0]
             except SyntaxError as error:
                 summary = f"(line {error.lineno}: {error.msg})"
-            lines.append(f"  {file.relative_to(root)!s:35} {summary}")
+            lines.append(f"  {file.relative_to(root)!s:40} {summary}")
     return lines
 
 
@@ -132,9 +132,15 @@ def train(config: Config, workdir: str, *, recipe: str, verbose: bool) -> int:
 
 
 def default_name(config_file: str) -> str:
-    """Returns the run's name: digits_pretrain, or digits_pretrain_debug."""
+    """Returns the run's name: digits_pretrain, or digits_pretrain_debug.
+
+    Recipes in a folder of configs have runs in a folder: v2/hybrid_vitb_pretrain.
+    """
     path, _, option = config_file.partition(":")
-    return "_".join(filter(None, (pathlib.Path(path).stem, option)))
+    file = pathlib.Path(path).resolve().with_suffix("")
+    folder = pathlib.Path(__file__).resolve().parent / "configs"
+    name = file.relative_to(folder) if file.is_relative_to(folder) else file.name
+    return "_".join(filter(None, (str(name), option)))
 
 
 if __name__ == "__main__":

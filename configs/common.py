@@ -372,7 +372,7 @@ def debug(config: ConfigDict) -> ConfigDict:
     config.data.update(num_frames=8, num_workers=1)
     config.data.image_size = _at_most(config.data.image_size, 96)
     if config.model.variant == "giant":
-        config.data.image_size = 98
+        config.data.image_size = 84
     config.checkpoint.update(every=10, keep_period=0)
     if config.task == "pretrain":
         config.model.update(decoder_width=48, decoder_depth=1, decoder_heads=3)

@@ -173,8 +173,10 @@ def _describe(error: Exception, file: str, path: str) -> str:
 
 def _not_found(path: str) -> str:
     """Returns the message about a config file that does not exist."""
-    folders = {pathlib.Path(path).parent, pathlib.Path("configs")}
-    files = [x for folder in sorted(folders) for x in folder.glob("*.py")]
+    ours = pathlib.Path("configs").rglob("*.py")
+    # Of recipes of one name, the last counts: that of the same folder, or of configs.
+    files = sorted(ours, key=lambda x: len(x.parts), reverse=True)
+    files += pathlib.Path(path).parent.glob("*.py")
     recipes = {x.stem: str(x) for x in files if "get_config" in x.read_text()}
     what = "must be a file" if os.path.isdir(path) else "file not found"
     hint = nearest(pathlib.Path(path).stem, recipes, shown=recipes.__getitem__)

@@ -124,6 +124,16 @@ class Run:
         return init_key, step_key
 
 
+def count_steps(config: Config, num_videos: int) -> tuple[int, int]:
+    """Returns the steps of the run and of its warm-up, for so many training videos.
+
+    An epoch has no incomplete batch, as in the official code.
+    """
+    steps_per_epoch = max(num_videos // config.batch_size, 1)
+    total_steps = config.steps or int(config.epochs * steps_per_epoch)
+    return total_steps, int(config.optimizer.warmup_epochs * steps_per_epoch)
+
+
 @contextlib.contextmanager
 def set_up(config: Config, workdir: pathlib.Path) -> Iterator[Run]:
     """Builds the task and its training step, and opens the work directory.
@@ -140,14 +150,10 @@ def set_up(config: Config, workdir: pathlib.Path) -> Iterator[Run]:
     task = TASKS[config.task](config)
     if jax.process_index() == 0:
         task.log_lists()
-    steps_per_epoch = max(len(task.training_videos) // config.batch_size, 1)
-    total_steps = config.steps or int(config.epochs * steps_per_epoch)
+    total_steps, warmup_steps = count_steps(config, len(task.training_videos))
     check_hosts(config, task)
     step = train_step.build(
-        config,
-        task,
-        total_steps=total_steps,
-        warmup_steps=int(config.optimizer.warmup_epochs * steps_per_epoch),
+        config, task, total_steps=total_steps, warmup_steps=warmup_steps
     )
     with writing(workdir):
         workdir.mkdir(parents=True, exist_ok=True)

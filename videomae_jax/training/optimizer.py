@@ -34,12 +34,13 @@ def warmup_cosine(
         total_steps: steps of the whole run.
 
     Returns:
-        A function from the step, counted from 0, to the rate, float32; can be jitted.
+        A function from the step, counted from 0, to the rate, float32 (float64 with
+        `jax.enable_x64`); can be jitted.
     """
     peak, floor = base_lr * batch_size / 256, min_lr * batch_size / 256
 
     def schedule(step):
-        step = jnp.asarray(step, jnp.float32)
+        step = jnp.asarray(step, float)
         warmup = peak * step / max(warmup_steps - 1, 1)
         progress = (step - warmup_steps) / max(total_steps - warmup_steps, 1)
         cosine = floor + 0.5 * (peak - floor) * (1 + jnp.cos(jnp.pi * progress))
