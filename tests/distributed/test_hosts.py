@@ -187,9 +187,9 @@ def assert_same_run(workdir, other):
             np.testing.assert_allclose(one[name], two[name], rtol=1e-5, err_msg=name)
 
 
-def finished(folder, workdir, processes):
+def finished(folder, workdir, processes, *flags):
     """Lets a run alone; returns its work directory."""
-    with Run(pretraining(folder), workdir, processes) as run:
+    with Run(pretraining(folder), workdir, processes, *flags) as run:
         run.finish()
     return workdir
 
@@ -262,6 +262,15 @@ def test_run_resumes_on_four_then_two_then_one(folder, undisturbed, tmp_path):
     for count, steps in ((4, range(1, saved + 1)), (1, range(saved + 1, 9))):
         assert clips(workdir, count) == {step: done[step] for step in steps}
     assert clips(workdir, 2)[saved + 1] == done[saved + 1]
+
+
+@pytest.mark.slow
+def test_loss_tokens_of_dual_masking_count_the_same_on_two_hosts(folder, tmp_path):
+    """Two steps in time: how many tokens of a clip count depends on its masks."""
+    flag = "mask.decoder_kind=running_cell"
+    one = finished(folder, tmp_path / "one", 1, flag)
+    two = finished(folder, tmp_path / "two", 2, flag, "micro_batch_per_device=1")
+    assert_same_run(two, one)
 
 
 @pytest.mark.slow
