@@ -111,7 +111,7 @@ def main():
     count, next_line, paused = 0, arguments.every, 0.0
     start = time.perf_counter()
     with pipeline.batches(
-        videos,
+        [pipeline.VideoList(videos)],
         read_clips,
         patch_shape=(2, 16),
         batch_size=arguments.batch,

@@ -76,8 +76,11 @@ def _training() -> ConfigDict:
     config.data = ConfigDict()
     # The training videos. A list file (one video, or folder of frames, and its label
     # per line), tfds:FOLDER/SPLIT, or digits:train, the embedded data set. Pretraining
-    # also takes a list without labels, or a folder of videos.
-    config.data.train = ""
+    # also takes a list without labels, or a folder of videos. Several of these are
+    # shuffled as one: ("a.txt", {"list": "b.txt", "stride": 2}). Each may have its own
+    # stride, root and frame_name, and a weight, by which its videos are drawn (see
+    # docs/data.md).
+    config.data.train = FieldReference("", field_type=object)
     # Held-out videos. Pretraining shows their reconstructions (those of training videos
     # if this is empty); fine-tuning measures accuracy on them during training (not at
     # all if this is empty).

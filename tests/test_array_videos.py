@@ -62,7 +62,7 @@ def test_batches_and_models_have_the_shape_of_the_config(folder):
         task = make(config)
         assert task.model.channels == 1 and task.model.pixel_mean == (0.5,)
         with pipeline.batches(
-            task.training_videos,
+            task.training_lists,
             task.training_clips,
             patch_shape=task.patch_shape,
             batch_size=2,

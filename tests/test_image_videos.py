@@ -116,7 +116,7 @@ def test_batches_are_those_of_the_frames(folder):
     for records in (listed, sorted(made, key=length)):
         for workers in (0, 1):
             with pipeline.batches(
-                records,
+                [pipeline.VideoList(records)],
                 read_clips,
                 patch_shape=(2, 16),
                 batch_size=3,

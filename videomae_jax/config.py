@@ -195,7 +195,8 @@ def name_defaults(message: str, config: Config, file: str) -> str:
     fields = [
         f"config.{field}"
         for field in _FILES
-        if ours.get(field) and ours[field] in message and ours[field] == defaults[field]
+        if ours.get(field) and ours[field] == defaults[field]
+        if any(name in message for name in _file_names(ours[field]))
     ]
     if not fields:
         return message
@@ -203,6 +204,12 @@ def name_defaults(message: str, config: Config, file: str) -> str:
         f"{message}\n  This is the default of {' and '.join(fields)} of {file}, which "
         f"--{fields[0]}=... replaces."
     )
+
+
+def _file_names(value: Any) -> list[str]:
+    """Returns the files that a field names: one, or the lists of data.train."""
+    several = value if isinstance(value, tuple | list) else [value]
+    return [str(x.get("list") if isinstance(x, Mapping) else x) for x in several]
 
 
 def unknown_field(arguments: Iterable[str], config: Config) -> str | None:

@@ -53,7 +53,8 @@ def is_size(x: Any) -> bool:
 SIZE = f"a whole number of pixels up to {_MAX_SIDE}, or (height, width)"
 
 # What numbers may be, and the fields that it is said of, by their names in a config.
-# Not in a config: model.num_classes, and target_mean and target_std, of a regression.
+# Not in a config: model.num_classes; target_mean and target_std, of a regression; and
+# weight, of one of several training lists.
 RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     (
         "at least 0",
@@ -88,7 +89,7 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     (
         "above 0",
         _positive,
-        "epochs data.memory_gb optimizer.base_lr optimizer.eps",
+        "epochs weight data.memory_gb optimizer.base_lr optimizer.eps",
     ),
     (
         "above 0 and at most 1000",

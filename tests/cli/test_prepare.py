@@ -166,7 +166,7 @@ def test_training_sees_the_frames_of_what_was_encoded(videos, made, tmp_path):
     batches = []
     for source, workers in ((files, 0), (records, 0), (records, 1)):
         with pipeline.batches(
-            source,
+            [pipeline.VideoList(source)],
             read_clips,
             patch_shape=(2, 16),
             batch_size=4,

@@ -119,7 +119,7 @@ def test_changed_bytes_are_detected(videos, tmp_path, serial):
 
     read_clips = PretrainingClips(4, 2, 32, (1.0,), 0.0, 1)
     with pipeline.batches(
-        records,
+        [pipeline.VideoList(records)],
         read_clips,
         patch_shape=(2, 16),
         batch_size=8,

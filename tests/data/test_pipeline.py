@@ -1,5 +1,9 @@
 """Batches: independent of hosts and workers, resumable, and honest about bad videos."""
 
+import collections
+import dataclasses
+
+import grain
 import numpy as np
 import pytest
 
@@ -13,6 +17,7 @@ from videomae_jax.data.clips import (
     PretrainingClips,
 )
 from videomae_jax.data.labels import to_array
+from videomae_jax.data.pipeline import VideoList, epoch_draws
 from videomae_jax.data.randaugment import RandAugment
 from videomae_jax.data.workers import WorkerConfig
 from videomae_jax.models import vit
@@ -38,8 +43,9 @@ def videos(folder):
 
 
 def read(videos, steps=range(4), clips=CLIPS, seed=0, **kwargs):
+    lists = videos if isinstance(videos[0], VideoList) else [VideoList(videos)]
     with pipeline.batches(
-        videos,
+        lists,
         clips,
         patch_shape=PATCH,
         batch_size=4,
@@ -280,3 +286,123 @@ def test_hosts_share_a_pass(mixed):
         for name in ("patches", "index", "readable"):
             both = np.concatenate([getattr(part[step], name) for part in parts])
             np.testing.assert_array_equal(both, getattr(batch, name))
+
+
+@dataclasses.dataclass(frozen=True)
+class Strides:
+    """Clips of one value: a random number times 10 plus the stride, below 100."""
+
+    stride: int
+
+    def __call__(self, video, rng):
+        value = 10 * rng.integers(10) + self.stride
+        return np.full((1, 2, 8, 8, 3), value, np.uint8)
+
+
+def values(batches):
+    return [int(own[0, 0]) for batch in batches for own in batch.arrays["patches"]]
+
+
+def test_order_and_randomness_do_not_change_between_releases(videos):
+    """Runs of earlier releases resume with the same batches."""
+    batches = read(videos, range(9), Strides(3), seed=5)
+    expected = (
+        grain.MapDataset.range(10)
+        .seed(5)
+        .shuffle()
+        .repeat()
+        .random_map(lambda index, rng: (index, 10 * rng.integers(10) + 3))
+    )
+    rows = [expected[i] for i in range(36)]
+    ids = [name for batch in batches for name in batch.ids]
+    assert ids == [videos[index].id for index, _ in rows]
+    assert values(batches) == [value for _, value in rows]
+    assert all(batch.videos == {} for batch in batches)
+
+
+def test_several_lists_are_shuffled_as_one_with_their_own_strides(videos):
+    whole = read(videos, range(5), Strides(3))
+    lists = [
+        VideoList(videos[:3], name="a", stride=1),
+        VideoList(videos[3:4], name="b"),
+        VideoList(videos[4:], name="c", stride=2),
+    ]
+    strides = {v.id: s for v, s in zip(videos, [1] * 3 + [3] + [2] * 6, strict=True)}
+    batches = read(lists, range(5), Strides(3))
+    for batch, one in zip(batches, whole, strict=True):
+        assert batch.ids == one.ids
+        own = [strides[name] for name in batch.ids]
+        assert [x % 10 for x in values([batch])] == own
+        assert [x // 10 for x in values([batch])] == [x // 10 for x in values([one])]
+        counts = {"a": own.count(1), "b": own.count(3), "c": own.count(2)}
+        assert batch.videos == counts
+    # Two epochs: each list is read as often as it has videos.
+    total = sum(
+        map(collections.Counter, [b.videos for b in batches]),
+        start=collections.Counter(),
+    )
+    assert total == {"a": 6, "b": 2, "c": 12}
+
+
+def test_weights_give_each_list_its_share_of_every_epoch():
+    one = Record("a", "a")
+    lists = [VideoList([one] * 30, weight=3), VideoList([one] * 70, weight=2)]
+    assert epoch_draws(lists) == [60, 40]
+    order = pipeline.draw_order(lists, seed=0)
+    drawn = np.array([order[i] for i in range(700)])  # 7 epochs of 100
+    patterns, others = set(), []
+    for own in drawn.reshape(7, 100):
+        assert sorted(own[own < 30]) == [i // 2 for i in range(60)]
+        others += own[own >= 30].tolist()
+        # In a pass over its 70 videos, the other list goes on where it has stopped.
+        counts = np.bincount(others, minlength=100)[30:]
+        assert counts.max() - counts.min() <= 1
+        patterns.add((own < 30).tobytes())
+    assert len(patterns) == 7  # every epoch is shuffled
+    assert len({tuple(others[i : i + 70]) for i in range(0, 280, 70)}) == 4
+    other = pipeline.draw_order(lists, seed=1)
+    assert [other[i] for i in range(10)] != drawn[:10].tolist()
+
+
+def test_weighted_batches_do_not_depend_on_hosts_workers_and_resuming(videos):
+    lists = [
+        VideoList(videos[:3], name="a", weight=1),
+        VideoList(videos[3:], name="b", weight=1.5, stride=1),
+    ]
+    whole = read(lists, range(6))
+    assert_same(read(lists, range(3, 6), workers=WorkerConfig(1)), whole[3:])
+    parts = [read(lists, range(6), local_indices=rows) for rows in ([0, 3], [1, 2])]
+    for batch, *own in zip(whole, *parts, strict=True):
+        assert [own[0].ids[0], *own[1].ids, own[0].ids[1]] == batch.ids
+        for name, count in batch.videos.items():
+            assert sum(part.videos[name] for part in own) == count
+
+
+@pytest.mark.parametrize("weight", [None, 1.0])
+def test_a_bad_video_is_replaced_by_one_of_its_list(mixed, weight):
+    lists = [
+        VideoList(mixed[:4], name="good", weight=weight),
+        VideoList(mixed[4:], name="bad", weight=weight),  # two can be read
+    ]
+    batches = read(lists, range(9))
+    good = {video.id for video in mixed[:4]}
+    assert sum(len(batch.bad) for batch in batches) > 5
+    for batch in batches:
+        assert batch.videos["good"] == sum(name in good for name in batch.ids)
+    counts = sum(batch.videos["good"] for batch in batches)
+    assert counts == 4 * sum(epoch_draws(lists)[:1])
+
+
+def test_epoch_draws_are_rounded_and_keep_their_sum():
+    def draws(counts, weights):
+        lists = [
+            VideoList([Record("a", "a")] * count, weight=weight)
+            for count, weight in zip(counts, weights, strict=True)
+        ]
+        return epoch_draws(lists)
+
+    assert draws([3, 5], [None, None]) == [3, 5]
+    assert draws([3, 5], [1, 1]) == [4, 4]
+    assert sum(draws([7, 7, 6], [1, 1, 1])) == 20
+    assert draws([10, 90], [1e-9, 1]) == [0, 100]
+    assert draws([10, 90], [0.1, 0.3]) == [25, 75]

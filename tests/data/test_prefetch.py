@@ -177,7 +177,7 @@ if __name__ == "__main__":
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(15))
     clips = PretrainingClips(4, 2, 32, (1, 0.5), 0.5, 1)
     with pipeline.batches(
-        sources.load(folder),
+        [pipeline.VideoList(sources.load(folder))],
         clips,
         patch_shape=(2, 16),
         batch_size=8,
@@ -273,7 +273,7 @@ def test_clips_cost_time_on_a_core(tmp_path):
     clips = PretrainingClips(4, 2, 32, (1, 0.5), 0.5, 1)
     for num_workers in (0, 1):
         with pipeline.batches(
-            videos,
+            [pipeline.VideoList(videos)],
             clips,
             patch_shape=(2, 16),
             batch_size=4,

@@ -33,7 +33,7 @@ def log(caplog):
 
 def batch(clips=8, cpu_seconds=0.4):
     arrays = {"patches": np.zeros((clips, 1, 3), np.uint8)}
-    return Batch(arrays, ["a"] * clips, [], cpu_seconds)
+    return Batch(arrays, ["a"] * clips, {}, [], cpu_seconds)
 
 
 def report(video=SHARDED, workers=15, model_on_cpu=False, **fields):

@@ -5,10 +5,13 @@ random happens before the stream is split over hosts and workers. Any number of 
 therefore gives the same global batches, and a run resumes at a step by slicing.
 """
 
+import bisect
 import contextlib
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import grain
 import numpy as np
@@ -30,6 +33,43 @@ MAX_DRAWS = 50
 
 
 @dataclasses.dataclass(frozen=True)
+class VideoList:
+    """One of the lists that a run trains on.
+
+    Attributes:
+        records: its videos.
+        name: in metrics.
+        stride: frames of the video from one frame of a clip to the next; None for that
+            of `read_clips`.
+        weight: how often its videos are drawn, see `epoch_draws`. All lists of a run
+            have one, or none has.
+    """
+
+    records: Sequence[Record]
+    _: dataclasses.KW_ONLY
+    name: str = ""
+    stride: int | None = None
+    weight: float | None = None
+
+
+def epoch_draws(lists: Sequence[VideoList]) -> list[int]:
+    """Returns how many videos an epoch draws from each list.
+
+    An epoch has as many draws as the lists have videos. Without weights, it draws each
+    video once. With weights, the draws are in their proportion, rounded; the sum stays.
+    """
+    counts = [len(own.records) for own in lists]
+    if lists[0].weight is None:
+        return counts
+    weights = [own.weight or 0.0 for own in lists]
+    ends = [
+        round(sum(counts) * part / sum(weights))
+        for part in itertools.accumulate(weights, initial=0.0)
+    ]
+    return [end - start for start, end in itertools.pairwise(ends)]
+
+
+@dataclasses.dataclass(frozen=True)
 class Batch:
     """The part of a global batch that one process reads.
 
@@ -38,6 +78,7 @@ class Batch:
             `vit.patchify`, where the samples of a video are adjacent; and, if labels
             are used, "label" for each clip.
         ids: the record id of each clip.
+        videos: the number of videos from each list, by its name; {} if there is one.
         bad: the records that could not be read and were replaced: index of the video
             in the global batch, record, and reason.
         cpu_seconds: CPU time that reading took.
@@ -45,13 +86,14 @@ class Batch:
 
     arrays: dict[str, np.ndarray]
     ids: list[str]
+    videos: dict[str, int]
     bad: list[tuple[int, Record, str]]
     cpu_seconds: float
 
 
 @contextlib.contextmanager
 def batches(
-    records: Sequence[Record],
+    lists: Sequence[VideoList],
     read_clips: ReadClips,
     *,
     patch_shape: PatchShape,
@@ -65,9 +107,13 @@ def batches(
 ) -> Iterator[Iterator[Batch]]:
     """Opens the stream of training batches, which is reshuffled every epoch.
 
+    Several lists are shuffled as one. A video that cannot be read is replaced by
+    another of its list.
+
     Args:
-        records: the videos.
-        read_clips: cuts clips out of each video; sent to the workers.
+        lists: the videos.
+        read_clips: cuts clips out of each video; sent to the workers. A dataclass, if
+            a list has a stride of its own.
         patch_shape: (tubelet_size, patch_size) of the model.
         batch_size: videos of a global batch.
         seed: seed of the order and of all randomness in `read_clips`.
@@ -75,7 +121,8 @@ def batches(
         workers: the processes and threads that read.
         local_indices: indices, in every global batch, of the videos that this process
             reads; None for all.
-        label_array: [records, ...], the labels that batches hold; None for none.
+        label_array: [videos, ...], the labels that batches hold, of the videos of all
+            lists, one after another; None for none.
         pixels: what the frames of the videos are converted to.
 
     Raises:
@@ -83,21 +130,54 @@ def batches(
             read.
     """
     local_indices = range(batch_size) if local_indices is None else local_indices
-    dataset = (
-        grain.MapDataset.range(len(records))
-        .seed(seed)
-        .shuffle()
-        .repeat()
-        .random_map(
-            functools.partial(_read_random_clips, list(records), read_clips, pixels)
-        )
+    clips: list[Any] = [
+        read_clips
+        if own.stride is None
+        else dataclasses.replace(read_clips, stride=own.stride)  # pyright: ignore
+        for own in lists
+    ]
+    ends = list(itertools.accumulate(len(own.records) for own in lists))
+    parts = list(zip([0, *ends], ends, clips, strict=False))
+    records = [record for own in lists for record in own.records]
+    names = [own.name for own in lists]
+    dataset = draw_order(lists, seed).random_map(
+        functools.partial(_read_random_clips, records, parts, pixels)
     )
     dataset = _LocalElements(dataset, batch_size, local_indices)
     local = len(local_indices)
     with read_ahead(
         dataset, local, patch_shape=patch_shape, steps=steps, workers=workers
     ) as stream:
-        yield (_to_batch(read, records, local_indices, label_array) for read in stream)
+        yield (
+            _to_batch(read, records, names, ends, local_indices, label_array)
+            for read in stream
+        )
+
+
+def draw_order(lists: Sequence[VideoList], seed: int) -> grain.MapDataset:
+    """Returns the endless order of the videos, as indices of all, list after list.
+
+    Every epoch is shuffled. With weights, each list goes through its own videos, in an
+    order that changes with every pass; its passes end where its draws do, not with an
+    epoch. So all of its videos are drawn equally often.
+    """
+    draws = epoch_draws(lists)
+    order = grain.MapDataset.range(sum(draws)).seed(seed).shuffle().repeat()
+    if lists[0].weight is None:
+        return order
+    orders: list[Any] = [
+        grain.MapDataset.range(len(own.records)).seed(seed + 1 + i).shuffle().repeat()
+        for i, own in enumerate(lists)
+    ]
+    starts = [0, *itertools.accumulate(len(own.records) for own in lists)]
+    ends = list(itertools.accumulate(draws))
+
+    def pick(position: int, draw: int) -> int:
+        i = bisect.bisect_right(ends, draw)
+        earlier = position // ends[-1] * draws[i]  # draws of the list in other epochs
+        return starts[i] + orders[i][earlier + draw - (ends[i] - draws[i])]
+
+    return order.map_with_index(pick)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,12 +251,19 @@ def read_all(
 
 def _read_random_clips(
     records: list[Record],
-    read_clips: ReadClips,
+    parts: list[tuple[int, int, ReadClips]],
     pixels: PixelFormat,
     index: int,
     rng: np.random.Generator,
 ) -> dict:
-    """Reads the record at an index, or a substitute drawn from the same randomness."""
+    """Reads the record at an index, or a substitute drawn from the same randomness.
+
+    Args:
+        records: of all lists, one after another.
+        parts: of each list, the index of its first record, that after its last, and
+            how its videos are read.
+    """
+    first, end, read_clips = next(part for part in parts if index < part[1])
     bad = []
     for _ in range(MAX_DRAWS):
         try:
@@ -184,7 +271,7 @@ def _read_random_clips(
                 return {"video": read_clips(video, rng), "record": index, "bad": bad}
         except VideoError as error:
             bad.append((int(index), str(error)))
-        index = int(rng.integers(len(records)))
+        index = first + int(rng.integers(end - first))
     reasons = list(dict(bad).values())
     raise NoReadableVideoError(
         f"{MAX_DRAWS} videos drawn in a row could not be read:\n"
@@ -241,11 +328,14 @@ def _to_views(read: ReadBatch) -> Views:
 def _to_batch(
     read: ReadBatch,
     records: Sequence[Record],
+    names: Sequence[str],
+    ends: Sequence[int],
     local_indices: Sequence[int],
     label_array: np.ndarray | None,
 ) -> Batch:
     patches, elements, cpu_seconds = read
-    index = np.repeat([element["record"] for element in elements], patches.shape[1])
+    videos = np.array([element["record"] for element in elements])
+    index = np.repeat(videos, patches.shape[1])
     arrays = {"patches": patches.reshape(-1, *patches.shape[2:])}
     if label_array is not None:
         arrays["label"] = label_array[index]
@@ -254,4 +344,8 @@ def _to_batch(
         for position, element in zip(local_indices, elements, strict=True)
         for i, reason in element["bad"]
     ]
-    return Batch(arrays, [records[i].id for i in index], bad, cpu_seconds)
+    ids = [records[i].id for i in index]
+    lists = np.searchsorted(ends, videos, "right")
+    counts = np.bincount(lists, minlength=len(ends)).tolist()
+    by_name = dict(zip(names, counts, strict=True)) if len(names) > 1 else {}
+    return Batch(arrays, ids, by_name, bad, cpu_seconds)

@@ -304,7 +304,7 @@ def _load_folder(
         raise RecordError(message)
     counts: dict[str, int] = {}
     return [
-        dataclasses.replace(record, id=_unique(record.id.replace(os.sep, "/"), counts))
+        dataclasses.replace(record, id=unique(record.id.replace(os.sep, "/"), counts))
         for record in sorted(records, key=lambda record: record.path)
     ]
 
@@ -393,7 +393,7 @@ def _load_list(
             path += ".mp4"
         record = Record(
             path,
-            _unique(row.name, counts),
+            unique(row.name, counts),
             labels=own,
             label_names=names,
             values=row.values,
@@ -421,7 +421,7 @@ def _load_tars(
                 classes, values = labels.parse(member.labels, label_kind)
             except LineError as error:
                 raise RecordError(f"{tar}: {member.name}: {error}") from None
-            name = _unique(member.name, counts)
+            name = unique(member.name, counts)
             records.append(dataclasses.replace(member.record, id=name, values=values))
             found.append(classes)
     if not records:
@@ -438,7 +438,7 @@ def _load_tars(
     ]
 
 
-def _unique(name: str, counts: dict[str, int]) -> str:
+def unique(name: str, counts: dict[str, int]) -> str:
     """Returns the name, or `name#2` and so on; updates the counts of each name."""
     if name not in counts:
         counts[name] = 1

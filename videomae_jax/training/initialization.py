@@ -15,8 +15,6 @@ from ml_collections import ConfigDict
 
 from videomae_jax.checkpointing import Checkpoints, restore_part
 from videomae_jax.config import Config, upgrade
-from videomae_jax.data import sources
-from videomae_jax.data.bad_videos import check_paths
 from videomae_jax.errors import (
     CheckpointError,
     ConfigError,
@@ -30,7 +28,7 @@ from videomae_jax.models.classifier import VideoClassifier
 from videomae_jax.models.mae import VideoMAE
 from videomae_jax.models.sizes import height_and_width
 from videomae_jax.models.variants import SOURCE, VARIANTS
-from videomae_jax.video.record import LabelKind
+from videomae_jax.training import mixture
 
 log = logging.getLogger(__name__)
 
@@ -233,14 +231,7 @@ def with_source_sizes(config: Config, workdir: pathlib.Path) -> Config:
         return config  # the source is no run that could be tested in place of it
     elif config.init.source:
         # A wrong path, the most common mistake, should fail before a download.
-        data = config.data
-        records = sources.load(
-            data.train,
-            data.root,
-            label_kind=LabelKind.UNUSED,
-            frame_name=data.frame_name,
-        )
-        check_paths(records, data.train, data.root)
+        mixture.load(config.data)
         weights = _open(config.init.source, config.model)
         if "decoder_heads" in config.model and not isinstance(weights.model, VideoMAE):
             raise ConfigError(

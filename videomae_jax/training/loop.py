@@ -272,7 +272,8 @@ def train(run: Run, state: TrainState, progress: Progress) -> TrainState:
         def report_metrics():
             metrics.fetch(run.checkpoints.latest_step())
             bad_videos.report(progress.step * config.batch_size)
-            input_report.advise(*reporter.metrics(progress.step, metrics.mean()))
+            values = metrics.mean() | progress.gather_videos()
+            input_report.advise(*reporter.metrics(progress.step, values))
 
         for step in steps:
             with reporter.waiting_for_data():
@@ -283,8 +284,7 @@ def train(run: Run, state: TrainState, progress: Progress) -> TrainState:
             with reporter.compiling(is_first=step == start + 1):
                 state, values = run.train_step.apply(state, arrays, step_key)
             input_report.after_step(state)
-            metrics.add(step, values, batch.ids)
-            progress.step = step
+            progress.add_step(step, values, batch)
             run.checkpoints.check()
             last = step == run.total_steps
             is_reported = last or step % config.log_every == 0
@@ -333,6 +333,7 @@ def save(
     progress.metrics.fetch(run.checkpoints.latest_step())
     # A resumed run will not see these videos again, so log them with the checkpoint.
     bad_videos.report(progress.step * run.config.batch_size)
+    progress.gather_videos()
     meta = {"config": json.loads(run.config.to_json())}
     meta |= progress.meta | run.task.meta
     run.checkpoints.save(progress.step, state.items(), meta)
@@ -386,7 +387,7 @@ def open_batches(run: Run, start: int, workers: WorkerConfig):
     config, task, mesh = run.config, run.task, run.train_step.mesh
     indices = sharding.local_indices(mesh, config.batch_size, config.data.num_samples)
     return pipeline.batches(
-        task.training_videos,
+        task.training_lists,
         task.training_clips,
         patch_shape=task.patch_shape,
         pixels=pixel_format(config),

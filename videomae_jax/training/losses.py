@@ -20,6 +20,7 @@ from videomae_jax.models.problem import (
     SINGLE_LABEL,
     Problem,
 )
+from videomae_jax.training import mixture
 from videomae_jax.video.record import LabelKind, Record
 
 
@@ -285,9 +286,9 @@ def make_objective(config: Config, records: Sequence[Record]) -> Objective:
         RecordError: the videos, config.data.labels and num_classes do not agree.
     """
     data, kind = config.data, KINDS[config.loss.kind]
-    heads = head_labels(config)
+    heads, source = head_labels(config), mixture.names(data)
     if kind.problem_type == REGRESSION:
-        names = labels.value_names(records, data.train, data.labels, data.num_classes)
+        names = labels.value_names(records, source, data.labels, data.num_classes)
         values = np.array([record.values for record in records], np.float64)
         std = values.std(axis=0)
         return Objective(
@@ -301,10 +302,10 @@ def make_objective(config: Config, records: Sequence[Record]) -> Objective:
         )
     names, weights, sizes = [], [], []
     if data.heads:
-        labels.check_heads(records, data.train, len(heads))
+        labels.check_heads(records, source, len(heads))
     for head, file in enumerate(heads.values()):
         videos = labels.of_head(records, head) if len(heads) > 1 else records
-        classes = labels.class_names(videos, data.train, file, data.num_classes)
+        classes = labels.class_names(videos, source, file, data.num_classes)
         names += classes
         sizes.append(len(classes))
         if config.loss.class_balance:

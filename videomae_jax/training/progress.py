@@ -5,7 +5,11 @@ import logging
 from collections.abc import Collection, Mapping
 from typing import Any
 
+import jax
+
 from videomae_jax.config import Config
+from videomae_jax.data.pipeline import Batch
+from videomae_jax.distributed import hosts
 from videomae_jax.training.reporting import MetricBuffer
 
 log = logging.getLogger(__name__)
@@ -53,6 +57,8 @@ class Progress:
         patience: validations without improvement after which the run is complete; 0:
             it takes all steps.
         best: the best validation; None before the first.
+        videos: read so far from each list of config.data.train, by its name, if there
+            are several.
     """
 
     step: int
@@ -60,6 +66,9 @@ class Progress:
     metrics: MetricBuffer
     patience: int = 0
     best: Best | None = None
+    videos: dict[str, int] = dataclasses.field(default_factory=dict)
+    # Those of this process since the last `gather_videos`.
+    _new_videos: dict[str, int] = dataclasses.field(default_factory=dict, init=False)
 
     @classmethod
     def start(cls, config: Config, total_steps: int) -> "Progress":
@@ -78,7 +87,8 @@ class Progress:
         progress.metrics.nonfinite = meta["nonfinite"]
         best = meta.get("best")
         best = Best(**best) if best else None
-        return dataclasses.replace(progress, step=step, best=best)
+        videos = meta.get("videos", {})
+        return dataclasses.replace(progress, step=step, best=best, videos=videos)
 
     @property
     def meta(self) -> dict[str, Any]:
@@ -87,6 +97,7 @@ class Progress:
             "rows": self.metrics.rows,
             "nonfinite": self.metrics.nonfinite,
             "best": self.best and dataclasses.asdict(self.best),
+            "videos": self.videos,
             "total_steps": self.total_steps,
             "complete": self.is_complete,
         }
@@ -100,6 +111,30 @@ class Progress:
     def stopped_early(self) -> bool:
         """True if `patience` validations in a row were not better."""
         return bool(self.patience and self.best and self.best.since >= self.patience)
+
+    def add_step(self, step: int, metrics: Mapping[str, jax.Array], batch: Batch):
+        """Counts a step with its batch, without waiting for its metrics.
+
+        Args:
+            step: number of the step, from 1.
+            metrics: scalars on the devices, see `MetricBuffer.add`.
+            batch: the part that this process has read.
+        """
+        self.step = step
+        self.metrics.add(step, metrics, batch.ids)
+        _add(self._new_videos, batch.videos)
+
+    def gather_videos(self) -> dict[str, int]:
+        """Adds the videos that all processes have read; every process must call it.
+
+        Returns:
+            `videos`, as metrics.
+        """
+        if self._new_videos:  # of no process, or of all
+            for counts in hosts.gather(self._new_videos):
+                _add(self.videos, counts)
+            self._new_videos = {}
+        return {f"videos/{name}": count for name, count in self.videos.items()}
 
     def add_validation(self, metric: str, value: float) -> bool:
         """Counts a validation after the current step; returns whether it is the best.
@@ -134,3 +169,8 @@ class Progress:
         if self.best and config.get("evaluation", {}).get("step") == "best":
             return self.best.step
         return self.step
+
+
+def _add(totals: dict[str, int], counts: Mapping[str, int]) -> None:
+    for name, count in counts.items():
+        totals[name] = totals.get(name, 0) + count

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from videomae_jax import __version__
 from videomae_jax.config import Config
 from videomae_jax.data.clips import clip_shape
-from videomae_jax.data.pipeline import ReadClips
+from videomae_jax.data.pipeline import ReadClips, VideoList
 from videomae_jax.distributed import hosts
 from videomae_jax.errors import ConfigError, InputError
 from videomae_jax.models import vit
@@ -48,8 +48,13 @@ class Task(Protocol):
         ...
 
     @property
+    def training_lists(self) -> Sequence[VideoList]:
+        """The lists to train on."""
+        ...
+
+    @property
     def training_videos(self) -> Sequence[Record]:
-        """The records to train on."""
+        """The records of these lists, one after another."""
         ...
 
     @property

@@ -11,8 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from videomae_jax.config import Config, check_choices
-from videomae_jax.data import labels, sources
-from videomae_jax.data.bad_videos import check_paths
+from videomae_jax.data import labels
 from videomae_jax.data.clips import (
     SAMPLERS,
     CenterClips,
@@ -33,7 +32,7 @@ from videomae_jax.files import read_json
 from videomae_jax.models import build, flops
 from videomae_jax.models.array_types import Array, Patches
 from videomae_jax.models.classifier import HEAD_NORMS, POOLINGS, VideoClassifier
-from videomae_jax.training import initialization, losses, mixup, optimizer
+from videomae_jax.training import initialization, losses, mixture, mixup, optimizer
 from videomae_jax.training.reporting import Reporter, start_wandb
 from videomae_jax.training.task import clip_grid
 from videomae_jax.training.train_step import TrainState
@@ -99,13 +98,21 @@ class Finetuning:
 
     def _read_lists(self, saved: Mapping[str, Any] | None) -> None:
         data = self._config.data
-        self.training_videos = []
+        self.training_lists, self.training_videos = [], []
         splits = ["test"]
         if saved is None:
             splits.append("validation")
             names = losses.read_class_names(self._config)
             columns = losses.label_columns(self._config)
-            self.training_videos = self._load(data.train, names, columns)
+            self.training_lists = mixture.load(
+                data,
+                label_kind=self._label_kind,
+                class_names=names,
+                label_columns=columns,
+            )
+            for own in self.training_lists:
+                _check_labelled(own.records, own.name)
+            self.training_videos = mixture.records(self.training_lists)
             objective = losses.make_objective(self._config, self.training_videos)
         else:
             objective = losses.saved_objective(self._config, saved)
@@ -127,17 +134,14 @@ class Finetuning:
         self, source: str, class_names: Sequence | None, label_columns: Sequence[str]
     ) -> list[Record]:
         data = self._config.data
-        records = sources.load(
+        records = mixture.load_list(
             source,
-            data.root,
+            data,
             label_kind=self._label_kind,
-            frame_name=data.frame_name,
             class_names=class_names,
             label_columns=label_columns,
         )
-        if not any(record.labels or record.values for record in records):
-            raise RecordError(f"{source}: no video has a label, as fine-tuning needs")
-        check_paths(records, source, data.root)
+        _check_labelled(records, source)
         return records
 
     @property
@@ -356,6 +360,11 @@ class Finetuning:
             videos_per_device=videos_per_device,
             workers=plan.workers,
         )
+
+
+def _check_labelled(records: Sequence[Record], source: str) -> None:
+    if not any(record.labels or record.values for record in records):
+        raise RecordError(f"{source}: no video has a label, as fine-tuning needs")
 
 
 def _make_clips(config: Config, model: VideoClassifier):

@@ -13,8 +13,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from videomae_jax.config import Config, check_choices
-from videomae_jax.data import pipeline, sources
-from videomae_jax.data.bad_videos import check_paths
+from videomae_jax.data import pipeline
 from videomae_jax.data.clips import (
     CenterClips,
     PretrainingClips,
@@ -25,11 +24,11 @@ from videomae_jax.distributed import hosts
 from videomae_jax.models import build, flops, inpainting, masking
 from videomae_jax.models.array_types import Array, Patches
 from videomae_jax.models.mae import pixel_targets, token_errors
-from videomae_jax.training import initialization
+from videomae_jax.training import initialization, mixture
 from videomae_jax.training.reporting import Reporter
 from videomae_jax.training.task import clip_grid
 from videomae_jax.training.train_step import TrainState
-from videomae_jax.video.record import LabelKind, Record
+from videomae_jax.video.record import Record
 
 log = logging.getLogger(__name__)
 
@@ -50,8 +49,8 @@ class Pretraining:
         check_choices(
             config,
             {
-                "mask.decoder_kind": ("", *masking.DECODER_KINDS),
                 "mask.kind": masking.KINDS,
+                "mask.decoder_kind": ("", *masking.DECODER_KINDS),
                 "picture.unpatch_stats": inpainting.UNPATCH_STATS,
             },
         )
@@ -94,29 +93,24 @@ class Pretraining:
         Raises:
             RecordError: a list is missing or malformed.
         """
-        return self._lists
+        return [self.training_videos, self._held_out]
 
     @functools.cached_property
-    def _lists(self) -> list[list[Record]]:
-        data = self._config.data
+    def training_lists(self) -> list[pipeline.VideoList]:
+        """The lists to train on."""
+        return mixture.load(self._config.data)
 
-        def load(source: str) -> list[Record]:
-            records = sources.load(
-                source,
-                data.root,
-                label_kind=LabelKind.UNUSED,
-                frame_name=data.frame_name,
-            )
-            check_paths(records, source, data.root)
-            return records
-
-        training = load(data.train)
-        return [training, load(data.validation) if data.validation else training]
-
-    @property
+    @functools.cached_property
     def training_videos(self) -> list[Record]:
-        """The records to train on."""
-        return self.lists[0]
+        """The records of these lists, one after another."""
+        return mixture.records(self.training_lists)
+
+    @functools.cached_property
+    def _held_out(self) -> list[Record]:
+        data = self._config.data
+        if not data.validation:
+            return self.training_videos
+        return mixture.load_list(data.validation, data)
 
     @property
     def flops_per_clip(self) -> int:
