@@ -247,7 +247,8 @@ def finetune() -> ConfigDict:
     # whatever load_pretrained takes, such as MCG-NJU/videomae-base. Empty: random
     # initialisation.
     config.init.source = ""
-    # Also load the classification head. The classes must be the source's.
+    # Also load the classification head: its classes that have the same names; others
+    # start anew. Without names, the classes must be the source's.
     config.init.head = False
 
     # mean (of all tokens), first_token (most models fine-tuned with Hugging Face

@@ -14,7 +14,7 @@ from tests.test_configs import RECIPES, get
 from videomae_jax.interop.official import entries
 from videomae_jax.interop.pretrained import param_shapes
 from videomae_jax.models import build, vit
-from videomae_jax.training import loop, optimizer, train_step
+from videomae_jax.training import optimizer, progress, train_step
 
 GOLDEN = json.loads((official.GOLDEN / "v2/schedules.json").read_text())
 FINETUNING, PRETRAINING = GOLDEN["finetune"], GOLDEN["pretrain"]
@@ -47,7 +47,7 @@ def test_every_script_has_a_recipe_and_every_recipe_a_script():
 @of_scripts({x: SCRIPTS[x] for x in SCRIPTS if x != LEFTOVER})
 def test_steps_and_learning_rates(config, row):
     assert config.batch_size == row["global_batch"]
-    total, warmup = loop.count_steps(config, row["videos"])
+    total, warmup = progress.count_steps(config, row["videos"])
     assert total == row["steps"] == row["epochs"] * row["steps_per_epoch"]
     assert warmup == row["warmup_epochs"] * row["steps_per_epoch"]
     _, schedule = train_step._optimizer(config, warmup, total)

@@ -63,17 +63,16 @@ def select_classes(
             "of names, one per line, in the order of the head (--labels)"
         )
     aliases = aliases or {}
-    known = [_key(label) for label in labels]
-    keys = {name: _key(aliases.get(name, name)) for name in classes}
-    absent = [name for name in classes if keys[name] not in known]
+    columns = find_classes([aliases.get(name, name) for name in classes], labels)
+    absent = [name for name, x in zip(classes, columns, strict=True) if x < 0]
     if absent:
+        known = [_key(label) for label in labels]
         raise PretrainedError(
             f"{len(absent)} of the {len(classes)} classes are not among the "
             f"{len(labels)} of {_name(pretrained)}:\n"
             + "".join(f"  {x!r}{_suggestion(x, known)}\n" for x in absent[:MAX_NAMES])
             + "Pass aliases for classes that it names differently."
         )
-    columns = np.array([known.index(keys[name]) for name in classes])
     head = pretrained.params["head"]
     head = {"kernel": head["kernel"][:, columns], "bias": head["bias"][columns]}
     return dataclasses.replace(
@@ -82,6 +81,16 @@ def select_classes(
         params={**pretrained.params, "head": head},
         labels=tuple(classes),
     )
+
+
+def find_classes(classes: Sequence[str], labels: Sequence[str]) -> np.ndarray:
+    """Returns the index of each class among the labels, by name; -1 if it has none.
+
+    Case, underscores and repeated blanks do not matter. Of equal labels, the first
+    counts.
+    """
+    indices = {_key(label): i for i, label in reversed(list(enumerate(labels)))}
+    return np.array([indices.get(_key(name), -1) for name in classes])
 
 
 def new_head(

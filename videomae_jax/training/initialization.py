@@ -5,7 +5,7 @@ import dataclasses
 import logging
 import os
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -29,6 +29,7 @@ from videomae_jax.models.mae import VideoMAE
 from videomae_jax.models.sizes import height_and_width
 from videomae_jax.models.variants import SOURCE, VARIANTS
 from videomae_jax.training import mixture
+from videomae_jax.training.source_weights import SourceWeights
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +60,10 @@ _PUBLISHED = {
     "heads": {x.width: x.heads for x in VARIANTS.values()},
     "decoder_heads": {x.decoder_width: x.decoder_heads for x in VARIANTS.values()},
 }
+_EQUAL_CLASSES = (
+    "config.init.head needs equal classes, or names of both sides: of the run "
+    "(config.data.labels) and of the source (convert --labels)."
+)
 _SCRATCH = "Empty (--config.init.source=) trains from scratch"
 
 
@@ -71,12 +76,14 @@ class Report:
         loaded: parameters of the model that were loaded.
         new: parameters of the model that keep their random values.
         dropped: parameters of the source that the model does not have.
+        new_classes: names of the classes that the source's head does not have.
     """
 
     source: str
     loaded: list[str]
     new: list[str]
     dropped: list[str]
+    new_classes: list[str]
 
     def __str__(self) -> str:
         """Returns a table with a line per module of the model."""
@@ -92,6 +99,9 @@ class Report:
         lines = [
             f"{module:{width}}  {count:6}  {status}" for module, count, status in rows
         ]
+        if new := self.new_classes:
+            names = ", ".join(new)
+            lines.append(f"classes that it does not have, newly initialised: {names}")
         return "\n".join([f"weights from {self.source}:", *lines])
 
 
@@ -101,29 +111,13 @@ def _module(path: str) -> str:
     return "/".join(names[: 2 if names[0] == "encoder" else 1])
 
 
-@dataclasses.dataclass(frozen=True)
-class _Source:
-    """Weights that have not been read yet.
-
-    Attributes:
-        name: for messages.
-        model: the module.
-        position_size: (height, width) of the images that its position table is for.
-        shapes: of its parameters, by path.
-        restore: reads parameters, given as abstract arrays with shardings by path.
-        incomplete: the steps done, if they are not all of the source's run.
-    """
-
-    name: str
-    model: VideoMAE | VideoClassifier
-    position_size: tuple[int, int]
-    shapes: Mapping[str, tuple[int, ...]]
-    restore: Callable[[Mapping[str, jax.ShapeDtypeStruct]], Mapping[str, jax.Array]]
-    incomplete: str = ""
-
-
 def load(
-    source: str, params: dict, *, config: Config, load_head: bool = True
+    source: str,
+    params: dict,
+    *,
+    config: Config,
+    load_head: bool = True,
+    class_names: Sequence[str] = (),
 ) -> tuple[dict, Report]:
     """Replaces parameters by the weights of `config.init.source`.
 
@@ -138,7 +132,9 @@ def load(
             a work directory the averaged parameters are taken, if there are any.
         params: initial parameters, on their devices.
         config: `config.model`.
-        load_head: also take the head of a classifier; it must have the same classes.
+        load_head: also take the head of a classifier.
+        class_names: if the source has names, too, the head takes the classes of the
+            same names, and keeps the others. Otherwise, it must have equal classes.
 
     Returns:
         The parameters, and a Report.
@@ -161,6 +157,9 @@ def load(
 
     flat: dict[str, Any] = traverse_util.flatten_dict(params, sep="/")
     autoencoder = "mask_token" in flat
+    new_classes = []
+    if load_head:
+        weights, new_classes = weights.with_classes(class_names, flat)
     required = ("encoder/", "head/") if load_head else ("encoder/",)
     selected = {
         path: x
@@ -177,7 +176,7 @@ def load(
         raise CheckpointError(
             f"config.init.source={weights.name} is of another model:\n{differences}\n"
             "Set config.model to its sizes, or config.init.source to another run."
-            + ("" if autoencoder else " config.init.head needs equal classes.")
+            + ("" if autoencoder else f" {_EQUAL_CLASSES}")
         )
     loaded = weights.restore(
         {
@@ -190,6 +189,7 @@ def load(
         loaded=list(loaded),
         new=[path for path in flat if path not in loaded],
         dropped=[path for path in weights.shapes if path not in loaded],
+        new_classes=new_classes,
     )
     return traverse_util.unflatten_dict(flat | dict(loaded), sep="/"), report
 
@@ -266,7 +266,7 @@ _read_for_sizes: dict[str, Pretrained] = {}
 
 def _open(
     source: str, config: Config, ours: VideoMAE | VideoClassifier | None = None
-) -> _Source:
+) -> SourceWeights:
     """Opens a source.
 
     Args:
@@ -312,7 +312,7 @@ def _open(
             clips.framing.resize,
             clips.framing.crop,
         )
-    return _Source(
+    return SourceWeights(
         f"{source} ({loaded.format})",
         loaded.model,
         position_size or loaded.preprocessing.image_size,
@@ -320,6 +320,7 @@ def _open(
         lambda abstract: {
             path: _to_devices(arrays[path], x.sharding) for path, x in abstract.items()
         },
+        labels=() if loaded.problem.heads else loaded.labels or (),
     )
 
 
@@ -350,7 +351,7 @@ def _read(source: str, config: Config) -> Pretrained:
     return dataclasses.replace(loaded, model=model)
 
 
-def _from_workdir(source: str) -> _Source:
+def _from_workdir(source: str) -> SourceWeights:
     checkpoints = Checkpoints(os.path.expanduser(source), read_only=True)
     step = checkpoints.latest_step()
     if step is None:
@@ -371,13 +372,14 @@ def _from_workdir(source: str) -> _Source:
         return traverse_util.flatten_dict(restored, sep="/")
 
     position_size = config.model.get("position_size") or config.data.image_size
-    return _Source(
+    return SourceWeights(
         f"{source} (step {step}, {item})",
         _build(config.model),
         height_and_width(position_size),
         shapes,
         restore,
         "" if is_complete else f"step {step} of {total}",
+        () if meta.get("problem", {}).get("heads") else meta.get("class_names", ()),
     )
 
 
@@ -394,7 +396,7 @@ def _to_devices(array: np.ndarray, sharding: jax.sharding.Sharding) -> jax.Array
 
 
 def _check_model(
-    weights: _Source, ours: VideoMAE | VideoClassifier, config: Config
+    weights: SourceWeights, ours: VideoMAE | VideoClassifier, config: Config
 ) -> None:
     """Checks the fields of the model, before shapes are compared.
 

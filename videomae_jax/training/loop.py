@@ -33,7 +33,7 @@ from videomae_jax.training import (
     train_step,
 )
 from videomae_jax.training.input_report import InputReport
-from videomae_jax.training.progress import Progress
+from videomae_jax.training.progress import Progress, count_steps
 from videomae_jax.training.reporting import Reporter
 from videomae_jax.training.task import Task, check_hosts
 from videomae_jax.training.tasks.finetune import Finetuning
@@ -122,16 +122,6 @@ class Run:
         """The keys of the initial parameters and of the steps."""
         init_key, step_key = jax.random.split(jax.random.key(self.config.seed))
         return init_key, step_key
-
-
-def count_steps(config: Config, num_videos: int) -> tuple[int, int]:
-    """Returns the steps of the run and of its warm-up, for so many training videos.
-
-    An epoch has no incomplete batch, as in the official code.
-    """
-    steps_per_epoch = max(num_videos // config.batch_size, 1)
-    total_steps = config.steps or int(config.epochs * steps_per_epoch)
-    return total_steps, int(config.optimizer.warmup_epochs * steps_per_epoch)
 
 
 @contextlib.contextmanager

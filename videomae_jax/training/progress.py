@@ -15,6 +15,16 @@ from videomae_jax.training.reporting import MetricBuffer
 log = logging.getLogger(__name__)
 
 
+def count_steps(config: Config, num_videos: int) -> tuple[int, int]:
+    """Returns the steps of the run and of its warm-up, for so many training videos.
+
+    An epoch has no incomplete batch, as in the official code.
+    """
+    steps_per_epoch = max(num_videos // config.batch_size, 1)
+    total_steps = config.steps or int(config.epochs * steps_per_epoch)
+    return total_steps, int(config.optimizer.warmup_epochs * steps_per_epoch)
+
+
 @dataclasses.dataclass(frozen=True)
 class Best:
     """The best validation of a run.

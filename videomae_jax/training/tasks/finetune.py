@@ -219,6 +219,7 @@ class Finetuning:
             params,
             config=self._config.model,
             load_head=self._config.init.head,
+            class_names=() if self.objective.problem.heads else self.class_names,
         )
         log.info("%s", report)
         return params
