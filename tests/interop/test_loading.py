@@ -1,5 +1,6 @@
 """Reads and writes every format of the reference weights."""
 
+import collections
 import io
 import json
 import pathlib
@@ -16,6 +17,7 @@ import videomae_jax as vmae
 from tests.helpers import official
 from tests.helpers.models import apply, random_variables
 from videomae_jax.interop import loading, saving
+from videomae_jax.interop import official as official_names
 
 CHECKPOINTS = official.GOLDEN / "checkpoints"
 HEADS = {"heads": 3, "decoder_heads": 2}
@@ -127,6 +129,89 @@ def test_prefixes_of_wrappers_are_removed(tmp_path):
         loaded = vmae.load_pretrained(file)
         assert loaded.model == model
         same(loaded.params, params)
+
+
+# What is published of VideoMAE V2: model, classes, type of the values, the key of the
+# weights in the file ("" for none), prefix of the names.
+PUBLISHED_V2 = {
+    "mae-g/vit_g_hybrid_pt_1200e": ("giant", None, "float32", "model", ""),
+    "the same, by torch.compile": ("giant", None, "float32", "model", "_orig_mod."),
+    "mae-g/vit_g_hybrid_pt_1200e_k710_ft": ("giant", 710, "float16", "module", ""),
+    "mae-g/vit_g_hybrid_pt_1200e_ssv2_ft": ("giant", 174, "float16", "module", ""),
+    "mae-g/vit_g_ps14_ak_ft_ckpt_7_clean": ("giant", 80, "float16", "module", ""),
+    "distill/vit_s_k710_dl_from_giant": ("small", 710, "float16", "module", ""),
+    "distill, weights alone": ("small", 710, "float16", "", ""),
+    "distill, by torch.compile": ("small", 710, "float16", "model", "_orig_mod."),
+    "an encoder alone": ("small", 0, "float32", "", "encoder."),
+    "MMAction2, of 400 classes": ("small", 400, "float32", "state_dict", "backbone."),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED_V2)
+def test_published_files_of_v2(name, tmp_path):
+    torch = pytest.importorskip("torch", reason="the extra `parity` is not installed")
+    size, classes, dtype, key, prefix = PUBLISHED_V2[name]
+    sizes: dict = {"width": 40, "depth": 2, "heads": 4}
+    if size == "giant":
+        sizes = {"width": 88, "depth": 1, "heads": 8} | {"patch_size": 14}
+        sizes["mlp_ratio"] = 48 / 11
+    model = vmae.VideoClassifier(num_classes=classes or 0, **sizes)
+    if classes is None:
+        # Its MLPs have 2234 for the 512 of the decoder, rounded down as here.
+        decoder = {"decoder_width": 39, "decoder_depth": 4, "decoder_heads": 3}
+        model = vmae.VideoMAE(**sizes, **decoder, decoder_mlp_ratio=48 / 11)
+    if classes == 0:
+        model = model.clone(final_norm=True, head_norm="none")
+    params = jax.tree.map(
+        lambda x: x.astype(dtype).astype(np.float32), random_variables(model)["params"]
+    )
+    tensors = saving.official_tensors(vmae.Pretrained(model, params))
+    if prefix == "backbone.":
+        prefix = ""
+        tensors = {
+            mmaction: x
+            for name, x in tensors.items()
+            for mmaction in official_names.mmaction_tensor_names(name)
+        }
+    content = collections.OrderedDict(
+        (prefix + name, torch.from_numpy(np.array(x, dtype, order="C")))
+        for name, x in tensors.items()
+    )
+    torch.save({key: content} if key else content, tmp_path / "weights.pth")
+    heads = {"heads": sizes["heads"], "decoder_heads": 3}
+    loaded = vmae.load_pretrained(tmp_path / "weights.pth", **heads)
+    assert loaded.model == model
+    same(loaded.params, params)
+    assert loaded.labels is None
+    assert loaded.preprocessing.num_frames == 16
+    sampling = {174: "uniform", 400: "mmaction"}.get(classes or 0, "dense")
+    assert loaded.preprocessing.frame_sampling == sampling
+
+
+@pytest.mark.parametrize("mean_pooling", [True, False])
+def test_encoders_of_v2_on_the_hub(mean_pooling, tmp_path):
+    """Takes the norm after pooling, or that of the tokens, by what the weights hold."""
+    norms = {} if mean_pooling else {"final_norm": True, "head_norm": "none"}
+    model = vmae.VideoClassifier(40, 2, 4, 0, **norms)
+    params = random_variables(model)["params"]
+    tensors = saving.official_tensors(vmae.Pretrained(model, params))
+    assert ("fc_norm.weight" in tensors) == mean_pooling
+    named = {f"model.{x}": np.ascontiguousarray(tensors[x]) for x in tensors}
+    safetensors.numpy.save_file(named, tmp_path / "model.safetensors")
+    sizes = {"img_size": 224, "patch_size": 16, "embed_dim": 40, "depth": 2}
+    sizes |= {"num_heads": 4, "mlp_ratio": 4, "num_classes": 0, "tubelet_size": 2}
+    sizes |= {"num_frames": 16, "layer_norm_eps": 1e-6, "cos_attn": False}
+    config = {
+        "model_type": "VideoMAEv2_Base",
+        "architectures": ["VideoMAEv2_Base"],
+        "auto_map": {"AutoModel": "modeling_videomaev2.VideoMAEv2"},
+        "model_config": sizes | {"use_mean_pooling": mean_pooling},
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "modeling_videomaev2.py").write_text("raise RuntimeError('executed')")
+    loaded = vmae.load_pretrained(tmp_path)
+    assert loaded.model == model
+    same(loaded.params, params)
 
 
 def test_a_misspelt_run_is_not_looked_for_on_the_hub(tmp_path, monkeypatch):

@@ -50,6 +50,7 @@ _CLASSES_OF_SSV2 = 174
 _HEADS = {variant.width: variant.heads for variant in VARIANTS.values()}
 _DECODER_HEADS = {v.decoder_width: v.decoder_heads for v in VARIANTS.values()}
 _DEPTHS = {v.width: v.depth for name, v in VARIANTS.items() if name != "tiny"}
+_MLP_RATIOS = sorted({variant.mlp_ratio for variant in VARIANTS.values()})
 _MOST_RANDOM = 2**27  # values of a model, most of which a source lacks: a ViT-B
 _PRETRAINING_TENSORS = (
     "mask_token",
@@ -339,10 +340,17 @@ def _count_blocks(source: Source, prefix: str) -> int:
 
 
 def _mlp_ratio(source: Source, prefix: str, width: int) -> float:
-    """Returns a ratio that the model rounds down to exactly this hidden width."""
+    """Returns a ratio that the model rounds down to exactly this hidden width.
+
+    Preferred is a published one, with which configs and variants are compared: 48/11
+    for the 2,234 of 512 in the decoder of a ViT-g.
+    """
     hidden = source.shape(f"{prefix}blocks.0.mlp.fc1.weight")
     if hidden is None or not width:
         return 4.0
+    for ratio in _MLP_RATIOS:
+        if int(width * ratio) == hidden[0]:
+            return ratio
     ratio = hidden[0] / width
     return ratio if int(width * ratio) == hidden[0] else float(np.nextafter(ratio, 1e9))
 
