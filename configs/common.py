@@ -281,9 +281,9 @@ def finetune() -> ConfigDict:
     config.data.num_classes = placeholder(int)
     # Which frames make a clip. dense: as in the official code, whose frames are 64 / 15
     # apart at stride 4. exact: `stride` apart. uniform: one from each of num_frames
-    # segments of the video (Something-Something). mmaction: trains as exact, tests as
-    # MMAction2. transformers, transformers_first: as transformers' pipeline, see
-    # docs/model_zoo.md.
+    # segments of the video (Something-Something). sparse: as V2's --sparse_sample, a
+    # variant of uniform. mmaction: trains as exact, tests as MMAction2. transformers,
+    # transformers_first: as transformers' pipeline, see docs/model_zoo.md.
     config.data.frame_sampling = "dense"
     config.data.flip = 0.5
     # Repeated augmentation: augmented clips per decoded video.

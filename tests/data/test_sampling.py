@@ -7,10 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.helpers.official import GOLDEN
-from videomae_jax.data import sampling
+from tests.helpers.official import GOLDEN, V2
+from videomae_jax.data import sampling, sources
 from videomae_jax.data.clips import SAMPLERS
 from videomae_jax.data.sampling import pretrain_indices, sample_pretrain
+from videomae_jax.video.frame_folder import FrameFolder
+from videomae_jax.video.record import LabelKind
 
 GOLDEN_ROWS = json.loads((GOLDEN / "frame_sampling.json").read_text())
 ROWS = GOLDEN_ROWS["pretrain"]
@@ -259,11 +261,107 @@ def test_every_uniform_offset_is_drawn():
 def test_middles_of_segments():
     middles = sampling.uniform_center_indices
     assert middles(12, 4).tolist() == [1, 4, 7, 10]
-    assert middles(20, 4).tolist() == [2, 7, 12, 17]
-    assert middles(6, 4).tolist() == [0, 2, 3, 5]
-    assert middles(2, 4).tolist() == [0, 0, 1, 1]
-    for row in GOLDEN_ROWS["uniform_test_2"]:
-        assert middles(row["num_frames"], 16).tolist() == row["clips"][1]
+    assert middles(18, 4).tolist() == [2, 6, 10, 14]
+    assert middles(6, 4).tolist() == [0, 1, 2, 3]
+    assert middles(2, 4).tolist() == [0, 0, 0, 1]
+    earlier = sampling.sparse_center_indices
+    assert earlier(12, 4).tolist() == [1, 4, 7, 10]
+    assert earlier(18, 4).tolist() == [1, 5, 9, 13]
+    assert earlier(6, 4).tolist() == [0, 1, 2, 3]
+    assert earlier(2, 4).tolist() == [0, 0, 0, 1]
+
+
+class Fixed:
+    """Random numbers that are all at the same share of their range."""
+
+    def __init__(self, share):
+        self.share = share
+
+    def integers(self, low, high=None, size=None):
+        low, high = (0, low) if high is None else (low, high)
+        value = low + int(self.share * (high - low))
+        return value if size is None else np.full(size, value)
+
+
+V2_ROWS = json.loads((V2 / "sampling.json").read_text())
+
+
+def _v2(name, rule, key):
+    """Compares a sampler with all rows of V2's code, but for the videos it cannot."""
+    sampler, compared = SAMPLERS[rule], set()
+    for row in next(rows for title, rows in V2_ROWS.items() if title.startswith(name)):
+        count, rate = row["num_frames"], row.get("rate", 4)
+        if row["mode"] == "train":
+            indices = sampler.train(Fixed(row["draw"]), count, 16, rate)
+        elif row["mode"] == "validation":
+            indices = sampler.validation(count, 16, rate)
+        else:
+            indices = sampler.test(count, 16, rate, row["segments"])
+        keys = {key, f"{key}_of_view"} & row.keys()
+        expected = np.array(row[keys.pop()]) - (key == "frames")  # images count from 1
+        if (expected < 0).all():  # it asks for frame -1, the last one, 16 times
+            expected = np.array([0] * (16 - count) + list(range(count)))
+        assert indices.tolist() == expected.tolist(), row
+        compared.add((row["mode"], count))
+    return compared
+
+
+def test_frames_are_those_of_v2():
+    assert len(_v2("dense_video", "dense", "indices")) == 12
+    assert len(_v2("sparse_video", "sparse", "indices")) == 18
+    assert len(_v2("raw_frames", "uniform", "frames")) == 15
+
+
+@pytest.mark.parametrize(
+    "row", V2_ROWS["hybrid_pretrain (--data_root ROOT, --sampling_rate 4)"], ids=str
+)
+def test_hybrid_pretraining_reads_the_images_of_v2(row, tmp_path):
+    """V2 tells SSv2 and AVA by words of the path, which are fields here."""
+    name = row["line"].split()[0]
+    stride = 2 if name.startswith("SomethingV2/") else 4
+    frame_name = "img_{:05}.jpg"
+    if name.startswith("AVA2.2/"):
+        frame_name = "image_{:06}.jpg"
+    (tmp_path / "train.csv").write_text(f"{row['line']}\n")
+    [record] = sources.load(
+        str(tmp_path / "train.csv"),
+        str(tmp_path / "ROOT"),
+        label_kind=LabelKind.UNUSED,
+        frame_name=frame_name,
+    )
+    draw = Fixed(row["draw"])
+    if name.endswith(".mp4"):
+        assert record.path == str(tmp_path / "ROOT" / name) and not record.is_part
+        count = row["video_frames_if_video"]
+        indices = sample_pretrain(draw, count, 16, stride)
+        assert indices.tolist() == row["indices"]
+        return
+    folder = FrameFolder(record.path, record.frame_name, record.frame_range)
+    indices = sample_pretrain(draw, folder.num_frames, 16, stride)
+    files = [f"{record.path}/{folder.image_name(int(i))}" for i in indices]
+    assert files == [str(tmp_path / file) for file in row["files"]]
+
+
+@any_video
+@quick
+def test_sparse_indices_of_any_video(num_video_frames, num_frames, stride, seed):
+    rng = np.random.default_rng(seed)
+    length = num_video_frames // num_frames
+    for indices in (
+        sampling.sample_sparse(rng, num_video_frames, num_frames),
+        sampling.sparse_center_indices(num_video_frames, num_frames),
+        sampling.uniform_center_indices(num_video_frames, num_frames),
+    ):
+        _is_a_clip(indices, num_video_frames, num_frames)
+        if length:
+            assert (indices // length == np.arange(num_frames)).all()
+
+
+def test_every_sparse_offset_but_the_last_is_drawn():
+    rng = np.random.default_rng(0)
+    drawn = np.stack([sampling.sample_sparse(rng, 79, 16) for _ in range(100)])
+    for segment, frames in enumerate(drawn.T):
+        assert set(frames) == {4 * segment + offset for offset in range(3)}
 
 
 @any_test
@@ -353,6 +451,7 @@ def test_one_segment_is_in_the_middle():
         ("dense_center_indices", (300, -16, 4), "num_frames", -16),
         ("exact_center_indices", (300, 16, 0), "stride", 0),
         ("uniform_center_indices", (300, 0), "num_frames", 0),
+        ("sparse_center_indices", (0, 16), "num_video_frames", 0),
         ("dense_test_indices", (300, 16, 4, 0), "segments", 0),
         ("mmaction_test_indices", (300, 16, 0, 5), "stride", 0),
         ("uniform_test_indices", (0, 16, 2), "num_video_frames", 0),
@@ -372,6 +471,8 @@ def test_sizes_below_one_are_errors_in_draws(counts):
         sampling.sample_dense(rng, *counts)
     with pytest.raises(ValueError, match="must be at least 1"):
         sampling.sample_uniform(rng, *counts[:2])
+    with pytest.raises(ValueError, match="must be at least 1"):
+        sampling.sample_sparse(rng, *counts[:2])
 
 
 @pytest.mark.parametrize("end", [63, 300, None])

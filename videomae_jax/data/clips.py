@@ -117,6 +117,14 @@ SAMPLERS = {
             n, frames, segments
         ),
     ),
+    # The same of V2's --sparse_sample, for videos of Kinetics.
+    "sparse": Sampler(
+        lambda rng, n, frames, stride: sampling.sample_sparse(rng, n, frames),
+        lambda n, frames, stride: sampling.sparse_center_indices(n, frames),
+        lambda n, frames, stride, segments: sampling.uniform_test_indices(
+            n, frames, segments
+        ),
+    ),
     # "exact" in training, but with the test clips of MMAction2.
     "mmaction": Sampler(
         sampling.sample_pretrain,

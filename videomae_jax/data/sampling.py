@@ -158,12 +158,42 @@ def sample_uniform(
 
 
 def uniform_center_indices(num_video_frames: int, num_frames: int) -> np.ndarray:
-    """Returns the middle of each of num_frames equal segments, as V2 validates.
+    """Returns the middle of each segment of `uniform_indices` (V2's code).
 
-    Segments are N / num_frames long, not rounded, as in `uniform_test_indices`, and the
-    middle is rounded down: this is the second of two test views.
+    Of an even number of frames, it is the later one.
     """
-    return uniform_test_indices(num_video_frames, num_frames, segments=2)[1]
+    _check(num_video_frames, num_frames)
+    return _at_offset(num_video_frames, num_frames, num_video_frames // num_frames // 2)
+
+
+def sample_sparse(
+    rng: np.random.Generator, num_video_frames: int, num_frames: int
+) -> np.ndarray:
+    """Draws as `sample_uniform`, but never the last of several frames of a segment.
+
+    V2's code reads videos so with --sparse_sample, unlike folders of images. Of a video
+    of fewer frames than the clip it takes the last frame only; here it is sampled as by
+    `uniform_indices`.
+    """
+    _check(num_video_frames, num_frames)
+    length = num_video_frames // num_frames
+    if length < 2:
+        return _at_offset(num_video_frames, num_frames, 0)
+    offsets = rng.integers(length - 1, size=num_frames)
+    return uniform_indices(num_video_frames, num_frames, offsets)
+
+
+def sparse_center_indices(num_video_frames: int, num_frames: int) -> np.ndarray:
+    """Returns the middle of each segment, of an even number of frames the earlier."""
+    _check(num_video_frames, num_frames)
+    length = num_video_frames // num_frames
+    return _at_offset(num_video_frames, num_frames, max(length - 1, 0) // 2)
+
+
+def _at_offset(num_video_frames: int, num_frames: int, offset: int) -> np.ndarray:
+    """Returns the same frame of each segment of `uniform_indices`, if it has any."""
+    offsets = [offset] * num_frames if num_video_frames >= num_frames else None
+    return uniform_indices(num_video_frames, num_frames, offsets)
 
 
 def dense_test_indices(

@@ -13,7 +13,7 @@ from videomae_jax.errors import InputError
 from videomae_jax.interop.pretrained import Pretrained
 
 # Rules of `data.clips.SAMPLERS` that do not use the stride.
-WHOLE_VIDEO = ("uniform", "transformers", "transformers_first")
+WHOLE_VIDEO = ("uniform", "sparse", "transformers", "transformers_first")
 
 
 def stack(frames: Sequence[Any]) -> np.ndarray:

@@ -44,6 +44,7 @@ _REPEATS = {
     "mmaction": "it starts again from the first one",
     "transformers": "each is taken several times",
     "uniform": "each is taken several times",
+    "sparse": "each is taken several times",
 }
 _LISTS = (".txt", ".csv", ".tsv", ".json", ".jsonl", ".tar")
 _DATA_SETS = ("tfds:", "digits:", "wds:")
