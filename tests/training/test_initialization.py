@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
 from flax.traverse_util import unflatten_dict
 
 from configs import common, custom_finetune
@@ -17,6 +18,7 @@ from videomae_jax import checkpointing
 from videomae_jax import config as config_lib
 from videomae_jax.__main__ import main
 from videomae_jax.errors import CheckpointError, ConfigError, RecordError
+from videomae_jax.interop import saving
 from videomae_jax.interop.assemble import param_shapes
 from videomae_jax.interop.loading import load_pretrained
 from videomae_jax.interop.pretrained import Preprocessing, Pretrained
@@ -251,7 +253,7 @@ def initialized(config, workdir):
 @pytest.fixture
 def train_list(monkeypatch):
     """Lists are read before a source; here only the source counts."""
-    monkeypatch.setattr(initialization.sources, "load", lambda *_, **__: [])
+    monkeypatch.setattr(initialization.mixture, "load", lambda *_, **__: [])
 
 
 @pytest.mark.parametrize("name", ["hf_pretrain", "official_pretrain.pth"])
@@ -283,6 +285,23 @@ def test_the_ratio_of_a_decoder_is_taken_and_compared(train_list, tmp_path):
     message = "config.model.decoder_mlp_ratio=4.0 must be 2.0, as in the source"
     with pytest.raises(CheckpointError, match=message):
         initialized(config, tmp_path / "run")
+
+
+def test_pretraining_of_v2s_giant_goes_on(train_list, tmp_path):
+    """Its decoder's MLPs have int(512 * 48 / 11) = 2234 values, here 170 of 39."""
+    sizes = {"width": 22, "depth": 1, "heads": 2}
+    sizes |= {"decoder_width": 39, "decoder_depth": 1, "decoder_heads": 3}
+    model = VideoMAE(**sizes, patch_size=14, mlp_ratio=48 / 11)
+    shapes = param_shapes(model)
+    params = unflatten_dict({x: np.zeros(shapes[x], "f") for x in shapes}, sep="/")
+    tensors = saving.official_tensors(Pretrained(model, params))
+    tensors = {x: np.ascontiguousarray(tensors[x]) for x in tensors}
+    safetensors.numpy.save_file(tensors, tmp_path / "giant.safetensors")
+    overrides = {f"model.{name}": x for name, x in sizes.items()}
+    config = autoencoder_config(tmp_path / "giant.safetensors", **overrides)
+    config.data.image_size = 28
+    config.model.variant = "giant"
+    assert initialized(config, tmp_path / "run").mlp_ratio == 48 / 11
 
 
 def test_pretraining_needs_a_decoder(train_list, tmp_path):
