@@ -348,6 +348,52 @@ def finetune() -> ConfigDict:
     return config.lock()
 
 
+def distill() -> ConfigDict:
+    """Returns a distillation run, of the fields of a fine-tuning run and its own.
+
+    VideoMAE V2, appendix, "knowledge distillation": the values without another source.
+    """
+    config = finetune().unlock()
+    config.task = "distill"
+
+    config.teacher = ConfigDict()
+    # The classifier to learn from: the work directory of a fine-tuning run, or whatever
+    # load_pretrained takes. It must have the classes of the student, by name; it may
+    # have more. A run resumes only with the same weights.
+    config.teacher.source = ""
+    # File of the teacher's class names, one per line, or digits:labels. Empty: those of
+    # the source; of a source without names, the student's, in their order.
+    config.teacher.labels = ""
+    # Size of the teacher for compile-for-tpu: tiny, small, base, large, huge or giant.
+    # A run takes that of the source. Empty: compile-for-tpu reads the source, too.
+    config.teacher.variant = ""
+    # Dtype in which the teacher computes, and keeps its matrices: bfloat16 or float32.
+    config.teacher.dtype = "bfloat16"
+
+    config.distill = ConfigDict()
+    # Divides the logits of both before the probabilities are compared.
+    config.distill.temperature = 3.0
+    # Multiply the divergence by temperature**2, which keeps the size of its gradient.
+    # Beyer et al. 2022 do; whether V2 did is unknown. With AdamW, it only changes what
+    # clip_norm and the other parts of the loss weigh.
+    config.distill.square_temperature = True
+    # Share of the loss of the labels; the rest is the divergence from the teacher.
+    config.distill.label_share = 0.0
+    # Weight of a loss of the encoder's tokens, which is added: the error of those of
+    # the teacher, normalized, as a linear layer predicts them from the student's. 0:
+    # none.
+    config.distill.feature_weight = 0.0
+
+    config.batch_size = 1024
+    config.epochs = 100
+    # Not listed: repeated augmentation, label smoothing.
+    config.data.num_samples = 1
+    config.loss.smoothing = 0.0
+    config.optimizer.base_lr = 1e-3
+    config.optimizer.clip_norm = 1.0
+    return config.lock()
+
+
 def lists(config: ConfigDict, name: str) -> None:
     """Sets the lists that `python -m videomae_jax lists NAME` writes to data/NAME."""
     config.data.update(
@@ -390,6 +436,10 @@ def debug(config: ConfigDict) -> ConfigDict:
         # The :debug run of the pretraining recipe; others have other sizes.
         is_run = config.init.source.startswith("runs/")
         config.init.source = f"{config.init.source}_debug" if is_run else ""
+    if config.task == "distill":
+        config.teacher.source += "_debug"
+        if config.teacher.variant == "giant":
+            config.data.image_size = 112  # patches of 14 and 16 pixels divide it
     return config
 
 

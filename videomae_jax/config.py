@@ -65,7 +65,10 @@ _BEFORE_THE_FIELD = {
 }
 
 # Fields that name files, whose defaults may not exist.
-_FILES = ("data.train", "data.validation", "data.test", "data.labels", "init.source")
+_FILES = (
+    *("data.train", "data.validation", "data.test", "data.labels", "init.source"),
+    *("teacher.source", "teacher.labels"),
+)
 
 # Fields that may differ between training and a test, with a warning.
 PREPROCESSING_FIELDS = (

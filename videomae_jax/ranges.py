@@ -62,7 +62,8 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
         "steps max_nonfinite_steps data.num_workers optimizer.min_lr "
         "optimizer.warmup_epochs optimizer.weight_decay optimizer.clip_norm "
         "profile.first checkpoint.keep_period picture.every evaluation.every "
-        "evaluation.patience mix.mixup mix.cutmix model.head_init_scale",
+        "evaluation.patience mix.mixup mix.cutmix model.head_init_scale "
+        "distill.feature_weight",
     ),
     (
         "at least 1",
@@ -89,7 +90,8 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     (
         "above 0",
         _positive,
-        "epochs weight data.memory_gb optimizer.base_lr optimizer.eps",
+        "epochs weight data.memory_gb optimizer.base_lr optimizer.eps "
+        "distill.temperature",
     ),
     (
         "above 0 and at most 1000",
@@ -100,7 +102,7 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
         "in [0, 1]",
         lambda x: _number(x) and 0 <= x <= 1,
         "data.flip data.erase data.max_bad_fraction mix.probability "
-        "mix.switch_probability",
+        "mix.switch_probability distill.label_share",
     ),
     (
         "in [0, 1)",

@@ -3,7 +3,11 @@
 import beartype
 import jaxtyping
 
-CHECKED_MODULES = ["videomae_jax.models", "videomae_jax.training.losses"]
+CHECKED_MODULES = [
+    "videomae_jax.models",
+    "videomae_jax.training.losses",
+    "videomae_jax.training.tasks.distill",
+]
 
 # Like a type checker, takes an int where a float is declared.
 _check = beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))

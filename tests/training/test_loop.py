@@ -213,8 +213,8 @@ def test_a_run_is_complete_when_nothing_is_left_to_do(
     [
         ({"mode": "test"}, "config.mode='test' must be one of: train, eval"),
         (
-            {"task": "distill"},
-            "config.task='distill' must be one of: pretrain, finetune",
+            {"task": "detect"},
+            "config.task='detect' must be one of: pretrain, finetune, distill",
         ),
         ({"batch_size": 0}, "config.batch_size=0 must be at least 1"),
         ({"mask.kind": "cube"}, "config.mask.kind='cube' must be one of: tube, random"),

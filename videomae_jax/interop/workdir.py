@@ -52,6 +52,9 @@ def read(
     config: Any = ConfigDict(upgrade(meta["config"]))
     item = checkpoints.evaluated_item(step)
     shapes = checkpoints.shapes(step)
+    # A distilled model has a layer to its teacher's features, for training alone.
+    for path in [x for x in shapes[item] if x.startswith("projection/")]:
+        del shapes[item][path]
     checkpoints.close()
     name = f"{folder}: checkpoint {step}"
     try:

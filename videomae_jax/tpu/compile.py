@@ -24,6 +24,7 @@ from videomae_jax.tpu.chips import CHIPS
 from videomae_jax.tpu.program import Program
 from videomae_jax.training import losses, train_step
 from videomae_jax.training.task import clip_grid
+from videomae_jax.training.tasks import TASKS
 from videomae_jax.training.tasks.finetune import Finetuning
 from videomae_jax.training.tasks.pretrain import Pretraining
 
@@ -286,7 +287,7 @@ def make_task(config: Config) -> Pretraining | Finetuning:
         mean=(0.0,) * len(names[0]),
         std=(1.0,) * len(names[0]),
     )
-    return Finetuning(config, objective.meta)
+    return TASKS[config.task](config, objective.meta)
 
 
 def _abstract_batch(

@@ -318,7 +318,7 @@ def _open(
         position_size or loaded.preprocessing.image_size,
         {name: x.shape for name, x in arrays.items()},
         lambda abstract: {
-            path: _to_devices(arrays[path], x.sharding) for path, x in abstract.items()
+            path: to_devices(arrays[path], x.sharding) for path, x in abstract.items()
         },
         labels=() if loaded.problem.heads else loaded.labels or (),
     )
@@ -390,7 +390,7 @@ def _build(config: Config) -> VideoMAE | VideoClassifier:
     return build.classifier(config, num_classes=1)
 
 
-def _to_devices(array: np.ndarray, sharding: jax.sharding.Sharding) -> jax.Array:
+def to_devices(array: np.ndarray, sharding: jax.sharding.Sharding) -> jax.Array:
     """Like `device_put`, but does not send the array of each host to all others."""
     return jax.make_array_from_callback(array.shape, sharding, lambda at: array[at])
 

@@ -36,13 +36,10 @@ from videomae_jax.training.input_report import InputReport
 from videomae_jax.training.progress import Progress, count_steps
 from videomae_jax.training.reporting import Reporter
 from videomae_jax.training.task import Task, check_hosts
-from videomae_jax.training.tasks.finetune import Finetuning
-from videomae_jax.training.tasks.pretrain import Pretraining
+from videomae_jax.training.tasks import TASKS
 from videomae_jax.training.train_step import TrainState, TrainStep
 
 log = logging.getLogger(__name__)
-
-TASKS = {"pretrain": Pretraining, "finetune": Finetuning}
 
 
 # Entry points -------------------------------------------------------------------------
@@ -205,6 +202,7 @@ def restore_or_init(run: Run) -> tuple[TrainState, Progress]:
         if params is not state.params:
             state = run.train_step.start(params, state.batch_stats)  # 4
         progress = Progress.start(config, run.total_steps)
+    frozen = run.task.load_frozen(run.train_step.abstract_state.frozen)
     if jax.process_index() == 0:
         with atomic_write(run.workdir / "config.json") as file:
             file.write(config.to_json(indent=2) + "\n")
@@ -214,7 +212,7 @@ def restore_or_init(run: Run) -> tuple[TrainState, Progress]:
             num_clips=config.batch_size * config.data.num_samples,
             total_steps=run.total_steps,
         )
-    return state, progress
+    return state.replace(frozen=frozen), progress
 
 
 # Train --------------------------------------------------------------------------------
@@ -410,13 +408,15 @@ def test(run: Run, state: TrainState, progress: Progress) -> None:
 
 
 def evaluate(config: Config, workdir: str) -> TrainState:
-    """Tests a checkpoint of a fine-tuning run, `config.evaluation.step`.
+    """Tests a checkpoint of a classifier's run, `config.evaluation.step`.
 
     Classes are the checkpoint's; results are written to `<workdir>/test`. Arguments,
     result (without the optimizer's state) and errors are those of `run`.
     """
-    if config.task != "finetune":
-        raise ConfigError("config.mode=eval needs a classifier: config.task=finetune")
+    if config.task == "pretrain":
+        raise ConfigError(
+            "config.mode=eval needs a classifier: config.task=finetune or distill"
+        )
     checkpoints = Checkpoints(
         workdir, digests=config.checkpoint.digests, read_only=True
     )
@@ -434,7 +434,7 @@ def evaluate(config: Config, workdir: str) -> TrainState:
     config_lib.check_same_model(workdir, meta["config"], config)
     config_lib.log_changes(meta["config"], config, config_lib.PREPROCESSING_FIELDS)
     train_step.check_attention(config.model, jax.devices())
-    task = Finetuning(config, meta)
+    task = TASKS[config.task](config, meta)
     check_hosts(config, task)
     hosts.check_shared(pathlib.Path(workdir))
     hosts.check_alike(checkpoints=step)

@@ -166,8 +166,8 @@ class Finetuning:
         The running statistics would lag behind an encoder that changes.
         """
         video = jax.ShapeDtypeStruct((1, *self._clip_shape), "uint8")
-        params, _ = jax.eval_shape(self.init, jax.random.key(0), video)
-        frozen = optimizer.is_frozen(params, self._config.freeze)
+        variables = jax.eval_shape(self.model.init, jax.random.key(0), video)
+        frozen = optimizer.is_frozen(variables["params"], self._config.freeze)
         if not all(jax.tree.leaves(frozen["encoder"])):
             raise ConfigError(
                 "config.model.head_norm=batch is for linear probes: set "
