@@ -62,9 +62,12 @@ def build(config, videos_list):
     config.data.update(train=videos_list, validation=videos_list)
     if config.model.variant == "source":  # which would be downloaded
         config.model.variant = "base"
-    if config.task == "finetune":
-        config.data.update(test=videos_list, labels="")
-    return TASKS[config.task](config)
+    if config.task == "pretrain":
+        return TASKS[config.task](config)
+    config.data.update(test=videos_list, labels="")
+    # Without the teacher of a distillation, which would have to be trained first.
+    saved = {"class_names": ["0", "1"]} if config.task == "distill" else None
+    return TASKS[config.task](config, saved)
 
 
 @pytest.mark.parametrize("name", RECIPES)

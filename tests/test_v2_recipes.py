@@ -40,7 +40,9 @@ def of_scripts(rows):
 
 def test_every_script_has_a_recipe_and_every_recipe_a_script():
     named = {name_of(script) for script in SCRIPTS}
-    assert named == {name for name in RECIPES if name.startswith("v2/")}
+    recipes = {name for name in RECIPES if name.startswith("v2/")}
+    # No script of the distillation was released.
+    assert named == {name for name in recipes if not name.endswith("_distill")}
     assert len(named) == 20
 
 

@@ -56,3 +56,16 @@ def finetune(variant: str, data: str) -> ConfigDict:
         config.data.flip = 0.0
         config.evaluation.segments = 2
     return config
+
+
+def distill(variant: str) -> ConfigDict:
+    """Returns a distillation of ViT-g on Kinetics-710; both had labels of it before."""
+    config = common.distill()
+    config.model.variant = variant
+    config.init.source = f"runs/v2/k710_vit{variant[0]}_finetune"
+    config.init.head = True
+    config.teacher.source = "runs/v2/k710_vitg_finetune"
+    config.teacher.variant = "giant"
+    common.lists(config, "k710")
+    config.micro_batch_per_device = 8
+    return config

@@ -1,5 +1,6 @@
 """Distillation: its loss, what trains and what does not, and whole runs."""
 
+import importlib
 import math
 import shutil
 
@@ -420,3 +421,22 @@ def test_compiles_without_weights(folder):
     assert params["projection"]["kernel"].shape == (24, 192)
     assert task.flops_per_clip > flops.classification(task._teacher.model, 8)
     assert math.prod(task._teacher_grid) == 8
+
+
+# VideoMAE V2, appendix, table of the distillation; what it does not list is 0 or 1.
+@pytest.mark.parametrize("variant", ["small", "base"])
+def test_recipe_equals_the_table(variant):
+    recipe = importlib.import_module(f"configs.v2.k710_vit{variant[0]}_distill")
+    config = recipe.get_config()
+    assert (config.model.variant, config.teacher.variant) == (variant, "giant")
+    assert (config.batch_size, config.epochs) == (1024, 100)
+    assert config.distill.temperature == 3.0
+    optimizer = config.optimizer
+    assert (optimizer.b1, optimizer.b2, optimizer.weight_decay) == (0.9, 0.999, 0.05)
+    assert (optimizer.base_lr, optimizer.warmup_epochs) == (1e-3, 5)
+    assert (optimizer.clip_norm, optimizer.layer_decay) == (1.0, 0.75)
+    assert (config.mix.mixup, config.mix.cutmix, config.mix.probability) == (0.8, 1, 1)
+    assert (config.model.drop_path, config.model.dropout) == (0.1, 0.0)
+    assert (config.data.num_samples, config.data.flip) == (1, 0.5)
+    assert config.data.rand_augment and not config.loss.smoothing
+    assert not config.distill.label_share and not config.distill.feature_weight
