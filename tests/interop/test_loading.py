@@ -131,14 +131,14 @@ def test_prefixes_of_wrappers_are_removed(tmp_path):
         same(loaded.params, params)
 
 
-# What is published of VideoMAE V2: model, classes, type of the values, the key of the
-# weights in the file ("" for none), prefix of the names.
+# Layouts of the files of VideoMAE V2: model, classes, type of the values, key of the
+# weights in the file ("" for none), prefix of the names. Sizes and types are those of
+# the published files; of the keys, all that the scripts write.
 PUBLISHED_V2 = {
     "mae-g/vit_g_hybrid_pt_1200e": ("giant", None, "float32", "model", ""),
     "the same, by torch.compile": ("giant", None, "float32", "model", "_orig_mod."),
     "mae-g/vit_g_hybrid_pt_1200e_k710_ft": ("giant", 710, "float16", "module", ""),
     "mae-g/vit_g_hybrid_pt_1200e_ssv2_ft": ("giant", 174, "float16", "module", ""),
-    "mae-g/vit_g_ps14_ak_ft_ckpt_7_clean": ("giant", 80, "float16", "module", ""),
     "distill/vit_s_k710_dl_from_giant": ("small", 710, "float16", "module", ""),
     "distill, weights alone": ("small", 710, "float16", "", ""),
     "distill, by torch.compile": ("small", 710, "float16", "model", "_orig_mod."),
@@ -186,6 +186,20 @@ def test_published_files_of_v2(name, tmp_path):
     assert loaded.preprocessing.num_frames == 16
     sampling = {174: "uniform", 400: "mmaction"}.get(classes or 0, "dense")
     assert loaded.preprocessing.frame_sampling == sampling
+
+
+def test_a_detector_is_no_classifier(tmp_path, caplog):
+    """As V2's mae-g/vit_g_ps14_ak_ft_ckpt_7_clean.pth by the names of V1's detectors."""
+    for classes, warned in ((80, True), (79, False)):
+        model = vmae.VideoClassifier(40, 1, 4, classes, pooling="first_token")
+        params = random_variables(model)["params"]
+        tensors = saving.official_tensors(vmae.Pretrained(model, params))
+        tensors = {x: np.ascontiguousarray(tensors[x]) for x in tensors}
+        safetensors.numpy.save_file(tensors, tmp_path / "detector.safetensors")
+        caplog.clear()
+        with caplog.at_level("WARNING"):
+            vmae.load_pretrained(tmp_path / "detector.safetensors", heads=4)
+        assert ("are probably a detector's (AVA)" in caplog.text) == warned
 
 
 @pytest.mark.parametrize("mean_pooling", [True, False])

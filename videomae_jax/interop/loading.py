@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import logging
 import os
 import pathlib
 import re
@@ -28,9 +29,12 @@ from videomae_jax.interop.assemble import MAX_NAMES, Source, assemble
 from videomae_jax.interop.pretrained import Pretrained
 from videomae_jax.interop.tensor_files import first_bytes, read_safetensors, reading
 
+log = logging.getLogger(__name__)
+
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 # Files of weights, best first.
 _WEIGHTS = ("*.safetensors", "*.bin", "*.pth", "*.pt")
+_CLASSES_OF_AVA = 80
 _LONGEST_NAME = 1000  # characters of a tensor's; published ones have less than 100
 # Names of tensors that only one format has.
 _FORMATS = {
@@ -368,7 +372,18 @@ def _recognize(path: str, tensors: Mapping[str, Any]) -> Source:
     if format == "mmaction":
         return Source(path, format, tensors, preprocessing={"frame_sampling": format})
     implementation = huggingface if format == "huggingface" else official
-    return Source(path, format, implementation.normalize_names(tensors))
+    source = Source(path, format, implementation.normalize_names(tensors))
+    head = source.shape("head.weight")
+    is_pooled = source.has("fc_norm.weight") or not source.has("norm.weight")
+    if format == "official" and head and head[0] == _CLASSES_OF_AVA and not is_pooled:
+        log.warning(
+            "%s: norm.* without fc_norm.* and a head of %d classes are probably a "
+            "detector's (AVA), which classifies boxes; it is read as a classifier of "
+            "the first token, whose classes and features then mean nothing",
+            path,
+            _CLASSES_OF_AVA,
+        )
+    return source
 
 
 def _with_config(source: Source, folder: pathlib.Path) -> Source:
