@@ -2,6 +2,7 @@
 
     python -m videomae_jax lists ucf101 --videos=UCF-101 --annotations=ucfTrainTestlist
     python -m videomae_jax lists folder --videos=gestures --out=data/gestures
+    python -m videomae_jax lists k710 --aliases=names.json --labels=k710.txt
 
 docs/data.md lists what to download and which folders to pass.
 """
@@ -15,7 +16,7 @@ from collections.abc import Callable, Sequence
 
 from videomae_jax.cli import arguments
 from videomae_jax.data import sources
-from videomae_jax.datasets import annotations
+from videomae_jax.datasets import annotations, kinetics710
 from videomae_jax.datasets.annotations import SPLIT_NAMES, Annotations, Entry
 from videomae_jax.errors import RecordError
 from videomae_jax.files import writing
@@ -122,6 +123,41 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="selects the videos that go to val.txt (default 0)",
     )
 
+    command = parsers.add_parser(
+        "k710",
+        help="Kinetics-710: merges the lists of Kinetics-400, 600 and 700, made before",
+    )
+    command.add_argument(
+        "--lists",
+        nargs="+",
+        metavar="FOLDER",
+        default=[f"data/kinetics{count}" for count in (400, 600, 700)],
+        help="the folders of these lists (default %(default)s)",
+    )
+    arguments.add_option(
+        command,
+        "--labels FILE",
+        "names of the 710 classes in their order, one per line, or as CSV with their "
+        "numbers; by default all names that the lists have, sorted",
+    )
+    arguments.add_option(
+        command,
+        "--aliases FILE",
+        "names of classes in the lists and, where they differ, in the result: a JSON "
+        "object, or CSV with two columns",
+    )
+    arguments.add_option(
+        command,
+        "--keep",
+        "which list keeps a video that is for training in one data set and for "
+        "validation in another; train is VideoMAE V2's rule",
+        choices=("val", "train"),
+        default="val",
+    )
+    arguments.add_option(
+        command, "--out FOLDER", "where to write the lists", default="data/k710"
+    )
+
 
 def _add_common(
     parser: argparse.ArgumentParser, name: str, numbered_splits: bool = False
@@ -161,6 +197,8 @@ def _share(text: str) -> float:
 
 def run(args: argparse.Namespace) -> None:
     """Writes the lists and prints a summary."""
+    if args.data_set == "k710":
+        return _merge(args)
     root = os.path.abspath(os.path.expanduser(args.videos))
     if not os.path.isdir(root):
         raise RecordError(f"--videos: folder {args.videos!r} not found")
@@ -208,6 +246,25 @@ def run(args: argparse.Namespace) -> None:
     written = [name for name, split in splits.items() if split.rows]
     files = [out / f"{name}.txt" for name in (*written, "labels")]
     print(*messages, arguments.written(files), sep="\n")
+
+
+def _merge(args: argparse.Namespace) -> None:
+    """Writes the lists of Kinetics-710 and prints a summary."""
+    merged = kinetics710.merge(
+        [pathlib.Path(folder).expanduser() for folder in args.lists],
+        classes=kinetics710.read_classes(args.labels) if args.labels else None,
+        aliases=kinetics710.read_aliases(args.aliases) if args.aliases else None,
+        keep=args.keep,
+    )
+    splits = {
+        name: _Split([(x.path, x.labels[0], x.time_range) for x in videos])
+        for name, videos in merged.splits.items()
+    }
+    out = pathlib.Path(args.out).expanduser()
+    _write(out, "", merged.classes, splits)
+    written = [name for name, split in splits.items() if split.rows]
+    files = [out / f"{name}.txt" for name in (*written, "labels")]
+    print(_table(splits), *merged.messages, arguments.written(files), sep="\n")
 
 
 def _find_videos(root: str) -> list[str]:

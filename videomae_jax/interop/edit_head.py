@@ -13,6 +13,7 @@ from videomae_jax.interop.assemble import MAX_NAMES, initialize
 from videomae_jax.interop.pretrained import Preprocessing, Pretrained, check_clips
 from videomae_jax.models import vit
 from videomae_jax.models.classifier import VideoClassifier
+from videomae_jax.models.problem import class_key
 from videomae_jax.models.sizes import Framing, height_and_width
 
 
@@ -66,7 +67,7 @@ def select_classes(
     columns = find_classes([aliases.get(name, name) for name in classes], labels)
     absent = [name for name, x in zip(classes, columns, strict=True) if x < 0]
     if absent:
-        known = [_key(label) for label in labels]
+        known = [class_key(label) for label in labels]
         raise PretrainedError(
             f"{len(absent)} of the {len(classes)} classes are not among the "
             f"{len(labels)} of {_name(pretrained)}:\n"
@@ -89,8 +90,8 @@ def find_classes(classes: Sequence[str], labels: Sequence[str]) -> np.ndarray:
     Case, underscores and repeated blanks do not matter. Of equal labels, the first
     counts.
     """
-    indices = {_key(label): i for i, label in reversed(list(enumerate(labels)))}
-    return np.array([indices.get(_key(name), -1) for name in classes])
+    indices = {class_key(label): i for i, label in reversed(list(enumerate(labels)))}
+    return np.array([indices.get(class_key(name), -1) for name in classes])
 
 
 def new_head(
@@ -218,10 +219,6 @@ def _name(pretrained: Pretrained) -> str:
     return pretrained.source or "the model"
 
 
-def _key(label: str) -> str:
-    return " ".join(label.replace("_", " ").split()).casefold()
-
-
 def _suggestion(name: str, known: Sequence[str]) -> str:
-    matches = difflib.get_close_matches(_key(name), known, n=1)
+    matches = difflib.get_close_matches(class_key(name), known, n=1)
     return f", perhaps {matches[0]!r}" if matches else ""

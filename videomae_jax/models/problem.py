@@ -17,6 +17,11 @@ REGRESSION = "regression"
 TYPES = (SINGLE_LABEL, MULTI_LABEL, REGRESSION)
 
 
+def class_key(name: str) -> str:
+    """Returns what is equal for two ways to write the name of a class."""
+    return " ".join(name.replace("_", " ").split()).casefold()
+
+
 @dataclasses.dataclass(frozen=True)
 class Problem:
     """Tells how to read the logits of a classifier.
