@@ -189,7 +189,7 @@ def test_published_files_of_v2(name, tmp_path):
 
 
 def test_a_detector_is_no_classifier(tmp_path, caplog):
-    """As V2's mae-g/vit_g_ps14_ak_ft_ckpt_7_clean.pth by the names of V1's detectors."""
+    """V1's detectors, and probably V2's, differ from classifiers by their norm."""
     for classes, warned in ((80, True), (79, False)):
         model = vmae.VideoClassifier(40, 1, 4, classes, pooling="first_token")
         params = random_variables(model)["params"]
