@@ -103,10 +103,12 @@ def test_convert_selects_classes(tmp_path, capsys):
         str(target),
         "--format=jax",
         f"--labels={tmp_path / 'all.txt'}",
-        f"--classes={tmp_path / 'some.txt'}",
+        f"--classes-from={tmp_path / 'some.txt'}",
     ]
     assert main(arguments) == 1
     assert "'class two', perhaps" in capsys.readouterr().err
+    # The name of the option in earlier releases.
+    arguments[-1] = arguments[-1].replace("--classes-from", "--classes")
     assert main([*arguments, f"--aliases={tmp_path / 'aliases.json'}"]) == 0
     adapted, whole = vmae.load_pretrained(target), vmae.load_pretrained(source)
     assert adapted.labels == ("class 7", "class two")

@@ -33,6 +33,25 @@ def test_selected_classes_keep_their_logits(loaded):
     np.testing.assert_allclose(logits(adapted), logits(loaded)[:, [1, 4, 2]], atol=1e-6)
 
 
+def test_a_sliced_head_is_the_reference_s():
+    """As V2 converts a head of Kinetics-710 to that of another data set."""
+    golden = np.load(official.V2 / "head_slicing.npz")
+    weight, index = golden["head.weight"], golden["index"]
+    model = vmae.VideoClassifier(
+        width=weight.shape[1], depth=0, heads=1, num_classes=len(weight)
+    )
+    head = {"kernel": weight.T, "bias": golden["head.bias"]}
+    names = [f"class {i}" for i in range(len(weight))]
+    whole = vmae.Pretrained(model, {"head": head}, labels=tuple(names))
+    aliases = {"another": names[index[0]]}
+    classes = ["another", *(names[i] for i in index[1:])]
+    sliced = edit_head.select_classes(whole, classes, aliases=aliases)
+    kernel, bias = (sliced.params["head"][name] for name in ("kernel", "bias"))
+    np.testing.assert_array_equal(kernel, golden["sliced.weight"].T)
+    np.testing.assert_array_equal(bias, golden["sliced.bias"])
+    assert sliced.model.num_classes == len(index) and sliced.labels == tuple(classes)
+
+
 def test_absent_classes_are_listed(loaded):
     with pytest.raises(
         vmae.PretrainedError,

@@ -2,7 +2,7 @@
 
     python -m videomae_jax convert runs/finetune out/ --format=huggingface --verify
     python -m videomae_jax convert MCG-NJU/videomae-base out/ --format=official
-    python -m videomae_jax convert vit_b_k710.pth out/ --labels=k710.txt --classes=k400.txt
+    python -m videomae_jax convert k710.pth out/ --labels=k710.txt --classes-from=k400.txt
 
 huggingface: config.json, preprocessor_config.json, model.safetensors, for transformers.
 official: checkpoint.pth, for the scripts of VideoMAE and VideoMAE V2; needs PyTorch.
@@ -13,7 +13,7 @@ import argparse
 import pathlib
 
 from videomae_jax.cli import arguments
-from videomae_jax.data import labels
+from videomae_jax.datasets import kinetics710
 from videomae_jax.errors import UsageError
 
 
@@ -28,16 +28,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("huggingface", "official", "jax"),
         required=True,
     )
-    arguments.add_option(
-        parser,
-        "--classes FILE",
-        "classes to keep, one name per line, in their new order; for example those of "
-        "Kinetics-400 for a model of Kinetics-710",
+    parser.add_argument(
+        "--classes-from",
+        "--classes",
+        metavar="FILE",
+        dest="classes",
+        help="classes to keep, one name per line, in their new order; for example "
+        "those of Kinetics-400 for a model of Kinetics-710",
     )
     arguments.add_option(
         parser,
         "--aliases FILE",
-        "JSON object from names in --classes to the names in the model",
+        "names in --classes-from and, where they differ, in the model: a JSON object, "
+        "or CSV with two columns",
     )
     arguments.add_flag(
         parser,
@@ -56,10 +59,10 @@ def run(args: argparse.Namespace) -> None:
     if args.clip and not args.verify:
         raise UsageError("--clip must be used together with --verify")
     if args.aliases and not args.classes:
-        raise UsageError("--aliases must be used together with --classes")
+        raise UsageError("--aliases must be used together with --classes-from")
     # Imported here: --help does not wait for JAX.
     from videomae_jax.cli import verify
-    from videomae_jax.interop import edit_head, huggingface
+    from videomae_jax.interop import edit_head
     from videomae_jax.interop.saving import save_pretrained
 
     pretrained = arguments.load_model(args, args.source)
@@ -69,10 +72,8 @@ def run(args: argparse.Namespace) -> None:
             lines = verify.source(pretrained, args.source, args.revision, args.clip)
             print("".join(f"{line}\n" for line in lines), end="")
     if args.classes:
-        aliases = {}
-        if args.aliases:
-            aliases = huggingface.read_json(pathlib.Path(args.aliases))
-        names = labels.read(args.classes)
+        aliases = kinetics710.read_aliases(args.aliases) if args.aliases else {}
+        names = kinetics710.read_classes(args.classes)
         pretrained = edit_head.select_classes(pretrained, names, aliases=aliases)
     save_pretrained(args.target, pretrained, format=args.format)
     if args.verify:

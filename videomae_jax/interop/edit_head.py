@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from videomae_jax.errors import PretrainedError
-from videomae_jax.interop.assemble import MAX_NAMES, initialize
+from videomae_jax.interop.assemble import initialize
 from videomae_jax.interop.pretrained import Preprocessing, Pretrained, check_clips
 from videomae_jax.models import vit
 from videomae_jax.models.classifier import VideoClassifier
@@ -71,7 +71,7 @@ def select_classes(
         raise PretrainedError(
             f"{len(absent)} of the {len(classes)} classes are not among the "
             f"{len(labels)} of {_name(pretrained)}:\n"
-            + "".join(f"  {x!r}{_suggestion(x, known)}\n" for x in absent[:MAX_NAMES])
+            + "".join(f"  {x!r}{_suggestion(x, known)}\n" for x in absent)
             + "Pass aliases for classes that it names differently."
         )
     head = pretrained.params["head"]
