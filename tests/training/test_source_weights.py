@@ -27,7 +27,7 @@ def make_task(folder, classes, **overrides):
 
 
 @pytest.fixture(scope="module")
-def source(folder, tmp_path_factory):  # noqa: F811
+def source(folder, tmp_path_factory):
     """Returns a function that saves a classifier, in one of two ways."""
 
     def save(classes, layout="workdir"):
@@ -66,7 +66,7 @@ def start(folder, source, classes, seed=1):
 
 
 @pytest.mark.parametrize("layout", ["workdir", "jax"])
-def test_classes_are_found_by_name(folder, source, layout, caplog, monkeypatch):  # noqa: F811
+def test_classes_are_found_by_name(folder, source, layout, caplog, monkeypatch):
     monkeypatch.setattr("logging.Logger.propagate", True, raising=False)
     path, theirs = source(["run", "sit_down", "jump", "fall", "walk"], layout)
     with caplog.at_level("INFO", logger="videomae_jax"):
@@ -75,16 +75,19 @@ def test_classes_are_found_by_name(folder, source, layout, caplog, monkeypatch):
         expected = ours[name].copy()
         expected[..., 0], expected[..., 2] = theirs[name][..., 3], theirs[name][..., 1]
         np.testing.assert_array_equal(loaded[name], expected)
-    assert "newly initialised: swim, dive" in caplog.text
+    assert (
+        "classes: 2 of 4 by name, from 5 in the source; newly initialised: swim, dive"
+        in caplog.text
+    )
 
 
-def test_another_order_of_the_same_classes_is_followed(folder, source):  # noqa: F811
+def test_another_order_of_the_same_classes_is_followed(folder, source):
     path, theirs = source(["run", "jump", "fall", "dive"])
     _, loaded = start(folder, path, ["jump", "dive", "fall", "run"])
     np.testing.assert_array_equal(loaded["bias"], theirs["bias"][[1, 3, 2, 0]])
 
 
-def test_a_head_without_names_is_taken_as_it_is(folder, source):  # noqa: F811
+def test_a_head_without_names_is_taken_as_it_is(folder, source, caplog, monkeypatch):
     path, theirs = source([])
     message = r"head/bias: \(3,\), expected \(4,\)(.|\n)*convert --labels"
     with pytest.raises(CheckpointError, match=message):
@@ -92,11 +95,14 @@ def test_a_head_without_names_is_taken_as_it_is(folder, source):  # noqa: F811
     task = make_task(folder, ["a", "b", "c"])
     task._config.init.update(source=str(path), head=True)
     params = random_variables(task.model, 1)["params"]
-    loaded = task.load_source(jax.device_put(params))
+    monkeypatch.setattr("logging.Logger.propagate", True, raising=False)
+    with caplog.at_level("INFO", logger="videomae_jax"):
+        loaded = task.load_source(jax.device_put(params))
+    assert "classes: in the order of the source, not by name" in caplog.text
     np.testing.assert_array_equal(loaded["head"]["bias"], theirs["bias"])
 
 
-def test_heads_without_a_common_class_are_refused(folder, source):  # noqa: F811
+def test_heads_without_a_common_class_are_refused(folder, source):
     path, _ = source(["run", "jump", "fall", "dive"])
     message = "none of the classes, such as 'left', is one of .*, such as 'run'"
     with pytest.raises(CheckpointError, match=message):

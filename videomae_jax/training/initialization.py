@@ -76,14 +76,14 @@ class Report:
         loaded: parameters of the model that were loaded.
         new: parameters of the model that keep their random values.
         dropped: parameters of the source that the model does not have.
-        new_classes: names of the classes that the source's head does not have.
+        classes: a line about the classes of the head, if it was loaded.
     """
 
     source: str
     loaded: list[str]
     new: list[str]
     dropped: list[str]
-    new_classes: list[str]
+    classes: str
 
     def __str__(self) -> str:
         """Returns a table with a line per module of the model."""
@@ -99,9 +99,7 @@ class Report:
         lines = [
             f"{module:{width}}  {count:6}  {status}" for module, count, status in rows
         ]
-        if new := self.new_classes:
-            names = ", ".join(new)
-            lines.append(f"classes that it does not have, newly initialised: {names}")
+        lines += [self.classes] if self.classes else []
         return "\n".join([f"weights from {self.source}:", *lines])
 
 
@@ -157,9 +155,9 @@ def load(
 
     flat: dict[str, Any] = traverse_util.flatten_dict(params, sep="/")
     autoencoder = "mask_token" in flat
-    new_classes = []
-    if load_head:
-        weights, new_classes = weights.with_classes(class_names, flat)
+    classes = ""
+    if load_head and not autoencoder:
+        weights, classes = weights.with_classes(class_names, flat)
     required = ("encoder/", "head/") if load_head else ("encoder/",)
     selected = {
         path: x
@@ -189,7 +187,7 @@ def load(
         loaded=list(loaded),
         new=[path for path in flat if path not in loaded],
         dropped=[path for path in weights.shapes if path not in loaded],
-        new_classes=new_classes,
+        classes=classes,
     )
     return traverse_util.unflatten_dict(flat | dict(loaded), sep="/"), report
 

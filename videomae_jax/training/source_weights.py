@@ -38,8 +38,8 @@ class SourceWeights:
 
     def with_classes(
         self, classes: Sequence[str], params: Mapping[str, jax.Array]
-    ) -> tuple["SourceWeights", list[str]]:
-        """Returns weights with other classes, and the names of those that are new.
+    ) -> tuple["SourceWeights", str]:
+        """Returns weights with other classes, and a line about what became of them.
 
         Classes of one name keep their part of the head, others get that of `params`.
         If one side has no names, nothing changes.
@@ -55,7 +55,7 @@ class SourceWeights:
         if not head.keys() <= self.shapes.keys() or not (
             _are_names(classes) and _are_names(self.labels)
         ):
-            return self, []
+            return self, "classes: in the order of the source, not by name"
         columns = find_classes(classes, self.labels)
         if (columns < 0).all():
             raise CheckpointError(
@@ -72,7 +72,13 @@ class SourceWeights:
 
         changed = {"shapes": {**self.shapes, **shapes}, "restore": restore}
         new = [name for name, x in zip(classes, columns, strict=True) if x < 0]
-        return dataclasses.replace(self, **changed), new
+        line = (
+            f"classes: {len(classes) - len(new)} of {len(classes)} by name, from "
+            f"{len(self.labels)} in the source"
+        )
+        if new:
+            line += f"; newly initialised: {', '.join(new)}"
+        return dataclasses.replace(self, **changed), line
 
 
 def _are_names(classes: Sequence[str]) -> bool:
