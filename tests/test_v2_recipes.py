@@ -9,12 +9,15 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
+import main
 from tests.helpers import official
-from tests.test_configs import RECIPES, get
+from tests.helpers.videos import write_folder
+from tests.test_configs import RECIPES, ROOT, get
+from videomae_jax import config as config_lib
 from videomae_jax.interop.official import entries
 from videomae_jax.interop.pretrained import param_shapes
 from videomae_jax.models import build, vit
-from videomae_jax.training import optimizer, progress, train_step
+from videomae_jax.training import loop, optimizer, progress, train_step
 
 GOLDEN = json.loads((official.GOLDEN / "v2/schedules.json").read_text())
 FINETUNING, PRETRAINING = GOLDEN["finetune"], GOLDEN["pretrain"]
@@ -44,6 +47,23 @@ def test_every_script_has_a_recipe_and_every_recipe_a_script():
     # No script of the distillation was released.
     assert named == {name for name in recipes if not name.endswith("_distill")}
     assert len(named) == 20
+
+
+def test_each_run_starts_from_that_of_another_recipe():
+    for script in SCRIPTS:
+        name = name_of(script)
+        source = get(name).init.source
+        if script in PRETRAINING:
+            assert not source
+        elif "_it_" in script:
+            assert source == "runs/v2/k710_vitg_finetune"
+        else:
+            assert source == f"runs/v2/hybrid_{name.split('_')[1]}_pretrain"
+        assert main.default_name(f"configs/{name}.py") == name
+        if source:
+            recipe = source.removeprefix("runs/")
+            debug = main.default_name(f"configs/{recipe}.py:debug")
+            assert get(name, "debug").init.source == f"runs/{debug}"
 
 
 @of_scripts({x: SCRIPTS[x] for x in SCRIPTS if x != LEFTOVER})
@@ -205,3 +225,37 @@ def test_weight_decay_of_each_parameter_in_pretraining():
     for name, (scale, decay) in ours.items():
         np.testing.assert_allclose(scale, 1, rtol=2e-8)
         np.testing.assert_allclose(decay, expected[name], rtol=1e-9)
+
+
+# Half a minute of a core for each of the four runs.
+@pytest.mark.slow
+def test_debug_runs_follow_each_other(tmp_path, monkeypatch, caplog):
+    """From the mixture to Kinetics-400, by the recipes' own paths and no flags."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("logging.Logger.propagate", True, raising=False)
+    names = {
+        "k710": ["run", "sit down", "jump"],
+        "kinetics400": ["fall", "jump", "Run"],
+    }
+    for data in ("k710", "ssv2", "ava", "webvid", "own", "kinetics400"):
+        folder = tmp_path / "data" / data
+        folder.mkdir(parents=True)
+        write_folder(folder, 8)
+        lines = "".join(f"{i}.mp4 {i % 3}\n" for i in range(8))
+        for split in ("train", "val"):
+            (folder / f"{split}.txt").write_text(lines)
+        (folder / "labels.txt").write_text("\n".join(names.get(data, "abc")))
+    for recipe in (
+        "hybrid_vitg_pretrain",
+        "k710_vitg_finetune",
+        "k710_k400_vitg_finetune",
+        "ssv2_vitg_finetune",
+    ):
+        file = f"{ROOT}/configs/v2/{recipe}.py:debug"
+        workdir = f"runs/{main.default_name(file)}"
+        with caplog.at_level("INFO", logger="videomae_jax"):
+            loop.train_and_evaluate(config_lib.load(file), workdir)
+        assert (tmp_path / workdir / "checkpoints" / "20").is_dir()
+    assert "weights from runs/v2/hybrid_vitg_pretrain_debug (step 20" in caplog.text
+    assert "weights from runs/v2/k710_vitg_finetune_debug (step 20" in caplog.text
+    assert "classes: 2 of 3 by name, from 3 in the source; newly " in caplog.text
