@@ -236,6 +236,27 @@ def test_run_resumes_on_one_process_after_a_kill(folder, undisturbed, tmp_path):
 
 
 @pytest.mark.slow
+def test_processes_count_the_videos_of_all_lists(folder, tmp_path):
+    """Two are stopped, one goes on, as if one had read both lists from the start."""
+    lists = [
+        {"list": "digits:train_small", "stride": 1, "weight": 1},
+        {"list": str(folder), "stride": 3, "weight": 2},
+    ]
+    recipe = [*pretraining(folder), f"--config.data.train={json.dumps(lists)}"]
+    workdir, event = tmp_path / "run", f"1 3 {signal.SIGTERM:d}"
+    with Run(recipe, workdir, 2, event=event) as run:
+        run.finish(code=128 + signal.SIGTERM)
+    for path, saved in ((workdir, True), (tmp_path / "other", False)):
+        with Run(recipe, path, 1) as run:
+            run.finish()
+        assert ("resuming" in run.logs[0].read_text()) == saved
+    assert_same_run(workdir, tmp_path / "other")
+    for row in metrics(workdir):
+        counts = [row["videos/digits:train_small"], row[f"videos/{folder}"]]
+        assert sum(counts) == 8 * row["step"] and min(counts) > 0
+
+
+@pytest.mark.slow
 def test_run_resumes_on_four_then_two_then_one(folder, undisturbed, tmp_path):
     """One process gets SIGTERM, one fails: all end, and the results do not change."""
     workdir = tmp_path / "run"

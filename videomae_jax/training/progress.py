@@ -130,8 +130,8 @@ class Progress:
             metrics: scalars on the devices, see `MetricBuffer.add`.
             batch: the part that this process has read.
         """
-        self.step = step
         self.metrics.add(step, metrics, batch.ids)
+        self.step = step
         _add(self._new_videos, batch.videos)
 
     def gather_videos(self) -> dict[str, int]:
