@@ -175,7 +175,8 @@ def _resize_raw(frames: np.ndarray, height: int, width: int) -> np.ndarray:
     out = np.empty((len(frames), height, width, frames.shape[-1]), np.float32)
     for frame, result in zip(frames, out, strict=True):
         cv2.resize(frame.astype(np.float32), (width, height), dst=result)
-    return out / np.float32(np.iinfo(frames.dtype).max)
+    out /= np.iinfo(frames.dtype).max
+    return out
 
 
 def read_windows(
