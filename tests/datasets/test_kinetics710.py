@@ -112,7 +112,11 @@ def test_every_name_that_does_not_match_is_told(folders):
         merge(folders, classes=[*CLASSES, "Running"], aliases=ALIASES)
 
 
-def test_missing_lists_and_videos_are_errors(folders):
+def test_missing_lists_and_videos_are_errors(folders, tmp_path):
+    with pytest.raises(
+        RecordError, match=r"--lists: .*none/labels\.txt not found: exp"
+    ):
+        merge([*folders, tmp_path / "none"], aliases=ALIASES)
     (folders[1] / "val.txt").unlink()
     with pytest.raises(RecordError, match=r"not found: .*k600/val\.txt"):
         merge(folders, aliases=ALIASES)

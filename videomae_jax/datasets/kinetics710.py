@@ -59,6 +59,12 @@ def merge(
         RecordError: a file is missing or malformed, or a class has no name in the
             result; the message has all of these.
     """
+    for folder in folders:
+        if not (folder / "labels.txt").is_file():
+            raise RecordError(
+                f"--lists: {folder}/labels.txt not found: expected a folder of lists, "
+                "as `python -m videomae_jax lists kinetics400` makes"
+            )
     aliases = {class_key(name): new for name, new in (aliases or {}).items()}
     names = {
         folder: [
