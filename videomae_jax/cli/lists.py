@@ -132,7 +132,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         metavar="FOLDER",
         default=[f"data/kinetics{count}" for count in (400, 600, 700)],
-        help="the folders of these lists (default %(default)s)",
+        help="the folders of these lists (default data/kinetics400 and so on)",
     )
     arguments.add_option(
         command,
