@@ -256,6 +256,7 @@ def test_two_lists_train_with_both_strides(undisturbed, folder):
     assert f"videos/{folder}".encode() in file.read_bytes()
 
 
+@pytest.mark.slow
 def test_stopping_in_the_middle_changes_nothing(folder, two, undisturbed, tmp_path):
     # The checkpoint lies between two lines of metrics.
     config = tiny(folder, **{"data.train": two, "batch_size": 8, "checkpoint.every": 5})
