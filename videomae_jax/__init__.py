@@ -16,12 +16,14 @@ if TYPE_CHECKING:
     from videomae_jax.interop.saving import save_pretrained
     from videomae_jax.models import masking
     from videomae_jax.models.classifier import VideoClassifier
+    from videomae_jax.models.detector import ActionDetector
     from videomae_jax.models.mae import VideoMAE, pixel_targets, reconstruction_loss
     from videomae_jax.models.problem import Problem
     from videomae_jax.models.sizes import Framing
     from videomae_jax.video.decoder import read_clip
 
 __all__ = [
+    "ActionDetector",
     "Framing",
     "InputError",
     "Preprocessing",
@@ -52,6 +54,7 @@ __version__ = "0.1.0"
 # Public names are imported when first used: some need packages that the models do not,
 # and processes that decode videos start many times faster without JAX.
 _MODULES = {
+    "ActionDetector": "videomae_jax.models.detector",
     "Framing": "videomae_jax.models.sizes",
     "Preprocessing": "videomae_jax.interop.pretrained",
     "Pretrained": "videomae_jax.interop.pretrained",

@@ -53,8 +53,8 @@ def is_size(x: Any) -> bool:
 SIZE = f"a whole number of pixels up to {_MAX_SIDE}, or (height, width)"
 
 # What numbers may be, and the fields that it is said of, by their names in a config.
-# Not in a config: model.num_classes; target_mean and target_std, of a regression; and
-# weight, of one of several training lists.
+# Not in a config: model.num_classes, model.roi_bins and model.roi_stride; target_mean
+# and target_std, of a regression; and weight, of one of several training lists.
 RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     (
         "at least 0",
@@ -83,7 +83,7 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
         "a whole number from 1 to 1000",
         _whole(1, 1000),
         "model.depth model.decoder_depth model.patch_size model.tubelet_size "
-        "model.unroll",
+        "model.unroll model.roi_bins model.roi_stride",
     ),
     ("a whole number from 0 to 10000000", _whole(0, 10**7), "model.num_classes"),
     (SIZE, is_size, "data.image_size"),

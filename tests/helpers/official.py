@@ -9,6 +9,7 @@ import safetensors.numpy
 
 import videomae_jax as vmae
 from videomae_jax.models.classifier import VideoClassifier
+from videomae_jax.models.detector import ActionDetector
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 CHECKPOINTS = GOLDEN / "checkpoints"
@@ -140,6 +141,27 @@ def classifier_parameters(arrays, prefix="param/"):
             "blocks": _stack([_block(tensors, f"blocks.{i}") for i in range(2)]),
         },
         "norm": _norm(tensors, "fc_norm"),
+        "head": _linear(tensors, "head"),
+    }
+
+
+def detector(**overrides):
+    sizes = json.loads((GOLDEN / "ava/detector.json").read_text())
+    fields = dict(width=sizes["dim"], depth=sizes["depth"], heads=sizes["heads"])
+    fields |= dict(num_classes=sizes["num_classes"])
+    return ActionDetector(**(fields | overrides))
+
+
+def detector_parameters(arrays, prefix="param/"):
+    """Returns the detector's parameters from `<prefix><official name>` arrays."""
+    tensors = _tensors(arrays, prefix)
+    tensors = {name: np.float32(x) for name, x in tensors.items()}
+    return {
+        "encoder": {
+            "embedding": _embedding(tensors, "patch_embed.proj"),
+            "blocks": _stack([_block(tensors, f"blocks.{i}") for i in range(2)]),
+            "norm": _norm(tensors, "norm"),
+        },
         "head": _linear(tensors, "head"),
     }
 

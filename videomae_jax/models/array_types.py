@@ -13,7 +13,7 @@ row, column, channel), channel fastest.
 import jax
 import numpy as np
 from flax import struct
-from jaxtyping import Float, Int, Key, Num
+from jaxtyping import Bool, Float, Int, Key, Num
 
 Array = jax.Array | np.ndarray
 Grid = tuple[int, int, int]  # tokens along time, height and width
@@ -21,6 +21,7 @@ Grid = tuple[int, int, int]  # tokens along time, height and width
 # uint8 or uint16 for raw pixels, or floating point for normalized ones.
 Video = Num[Array, "batch time height width channels"]
 Tokens = Float[Array, "batch tokens dim"]
+ValidTokens = Bool[Array, "batch tokens"]  # the others are padding of small images
 VisibleIds = Int[Array, "batch visible"]
 MaskedIds = Int[Array, "batch masked"]
 DecodedIds = Int[Array, "batch decoded"]

@@ -8,9 +8,12 @@ from videomae_jax import ranges
 from videomae_jax.errors import ConfigError
 from videomae_jax.models import vit
 from videomae_jax.models.classifier import VideoClassifier
+from videomae_jax.models.detector import ActionDetector
 from videomae_jax.models.mae import VideoMAE
 from videomae_jax.models.sizes import height_and_width
 from videomae_jax.models.variants import SOURCE
+
+Model = VideoMAE | VideoClassifier | ActionDetector
 
 
 def autoencoder(config) -> VideoMAE:
@@ -41,7 +44,7 @@ def classifier(config, num_classes: int) -> VideoClassifier:
     return model
 
 
-def check(model: VideoMAE | VideoClassifier, section: str = "") -> None:
+def check(model: Model, section: str = "") -> None:
     """Checks the fields of a model, of a config or a checkpoint of any layout.
 
     Raises:

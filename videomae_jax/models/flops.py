@@ -4,7 +4,12 @@ A multiplication and an addition count as two. The other operations of a transfo
 few in comparison and are not counted, nor is what rematerialization computes again.
 """
 
+import math
+
+from videomae_jax.models.array_types import Grid
+from videomae_jax.models.build import Model
 from videomae_jax.models.classifier import VideoClassifier
+from videomae_jax.models.detector import ActionDetector
 from videomae_jax.models.mae import VideoMAE
 
 
@@ -33,6 +38,25 @@ def classification(model: VideoClassifier, num_tokens: int) -> int:
     return _encoder(model, num_tokens)
 
 
+def detection(model: ActionDetector, grid: Grid, boxes: int) -> int:
+    """Returns the operations of the forward pass of an ActionDetector.
+
+    Args:
+        grid: tokens of a clip, with padding.
+        boxes: of a clip, with padding.
+    """
+    return _encoder(model, math.prod(grid)) + box_head(model, grid, boxes)
+
+
+def box_head(model: ActionDetector, grid: Grid, boxes: int) -> int:
+    """Returns the operations of RoIAlign and the head; see `detection`."""
+    _, rows, columns = grid
+    bins = model.roi_bins
+    of_rows = bins * rows * columns * model.width
+    of_columns = bins * bins * columns * model.width
+    return 2 * boxes * (of_rows + of_columns + model.width * model.num_classes)
+
+
 def training(forward: int) -> int:
     """Returns the operations of a training step, given those of the forward pass.
 
@@ -41,12 +65,12 @@ def training(forward: int) -> int:
     return 3 * forward
 
 
-def _encoder(model: VideoMAE | VideoClassifier, tokens: int) -> int:
+def _encoder(model: Model, tokens: int) -> int:
     embedding = 2 * tokens * _patch_values(model) * model.width
     return embedding + transformer(
         tokens, width=model.width, depth=model.depth, mlp_ratio=model.mlp_ratio
     )
 
 
-def _patch_values(model: VideoMAE | VideoClassifier) -> int:
+def _patch_values(model: Model) -> int:
     return model.channels * model.tubelet_size * model.patch_size**2

@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Float32, Num, Shaped
+from jaxtyping import Float, Float32, Int, Num, Shaped
 
 from videomae_jax.errors import ConfigError, InputError
 from videomae_jax.models.array_types import (
@@ -19,6 +19,7 @@ from videomae_jax.models.array_types import (
     Grid,
     Patches,
     Tokens,
+    ValidTokens,
     Video,
     VisibleIds,
 )
@@ -34,7 +35,7 @@ from videomae_jax.models.layers.linear import (
 from videomae_jax.models.layers.norm import LayerNorm
 from videomae_jax.models.masking import check_ids, take_tokens
 from videomae_jax.models.partitioning import has_split_parameters, platform
-from videomae_jax.models.positions import position_table
+from videomae_jax.models.positions import padded_positions, position_table
 
 # Mean and standard deviation of ImageNet's RGB in [0, 1], which all published weights
 # expect.
@@ -165,9 +166,9 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Tokens
+        self, x: Tokens, valid: ValidTokens | None = None
     ) -> tuple[Tokens, Float32[Array, "batch tokens tokens"] | None]:
-        """Attends over all tokens of each clip.
+        """Attends over all tokens of each clip, or those that are valid.
 
         With `return_weights`, also returns the weights, averaged over the heads: entry
         [b, i, j] is the weight that token i gives to token j.
@@ -184,12 +185,14 @@ class Attention(nn.Module):
         attention.check(self.implementation)
         # Kernels cannot be compiled for the one clip that initializes the parameters.
         implementation = "xla" if self.is_initializing() else self.implementation
-        out = attention.attend(q, k, v, heads=self.heads, implementation=implementation)
+        out = attention.attend(
+            q, k, v, valid, heads=self.heads, implementation=implementation
+        )
         out = Dense(width, name="out", **common)(out)
         if not self.return_weights:
             return out, None
         q, k = (attention.split_heads(x, self.heads) for x in (q, k))
-        return out, attention.weights(q, k).mean(axis=1)
+        return out, attention.weights(q, k, valid).mean(axis=1)
 
 
 class MLP(nn.Module):
@@ -225,7 +228,10 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Tokens, branch_scales: Float[Array, "batch 2"] | None = None
+        self,
+        x: Tokens,
+        branch_scales: Float[Array, "batch 2"] | None = None,
+        valid: ValidTokens | None = None,
     ) -> tuple[Tokens, Float32[Array, "batch tokens tokens"] | None]:
         """Applies attention and MLP; returns carry and output, as nn.scan requires.
 
@@ -243,7 +249,7 @@ class Block(nn.Module):
             return_weights=self.attention_maps,
             name="attention",
             **common,
-        )(norm(name="norm1")(x))
+        )(norm(name="norm1")(x), valid)
         x = x + scales[0] * attended
         hidden = int(x.shape[-1] * self.mlp_ratio)
         x = x + scales[1] * MLP(hidden, name="mlp", **common)(norm(name="norm2")(x))
@@ -276,6 +282,7 @@ def run_blocks(
     remat: str,
     unroll: int | None,
     branch_scales: Float[Array, "depth batch 2"] | None = None,
+    valid: ValidTokens | None = None,
     **fields: Any,
 ) -> tuple[Tokens, Float32[Array, "depth batch tokens tokens"] | None]:
     """Runs the blocks as the submodule "blocks" of the calling module.
@@ -310,10 +317,11 @@ def run_blocks(
         block,
         variable_axes={"params": 0},
         split_rngs={"params": True},
+        in_axes=(0, nn.broadcast),  # pyright: ignore[reportArgumentType]
         length=depth,
         unroll=min(unroll, depth),
     )
-    return blocks(name="blocks", **fields)(x, branch_scales)
+    return blocks(name="blocks", **fields)(x, branch_scales, valid)
 
 
 def check_channels(model: Any, section: str = "") -> None:
@@ -371,6 +379,7 @@ class Encoder(nn.Module):
         video: Clips,
         visible: VisibleIds | None = None,
         *,
+        sizes: Int[Array, "batch 2"] | None = None,
         keys: ClipKeys | None = None,
         attention_maps: bool = False,
     ) -> Float[Array, "*shape"]:
@@ -379,6 +388,8 @@ class Encoder(nn.Module):
         Args:
             video: raw or normalized pixels or patches, as in VideoMAE.
             visible: ids of the tokens to embed; None embeds all.
+            sizes: rows and columns of tokens of each clip, at least 1; the others are
+                padding and change nothing. Needs position_size, and all tokens.
             keys: a random key of each clip for drop-path; None drops nothing.
             attention_maps: return the attention weights instead of the tokens: float32
                 [depth, batch, visible, visible], averaged over the heads.
@@ -389,12 +400,15 @@ class Encoder(nn.Module):
         check_channels(self)
         video = as_patches(video, self)
         patches = video.values
-        trained_grid = None
+        trained_grid = valid = None
         if self.position_size:
             trained = (self.tubelet_size, *self.position_size, self.channels)
             trained_grid = token_grid(trained, self.patch_size, self.tubelet_size)[1:]
-        positions = jnp.asarray(position_table(video.grid, self.width, trained_grid))
-        positions = positions.astype(self.dtype)
+        if sizes is None:
+            table = position_table(video.grid, self.width, trained_grid)
+        else:
+            table, valid = padded_positions(video.grid, self.width, trained_grid, sizes)
+        positions = jnp.asarray(table).astype(self.dtype)
         if visible is not None:
             check_ids("visible", visible, patches.shape[0])
             # Before the embedding, so that masked patches cost nothing.
@@ -417,6 +431,7 @@ class Encoder(nn.Module):
             remat=self.remat,
             unroll=self.unroll,
             branch_scales=branch_scales,
+            valid=valid,
             heads=self.heads,
             mlp_ratio=self.mlp_ratio,
             norm_epsilon=self.norm_epsilon,

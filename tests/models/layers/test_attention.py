@@ -56,13 +56,13 @@ def of_heads(attend, query, key, value):
     return attention.split_heads(attend(*arrays, heads), heads)
 
 
-def ours(implementation):
+def ours(implementation, valid=None):
     """Returns an implementation as a function of arrays with an axis for the heads."""
 
     def attend(query, key, value, heads):
         query = query * (query.shape[-1] // heads) ** -0.5
         return attention.attend(
-            query, key, value, heads=heads, implementation=implementation
+            query, key, value, valid, heads=heads, implementation=implementation
         )
 
     return functools.partial(of_heads, attend)
@@ -103,6 +103,31 @@ def test_equals_float64(name, dtype, atol, tokens, heads, width):
     for actual, expected in zip(attend(*arrays), reference(*arrays), strict=True):
         assert actual.dtype == dtype
         np.testing.assert_allclose(np.asarray(actual, np.float64), expected, atol=atol)
+
+
+@pytest.mark.parametrize("name", ["xla", "by_head"])
+def test_only_valid_tokens_are_attended_to(name):
+    arrays = inputs(2, 2, 40, 8)
+    valid = np.random.default_rng(1).random((2, 40)) < 0.7
+    arrays[3] *= valid[:, None, :, None]  # nobody uses the outputs of the others
+
+    @jax.jit
+    def outputs(valid, *arrays):
+        return with_gradients(ours(name, valid), *arrays)
+
+    actual = outputs(valid, *arrays)
+    for clip, tokens in enumerate(valid):
+        kept = [x[[clip]][:, :, tokens] for x in arrays]
+        for mine, theirs in zip(actual, reference(*kept), strict=True):
+            rows = np.asarray(mine)[[clip]][:, :, tokens]
+            np.testing.assert_allclose(rows, theirs, atol=2e-5)
+    for gradient in actual[1:]:
+        assert not np.any(np.where(valid[:, None, :, None], 0, gradient))
+    # All are valid: the implementation itself.
+    for mine, theirs in zip(
+        outputs(np.ones_like(valid), *arrays), reference(*arrays), strict=True
+    ):
+        np.testing.assert_allclose(mine, theirs, atol=2e-5)
 
 
 @pytest.mark.skipif(

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Float, Float32
 
 from videomae_jax.errors import ConfigError
-from videomae_jax.models.array_types import Array, Tokens
+from videomae_jax.models.array_types import Array, Tokens, ValidTokens
 from videomae_jax.models.partitioning import divides, on_each_device, platform
 
 # The lanes of a TPU's vector unit.
@@ -34,20 +34,50 @@ Heads = Float[Array, "batch heads tokens head_dim"]
 
 
 def attend(
-    query: Tokens, key: Tokens, value: Tokens, *, heads: int, implementation: str | None
+    query: Tokens,
+    key: Tokens,
+    value: Tokens,
+    valid: ValidTokens | None = None,
+    *,
+    heads: int,
+    implementation: str | None,
 ) -> Tokens:
     """Computes dot-product attention, given a scaled query.
 
     The softmax is in float32. The automatic implementation, None, is on a TPU "fused",
     or "splash" where its keys do not fit; on a CPU "by_head" for many tokens; otherwise
     "xla", which is also used on several devices without a mesh (`jax.set_mesh`).
+
+    Only `valid` tokens are attended to; None is all. A batch where some are not takes
+    a slower way, clip by clip.
     """
     implementation = implementation or _automatic(query, heads)
     check(implementation)
     if not divides(query.shape[0]):
         # Fewer clips than devices, as in a visualization: each device computes all.
         implementation = "xla"
-    return IMPLEMENTATIONS[implementation](query, key, value, heads)
+    attend_to_all = functools.partial(IMPLEMENTATIONS[implementation], heads=heads)
+    if valid is None:
+        return attend_to_all(query, key, value)
+    return jax.lax.cond(
+        valid.all(),
+        lambda *arrays: attend_to_all(*arrays[:3]),
+        functools.partial(_attend_to_valid, heads=heads),
+        *(query, key, value, valid),
+    )
+
+
+def _attend_to_valid(query, key, value, valid, heads):
+    """Computes plain products clip by clip: all weights of a batch can be gigabytes."""
+
+    def one_clip(rows):
+        query, key, value, valid = (x[None] for x in rows)
+        return _xla(query, key, value, heads, valid)[0]
+
+    def local(*arrays):
+        return jax.lax.map(one_clip, arrays)
+
+    return on_each_device(local, query, key, value, valid)
 
 
 def _automatic(query: Tokens, heads: int) -> str:
@@ -95,19 +125,26 @@ def check(
     )
 
 
-def weights(query: Heads, key: Heads) -> Float32[Array, "batch heads tokens tokens"]:
-    """Returns what each token (third axis) gives to all, for a scaled query."""
+def weights(
+    query: Heads, key: Heads, valid: ValidTokens | None = None
+) -> Float32[Array, "batch heads tokens tokens"]:
+    """Returns what each token (third axis) gives to all, for a scaled query.
+
+    Tokens that are not `valid` get 0; at least one must be.
+    """
     logits = jnp.einsum(
         "bhqd,bhkd->bhqk", query, key, preferred_element_type=jnp.float32
     )
+    if valid is not None:
+        logits = jnp.where(valid[:, None, None], logits, -jnp.inf)
     return jax.nn.softmax(logits, axis=-1)
 
 
-def _xla(query, key, value, heads):
+def _xla(query, key, value, heads, valid=None):
     """Computes two batched matrix products."""
 
     def attend(query, key, value):
-        probabilities = weights(query, key).astype(value.dtype)
+        probabilities = weights(query, key, valid).astype(value.dtype)
         return jnp.einsum("bhqk,bhkd->bhqd", probabilities, value)
 
     inputs = (split_heads(x, heads) for x in (query, key, value))
