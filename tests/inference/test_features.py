@@ -24,6 +24,7 @@ from videomae_jax.inference.features import features as extract
 from videomae_jax.inference.windows import Windows
 from videomae_jax.interop.pretrained import Preprocessing, Pretrained
 from videomae_jax.models.classifier import VideoClassifier
+from videomae_jax.models.detector import ActionDetector
 from videomae_jax.models.mae import VideoMAE
 from videomae_jax.models.sizes import Framing
 from videomae_jax.video.decoder import Video
@@ -154,6 +155,15 @@ def test_pretraining_models_give_the_mean_of_their_tokens(mae, folder):
     np.testing.assert_allclose(features, tokens.mean(axis=1), atol=1e-5)
     features = extract(mae, path, tokens=True)
     np.testing.assert_allclose(features, tokens.reshape(1, 2, 2, 2, 24), atol=1e-5)
+
+
+def test_detectors_give_the_mean_of_their_tokens(folder):
+    model = ActionDetector(24, 1, 2, 3, position_size=(32, 32))
+    params = random_variables(model)["params"]
+    detector = Pretrained(model, params, preprocessing=PREPROCESSING)
+    path = folder / "a/0.mp4"
+    tokens = by_hand(detector, path, [0], 2, method="tokens")
+    np.testing.assert_allclose(extract(detector, path), tokens.mean(1), atol=1e-5)
 
 
 def test_tokens_lie_on_the_grid(pretrained, folder):

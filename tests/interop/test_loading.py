@@ -188,20 +188,6 @@ def test_published_files_of_v2(name, tmp_path):
     assert loaded.preprocessing.frame_sampling == sampling
 
 
-def test_a_detector_is_no_classifier(tmp_path, caplog):
-    """V1's detectors, and probably V2's, differ from classifiers by their norm."""
-    for classes, warned in ((80, True), (79, False)):
-        model = vmae.VideoClassifier(40, 1, 4, classes, pooling="first_token")
-        params = random_variables(model)["params"]
-        tensors = saving.official_tensors(vmae.Pretrained(model, params))
-        tensors = {x: np.ascontiguousarray(tensors[x]) for x in tensors}
-        safetensors.numpy.save_file(tensors, tmp_path / "detector.safetensors")
-        caplog.clear()
-        with caplog.at_level("WARNING"):
-            vmae.load_pretrained(tmp_path / "detector.safetensors", heads=4)
-        assert ("are probably a detector's (AVA)" in caplog.text) == warned
-
-
 @pytest.mark.parametrize("mean_pooling", [True, False])
 def test_encoders_of_v2_on_the_hub(mean_pooling, tmp_path):
     """Takes the norm after pooling, or that of the tokens, by what the weights hold."""

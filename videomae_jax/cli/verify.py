@@ -19,6 +19,7 @@ from videomae_jax.interop import hub
 from videomae_jax.interop.loading import load_pretrained
 from videomae_jax.interop.pretrained import Pretrained
 from videomae_jax.models import masking, vit
+from videomae_jax.models.detector import ActionDetector
 from videomae_jax.models.mae import VideoMAE
 from videomae_jax.models.sizes import height_and_width
 from videomae_jax.video.open import open_video
@@ -165,10 +166,13 @@ def _mask(shape: tuple[int, ...], model: Any) -> np.ndarray:
 
 def _our_outputs(pretrained: Pretrained, frames: np.ndarray) -> np.ndarray:
     """Returns the outputs of a batch of one clip, uint8 [T, H, W, C]."""
-    model, ids = pretrained.model, ()
+    model, others = pretrained.model, ()
     if isinstance(model, VideoMAE):
-        ids = masking.ids_from_mask(_mask(frames.shape, model))
-    return np.asarray(jax.jit(model.apply)(pretrained.variables, frames[None], *ids))
+        others = masking.ids_from_mask(_mask(frames.shape, model))
+    if isinstance(model, ActionDetector):
+        height, width = frames.shape[1:3]
+        others = (np.array([[[0, 0, width - 1, height - 1]]], np.float32),)
+    return np.asarray(jax.jit(model.apply)(pretrained.variables, frames[None], *others))
 
 
 def _normalized(pretrained: Pretrained, frames: np.ndarray) -> np.ndarray:

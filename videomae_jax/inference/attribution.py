@@ -22,7 +22,6 @@ from videomae_jax.inference import checks
 from videomae_jax.interop.pretrained import Pretrained
 from videomae_jax.models import vit
 from videomae_jax.models.classifier import VideoClassifier
-from videomae_jax.models.mae import VideoMAE
 
 # By default, TPUs and GPUs round the factors of these products to 8 or 11 bits.
 _einsum = functools.partial(jnp.einsum, precision="highest")
@@ -167,7 +166,7 @@ def class_activation(
     checks.check_model(pretrained)
     model = pretrained.model
     source = pretrained.source or "the model"
-    if isinstance(model, VideoMAE) or not model.num_classes:
+    if not isinstance(model, VideoClassifier) or not model.num_classes:
         raise PretrainedError(
             f"{source} has no classes: use a fine-tuned model, or attention_rollout"
         )

@@ -23,6 +23,7 @@ from videomae_jax.inference import batching, checks, inputs
 from videomae_jax.inference.windows import Windows
 from videomae_jax.interop.pretrained import Pretrained
 from videomae_jax.models import vit
+from videomae_jax.models.classifier import VideoClassifier
 from videomae_jax.models.mae import VideoMAE
 from videomae_jax.video.open import Source, video_name
 from videomae_jax.video.source import FrameSource
@@ -51,9 +52,9 @@ def features(
 
     Returns:
         np.ndarray: float32 [W, D]: the input of a classifier's head, pooled and
-        normalised; for a VideoMAE, the mean of the encoder's tokens. With `tokens`,
-        float32 [W, T', H', W', D] on the grid of patches, T' = num_frames /
-        tubelet_size. For several videos, a list.
+        normalised; for a VideoMAE or an ActionDetector, the mean of the encoder's
+        tokens. With `tokens`, float32 [W, T', H', W', D] on the grid of patches, T' =
+        num_frames / tubelet_size. For several videos, a list.
 
     Raises:
         PretrainedError: if the windows do not divide into the model's patches, or
@@ -227,10 +228,9 @@ def _features(model, shape: tuple[int, ...], dtype: str, variables, clips: jax.A
     def apply(method: str) -> Any:
         return model.apply(variables, clips, method=method)
 
-    pretraining = isinstance(model, VideoMAE)
-    if len(shape) == 1 and not pretraining:
+    if len(shape) == 1 and isinstance(model, VideoClassifier):
         return apply("features").astype(dtype)
-    tokens = apply("encode" if pretraining else "tokens")
+    tokens = apply("encode" if isinstance(model, VideoMAE) else "tokens")
     if len(shape) == 1:
         # In float32, because a sum over 1,568 tokens is too inexact in bfloat16.
         return tokens.mean(axis=1, dtype=jnp.float32).astype(dtype)

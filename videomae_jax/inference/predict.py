@@ -18,6 +18,7 @@ from videomae_jax.errors import PretrainedError
 from videomae_jax.inference import batching, checks, inputs
 from videomae_jax.interop.pretrained import Pretrained
 from videomae_jax.models.classifier import VideoClassifier
+from videomae_jax.models.detector import ActionDetector
 from videomae_jax.models.problem import Problem
 from videomae_jax.video.open import Source
 
@@ -187,6 +188,8 @@ def classifier(pretrained: Pretrained) -> VideoClassifier:
     if not isinstance(model, VideoClassifier) or not model.num_classes:
         is_encoder = isinstance(model, VideoClassifier)
         kind = "an encoder without a head" if is_encoder else "a pretraining model"
+        if isinstance(model, ActionDetector):
+            kind = "a detector of actions in boxes"
         raise PretrainedError(
             f"{pretrained.source or 'the model'} is {kind} and predicts no classes. "
             "Load one that was fine-tuned for recognition, such as "

@@ -29,6 +29,7 @@ from videomae_jax.interop.pretrained import (
 from videomae_jax.interop.torch_pickle import Tensor
 from videomae_jax.models import build
 from videomae_jax.models.classifier import VideoClassifier
+from videomae_jax.models.detector import ActionDetector
 from videomae_jax.models.mae import VideoMAE
 from videomae_jax.models.positions import sincos_positions
 from videomae_jax.models.problem import Problem
@@ -74,7 +75,7 @@ class Source:
         preprocessing: fields of `Preprocessing`.
         biases: False if the source says that queries and values have no biases.
         sizes: fields of the model that must agree with the tensors.
-        kind: PreTraining or VideoClassification, if the source specifies it.
+        kind: PreTraining, VideoClassification or ActionDetection, if it is known.
         mean_pooling: pooling of a classifier, if the source specifies it.
     """
 
@@ -152,7 +153,7 @@ def assemble(source: Source, *, strict: bool, fields: Mapping[str, Any]) -> Pret
 
 
 def _params(
-    source: Source, model: VideoMAE | VideoClassifier, strict: bool
+    source: Source, model: build.Model, strict: bool
 ) -> tuple[dict[str, Any], tuple[str, ...], tuple[str, ...]]:
     """Returns the parameters, and the names of missing and unused tensors."""
     try:
@@ -215,7 +216,7 @@ def _check_missing(
         )
 
 
-def _model(source: Source, given: Mapping[str, Any]) -> VideoMAE | VideoClassifier:
+def _model(source: Source, given: Mapping[str, Any]) -> build.Model:
     pretraining = source.kind == "PreTraining" or source.has(*_PRETRAINING_TENSORS)
     prefix = "encoder." if pretraining else ""
     embedding = source.shape(f"{prefix}patch_embed.proj.weight")
@@ -266,7 +267,8 @@ def _model(source: Source, given: Mapping[str, Any]) -> VideoMAE | VideoClassifi
             + ")"
         )
     _check_sizes(source, fields, given)
-    kind = VideoMAE if pretraining else VideoClassifier
+    kind = ActionDetector if source.kind == "ActionDetection" else VideoClassifier
+    kind = VideoMAE if pretraining else kind
     # The decoder's heads may be given for any source.
     check_fields(
         kind, {x: given[x] for x in given if x != "decoder_heads"}, source.path
@@ -358,6 +360,8 @@ def _mlp_ratio(source: Source, prefix: str, width: int) -> float:
 def _head_fields(source: Source) -> dict[str, Any]:
     """Returns the fields of a classifier, or of an encoder alone, after the blocks."""
     head = source.shape("head.weight") or source.shape("head.bias") or (0,)
+    if source.kind == "ActionDetection":
+        return {"num_classes": head[0]}
     pooled_norm = source.has("fc_norm.weight", "fc_norm.bias")
     final_norm = source.has("norm.weight", "norm.bias")
     mean_pooling = source.mean_pooling if head[0] else None
@@ -367,8 +371,7 @@ def _head_fields(source: Source) -> dict[str, Any]:
         return {"num_classes": head[0], "pooling": "first_token"}
     return {
         "num_classes": head[0],
-        # With mean pooling the norm after pooling replaces the final norm (official
-        # code). If a source has both, one of them is reported as unused.
+        # The norm after pooling replaces it (official code); of both, one is unused.
         "final_norm": final_norm and not pooled_norm and not head[0],
         # Every VideoMAE has a norm before its head; if absent, it is reported missing.
         "head_norm": "layer" if pooled_norm or head[0] else "none",
@@ -396,15 +399,14 @@ def _drop_computed_positions(
         is_table = re.search(r"(^|\.)(pos_embed|position_embeddings)$", name)
         if not is_table or len(tensor.shape) not in (2, 3):
             continue
-        table = _array(source, name, tensor)
-        table = table.reshape(-1, table.shape[-1])
+        table = _array(source, name, tensor).reshape(-1, tensor.shape[-1])
         if np.allclose(table, sincos_positions(*table.shape), atol=1e-4):
             del unused[name]
 
 
 def _mismatch(
     source: Source,
-    model: VideoMAE | VideoClassifier,
+    model: build.Model,
     missing: Sequence[str],
     unused: Sequence[str],
     wrong: Sequence[str],

@@ -13,6 +13,7 @@ from videomae_jax.interop.assemble import initialize
 from videomae_jax.interop.pretrained import Preprocessing, Pretrained, check_clips
 from videomae_jax.models import vit
 from videomae_jax.models.classifier import VideoClassifier
+from videomae_jax.models.detector import ActionDetector
 from videomae_jax.models.problem import class_key
 from videomae_jax.models.sizes import Framing, height_and_width
 
@@ -100,7 +101,8 @@ def new_head(
     """Gives a classifier, or an encoder alone, an untrained head.
 
     Args:
-        pretrained: a VideoClassifier; if it has no norm after pooling, none is added.
+        pretrained: a VideoClassifier, to which no norm after pooling is added, or an
+            ActionDetector.
         classes: their names or their number.
         seed: of the random initial weights.
 
@@ -206,8 +208,8 @@ def with_pixel_stats(
     return dataclasses.replace(pretrained, model=model, params=params)
 
 
-def _check_classifier(pretrained: Pretrained) -> VideoClassifier:
-    if not isinstance(pretrained.model, VideoClassifier):
+def _check_classifier(pretrained: Pretrained) -> VideoClassifier | ActionDetector:
+    if not isinstance(pretrained.model, VideoClassifier | ActionDetector):
         raise PretrainedError(
             f"{_name(pretrained)} is a pretraining model, which has no classes; "
             "fine-tune it first, with --config.init.source (main.py)"

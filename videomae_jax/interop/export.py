@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import pathlib
+import typing
 import zlib
 from collections.abc import Mapping
 from typing import Any
@@ -24,7 +25,7 @@ from videomae_jax.interop.pretrained import (
 )
 from videomae_jax.interop.tensor_files import read_safetensors
 from videomae_jax.models import build
-from videomae_jax.models.classifier import VideoClassifier
+from videomae_jax.models.build import Model
 from videomae_jax.models.mae import VideoMAE
 from videomae_jax.models.problem import MULTI_LABEL, SINGLE_LABEL, Problem
 from videomae_jax.models.sizes import Framing
@@ -33,7 +34,7 @@ log = logging.getLogger(__name__)
 
 _FORMAT = "videomae_jax"
 _VERSION = 1
-_MODELS = {kind.__name__: kind for kind in (VideoMAE, VideoClassifier)}
+_MODELS = {kind.__name__: kind for kind in typing.get_args(Model)}
 WEIGHTS = "model.safetensors"
 
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import logging
 import os
 import pathlib
 import re
@@ -28,13 +27,11 @@ from videomae_jax.interop import (
 from videomae_jax.interop.assemble import MAX_NAMES, Source, assemble
 from videomae_jax.interop.pretrained import Pretrained
 from videomae_jax.interop.tensor_files import first_bytes, read_safetensors, reading
-
-log = logging.getLogger(__name__)
+from videomae_jax.models.problem import MULTI_LABEL, Problem
 
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 # Files of weights, best first.
 _WEIGHTS = ("*.safetensors", "*.bin", "*.pth", "*.pt")
-_CLASSES_OF_AVA = 80
 _LONGEST_NAME = 1000  # characters of a tensor's; published ones have less than 100
 # Names of tensors that only one format has.
 _FORMATS = {
@@ -63,8 +60,9 @@ def load_pretrained(
     Args:
         source: a model of the Hugging Face Hub (owner/model, or owner/model/file), or
             a path: a folder or file of transformers; an official .pth of VideoMAE or
-            VideoMAE V2, or DeepSpeed folder; a .pth of MMAction2; an .h5 or SavedModel
-            of the Keras implementation; a work directory or an export of this library.
+            VideoMAE V2, or of their action detectors, or DeepSpeed folder; a .pth of
+            MMAction2; an .h5 or SavedModel of the Keras implementation; a work
+            directory or an export of this library.
         revision: of a model on the hub: a commit, tag or branch.
         step: of a work directory: a checkpoint's number, "last", or "best", the one
             with the best validation.
@@ -368,22 +366,24 @@ def _recognize(path: str, tensors: Mapping[str, Any]) -> Source:
             f"{', '.join(list(tensors)[:4])}; expected VideoMAE by the official code, "
             "transformers or MMAction2"
         )
-    format = formats[0]
+    format, preprocessing = formats[0], {}
     if format == "mmaction":
-        return Source(path, format, tensors, preprocessing={"frame_sampling": format})
-    implementation = huggingface if format == "huggingface" else official
-    source = Source(path, format, implementation.normalize_names(tensors))
-    head = source.shape("head.weight")
-    is_pooled = source.has("fc_norm.weight") or not source.has("norm.weight")
-    if format == "official" and head and head[0] == _CLASSES_OF_AVA and not is_pooled:
-        log.warning(
-            "%s: norm.* without fc_norm.* and a head of %d classes are probably a "
-            "detector's (AVA), which classifies boxes; it is read as a classifier of "
-            "the first token, whose classes and features then mean nothing",
-            path,
-            _CLASSES_OF_AVA,
-        )
-    return source
+        preprocessing = {"frame_sampling": format}
+    else:
+        implementation = huggingface if format == "huggingface" else official
+        tensors = implementation.normalize_names(tensors)
+    fields = official.detector_fields(format, tensors)
+    if fields is None:
+        return Source(path, format, tensors, preprocessing=preprocessing)
+    return Source(
+        path,
+        format,
+        official.without_background(tensors),
+        fields,
+        preprocessing=preprocessing,
+        problem=Problem(MULTI_LABEL),
+        kind="ActionDetection",
+    )
 
 
 def _with_config(source: Source, folder: pathlib.Path) -> Source:

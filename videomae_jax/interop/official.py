@@ -5,11 +5,12 @@ The other formats are described by their names for the official tensors.
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from videomae_jax.errors import PretrainedError
+from videomae_jax.models import vit
 
 _T = TypeVar("_T")
 
@@ -41,7 +42,8 @@ BLOCK_TENSORS = tuple(
     for leaf in ("weight", "bias")
 )
 _LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias"}
-# MMAction2's names (version 1.2, recognition of VideoMAE and VideoMAE V2).
+# MMAction2's names (version 1.2, VideoMAE and VideoMAE V2). A detector's head has
+# another: _MMACTION_HEAD.
 _MMACTION = (
     (r"^", "backbone."),
     (r"\.mlp\.fc1\.", ".mlp.layers.0.0."),
@@ -49,6 +51,9 @@ _MMACTION = (
     (r"\.patch_embed\.proj\.", ".patch_embed.projection."),
     (r"^backbone\.head\.", "cls_head.fc_cls."),
 )
+_MMACTION_HEAD = "roi_head.bbox_head.fc_cls."
+# Classes of AVA, which official detectors have and no data set of whole videos.
+CLASSES_OF_AVA = 80
 
 
 class Entry(NamedTuple):
@@ -154,6 +159,55 @@ def rename(tensors: Mapping[str, _T], new_name: Callable[[str], str]) -> dict[st
             )
         renamed[new] = tensor
     return renamed
+
+
+def detector_fields(format: str, tensors: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Returns fields of the ActionDetector that tensors are of; None if they are not.
+
+    An official one, of VideoMAE or VideoMAE V2, differs from a classifier by the norm
+    before pooling and the classes of AVA; one of MMAction2 by the name of its head.
+    """
+    if format == "mmaction" and any(x.startswith(_MMACTION_HEAD) for x in tensors):
+        return {
+            "roi_bins": 8,
+            "roi_aligned": True,
+            "pixel_mean": vit.IMAGENET_MEAN,
+            "pixel_std": vit.IMAGENET_STD,
+        }
+    head, patches = tensors.get("head.weight"), tensors.get("patch_embed.proj.weight")
+    norms = {"norm.weight", "fc_norm.weight"} & tensors.keys()
+    if format != "official" or head is None or patches is None:
+        return None
+    if (
+        norms != {"norm.weight"}
+        or len(head.shape) != 2
+        or head.shape[0] != CLASSES_OF_AVA
+    ):
+        return None
+    return {"roi_stride": roi_stride(patches.shape[-1])}
+
+
+def roi_stride(patch_size: int) -> int | None:
+    """Returns that of an official ActionDetector: always 16 pixels.
+
+    Boxes of VideoMAE V2's ViT-g are pooled as if its patches had 16 pixels, not 14.
+    """
+    return None if patch_size == 16 else 16
+
+
+def without_background(tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the tensors of MMAction2's detector, the head without its unused class.
+
+    The class is the first one, the background. The head is named as a classifier's.
+    """
+
+    def rows(name: str, tensor: Any) -> Any:
+        if not name.startswith(_MMACTION_HEAD):
+            return tensor
+        return np.asarray(tensor.load() if hasattr(tensor, "load") else tensor)[1:]
+
+    heads = {name: rows(name, x) for name, x in tensors.items()}
+    return rename(heads, lambda x: x.replace(_MMACTION_HEAD, "cls_head.fc_cls."))
 
 
 def mmaction_tensor_names(name: str) -> tuple[str, ...]:

@@ -10,7 +10,8 @@ from flax.traverse_util import flatten_dict
 
 from videomae_jax import ranges
 from videomae_jax.errors import ConfigError, PretrainedError, shape_differences
-from videomae_jax.models.classifier import VideoClassifier
+from videomae_jax.models.build import Model
+from videomae_jax.models.detector import ActionDetector
 from videomae_jax.models.mae import VideoMAE
 from videomae_jax.models.problem import Problem
 from videomae_jax.models.sizes import OFFICIAL, Framing, height_and_width
@@ -19,7 +20,7 @@ _SHOWN = 3  # names of classes
 MAX_NAMES = 8  # of tensors, in a message
 
 
-def model_fields(model: VideoMAE | VideoClassifier) -> dict[str, Any]:
+def model_fields(model: Model) -> dict[str, Any]:
     """Returns the fields of a model by name."""
     return {
         field.name: getattr(model, field.name)
@@ -91,32 +92,32 @@ def check_clips(clips: Preprocessing, model: Any, name: str) -> None:
         )
 
 
-def initialize(model: VideoMAE | VideoClassifier, seed: int = 0) -> dict[str, Any]:
+def initialize(model: Model, seed: int = 0) -> dict[str, Any]:
     """Returns random parameters, which do not depend on clip length and image size."""
     # The video is zeros; the first token is visible, the second one masked.
     inputs = [np.full(x.shape, i == 2, x.dtype) for i, x in enumerate(_inputs(model))]
     return dict(jax.jit(model.init)(jax.random.key(seed), *inputs))["params"]
 
 
-def _inputs(model: VideoMAE | VideoClassifier) -> list[jax.ShapeDtypeStruct]:
-    """Returns the types of a video of two tokens, and of the ids of both."""
+def _inputs(model: Model) -> list[jax.ShapeDtypeStruct]:
+    """Returns the types of a video of two tokens, and of the ids of both or a box."""
     frame = (model.patch_size, 2 * model.patch_size, model.channels)
     # Floats: raw pixels would make constants as large as a patch.
     video = jax.ShapeDtypeStruct((1, model.tubelet_size, *frame), np.float32)
     ids = jax.ShapeDtypeStruct((1, 1), np.int32)
+    if isinstance(model, ActionDetector):
+        return [video, jax.ShapeDtypeStruct((1, 1, 4), np.float32)]
     return [video, ids, ids] if isinstance(model, VideoMAE) else [video]
 
 
-def param_shapes(model: VideoMAE | VideoClassifier) -> dict[str, tuple[int, ...]]:
+def param_shapes(model: Model) -> dict[str, tuple[int, ...]]:
     """Returns the shapes of the parameters by path a/b/c; allocates none of them."""
     variables: Any = jax.eval_shape(model.init, jax.random.key(0), *_inputs(model))
     flat: dict[str, Any] = flatten_dict(variables["params"], sep="/")
     return {path: x.shape for path, x in flat.items()}
 
 
-def check_shapes(
-    model: VideoMAE | VideoClassifier, actual: Mapping[str, Any], name: str
-) -> None:
+def check_shapes(model: Model, actual: Mapping[str, Any], name: str) -> None:
     """Checks that arrays are the parameters of a model.
 
     Args:
@@ -138,8 +139,8 @@ class Pretrained:
     """A model with its weights, as `load_pretrained` returns it.
 
     Attributes:
-        model: a VideoMAE or a VideoClassifier. With num_classes=0 the latter is an
-            encoder without a head.
+        model: a VideoMAE, a VideoClassifier or an ActionDetector. With num_classes=0 a
+            classifier is an encoder without a head.
         params: parameters, float32, nested dicts of arrays.
         labels: the name of each class; None if there are no classes, or the source does
             not name them.
@@ -148,7 +149,7 @@ class Pretrained:
         normalized_targets: a VideoMAE predicts normalized patches.
         mask, mask_ratio: how its pretraining hid patches: a key of `masking.KINDS`, and
             the share that is hidden. VideoMAE's if the source does not say.
-        problem: what the logits of a VideoClassifier mean: one class per video, several
+        problem: what the logits of a video, or of a box, mean: one class, several
             independent ones, one of each head, or values.
         source: path or name, for messages.
         format: huggingface, official, mmaction, keras, jax or workdir.
@@ -159,7 +160,7 @@ class Pretrained:
             others.
     """
 
-    model: VideoMAE | VideoClassifier
+    model: Model
     params: Mapping[str, Any]
     labels: tuple[str, ...] | None = None
     preprocessing: Preprocessing = Preprocessing()
@@ -216,6 +217,8 @@ class Pretrained:
         if not classes:
             return "classes: none, an encoder"
         kind = "values" if self.problem.is_regression else "classes"
+        if isinstance(self.model, ActionDetector):
+            kind = "actions of persons in boxes"
         heads = ", ".join(f"{name} {size}" for name, size in self.problem.heads)
         names = ", ".join((self.labels or ())[:_SHOWN]) or "without names"
         more = ", ..." if self.labels and classes > len(self.labels[:_SHOWN]) else ""

@@ -15,6 +15,7 @@ from videomae_jax.errors import PretrainedError
 from videomae_jax.interop import edit_head, export, huggingface, official, processor
 from videomae_jax.interop.pretrained import Pretrained, check_clips
 from videomae_jax.models.classifier import VideoClassifier
+from videomae_jax.models.detector import ActionDetector
 
 FORMATS = ("huggingface", "official", "jax")
 
@@ -30,8 +31,10 @@ def save_pretrained(
         format: "huggingface": config.json, preprocessor_config.json, model.safetensors,
             which transformers' `from_pretrained` reads (all releases but 5.5.1 to 5.17,
             which lose the biases). "official": checkpoint.pth for the scripts of
-            VideoMAE and VideoMAE V2; needs PyTorch. This format has no class names, and
-            ImageNet's pixel mean and deviation only, to which the weights are adapted.
+            VideoMAE and VideoMAE V2, or of the official action detector; needs PyTorch.
+            This format has no class names, and ImageNet's pixel mean and deviation
+            only, to which the weights are adapted; those of a detector must be the
+            official ones.
             "jax": config.json and model.safetensors with our own names, for
             `load_pretrained`.
 
@@ -122,7 +125,12 @@ def _refuse_unrepresentable(pretrained: Pretrained, library: str) -> None:
             reason = f"resize={framing.resize} with crop={framing.crop} of frames"
     if preprocessing.value_range is not None:
         reason = f"value_range={preprocessing.value_range} of pixels"
-    if isinstance(model, VideoClassifier):
+    if isinstance(model, ActionDetector):
+        if library == "transformers":
+            reason = "an action detector"
+        elif unlike := _unlike_official_detectors(model):
+            reason = f"an action detector with {unlike}"
+    elif isinstance(model, VideoClassifier):
         if not model.num_classes and library == "transformers":
             reason = "an encoder without a head"
         elif pretrained.problem.heads:
@@ -135,10 +143,29 @@ def _refuse_unrepresentable(pretrained: Pretrained, library: str) -> None:
             reason = f"head_norm={model.head_norm!r}"
         elif model.position_size not in (None, size):
             reason = "an interpolated position table"
+        elif (
+            library != "transformers"
+            and model.pooling == "first_token"
+            and model.num_classes == official.CLASSES_OF_AVA
+        ):
+            reason = "80 classes of a first token, which are read as a detector's"
     if reason:
         raise PretrainedError(
             f"{library} does not support {reason}; save the model with format='jax'"
         )
+
+
+def _unlike_official_detectors(model: ActionDetector) -> str:
+    """Returns the fields whose values the official detectors do not have."""
+    sizes = model.width, model.depth, model.heads, official.CLASSES_OF_AVA
+    stride = official.roi_stride(model.patch_size)
+    theirs = ActionDetector(*sizes, patch_size=model.patch_size, roi_stride=stride)
+    names = ("num_classes", "roi_bins", "roi_aligned", "roi_stride", "position_size")
+    return ", ".join(
+        f"{name}={value!r}"
+        for name in (*names, "pixel_mean", "pixel_std")
+        if (value := getattr(model, name)) != getattr(theirs, name)
+    )
 
 
 def _write_folder(
@@ -172,7 +199,9 @@ def _write_folder(
 
 def _write_pth(folder: pathlib.Path, pretrained: Pretrained) -> None:
     _refuse_unrepresentable(pretrained, "the official code")
-    tensors = official_tensors(edit_head.with_pixel_stats(pretrained))
+    if not isinstance(pretrained.model, ActionDetector):
+        pretrained = edit_head.with_pixel_stats(pretrained)
+    tensors = official_tensors(pretrained)
     try:
         import torch
     except ImportError as error:
