@@ -66,8 +66,8 @@ def _training() -> ConfigDict:
     # most computation.
     config.model.remat = "none"
     # Blocks that an iteration of the loop over them computes. On a TPU, all at once
-    # save time, by the compiler's estimate, but take minutes to compile. None: one, or
-    # on a TPU all of at most 4.
+    # save time, by the compiler's estimate, but take twice as long to compile. None:
+    # one, or on a TPU all of at most 12, unless remat=blocks or FSDP.
     config.model.unroll = placeholder(int)
     # Attention implementation: xla, by_head (CPU), cudnn (GPU), fused or splash (TPU).
     # None: chosen automatically.

@@ -1,5 +1,7 @@
 """Shapes that models take and refuse; traced only, nothing is compiled."""
 
+import re
+
 import jax
 import jaxtyping
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 
 import videomae_jax as vmae
 from videomae_jax.errors import InputError
+from videomae_jax.models import vit
 from videomae_jax.models.array_types import Patches
 
 
@@ -50,3 +53,28 @@ def test_token_ids_of_another_batch_are_refused():
         message = r"patches have the shape .*; expected \[batch, (16|32), 1536\]"
         with pytest.raises(InputError, match=message):
             shape(other, visible, masked)
+
+
+@pytest.mark.parametrize(
+    ("platform", "depth", "remat", "unroll", "written_out"),
+    [
+        ("tpu", 12, "none", None, 12),
+        ("tpu", 12, "dots", None, 12),
+        ("tpu", 12, "blocks", None, 1),
+        ("tpu", 13, "none", None, 1),
+        ("tpu", 13, "blocks", 2, 2),
+        ("cpu", 4, "none", None, 1),
+    ],
+)
+def test_which_blocks_are_written_out(
+    monkeypatch, platform, depth, remat, unroll, written_out
+):
+    monkeypatch.setattr(vit, "platform", lambda: platform)
+    fields = {"remat": remat, "unroll": unroll, "attention": "xla"}
+    model = vmae.VideoClassifier(width=8, depth=depth, heads=2, num_classes=3, **fields)
+    video = np.zeros((1, 2, 16, 16, 3), np.uint8)
+    variables = jax.eval_shape(model.init, jax.random.key(0), video)
+    program = str(jax.make_jaxpr(model.apply)(variables, video))
+    assert re.findall(rf"length={depth}.*?unroll=(\d+)", program, re.DOTALL) == [
+        str(written_out)
+    ]

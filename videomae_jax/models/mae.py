@@ -97,7 +97,7 @@ class VideoMAE(nn.Module):
         decoder_remat, decoder_mlp_ratio: of the decoder; None as the encoder.
         unroll: blocks that an iteration of the loop over them computes. More take
             longer to compile, and need not copy what the backward pass keeps. None is
-            one, or on a TPU all of at most 4.
+            one, or on a TPU all of at most 12, unless remat="blocks" or FSDP.
         attention, decoder_attention: a key of attention.IMPLEMENTATIONS; None is
             automatic.
         norm_epsilon: of all LayerNorms but the last. Weights of other libraries come

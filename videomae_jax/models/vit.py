@@ -51,9 +51,10 @@ REMAT_POLICIES = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
 # On a TPU, up to this many blocks are written out. The iterations of a loop copy all
-# that the backward pass needs into one array each, and out of it again. Not with FSDP,
-# where a loop gathers one block at a time (and libtpu 0.0.42 fails on the others).
-_MOST_UNROLLED = 4
+# that the backward pass needs into one array each, and out of it again. Not with
+# remat=blocks, where that is little, nor with FSDP, where a loop gathers one block at a
+# time (and libtpu 0.0.42 fails on the others).
+_MOST_UNROLLED = 12
 
 
 def token_grid(video_shape: Sequence[Any], patch_size: int, tubelet_size: int) -> Grid:
@@ -307,8 +308,8 @@ def run_blocks(
         )
     block = Block
     if unroll is None:
-        is_short = depth <= _MOST_UNROLLED and not has_split_parameters()
-        unroll = depth if platform() == "tpu" and is_short else 1
+        is_loop = remat == "blocks" or has_split_parameters() or platform() != "tpu"
+        unroll = 1 if is_loop or depth > _MOST_UNROLLED else depth
     if remat != "none":
         # Inside a loop, XLA cannot merge the two forward passes anyway.
         policy = REMAT_POLICIES[remat]
