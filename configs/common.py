@@ -204,9 +204,6 @@ def pretrain() -> ConfigDict:
     # tube (the same patches in all frames) or random.
     config.mask.kind = "tube"
     config.mask.ratio = 0.9
-    # Predict patches normalised per patch and channel. False: pixels in [0, 1].
-    config.normalize_targets = True
-
     # Which patches the decoder predicts. Empty: all masked ones. running_cell (VideoMAE
     # V2) or random: only those that a second mask leaves; visible ones among them do
     # not count in the loss.
@@ -214,6 +211,9 @@ def pretrain() -> ConfigDict:
     # Share of the patches that the decoder does not predict; running_cell rounds it
     # down to quarters.
     config.mask.decoder_ratio = 0.5
+    # Predict patches normalised per patch and channel. False: pixels in [0, 1].
+    config.normalize_targets = True
+
     # Sides of the random crop, as fractions of the shorter side of the frame (official
     # code). The crop is then resized to image_size.
     config.data.crop_scales = (1.0, 0.875, 0.75, 0.66)
