@@ -77,10 +77,11 @@ def compiled(model, name):
 
 def table(rows):
     """Returns the rows as a Markdown table, sorted by model and slice."""
-    lines = [
-        ("recipe", "slice", "clips", "ms per step", "clips/s", "peak", "most of it"),
-        ["---"] * 7,
-    ]
+    head = (
+        *("recipe", "slice", "clips per chip", "ms per step", "clips/s per chip"),
+        *("of peak", "GiB", "most of the time"),
+    )
+    lines = [head, ["---"] * len(head)]
     for row in sorted(rows, key=sort_key):
         lines.append([*row["key"], *cells(row)])
     return markdown(lines)
@@ -93,12 +94,13 @@ def sort_key(row):
 
 
 def cells(row):
-    """Returns the cells of a row: clips, time, rate, share of the peak, main kinds."""
+    """Returns the cells of a row: clips, time, rate, peak, memory, main kinds."""
     if "error" in row:
-        return "", "", "", "", row["error"].splitlines()[0]
+        return "", "", "", "", "", row["error"].splitlines()[0]
     clips = f"{row['clips']} in {row['grad_accum_steps']}"
+    memory = f"{row['needed'] / 2**30:.1f}"
     if row["time"] is None:
-        return clips, "", "", "", "does not fit"
+        return clips, "", "", "", memory, "does not fit"
     seconds = row["time"]["seconds"]
     kinds = list(row["time"]["kinds"].items())[:4]
     return (
@@ -106,6 +108,7 @@ def cells(row):
         f"{1000 * seconds:.0f}",
         f"{row['clips_per_second']:.0f}",
         f"{row['share_of_peak']:.0%}",
+        memory,
         ", ".join(f"{kind} {part / seconds:.0%}" for kind, part in kinds),
     )
 
