@@ -358,6 +358,30 @@ def test_finetuning_and_final_test(folder, tmp_path):
             )
 
 
+@pytest.mark.slow
+def test_distillation_from_a_run(folder, tmp_path):
+    """Each process reads the teacher, and puts its part of it on its devices."""
+    teacher = tmp_path / "teacher"
+    recipe = [*finetuning(folder), "--config.init.source="]
+    with Run(recipe, teacher, 1) as run:
+        run.finish()
+    recipe[0] = "--config=configs/v2/k710_vits_distill.py:debug"
+    recipe += [
+        f"--config.teacher.source={teacher}",
+        # What both have learned is little: without this, rounding would be as large.
+        *("--config.distill.temperature=0.05", "--config.teacher.dtype=float32"),
+        "--config.distill.square_temperature=False",
+        "--config.distill.feature_weight=1.0",
+    ]
+    for count, fsdp in ((1, 1), (2, 2)):
+        with Run(recipe, tmp_path / f"of{count}", count, f"mesh.fsdp={fsdp}") as run:
+            run.finish()
+    rows = list(zip(metrics(tmp_path / "of1"), metrics(tmp_path / "of2"), strict=True))
+    assert {"kl", "feature_loss"} <= rows[0][0].keys()
+    for one, two in rows:
+        assert one == pytest.approx(two, rel=1e-4, abs=1e-6)
+
+
 def predicted(workdir):
     lines = (workdir / "test" / "predictions.jsonl").read_text().splitlines()
     return [json.loads(line) for line in lines]
