@@ -1,5 +1,8 @@
 """ActionDetector equals the official one and MMAction2's; padding changes nothing."""
 
+import csv
+import json
+
 import jax
 import jax.numpy as jnp
 import jaxtyping
@@ -8,6 +11,7 @@ import pytest
 
 from tests.helpers import official
 from tests.helpers.models import apply, random_variables
+from videomae_jax.data.detection import boxes as box_chain
 from videomae_jax.errors import InputError
 from videomae_jax.models.detector import ActionDetector, detection_loss
 from videomae_jax.models.layers.roi_align import roi_align
@@ -54,12 +58,19 @@ def assert_close(ours, theirs):
     np.testing.assert_allclose(ours, theirs, atol=1e-4 * scale, rtol=0)
 
 
-def test_equals_the_official_detector(golden, params, video):
+@pytest.fixture(scope="module")
+def logits(golden, params, video):
+    """Returns those of all boxes, where padding is attended to."""
+    model = official.detector(attend_padding=True)
+    boxes, mask = in_clips(golden, golden["eval/rois_xyxy"])
+    return apply(model, {"params": params}, video, boxes, SIZES)[mask > 0]
+
+
+def test_equals_the_official_detector(golden, params, video, logits):
+    np.testing.assert_allclose(logits, golden["eval/logits"], atol=2e-5)
     model = official.detector(attend_padding=True)
     boxes, mask = in_clips(golden, golden["eval/rois_xyxy"])
     variables = {"params": params}
-    logits = apply(model, variables, video, boxes, SIZES)
-    np.testing.assert_allclose(logits[mask > 0], golden["eval/logits"], atol=2e-5)
     feature_map, cells = apply(model, variables, video, SIZES, method="feature_map")
     assert cells is None
     theirs = golden["eval/map_bdhw"].transpose(0, 2, 3, 1)
@@ -69,6 +80,37 @@ def test_equals_the_official_detector(golden, params, video):
     np.testing.assert_allclose(pooled[0, 0], theirs, atol=2e-5)
     vectors = pooled.max(axis=(2, 3))[mask > 0]
     np.testing.assert_allclose(vectors, golden["eval/roi_vectors"], atol=2e-5)
+
+
+def test_results_equal_the_official(golden, logits):
+    """From the boxes of a detector of persons to the rows of AVA's file."""
+    rois, fractions, scores, rows = [], [], [], []
+    clips = json.loads((AVA / "detector.json").read_text())["clips"]
+    for clip, size in enumerate(SIZES):
+        movie = tuple(golden[f"clip{clip}/movie_size_wh"][::-1])
+        found = box_chain.clip(
+            box_chain.from_xywh(golden[f"clip{clip}/boxes_xywh"]), movie
+        )
+        kept = box_chain.has_area(found)
+        resized = box_chain.resize(found[kept], movie, size)
+        rois.append(box_chain.enlarge(resized, size))
+        back = box_chain.resize(resized, size, movie)
+        fractions.append(box_chain.to_fractions(back, movie))
+        scores.append(golden[f"clip{clip}/person_scores"][kept])
+        rows += [(clips[clip]["movie"], f"{clips[clip]['timestamp']:04}")] * kept.sum()
+    fractions, scores = np.concatenate(fractions), np.concatenate(scores)
+    np.testing.assert_allclose(
+        np.concatenate(rois), golden["eval/rois_xyxy"], atol=2e-5
+    )
+    np.testing.assert_allclose(fractions, golden["eval/csv_boxes"], atol=2e-5)
+    scores = jax.nn.sigmoid(logits) * scores[:, None]
+    np.testing.assert_allclose(scores, golden["eval/scores"], atol=2e-5)
+    theirs = list(csv.reader((AVA / "detector_result.csv").open()))
+    assert [tuple(x[:2]) for x in theirs] == [x for x in rows for _ in range(80)]
+    assert [int(x[6]) for x in theirs] == [*range(1, 81)] * len(rows)
+    numbers = np.array([[*x[2:6], x[7]] for x in theirs], float)
+    ours = np.hstack([fractions.repeat(80, axis=0), scores.reshape(-1, 1)])
+    np.testing.assert_allclose(ours, numbers, atol=2e-5)
 
 
 @pytest.mark.parametrize("fill", [0, 5000])

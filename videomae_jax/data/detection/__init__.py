@@ -1,0 +1,1 @@
+"""Boxes of persons and their actions at key frames of videos."""
