@@ -21,7 +21,7 @@ from videomae_jax.interop import edit_head
 from videomae_jax.interop.loading import load_pretrained
 from videomae_jax.models import flops, vit
 from videomae_jax.models.array_types import Patches
-from videomae_jax.models.problem import Problem
+from videomae_jax.tpu.compile import make_task
 from videomae_jax.training import initialization, loop, train_step
 from videomae_jax.training.tasks import distill
 from videomae_jax.training.tasks.distill import Distillation
@@ -171,12 +171,17 @@ def take_steps(config, devices, count=2):
     state = step.init(jax.random.key(0))
     frozen = task.load_frozen(step.abstract_state.frozen)
     before = jax.device_get(frozen)
+    places = []
     state, losses = state.replace(frozen=frozen), []
     with jax.set_mesh(step.mesh):
         for i in range(count):
             batch = sharding.to_devices(clips(i, config.batch_size), step.mesh)
             state, metrics = step.apply(state, batch, jax.random.key(1))
             losses.append([float(metrics[x]) for x in ("loss", "kl", "grad_norm")])
+            kernel = state.frozen["params"]["encoder"]["embedding"]["kernel"]
+            places.append(kernel.addressable_shards[0].data.unsafe_buffer_pointer())
+    # Given on from step to step. (In the first, a CPU copies what NumPy holds.)
+    assert len(set(places)) == 1
     return losses, state, before
 
 
@@ -411,8 +416,7 @@ def test_compiles_without_weights(folder):
     """The teacher's size is that of the config; its source does not exist."""
     config = tiny(folder, "gone", **{"distill.feature_weight": 1.0})
     config.teacher.update(variant="tiny", dtype="bfloat16")
-    saved = {"class_names": list(NAMES), "problem": Problem().to_json()}
-    task = Distillation(config, saved)
+    task = make_task(config)
     shapes = task.frozen["params"]
     assert shapes["encoder"]["blocks"]["mlp"]["fc1"]["kernel"].shape == (12, 192, 768)
     params, _ = jax.eval_shape(

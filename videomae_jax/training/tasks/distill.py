@@ -84,9 +84,9 @@ class Distillation(Finetuning):
                 "config.task=distill compares the probabilities of one class per video:"
                 " config.loss.kind must be softmax, and config.data.heads empty"
             )
-        tested = saved is not None and "teacher" in saved
-        if tested:
-            width = saved["teacher"]["width"]
+        trained_with = (saved or {}).get("teacher")
+        if trained_with:
+            width = trained_with["width"]
         else:
             if saved is not None and config.teacher.variant:
                 self._teacher = _named_teacher(config, len(self.class_names))
