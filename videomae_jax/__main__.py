@@ -20,6 +20,7 @@ COMMANDS = {
     "check-data": "Check all videos of a list, report problems, write a clean list",
     "prepare": "Encode the videos of a list into a TFDS data set that loads fast",
     "compile-for-tpu": "Check, without a TPU, whether training fits on a TPU slice",
+    "evaluate-detections": "Compute the mAP of action detections, as AVA's evaluators",
     "lists": "Write the list files of a data set: Kinetics, UCF101, your own videos",
 }
 

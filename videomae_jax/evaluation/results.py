@@ -239,7 +239,7 @@ def plot_confusion(matrix: np.ndarray, class_names: Sequence[str]) -> "Figure":
     )
     if size <= _NAMED_CLASSES:
         font_size = min(10, 0.8 * 72 * side / size)
-        names = [_tick_text(name) for name in class_names]
+        names = [tick_text(name) for name in class_names]
         text = {"fontsize": font_size, "parse_math": False}
         axes.set_xticks(range(size), names, rotation=90, **text)
         axes.set_yticks(range(size), names, **text)
@@ -255,7 +255,7 @@ def plot_confusion(matrix: np.ndarray, class_names: Sequence[str]) -> "Figure":
     return figure
 
 
-def _tick_text(name: str) -> str:
+def tick_text(name: str) -> str:
     """Returns a class name on one short line, without bytes that are not text."""
     text = " ".join(name.encode("utf-8", "replace").decode().split())
     if len(text) <= _NAME_LENGTH:
