@@ -105,7 +105,8 @@ def test_results_equal_the_official(golden, logits):
     np.testing.assert_allclose(fractions, golden["eval/csv_boxes"], atol=2e-5)
     scores = jax.nn.sigmoid(logits) * scores[:, None]
     np.testing.assert_allclose(scores, golden["eval/scores"], atol=2e-5)
-    theirs = list(csv.reader((AVA / "detector_result.csv").open()))
+    lines = (AVA / "detector_result.csv").read_text().splitlines()
+    theirs = list(csv.reader(lines))
     assert [tuple(x[:2]) for x in theirs] == [x for x in rows for _ in range(80)]
     assert [int(x[6]) for x in theirs] == [*range(1, 81)] * len(rows)
     numbers = np.array([[*x[2:6], x[7]] for x in theirs], float)
