@@ -2,17 +2,20 @@
 
 import csv
 import json
+import math
 
 import jax
 import jax.numpy as jnp
 import jaxtyping
 import numpy as np
 import pytest
+from jax.extend.core import jaxprs_in_params
 
 from tests.helpers import official
 from tests.helpers.models import apply, random_variables
 from videomae_jax.data.detection import boxes as box_chain
 from videomae_jax.errors import InputError
+from videomae_jax.models import flops
 from videomae_jax.models.detector import ActionDetector, detection_loss
 from videomae_jax.models.layers.roi_align import roi_align
 
@@ -78,7 +81,8 @@ def test_equals_the_official_detector(golden, params, video, logits):
     pooled = roi_align(feature_map, boxes / 16, bins=7, aligned=False)
     theirs = golden["eval/roi_first_box"].transpose(1, 2, 0)
     np.testing.assert_allclose(pooled[0, 0], theirs, atol=2e-5)
-    vectors = pooled.max(axis=(2, 3))[mask > 0]
+    vectors = apply(model, variables, feature_map, boxes, method="pool_boxes")
+    vectors = vectors[mask > 0]
     np.testing.assert_allclose(vectors, golden["eval/roi_vectors"], atol=2e-5)
 
 
@@ -265,6 +269,37 @@ def test_published_sizes(variant, parameters):
     boxes = jax.ShapeDtypeStruct((1, 3, 4), jnp.float32)
     params = jax.eval_shape(model.init, jax.random.key(0), video, boxes)["params"]
     assert sum(x.size for x in jax.tree.leaves(params)) == parameters
+
+
+def products(jaxpr):
+    """Returns the floating-point operations of all products in a program."""
+    total = 0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            (summed, _), _ = equation.params["dimension_numbers"]
+            sizes = [equation.invars[0].aval.shape[axis] for axis in summed]
+            total += 2 * math.prod([*equation.outvars[0].aval.shape, *sizes])
+        for inner in jaxprs_in_params(equation.params):
+            total += products(inner)
+    return total
+
+
+def test_operations_of_boxes_are_counted():
+    model, (_, rows, columns) = ActionDetector(**SMALL), (2, 3, 5)
+    variables = random_variables(model)
+    features, boxes = np.zeros((1, rows, columns, 24), "f4"), np.zeros((1, 4, 4), "f4")
+
+    def classify(features, boxes):
+        pooled = model.apply(variables, features, boxes, method="pool_boxes")
+        return model.apply(variables, pooled, method="classify")
+
+    jaxpr = jax.make_jaxpr(classify)(features, boxes).jaxpr
+    counted = flops.box_head(model, (2, rows, columns), 4)
+    assert counted == products(jaxpr)
+    base = ActionDetector.from_variant("base", 80)
+    grid = 8, 16, 29  # of a film in the test
+    share = flops.box_head(base, grid, 100) / flops.detection(base, grid, 100)
+    assert 1e-4 < share < 1e-3
 
 
 def test_shapes_are_checked():

@@ -149,22 +149,21 @@ class ActionDetector(nn.Module):
         inside = vit.patchify(inside.astype(jnp.uint8), side, self.tubelet_size)
         return patches.replace(values=jnp.where(inside, values, 0))
 
-    def features(
+    def pool_boxes(
         self,
-        video: Clips,
+        feature_map: Float32[Array, "batch rows columns dim"],
         boxes: Boxes,
-        sizes: Int[Array, "batch 2"] | None = None,
+        cells: Int[Array, "batch 2"] | None = None,
         keys: ClipKeys | None = None,
     ) -> Float32[Array, "batch boxes dim"]:
-        """Returns the features of each box; see `__call__`."""
-        features, cells = self.feature_map(video, sizes, keys)
-        if boxes.ndim != 3 or boxes.shape[::2] != (len(features), 4):
+        """Returns the features of each box, given what `feature_map` returns."""
+        if boxes.ndim != 3 or boxes.shape[::2] != (len(feature_map), 4):
             raise InputError(
                 f"boxes have the shape {boxes.shape}; expected [batch, boxes, 4] with "
-                f"x1, y1, x2, y2 in pixels, of {len(features)} clips"
+                f"x1, y1, x2, y2 in pixels, of {len(feature_map)} clips"
             )
         pooled = roi_align(
-            features,
+            feature_map,
             jnp.asarray(boxes, jnp.float32) / (self.roi_stride or self.patch_size),
             cells,
             bins=self.roi_bins,
@@ -178,6 +177,10 @@ class ActionDetector(nn.Module):
             )(keys)
             pooled = jnp.where(kept, pooled / (1 - self.dropout), 0)
         return pooled.max(axis=(2, 3))
+
+    def classify(self, features: Float[Array, "batch boxes dim"]) -> BoxLogits:
+        """Returns the logits of the features of boxes."""
+        return self.head(features)
 
     def __call__(
         self,
@@ -203,7 +206,8 @@ class ActionDetector(nn.Module):
         Raises:
             InputError: boxes or sizes have another shape; see also `vit.as_patches`.
         """
-        return self.head(self.features(video, boxes, sizes, keys))
+        feature_map, cells = self.feature_map(video, sizes, keys)
+        return self.classify(self.pool_boxes(feature_map, boxes, cells, keys))
 
 
 def detection_loss(
