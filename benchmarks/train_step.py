@@ -3,6 +3,7 @@
     python benchmarks/train_step.py --variant small --batch 4
     python benchmarks/train_step.py --task finetune --variant base --batch 2
     python benchmarks/train_step.py --variant base --batch 64 --attention xla,cudnn
+    python benchmarks/train_step.py --alone --decoder-mask none,running_cell
 
 A step is forward pass, backward pass and AdamW. This library's model and Hugging
 Face's, with `sdpa` attention, have the same sizes and batch. Each runs in a process of
@@ -24,6 +25,7 @@ import atexit
 import contextlib
 import functools
 import importlib.metadata
+import itertools
 import json
 import os
 import pathlib
@@ -38,7 +40,7 @@ import time
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-CLASSES, MASK_RATIO = 400, 0.9
+CLASSES, MASK_RATIO, DECODER_MASK_RATIO = 400, 0.9, 0.5
 
 
 def ours(options):
@@ -51,7 +53,7 @@ def ours(options):
     from videomae_jax.models import flops, masking
     from videomae_jax.models.array_types import Patches
     from videomae_jax.models.classifier import VideoClassifier
-    from videomae_jax.models.mae import VideoMAE, pixel_targets, reconstruction_loss
+    from videomae_jax.models.mae import VideoMAE, pixel_targets, token_errors
     from videomae_jax.models.vit import patchify, token_grid
     from videomae_jax.training import optimizer
     from videomae_jax.training.train_step import TrainState, make_train_step
@@ -75,23 +77,38 @@ def ours(options):
             self.model = VideoMAE.from_variant(options.variant, **fields)
 
         def init(self, key):
-            visible, masked = self.masks(key)
-            return self.model.init(key, video, visible, masked)["params"]
+            masks = self.masks(key)
+            return self.model.init(key, video, masks["visible"], masks["masked"])[
+                "params"
+            ]
 
         def masks(self, key):
-            return masking.tube(key, options.batch, grid=grid, ratio=MASK_RATIO)
+            visible, masked = masking.tube(
+                key, options.batch, grid=grid, ratio=MASK_RATIO
+            )
+            ids = {"visible": visible, "masked": masked, "decoded": masked}
+            if options.decoder_mask in ("", "none"):
+                return ids
+            draw = masking.DECODER_KINDS[options.decoder_mask]
+            decoded = draw(key, options.batch, grid=grid, ratio=DECODER_MASK_RATIO)
+            weight = masking.loss_weight(visible, decoded)
+            weight *= weight.size / weight.sum()
+            return ids | {"decoded": decoded, "weight": weight}
 
         def add_randomness(self, batch, key):
-            visible, masked = self.masks(key)
-            return batch | {"visible": visible, "masked": masked}
+            return batch | self.masks(key)
 
         def loss(self, params, batch_stats, batch, frozen):
-            patches, masked = Patches(batch["patches"], grid), batch["masked"]
+            patches, decoded = Patches(batch["patches"], grid), batch["decoded"]
             prediction = self.model.apply(
-                {"params": params}, patches, batch["visible"], masked
+                {"params": params},
+                patches,
+                batch["visible"],
+                batch["masked"],
+                decoded=decoded,
             )
-            target = pixel_targets(patches, masked, **patch)
-            return reconstruction_loss(prediction, target), (batch_stats, {})
+            errors = token_errors(prediction, pixel_targets(patches, decoded, **patch))
+            return jnp.mean(batch.get("weight", 1.0) * errors), (batch_stats, {})
 
     class Finetuning:
         def __init__(self):
@@ -142,13 +159,17 @@ def ours(options):
 
     tokens = grid[0] * grid[1] * grid[2]
     if options.task == "pretrain":
-        visible = jax.eval_shape(task.masks, key)[0].shape[1]
-        forward = flops.pretraining(task.model, tokens, visible)
+        masks = jax.eval_shape(task.masks, key)
+        forward = flops.pretraining(
+            task.model,
+            num_visible=masks["visible"].shape[1],
+            num_decoded=masks["decoded"].shape[1],
+        )
     else:
         forward = flops.classification(task.model, tokens)
-    attention = f", {options.attention}" if options.attention else ""
+    named = [x for x in (options.attention, options.decoder_mask) if x]
     facts = {
-        "name": f"jax {jax.__version__}{attention}",
+        "name": ", ".join([f"jax {jax.__version__}", *named]),
         "device": f"{device.device_kind} ({device.platform})",
         "dtype": dtype,
         "flops": flops.training(forward) * options.batch,
@@ -345,7 +366,7 @@ class Side:
 
 def ratio(side, other):
     """Returns a side's clips/s as a multiple of another's: median and range."""
-    if not other or side is other:
+    if side is other:
         return ""
     ratios = [
         theirs["seconds"] / mine["seconds"]
@@ -355,7 +376,7 @@ def ratio(side, other):
 
 
 def main():
-    """Prints a line for each side, and the ratios of this library's to PyTorch's."""
+    """Prints a line for each side, and ratios to PyTorch or else to the first."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--task", choices=["pretrain", "finetune"], default="pretrain")
     parser.add_argument("--variant", default="small")
@@ -368,6 +389,12 @@ def main():
         default="",
         help="of this library; several, separated by commas, alternate as well; "
         "default: chosen automatically",
+    )
+    parser.add_argument(
+        "--decoder-mask",
+        default="",
+        help="of this library's pretraining: none, running_cell or random; several, "
+        "separated by commas, alternate as well; default: none",
     )
     parser.add_argument("--remat", default="none", help="of this library")
     parser.add_argument("--compile", action="store_true", help="torch.compile on a CPU")
@@ -396,9 +423,12 @@ def main():
     # Ended with this process, whatever they do.
     atexit.register(lambda: [side.end() for side in [*ours, torch] if side])
     ours = []
-    for attention in options.attention.split(","):
-        name = f"this library, {attention or 'automatic'}"
-        ours.append(Side(name, "--side=ours", f"--attention={attention}"))
+    for attention, decoder_mask in itertools.product(
+        options.attention.split(","), options.decoder_mask.split(",")
+    ):
+        name = f"this library, {attention or 'automatic'}, {decoder_mask or 'none'}"
+        chosen = f"--attention={attention}", f"--decoder-mask={decoder_mask}"
+        ours.append(Side(name, "--side=ours", *chosen))
         ours[-1].wait(deadline)
     sides = [*ours, torch] if torch else ours
     if torch:
@@ -416,14 +446,16 @@ def report(options, ours, torch):
         sys.exit(f"error: {ours[0].facts['name']}: {ours[0].error}")
     facts = measured[0].facts
     peak = max(row["peak"] for side in measured for row in side.rows)
+    base = torch if torch and not torch.error else measured[0]
     print(
         f"{options.task}, ViT {options.variant}, batch {options.batch} of "
         f"{options.frames}x{options.size}x{options.size}, {facts['dtype']}, "
         f"{os.cpu_count()} cores, {facts['device']}; "
         f"{facts['flops'] / 1e9:.0f} GFLOP/step\n"
     )
+    other = "PyTorch" if base is torch else "the first"
     head = (
-        "ms per step | clips/s | of peak | times PyTorch | GB at most | s until ready"
+        f"ms per step | clips/s | of peak | times {other} | GB at most | s until ready"
     )
     print(f"| | {head} |")
     print("|---|---|---|---|---|---|---|")
@@ -435,8 +467,8 @@ def report(options, ours, torch):
         seconds = side.seconds()
         print(
             f"| {name} | {1000 * seconds:.0f} | {options.batch / seconds:.2f} | "
-            f"{facts['flops'] / seconds / peak:.1%} | "
-            f"{ratio(side, torch if torch and not torch.error else None)} | "
+            f"{side.facts.get('flops', facts['flops']) / seconds / peak:.1%} | "
+            f"{ratio(side, base)} | "
             f"{max(row['memory'] for row in side.rows) / 1e9:.2f} | "
             f"{side.facts['first_step']:.0f} |"
         )
