@@ -112,6 +112,31 @@ def test_every_name_that_does_not_match_is_told(folders):
         merge(folders, classes=[*CLASSES, "Running"], aliases=ALIASES)
 
 
+def test_aliases_of_no_class_are_told(folders):
+    aliases = {"Balloon_Blowing": "inflating balloons", "diing": "dyeing hair"}
+    messages = merge(folders, aliases=aliases).messages
+    assert "1 names of --aliases are in no list: diing" in messages
+    told = "\n".join(merge(folders, aliases=ALIASES).messages)
+    assert "--aliases" not in told
+
+
+def test_folders_of_frames_stay_what_they_are(run, folders, tmp_path):
+    for i in range(3):
+        (tmp_path / f"frames/{i}_000001_000011").mkdir(parents=True)
+    rows = ["../frames/0_000001_000011 20 1\n", "../frames/1_000001_000011/ 0\n"]
+    (folders[0] / "train.txt").write_text("".join(rows))
+    (folders[0] / "val.txt").write_text("../frames/2_000001_000011 9 0\n")
+    assert run("k710", "--lists", str(folders[0]))[::2] == (0, "")
+    for split in ("train", "val"):
+        before, after = (
+            sources.load(str(folder / f"{split}.txt"), label_kind=LabelKind.ONE)
+            for folder in (folders[0], tmp_path / "data/k710")
+        )
+        assert [(x.frame_name, x.frame_range, x.labels) for x in after] == [
+            (x.frame_name, x.frame_range, x.labels) for x in before
+        ]
+
+
 def test_missing_lists_and_videos_are_errors(folders, tmp_path):
     with pytest.raises(
         RecordError, match=r"--lists: .*none/labels\.txt not found: exp"
@@ -159,6 +184,8 @@ def test_label_maps_are_text_csv_and_json(tmp_path):
     assert read_aliases(file("e.csv", "dying,dyeing hair\n")) == {
         "dying": "dyeing hair"
     }
+    with pytest.raises(RecordError, match=r"--aliases: file not found: .*c\.json"):
+        read_aliases(str(tmp_path / "c.json"))
     with pytest.raises(RecordError, match="expected a JSON object from names"):
         read_aliases(file("b.json", "[1]"))
 

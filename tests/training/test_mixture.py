@@ -83,7 +83,9 @@ def test_folders_of_frames_have_names_of_their_own(tmp_path):
         ({"list": "a"}, r"config\.data\.train=\{'list': 'a'\} must be .* several: "),
         (("a", 3), r"config\.data\.train: 3 must be a list of videos, or .* fields"),
         (("a", {"stride": 3}), r"\{'stride': 3\} must be a list of videos"),
-        (("a", "b", "a"), "config.data.train names 'a' twice"),
+        ('["a", {"list": "b", "stride": true}]', 'stride": true.*must be .* several: '),
+        ("[a.txt,b.txt]", r"train='\[a\.txt,b\.txt\]' must be .* several: "),
+        (("a", "b", "a"), "config.data.train names 'a' twice: .* given once"),
         (({"list": "a", "strides": 2},), "unknown field 'strides'.*nearest is stride"),
         (({"list": "a", "stride": 0},), "'a': stride=0 must be a whole number from 1"),
         (({"list": "a", "stride": "2"},), "'a': stride='2' must be a whole number"),
@@ -94,6 +96,7 @@ def test_folders_of_frames_have_names_of_their_own(tmp_path):
             ("a", {"list": "b", "weight": 1}),
             "'a' has no weight, but others have: give each list a weight, or none",
         ),
+        (({"list": "a", "weight": 1}, {"list": "b", "weight": None}), "'b' has no wei"),
     ],
 )
 def test_malformed_lists_are_named(train, message):

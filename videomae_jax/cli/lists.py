@@ -227,7 +227,8 @@ def run(args: argparse.Namespace) -> None:
     number = getattr(args, "split", 1)
     suffix = f"_split{number}" if number > 1 else ""
     out = pathlib.Path(args.out or f"data/{args.data_set}{suffix}").expanduser()
-    _write(out, "" if args.relative else root, classes, splits)
+    prefix = "" if args.relative else root
+    _write(out, classes, {name: _records(x, prefix) for name, x in splits.items()})
     print(_table(splits))
     messages.append(f"{len(classes)} classes: {_some(classes)}")
     messages += missing
@@ -257,11 +258,11 @@ def _merge(args: argparse.Namespace) -> None:
         keep=args.keep,
     )
     splits = {
-        name: _Split([(x.path, x.labels[0], x.time_range) for x in videos])
+        name: _Split([(x.path, x.labels[0], None) for x in videos])
         for name, videos in merged.splits.items()
     }
     out = pathlib.Path(args.out).expanduser()
-    _write(out, "", merged.classes, splits)
+    _write(out, merged.classes, merged.splits)
     written = [name for name, split in splits.items() if split.rows]
     files = [out / f"{name}.txt" for name in (*written, "labels")]
     print(_table(splits), *merged.messages, arguments.written(files), sep="\n")
@@ -389,8 +390,20 @@ def _divide(paths: Sequence[str], fraction: float, seed: int) -> dict[str, list[
     }
 
 
+def _records(split: _Split, root: str) -> list[Record]:
+    return [
+        Record(
+            os.path.join(root, path),
+            "",
+            labels=() if label is None else (label,),
+            time_range=times,
+        )
+        for path, label, times in split.rows
+    ]
+
+
 def _write(
-    out: pathlib.Path, root: str, classes: Sequence[str], splits: dict[str, _Split]
+    out: pathlib.Path, classes: Sequence[str], splits: dict[str, list[Record]]
 ) -> None:
     for name in classes:
         if name.strip().splitlines() != [name]:
@@ -399,17 +412,8 @@ def _write(
                 "break. Rename its folder"
             )
     out.mkdir(parents=True, exist_ok=True)
-    for name, split in splits.items():
-        if split.rows:
-            records = [
-                Record(
-                    os.path.join(root, path),
-                    "",
-                    labels=() if label is None else (label,),
-                    time_range=times,
-                )
-                for path, label, times in split.rows
-            ]
+    for name, records in splits.items():
+        if records:
             sources.write_records(out / f"{name}.txt", records)
     text = "".join(f"{name}\n" for name in classes)
     with writing(out / "labels.txt"):

@@ -5,6 +5,7 @@ The three share most of their videos and classes, under names that sometimes dif
 
 import csv
 import dataclasses
+import os
 import pathlib
 import re
 from collections.abc import Mapping, Sequence
@@ -65,13 +66,12 @@ def merge(
                 f"--lists: {folder}/labels.txt not found: expected a folder of lists, "
                 "as `python -m videomae_jax lists kinetics400` makes"
             )
-    aliases = {class_key(name): new for name, new in (aliases or {}).items()}
+    theirs = {folder: labels.read(str(folder / "labels.txt")) for folder in folders}
+    aliases = aliases or {}
+    renamed = {class_key(name): new for name, new in aliases.items()}
     names = {
-        folder: [
-            aliases.get(class_key(name), name)
-            for name in labels.read(str(folder / "labels.txt"))
-        ]
-        for folder in folders
+        folder: [renamed.get(class_key(name), name) for name in own]
+        for folder, own in theirs.items()
     }
     if classes is None:
         spelt = [(class_key(name), name) for own in names.values() for name in own]
@@ -82,6 +82,12 @@ def merge(
         raise RecordError("--labels: the name of a class occurs twice")
     _check_known(names, numbers, classes)
     splits, messages = {}, _unshared(names, classes)
+    used = {class_key(name) for own in theirs.values() for name in own}
+    unused = [name for name in aliases if class_key(name) not in used]
+    if unused:
+        messages.append(
+            f"{len(unused)} names of --aliases are in no list: {', '.join(unused)}"
+        )
     for split in _SPLITS:
         found: dict[str, Record] = {}
         count = conflicts = 0
@@ -135,6 +141,8 @@ def read_aliases(path: str) -> dict[str, str]:
     """
     if path.lower().endswith(".csv"):
         return {name: new for name, new in _read_table(path)}
+    if not os.path.isfile(path):
+        raise RecordError(f"--aliases: file not found: {path!r}")
     content = read_json(pathlib.Path(path))
     if not isinstance(content, dict) or not all(
         isinstance(name, str) for name in content.values()

@@ -64,8 +64,8 @@ def select_classes(
             f"{_name(pretrained)}: its classes have no names to select by; pass a file "
             "of names, one per line, in the order of the head (--labels)"
         )
-    aliases = aliases or {}
-    columns = find_classes([aliases.get(name, name) for name in classes], labels)
+    theirs = {class_key(name): other for name, other in (aliases or {}).items()}
+    columns = find_classes([theirs.get(class_key(x), x) for x in classes], labels)
     absent = [name for name, x in zip(classes, columns, strict=True) if x < 0]
     if absent:
         known = [class_key(label) for label in labels]

@@ -8,6 +8,7 @@ out. The name is also that of its count in the metrics.
 """
 
 import dataclasses
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -110,7 +111,10 @@ def _entries(data: Config) -> list[dict[str, Any]]:
         ConfigError: see `load`.
     """
     train = data.train
-    if isinstance(train, str):
+    # Text that begins as several lists do and is not a file: brackets or quotes of the
+    # command line are missing.
+    is_text = isinstance(train, str)
+    if is_text and (not train.startswith(("[", "(", "{")) or os.path.exists(train)):
         return [{"list": train}]
     if not isinstance(train, list | tuple) or not train:
         raise ConfigError(
@@ -122,12 +126,15 @@ def _entries(data: Config) -> list[dict[str, Any]]:
         _check(entry)
     paths = [entry["list"] for entry in entries]
     if twice := {path for path in paths if paths.count(path) > 1}:
-        raise ConfigError(f"config.data.train names {twice.pop()!r} twice")
-    if 0 < sum("weight" in entry for entry in entries) < len(entries):
-        without = next(x["list"] for x in entries if "weight" not in x)
         raise ConfigError(
-            f"config.data.train: {without!r} has no weight, but others have: give each "
-            "list a weight, or none"
+            f"config.data.train names {twice.pop()!r} twice: a list must be given "
+            "once. A larger weight draws its videos more often"
+        )
+    without = [x["list"] for x in entries if x.get("weight") is None]
+    if 0 < len(without) < len(entries):
+        raise ConfigError(
+            f"config.data.train: {without[0]!r} has no weight, but others have: give "
+            "each list a weight, or none"
         )
     return entries
 
