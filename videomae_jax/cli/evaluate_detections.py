@@ -16,16 +16,20 @@ import importlib.util
 import json
 import pathlib
 import sys
-import warnings
 
 import numpy as np
 
 from videomae_jax.cli import arguments
 from videomae_jax.data.detection import box_files
 from videomae_jax.errors import RecordError, printable
-from videomae_jax.evaluation import detection, detection_problems, detection_report
+from videomae_jax.evaluation import (
+    detection,
+    detection_problems,
+    detection_report,
+    pictures,
+)
 from videomae_jax.evaluation.detection import DetectionMetrics
-from videomae_jax.files import atomic_write, writing
+from videomae_jax.files import atomic_write
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_option(
         parser,
         "--picture FILE",
-        "draw AP of classes, precision over recall, metrics by size (.png)",
+        "draw AP of classes, precision over recall, metrics by size, as PNG",
         pathlib.Path,
     )
 
@@ -95,10 +99,7 @@ def run(args: argparse.Namespace) -> None:
         with atomic_write(args.json) as file:
             file.write(json.dumps(result, indent=2, allow_nan=False) + "\n")
     if args.picture:
-        figure = detection_report.plot(metrics, names)
-        with warnings.catch_warnings(), writing(args.picture):
-            warnings.filterwarnings("ignore", "Glyph")  # letters that the font lacks
-            figure.savefig(args.picture)
+        pictures.save(args.picture, detection_report.plot(metrics, names))
     files = [file for file in (args.json, args.picture) if file]
     if files:
         print(arguments.written(files))

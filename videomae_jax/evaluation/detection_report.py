@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from videomae_jax.evaluation.detection import ClassMetrics, DetectionMetrics
-from videomae_jax.evaluation.results import tick_text
+from videomae_jax.evaluation.pictures import tick_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

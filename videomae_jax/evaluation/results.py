@@ -7,14 +7,13 @@ import math
 import os
 import pathlib
 import pickle
-import warnings
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from videomae_jax.errors import ConfigError
-from videomae_jax.evaluation import metrics
+from videomae_jax.evaluation import metrics, pictures
 from videomae_jax.evaluation.metrics import Predictions
 from videomae_jax.evaluation.regression import PredictedValues
 from videomae_jax.files import PARTIAL_SUFFIX, atomic_path, atomic_write, json_line
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
 
 # Up to how many classes cells hold their counts, and sides have the names of classes.
 _COUNTED_CLASSES, _NAMED_CLASSES = 25, 120
-_NAME_LENGTH = 30  # characters; longer class names are shortened
 
 
 def write(
@@ -144,10 +142,7 @@ def _write_classes(predictions: Predictions, folder: pathlib.Path) -> None:
     for head, part in parts.items():
         figure = plot_confusion(metrics.confusion_matrix(part), part.class_names)
         name = f"confusion_{head}.png" if head else "confusion.png"
-        with atomic_write(folder / name, "wb") as file, warnings.catch_warnings():
-            # Letters that the font lacks are drawn as boxes.
-            warnings.filterwarnings("ignore", "Glyph")
-            figure.savefig(file, format="png")
+        pictures.save(folder / name, figure)
 
 
 def _class_rows(predictions: Predictions, top_k: int) -> Iterator[dict[str, Any]]:
@@ -239,7 +234,7 @@ def plot_confusion(matrix: np.ndarray, class_names: Sequence[str]) -> "Figure":
     )
     if size <= _NAMED_CLASSES:
         font_size = min(10, 0.8 * 72 * side / size)
-        names = [tick_text(name) for name in class_names]
+        names = [pictures.tick_text(name) for name in class_names]
         text = {"fontsize": font_size, "parse_math": False}
         axes.set_xticks(range(size), names, rotation=90, **text)
         axes.set_yticks(range(size), names, **text)
@@ -253,14 +248,6 @@ def plot_confusion(matrix: np.ndarray, class_names: Sequence[str]) -> "Figure":
             colour = "white" if shares[row, column] > 0.4 else "black"
             axes.text(column, row, str(matrix[row, column]), color=colour, **text)
     return figure
-
-
-def tick_text(name: str) -> str:
-    """Returns a class name on one short line, without bytes that are not text."""
-    text = " ".join(name.encode("utf-8", "replace").decode().split())
-    if len(text) <= _NAME_LENGTH:
-        return text
-    return text[: _NAME_LENGTH - 3] + "..."
 
 
 def check_dump(path: str, label_kind: LabelKind) -> None:

@@ -203,7 +203,6 @@ def test_files_are_written_as_they_are_read(write):
     assert rows(box_files.read_detections("found.csv")) == rows(found)
     assert box_files.read_key_frames("excluded.csv") == excluded
     assert box_files.read_label_map("labels.pbtxt") == names
-    text = (helper.FOLDER / "large/detections.csv").read_text()
     for copy, original in [
         ("found.csv", "large/detections.csv"),  # 5 decimals, timestamps of 4 digits
         ("labels.pbtxt", "labels_60.pbtxt"),
