@@ -394,7 +394,11 @@ def _with_config(source: Source, folder: pathlib.Path) -> Source:
         source.fields |= huggingface.EPSILONS
         if file.exists():
             config = huggingface.read_config(file)
-    elif source.format == "official" and huggingface.is_v2_config(file):
+    elif (
+        source.format == "official"
+        and source.kind is None  # it is of the encoders
+        and huggingface.is_v2_config(file)
+    ):
         config = huggingface.read_v2_config(file)
     if config:
         clips = config["preprocessing"]
