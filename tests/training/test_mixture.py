@@ -137,6 +137,15 @@ def test_values_have_the_columns_of_the_first_list(folder):
     files[1].write_text("path,arousal,valence\n1.mp4,4,3\n")
     own = mixture.load(data(tuple(map(str, files))), label_kind=LabelKind.VALUES)
     assert [x.values for x in mixture.records(own)] == [(1, 2), (3, 4)]
+    # Without names, they may be in any order.
+    files.append(folder / "three.csv")
+    files[2].write_text("2.mp4,5,6\n")
+    several = data(tuple(map(str, files)))
+    with pytest.raises(RecordError, match=r"three\.csv must name .* as .*one\.csv"):
+        mixture.load(several, label_kind=LabelKind.VALUES)
+    options = {"label_kind": LabelKind.VALUES, "label_columns": ["arousal", "valence"]}
+    own = mixture.load(several, **options)
+    assert [x.values for x in mixture.records(own)] == [(2, 1), (4, 3), (5, 6)]
 
 
 def test_fine_tuning_takes_several_lists(lists, folder):

@@ -43,6 +43,7 @@ def load(
             labels of two lists need not mean the same.
     """
     entries = _entries(data)
+    has_columns = bool(label_columns)
     lists, counts = [], {}
     for entry in entries:
         videos = load_list(
@@ -63,6 +64,8 @@ def load(
             ]
         options = {key: entry.get(key) for key in ("stride", "weight")}
         lists.append(VideoList(videos, name=entry["list"], **options))
+    if not has_columns:
+        _check_columns(lists)
     for own, draws in zip(lists, epoch_draws(lists), strict=True):
         if not draws:
             raise ConfigError(
@@ -168,3 +171,16 @@ def _check_names(
             f"{source} names its classes, whose numbers may be others in other lists: "
             "set config.data.labels to a file with the names of all classes"
         )
+
+
+def _check_columns(lists: Sequence[VideoList]) -> None:
+    """Raises RecordError if some lists name their columns of values, but not all."""
+    firsts = {own.name: own.records[0] for own in lists}
+    named = [name for name, video in firsts.items() if video.value_names]
+    for name, video in firsts.items():
+        if named and not video.value_names and len(video.values) > 1:
+            raise RecordError(
+                f"{name} must name its columns of values, as {named[0]} does: their "
+                "order may differ. Give it a header, or set config.data.labels to a "
+                "file with the names in its order"
+            )
