@@ -34,6 +34,9 @@ log = logging.getLogger(__name__)
 ITEMS = ("params", "opt_state", "ema", "batch_stats")
 # Items of older checkpoints, by today's names.
 _OLD_NAMES = {"batch_stats": "statistics"}
+# Paths of parameters that are no part of the model: the layer from a student's features
+# to those of its teacher (training/tasks/distill.py).
+TRAINING_ONLY = "projection/"
 
 
 class _KeepBest:

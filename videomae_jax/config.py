@@ -109,6 +109,7 @@ _NO_EFFECT_ON_RESULTS = (
     "model.unroll",
     "picture.",
     "profile.",
+    "teacher.variant",
     "wandb.",
 )
 

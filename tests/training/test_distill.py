@@ -285,6 +285,13 @@ def test_a_teacher_without_names_has_the_classes_in_order(
         Distillation(config)
 
 
+@pytest.mark.parametrize("source", ["runs/k710_vitg_finetune", "./gone", "gone"])
+def test_a_teacher_that_is_gone_is_not_looked_up_elsewhere(folder, source, monkeypatch):
+    monkeypatch.setattr(distill.loading, "read", None)  # would download
+    with pytest.raises(CheckpointError, match=f"teacher.source={source} not found"):
+        Distillation(tiny(folder, source))
+
+
 def test_what_is_no_teacher_is_refused(folder, teacher, tmp_path):
     for fields, message in (
         ({"teacher.source": ""}, "teacher.source is empty"),
@@ -361,11 +368,16 @@ def test_run_leaves_a_classifier(folder, undisturbed, tmp_path):
 
 
 def test_a_test_needs_no_teacher(folder, undisturbed, tmp_path):
+    """Nor the settings of a distillation: the student is a classifier."""
     workdir = shutil.copytree(undisturbed[0], tmp_path / "run")
     before = (workdir / "test" / "predictions.jsonl").read_bytes()
-    shutil.rmtree(workdir / "test")
-    loop.run(whole(folder, "gone", mode="eval"), str(workdir))
-    assert (workdir / "test" / "predictions.jsonl").read_bytes() == before
+    for config in (
+        whole(folder, "gone", mode="eval"),
+        test_finetune.tiny(folder, mode="eval"),
+    ):
+        shutil.rmtree(workdir / "test")
+        loop.run(config, str(workdir))
+        assert (workdir / "test" / "predictions.jsonl").read_bytes() == before
 
 
 def test_stopping_in_the_middle_changes_nothing(folder, teacher, undisturbed, tmp_path):
@@ -402,14 +414,24 @@ def test_a_run_resumes_only_with_its_teacher(folder, teacher, undisturbed, tmp_p
     assert restore(str(moved)).step == 8
 
 
-def test_a_student_starts_from_any_source(folder, undisturbed, teacher):
-    config = whole(folder, teacher, **{"init.source": str(undisturbed[0])})
+def test_a_run_without_a_teacher_does_not_get_one(folder, teacher):
+    task = Distillation(tiny(folder, teacher))
+    saved = {x: task.meta[x] for x in ("class_names", "problem")}
+    with pytest.raises(CheckpointError, match="config.task=distill must be finetune"):
+        task.resume("run", saved | {"config": {"task": "finetune"}})
+
+
+def test_a_student_starts_from_any_source(folder, undisturbed, tmp_path):
+    """Here from one of another teacher, whose tokens are of another width."""
+    wider = save_teacher(tmp_path / "wider", width=32)
+    config = whole(folder, wider, **{"init.source": str(undisturbed[0])})
     task = Distillation(config)
     params, _ = jax.jit(task.init)(jax.random.key(0), train_step.dummy_clip(config))
     loaded = task.load_source(params)
     ema = undisturbed[1].ema
     embedding = loaded["encoder"]["embedding"]["kernel"]
     np.testing.assert_array_equal(embedding, ema["encoder"]["embedding"]["kernel"])
+    assert loaded["projection"]["kernel"] is params["projection"]["kernel"]
 
 
 def test_compiles_without_weights(folder):

@@ -52,8 +52,7 @@ def read(
     config: Any = ConfigDict(upgrade(meta["config"]))
     item = checkpoints.evaluated_item(step)
     shapes = checkpoints.shapes(step)
-    # A distilled model has a layer to its teacher's features, for training alone.
-    for path in [x for x in shapes[item] if x.startswith("projection/")]:
+    for path in [x for x in shapes[item] if x.startswith(checkpointing.TRAINING_ONLY)]:
         del shapes[item][path]
     checkpoints.close()
     name = f"{folder}: checkpoint {step}"

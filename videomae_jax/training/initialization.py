@@ -13,7 +13,7 @@ import numpy as np
 from flax import traverse_util
 from ml_collections import ConfigDict
 
-from videomae_jax.checkpointing import Checkpoints, restore_part
+from videomae_jax.checkpointing import TRAINING_ONLY, Checkpoints, restore_part
 from videomae_jax.config import Config, upgrade
 from videomae_jax.errors import (
     CheckpointError,
@@ -24,6 +24,7 @@ from videomae_jax.errors import (
 from videomae_jax.interop import edit_head, hub, loading
 from videomae_jax.interop.pretrained import Pretrained
 from videomae_jax.models import build
+from videomae_jax.models.build import Model
 from videomae_jax.models.classifier import VideoClassifier
 from videomae_jax.models.mae import VideoMAE
 from videomae_jax.models.sizes import height_and_width
@@ -159,10 +160,11 @@ def load(
     if load_head and not autoencoder:
         weights, classes = weights.with_classes(class_names, flat)
     required = ("encoder/", "head/") if load_head else ("encoder/",)
+    left_out = (TRAINING_ONLY,) if load_head else (TRAINING_ONLY, "head/")
     selected = {
         path: x
         for path, x in flat.items()
-        if path in weights.shapes and (load_head or not path.startswith("head/"))
+        if path in weights.shapes and not path.startswith(left_out)
     }
     expected = {
         path: x.shape
@@ -276,17 +278,9 @@ def _open(
     Raises:
         CheckpointError: it is not found, or cannot be read.
     """
-    path = pathlib.Path(source).expanduser()
-    if (path / "checkpoints").is_dir():
+    if (pathlib.Path(source).expanduser() / "checkpoints").is_dir():
         return _from_workdir(source)
-    # A path that is gone may look like a name of the hub.
-    is_path = source.startswith((".", "/", "~", "runs/")) or not hub.is_name(source)
-    if is_path and not path.exists():
-        raise CheckpointError(
-            f"config.init.source={source} not found; expected the work directory of a "
-            "run, a file or folder of weights, or a model of the Hugging Face Hub, "
-            f"such as MCG-NJU/videomae-base. {_SCRATCH}"
-        )
+    check_found("config.init.source", source, f" {_SCRATCH}")
     try:
         loaded = _read_for_sizes.pop(source, None) or _read(source, config)
         if ours is None:
@@ -320,6 +314,20 @@ def _open(
         },
         labels=() if loaded.problem.heads else loaded.labels or (),
     )
+
+
+def check_found(field: str, source: str, remedy: str = "") -> None:
+    """Raises CheckpointError if the source in a field is a path that is gone.
+
+    That may look like a name of the hub, and must not be looked up there.
+    """
+    is_path = source.startswith((".", "/", "~", "runs/")) or not hub.is_name(source)
+    if is_path and not pathlib.Path(source).expanduser().exists():
+        raise CheckpointError(
+            f"{field}={source} not found; expected the work directory of a run, a file "
+            "or folder of weights, or a model of the Hugging Face Hub, such as "
+            f"MCG-NJU/videomae-base.{remedy}"
+        )
 
 
 def _read(source: str, config: Config) -> Pretrained:
@@ -426,7 +434,7 @@ def _check_model(
         )
 
 
-def _field(model: VideoMAE | VideoClassifier, name: str) -> Any:
+def _field(model: Model, name: str) -> Any:
     """Returns a field of a model; None if models of its kind do not have it."""
     if name == "decoder_mlp_ratio" and isinstance(model, VideoMAE):
         return model.decoder_mlp_ratio or model.mlp_ratio

@@ -37,6 +37,7 @@ from videomae_jax.training.progress import Progress, count_steps
 from videomae_jax.training.reporting import Reporter
 from videomae_jax.training.task import Task, check_hosts
 from videomae_jax.training.tasks import TASKS
+from videomae_jax.training.tasks.finetune import Finetuning
 from videomae_jax.training.train_step import TrainState, TrainStep
 
 log = logging.getLogger(__name__)
@@ -434,7 +435,8 @@ def evaluate(config: Config, workdir: str) -> TrainState:
     config_lib.check_same_model(workdir, meta["config"], config)
     config_lib.log_changes(meta["config"], config, config_lib.PREPROCESSING_FIELDS)
     train_step.check_attention(config.model, jax.devices())
-    task = TASKS[config.task](config, meta)
+    # Also of a distilled run: its teacher is not needed.
+    task = Finetuning(config, meta)
     check_hosts(config, task)
     hosts.check_shared(pathlib.Path(workdir))
     hosts.check_alike(checkpoints=step)

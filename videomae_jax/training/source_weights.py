@@ -10,8 +10,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from videomae_jax.errors import CheckpointError
 from videomae_jax.interop.edit_head import find_classes
-from videomae_jax.models.classifier import VideoClassifier
-from videomae_jax.models.mae import VideoMAE
+from videomae_jax.models.build import Model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +28,7 @@ class SourceWeights:
     """
 
     name: str
-    model: VideoMAE | VideoClassifier
+    model: Model
     position_size: tuple[int, int]
     shapes: Mapping[str, tuple[int, ...]]
     restore: Callable[[Mapping[str, jax.ShapeDtypeStruct]], Mapping[str, jax.Array]]

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import struct
+from flax import struct, traverse_util
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
@@ -343,15 +343,24 @@ def restore_for_test(
     config: "Config", task: "Task", checkpoints: "Checkpoints", step: int
 ) -> tuple[Mesh, TrainState]:
     """Restores the parameters that training evaluates, without the optimizer."""
+    from videomae_jax.checkpointing import TRAINING_ONLY
+
     video = dummy_clip(config)
     shapes = jax.eval_shape(task.init, jax.random.key(0), video)
+    item = checkpoints.evaluated_item(step)
+    unused = {
+        path: jax.ShapeDtypeStruct(shape, jnp.float32)
+        for path, shape in checkpoints.shapes(step).get(item, {}).items()
+        if path.startswith(TRAINING_ONLY)
+    }
+    # Checkpoints are restored whole.
+    shapes = (shapes[0] | traverse_util.unflatten_dict(unused, sep="/"), shapes[1])
     abstract = TrainState(jnp.int32(0), shapes[0], (), shapes[1])
     plan = sharding.choose_plan(abstract, jax.devices(), fsdp=config.mesh.fsdp)
     mesh = sharding.make_mesh(plan.fsdp)
     params, batch_stats = sharding.with_shardings(
         shapes, sharding.state_shardings(shapes, mesh)
     )
-    item = checkpoints.evaluated_item(step)
     items = {item: params} | ({"batch_stats": batch_stats} if batch_stats else {})
     restored = checkpoints.restore(step, items)
     log.info("evaluating %s step=%d params=%s", checkpoints.folder, step, item)

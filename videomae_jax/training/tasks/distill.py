@@ -68,8 +68,8 @@ class Distillation(Finetuning):
 
         Args:
             config: see configs/common.py.
-            saved: as of Finetuning. A student that is only tested needs no teacher; one
-                that is only compiled (tpu/compile.py) none with weights, if
+            saved: as of Finetuning, for a student that is only compiled
+                (tpu/compile.py). That needs no teacher with weights, if
                 `config.teacher.variant` names its size.
 
         Raises:
@@ -84,28 +84,22 @@ class Distillation(Finetuning):
                 "config.task=distill compares the probabilities of one class per video:"
                 " config.loss.kind must be softmax, and config.data.heads empty"
             )
-        trained_with = (saved or {}).get("teacher")
-        if trained_with:
-            width = trained_with["width"]
+        if saved is not None and config.teacher.variant:
+            self._teacher = _named_teacher(config, len(self.class_names))
         else:
-            if saved is not None and config.teacher.variant:
-                self._teacher = _named_teacher(config, len(self.class_names))
-            else:
-                self._teacher = read_teacher(config, self.model, self.class_names)
-            teacher = self._teacher.model
-            width = teacher.width
-            self._teacher_grid = vit.token_grid(
-                self._clip_shape, teacher.patch_size, teacher.tubelet_size
-            )
+            self._teacher = read_teacher(config, self.model, self.class_names)
+        teacher = self._teacher.model
+        self._teacher_grid = vit.token_grid(
+            self._clip_shape, teacher.patch_size, teacher.tubelet_size
+        )
         self._projection = None
         if config.distill.feature_weight:
-            self._projection = Dense(width, dtype=self.model.dtype)
+            self._projection = Dense(teacher.width, dtype=self.model.dtype)
 
     @property
     def meta(self) -> dict:
         """Facts to save: the classes, and which teacher it is."""
-        teacher = {"digest": self._teacher.digest, "width": self._teacher.model.width}
-        return super().meta | {"teacher": teacher}
+        return super().meta | {"teacher": {"digest": self._teacher.digest}}
 
     def resume(self, workdir: str, saved: Mapping[str, Any]) -> None:
         """Checks that classes and teacher are a checkpoint's.
@@ -114,7 +108,12 @@ class Distillation(Finetuning):
             CheckpointError: they differ; the message names the work directory.
         """
         super().resume(workdir, saved)
-        if saved.get("teacher") != self.meta["teacher"]:
+        if "teacher" not in saved:
+            raise CheckpointError(
+                f"{workdir}: config.task=distill must be {saved['config']['task']}, as "
+                "when the run began. Resume with that, or give a new --workdir"
+            )
+        if saved["teacher"]["digest"] != self._teacher.digest:
             raise CheckpointError(
                 f"{workdir}: config.teacher.source={self._config.teacher.source} must "
                 "be the teacher that the run began with, but has other weights. Resume "
@@ -244,6 +243,7 @@ def read_teacher(
 
     Raises:
         ConfigError: no source is given.
+        CheckpointError: it is a path that is gone.
         PretrainedError: it cannot be read, is not a classifier of these classes, or its
             patches do not divide the clips.
     """
@@ -253,6 +253,7 @@ def read_teacher(
             "config.teacher.source is empty; expected the work directory of a "
             "fine-tuning run, or any other classifier that load_pretrained takes"
         )
+    initialization.check_found("config.teacher.source", source)
     num_frames, height, width, _ = clip_shape(config)
     try:
         loaded = loading.read(source, dtype=config.teacher.dtype)
