@@ -104,6 +104,7 @@ def test_a_file_may_have_no_options(tmp_path):
         ),
         ("epochs=0", "config.epochs=0 must be above 0"),
         ("optimizer.b2=1", r"config.optimizer.b2=1.0 must be in \[0, 1\)"),
+        ("mask.decoder_ratio=1", "config.mask.decoder_ratio=1.0 must be above 0 and.*"),
     ],
 )
 def test_numbers_out_of_range_are_refused(override, message):
@@ -121,13 +122,14 @@ def test_numbers_out_of_range_are_refused_in_fine_tuning():
 @pytest.fixture(scope="module")
 def known():
     """The fields of all runs."""
-    configs = (common.pretrain(), common.finetune())
+    configs = (common.pretrain(), common.finetune(), common.distill())
     return {name for x in configs for name in config_lib.flatten(x.to_dict())}
 
 
 def test_ranges_are_of_fields_that_exist(known):
     fields = " ".join(fields for _, _, fields in ranges.RANGES).split()
     of_others = {"model.num_classes", "target_mean", "target_std", "weight"}
+    of_others |= {"model.roi_bins", "model.roi_stride"}
     assert set(fields) <= known | of_others and len(set(fields)) == len(fields)
 
 

@@ -113,7 +113,7 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     (
         "above 0 and below 1",
         lambda x: _number(x) and 0 < x < 1,
-        "mask.ratio model.norm_epsilon model.head_norm_epsilon",
+        "mask.ratio mask.decoder_ratio model.norm_epsilon model.head_norm_epsilon",
     ),
     (
         "above 0 and at most 1",
