@@ -14,7 +14,7 @@ from videomae_jax.models.array_types import Array, ClipKeys, Clips, Tokens
 from videomae_jax.models.layers.linear import Dense
 from videomae_jax.models.layers.norm import LayerNorm
 from videomae_jax.models.partitioning import manual_axes
-from videomae_jax.models.variants import variant_fields
+from videomae_jax.models.variants import encoder_fields
 
 POOLINGS = ("mean", "first_token", "attentive")
 HEAD_NORMS = ("layer", "batch", "none")
@@ -131,10 +131,7 @@ class VideoClassifier(nn.Module):
             num_classes: length of the logits.
             **overrides: any field, such as `pooling="first_token"`.
         """
-        fields = variant_fields(name)
-        for field in ("decoder_width", "decoder_depth", "decoder_heads"):
-            fields.pop(field, None)
-        return cls(num_classes=num_classes, **(fields | overrides))
+        return cls(num_classes=num_classes, **(encoder_fields(name) | overrides))
 
     def setup(self):
         """Creates the submodules; their names are those of the parameters."""

@@ -11,7 +11,7 @@ from videomae_jax.errors import InputError
 from videomae_jax.models import vit
 from videomae_jax.models.array_types import Array, ClipKeys, Clips, Patches, Tokens
 from videomae_jax.models.layers.roi_align import roi_align
-from videomae_jax.models.variants import variant_fields
+from videomae_jax.models.variants import encoder_fields
 
 # Of the official detector's pixels, which those of detectors before it have, in 0..255:
 # not ImageNet's, which its encoder was pretrained with.
@@ -85,12 +85,7 @@ class ActionDetector(nn.Module):
         cls, name: str, num_classes: int, **overrides: Any
     ) -> "ActionDetector":
         """Returns a model of a named size; see `VideoClassifier.from_variant`."""
-        fields = {
-            field: value
-            for field, value in variant_fields(name).items()
-            if not field.startswith("decoder_")
-        }
-        return cls(num_classes=num_classes, **(fields | overrides))
+        return cls(num_classes=num_classes, **(encoder_fields(name) | overrides))
 
     def setup(self):
         """Creates the submodules; their names are those of the parameters."""

@@ -52,3 +52,9 @@ def variant_fields(name: str) -> dict[str, Any]:
             f"variant={name!r} is unknown; expected one of: {', '.join(VARIANTS)}"
         )
     return dataclasses.asdict(VARIANTS[name])
+
+
+def encoder_fields(name: str) -> dict[str, Any]:
+    """Returns the fields of a variant without its decoder; see `variant_fields`."""
+    fields = variant_fields(name).items()
+    return {field: x for field, x in fields if not field.startswith("decoder_")}
