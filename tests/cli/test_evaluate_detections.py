@@ -132,6 +132,16 @@ def test_files_that_cannot_be_evaluated_are_refused_in_one_line(
     assert not (tmp_path / "m.json").exists()
 
 
+def test_ground_truth_without_boxes_is_one_line(tmp_path, capsys):
+    truth = tmp_path / "truth.csv"
+    found = FOLDER / "plain/detections.csv"
+    for text in ("", "-5KQ66BBWC4,0902\n"):
+        truth.write_text(text)
+        assert commands.main(["evaluate-detections", str(truth), str(found)]) == 1
+        errors = capsys.readouterr().err
+        assert errors.count("\n") == 1 and "truth.csv: no row has one of" in errors
+
+
 def test_a_missing_file_is_one_line(run, capsys):
     assert commands.main(["evaluate-detections", "a.csv", "b.csv"]) == 1
     assert "No such file or directory: 'a.csv'" in capsys.readouterr().err

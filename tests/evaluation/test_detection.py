@@ -279,6 +279,7 @@ def test_no_detections_and_nothing_to_detect():
             assert evaluate(truth, nothing, rules=rules).mean_ap == 0
     for arguments in [
         {"ground_truth": nothing},
+        {"ground_truth": nothing, "detections": nothing},
         {"classes": [2]},
         {"excluded": [("a", 1.0)]},
     ]:

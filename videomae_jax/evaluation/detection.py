@@ -266,11 +266,10 @@ class _Rows:
         cls, table: Boxes, number: dict[KeyFrame, int], ids: np.ndarray, rules: Rules
     ) -> "_Rows":
         numbers = np.array([number[frame] for frame in table.frames], np.int64)
-        index = np.searchsorted(ids, table.classes)
-        is_listed = ids[np.minimum(index, len(ids) - 1)] == table.classes
+        is_listed = np.isin(table.classes, ids)
         return cls(
             numbers[table.frame],
-            np.where(is_listed, index, -1),
+            np.where(is_listed, np.searchsorted(ids, table.classes), -1),
             table.boxes.astype(rules.dtype),
             table.scores.astype(rules.dtype),
         )

@@ -28,8 +28,8 @@ def check(ground_truth: Boxes, detections: Boxes) -> None:
     Raises:
         RecordError: one has pixels and the other fractions, or no key frame is in both.
     """
-    if not len(detections):
-        return
+    if not len(detections) or not len(ground_truth):
+        return  # evaluation says so
     files = (detections, ground_truth)
     for table, other in zip(files, files[::-1], strict=True):
         far = np.flatnonzero(np.abs(table.boxes).max(axis=1) > _LARGEST_FRACTION)
