@@ -7,8 +7,8 @@ from ml_collections import ConfigDict
 
 from configs import common
 
-# By variant: layer decay of the fine-tuning scripts, and the clips that a device of
-# 16 GB processes at once, as in the recipes of V1.
+# By variant: layer decay of the fine-tuning scripts, and the clips that a device
+# processes at once: those of V1's recipes, and for giant half of huge's, not tried.
 _FINETUNING = {
     "base": (0.75, 12),
     "large": (0.75, 4),
