@@ -20,6 +20,25 @@ def test_overrides_are_applied():
     assert config.model.width == 96  # of :debug
 
 
+@pytest.mark.parametrize("separate", [False, True])
+@pytest.mark.parametrize(
+    "field, text, value",
+    [
+        ("data.train", "videos/a b.txt", "videos/a b.txt"),
+        ("data.train", "digits:train", "digits:train"),
+        ("data.train", "('a', {'list': 'b'})", ("a", {"list": "b"})),
+        ("data.image_size", "160", 160),
+        ("data.image_size", "(96, 160)", (96, 160)),
+        ("data.root", "/videos", "/videos"),
+        ("batch_size", "8", 8),
+    ],
+)
+def test_a_value_may_be_an_argument_of_its_own(field, text, value, separate):
+    flag = f"--config.{field}"
+    config = config_lib.load(RECIPE, [flag, text] if separate else [f"{flag}={text}"])
+    assert config_lib.flatten(config.to_dict())[field] == value
+
+
 @pytest.mark.parametrize(
     "override, message",
     [

@@ -1,5 +1,6 @@
 """Config files: loading, overrides, renamed fields, changes since a save."""
 
+import ast
 import json
 import logging
 import os
@@ -112,6 +113,24 @@ _NO_EFFECT_ON_RESULTS = (
     "teacher.variant",
     "wandb.",
 )
+
+
+class _Literals(flags.ArgumentParser):
+    """Parses fields of several types, such as data.train: a literal, otherwise text.
+
+    That of config_flags makes switches of these fields, so that `--config.data.train X`
+    would set True and leave X over.
+    """
+
+    def parse(self, argument: Any) -> Any:
+        """Returns the value; defaults, which are parsed too, stay as they are."""
+        try:
+            return ast.literal_eval(argument)
+        except (SyntaxError, ValueError):
+            return argument
+
+
+config_flags.register_flag_parser_for_type(object, _Literals())
 
 
 def load(file: str, overrides: Sequence[str] = ()) -> Config:
