@@ -1,7 +1,8 @@
 """Every field of a run, with VideoMAE's values for ViT-B on Kinetics-400.
 
-`pretrain()` and `finetune()` return the fields of `_training()` and their own. The
-recipes in this folder change a few of them. On the command line, any field is set with
+`pretrain()` and `finetune()` return the fields of `_training()` and their own,
+`distill()` those of `finetune()` and its own. The recipes in this folder change a few
+of them. On the command line, any field is set with
 `--config.<field>=<value>`; an unknown field is refused.
 
 Every recipe also takes `:debug` (`--config=configs/k400_vitb_pretrain.py:debug`), which
@@ -433,14 +434,17 @@ def debug(config: ConfigDict) -> ConfigDict:
         config.model.position_size = _at_most(
             config.model.position_size, config.data.image_size
         )
-        # The :debug run of the pretraining recipe; others have other sizes.
-        is_run = config.init.source.startswith("runs/")
-        config.init.source = f"{config.init.source}_debug" if is_run else ""
+        config.init.source = _debug_run(config.init.source)
     if config.task == "distill":
-        config.teacher.source += "_debug"
+        config.teacher.source = _debug_run(config.teacher.source)
         if config.teacher.variant == "giant":
             config.data.image_size = 112  # patches of 14 and 16 pixels divide it
     return config
+
+
+def _debug_run(source: str) -> str:
+    """Returns the :debug run of a recipe; "" for other weights, of other sizes."""
+    return f"{source}_debug" if source.startswith("runs/") else ""
 
 
 def _at_most(size: int | tuple, most: int | tuple) -> int | tuple:

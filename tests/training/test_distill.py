@@ -146,6 +146,7 @@ def test_both_see_the_same_mixed_clips(folder, tmp_path, teacher_patch, override
     if settings.feature_weight:
         tokens = task.model.apply({"params": params}, video, method="tokens")
         layer = params["projection"]
+        tokens = distill.normalize_tokens(tokens)
         predicted = tokens @ layer["kernel"] + layer["bias"]
         theirs = loaded.model.apply(loaded.variables, video, method="tokens")
         theirs = distill.resample(theirs, (2, 4, 4), grid)

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import linen as nn
 from flax import traverse_util
 from jaxtyping import Float, Float32
 
@@ -94,7 +95,10 @@ class Distillation(Finetuning):
         )
         self._projection = None
         if config.distill.feature_weight:
-            self._projection = Dense(teacher.width, dtype=self.model.dtype)
+            # Small, so that it predicts the mean of the normalized tokens at first.
+            small = nn.initializers.truncated_normal(0.02)
+            width, dtype = teacher.width, self.model.dtype
+            self._projection = Dense(width, dtype=dtype, kernel_init=small)
 
     @property
     def meta(self) -> dict:
@@ -178,8 +182,9 @@ class Distillation(Finetuning):
         share = settings.label_share
         loss = (1 - share) * kl + share * label_loss
         if self._projection:
-            projection = {"params": params["projection"]}
-            predicted: Any = self._projection.apply(projection, tokens)
+            predicted: Any = self._projection.apply(
+                {"params": params["projection"]}, normalize_tokens(tokens)
+            )
             seen = resample(teacher_tokens, self._teacher_grid, self._grid)
             parts["feature_loss"] = feature_loss(seen, predicted)
             loss += settings.feature_weight * parts["feature_loss"]
@@ -208,15 +213,20 @@ def kl_divergence(
 
 
 def feature_loss(teacher: Tokens, predicted: Tokens) -> Float32[Array, ""]:
-    """Returns the mean squared error to the teacher's tokens, each normalized.
+    """Returns the mean squared error of predictions of the teacher's normalized tokens.
 
-    A token of the teacher gets mean 0 and variance 1 over its channels (data2vec, arXiv
-    2202.03555, section 3.3): of the tokens of large transformers, a few channels are so
-    large that nothing else would count. With that, no outliers are left for which a
-    smooth L1 loss, and its additional parameter, would be needed.
+    Of the tokens of large transformers, a few channels are so large that nothing else
+    would count, if they were not normalized (as in data2vec, arXiv 2202.03555, section
+    3.3). With that, no outliers are left for which a smooth L1 loss, and its additional
+    parameter, would be needed.
     """
-    target = jax.nn.standardize(teacher.astype(jnp.float32), epsilon=1e-6)
+    target = normalize_tokens(teacher)
     return jnp.mean(jnp.square(predicted.astype(jnp.float32) - target))
+
+
+def normalize_tokens(tokens: Tokens) -> Tokens:
+    """Returns tokens, float32, that have mean 0 and variance 1 over their channels."""
+    return jax.nn.standardize(tokens.astype(jnp.float32), epsilon=1e-6)
 
 
 def resample(
