@@ -10,6 +10,7 @@ from configs import common
 # By variant: layer decay of the fine-tuning scripts, and the clips that a device
 # processes at once: those of V1's recipes, and for giant half of huge's, not tried.
 _FINETUNING = {
+    "small": (0.75, 12),
     "base": (0.75, 12),
     "large": (0.75, 4),
     "huge": (0.8, 16),
