@@ -165,7 +165,7 @@ def test_ids_of_videos(name, expected):
     assert youtube_id(name) == expected
 
 
-def test_label_maps_are_text_csv_and_json(tmp_path):
+def test_label_maps_are_text_csv_and_json(tmp_path, monkeypatch):
     def file(name, text):
         (tmp_path / name).write_text(text)
         return str(tmp_path / name)
@@ -181,6 +181,8 @@ def test_label_maps_are_text_csv_and_json(tmp_path):
     with pytest.raises(RecordError, match=r"d\.csv: No such file"):
         read_classes(str(tmp_path / "d.csv"))
     assert read_aliases(file("a.json", json.dumps(ALIASES))) == ALIASES
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert read_aliases("~/a.json") == ALIASES and read_classes("~/a.csv")[0] == "c"
     assert read_aliases(file("e.csv", "dying,dyeing hair\n")) == {
         "dying": "dyeing hair"
     }

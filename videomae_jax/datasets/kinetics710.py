@@ -75,7 +75,7 @@ def merge(
     }
     if classes is None:
         spelt = [(class_key(name), name) for own in names.values() for name in own]
-        first = dict(reversed(spelt))  # as the first of the data sets does
+        first = dict(reversed(spelt))  # spelt as in the first data set
         classes = [first[key] for key in sorted(first)]
     numbers = {class_key(name): number for number, name in enumerate(classes)}
     if len(numbers) < len(classes):
@@ -141,9 +141,10 @@ def read_aliases(path: str) -> dict[str, str]:
     """
     if path.lower().endswith(".csv"):
         return {name: new for name, new in _read_table(path)}
-    if not os.path.isfile(path):
+    file = pathlib.Path(path).expanduser()
+    if not file.is_file():
         raise RecordError(f"--aliases: file not found: {path!r}")
-    content = read_json(pathlib.Path(path))
+    content = read_json(file)
     if not isinstance(content, dict) or not all(
         isinstance(name, str) for name in content.values()
     ):
@@ -156,7 +157,7 @@ def read_aliases(path: str) -> dict[str, str]:
 
 def _read_table(path: str) -> list[list[str]]:
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
+        with open(os.path.expanduser(path), encoding="utf-8-sig", newline="") as file:
             rows = [[x.strip() for x in row] for row in csv.reader(file) if row]
     except OSError as error:
         raise RecordError(f"{path}: {error.strerror}") from error
