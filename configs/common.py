@@ -67,8 +67,8 @@ def _training() -> ConfigDict:
     # most computation.
     config.model.remat = "none"
     # Blocks that an iteration of the loop over them computes. On a TPU, all at once
-    # save time, by the compiler's estimate, but take twice as long to compile. None:
-    # one, or on a TPU all of at most 12, unless remat=blocks or FSDP.
+    # save time, by the compiler's estimate, but take two to three times as long to
+    # compile. None: one, or on a TPU all of at most 12, unless remat=blocks or FSDP.
     config.model.unroll = placeholder(int)
     # Attention implementation: xla, by_head (CPU), cudnn (GPU), fused or splash (TPU).
     # None: chosen automatically.
