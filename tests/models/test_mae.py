@@ -163,7 +163,7 @@ def test_blocks_written_out_equal_the_loop(monkeypatch):
 
     looped = jax.jit(jax.grad(functools.partial(loss, remat="none")))(params)
     monkeypatch.setattr(vit, "platform", lambda: "tpu")
-    for remat in ("none", "blocks"):
+    for remat in ("none", "dots"):
         step = jax.jit(jax.grad(functools.partial(loss, remat=remat)))
         assert "while(" not in step.lower(params).compile().as_text()
         jax.tree.map(
