@@ -21,7 +21,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from videomae_jax.data.detection import box_files  # noqa: E402
-from videomae_jax.evaluation.detection import VARIANTS  # noqa: E402
+from videomae_jax.evaluation.detection_rules import VARIANTS  # noqa: E402
 
 
 def write_files(folder, num_frames):

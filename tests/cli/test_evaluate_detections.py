@@ -9,7 +9,7 @@ from PIL import Image
 from tests.cli.test_program import call
 from tests.helpers.detections import EVALUATORS, EXPECTED, FOLDER
 from videomae_jax import __main__ as commands
-from videomae_jax.evaluation.detection import VARIANTS
+from videomae_jax.evaluation.detection_rules import VARIANTS
 
 
 @pytest.fixture

@@ -29,14 +29,14 @@ from videomae_jax.evaluation import (
     pictures,
 )
 from videomae_jax.evaluation.detection import DetectionMetrics
+from videomae_jax.evaluation.detection_rules import VARIANTS
 from videomae_jax.files import atomic_write
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of the command."""
     parser.epilog = "\n".join(
-        ["variants:"]
-        + [f"  {name:12}  {x.summary}" for name, x in detection.VARIANTS.items()]
+        ["variants:"] + [f"  {name:12}  {x.summary}" for name, x in VARIANTS.items()]
     )
     parser.add_argument("ground_truth", metavar="GT.csv", help="annotated boxes")
     parser.add_argument("detections", metavar="DET.csv", help="detected boxes")
@@ -54,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--variant NAME",
         "whose rules to follow, see below",
         default="activitynet",
-        choices=tuple(detection.VARIANTS),
+        choices=tuple(VARIANTS),
     )
     arguments.add_option(parser, "--json FILE", "write the metrics", pathlib.Path)
     arguments.add_option(
@@ -82,7 +82,7 @@ def run(args: argparse.Namespace) -> None:
         detections,
         classes,
         excluded=excluded,
-        rules=detection.VARIANTS[args.variant],
+        rules=VARIANTS[args.variant],
     )
     problems = detection_problems.find_problems(ground_truth, detections, classes)
     for name, text in problems.items():

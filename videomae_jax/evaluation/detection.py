@@ -6,78 +6,22 @@ more and no other detection has it. What takes none is wrong. Over all key frame
 average precision of a class is the area under its precision as a function of recall,
 where each precision is the largest at that or a higher recall (PASCAL VOC 2010).
 
-Evaluators in use differ in more than rounding: see `Rules` and VARIANTS.
+Evaluators in use differ in more than rounding: see detection_rules.py.
 """
 
 import dataclasses
+import heapq
+import itertools
 from collections.abc import Collection, Sequence
-from typing import Literal
 
 import numpy as np
 
 from videomae_jax.data.detection.box_files import Boxes, KeyFrame
 from videomae_jax.errors import RecordError
+from videomae_jax.evaluation.detection_rules import HEAP_SIZE, VARIANTS, Rules
 
 MIN_OVERLAP = 0.5
 SIZES = ("small", "medium", "large")
-
-
-@dataclasses.dataclass(frozen=True)
-class Rules:
-    """The rules in which evaluators of AVA differ.
-
-    Attributes:
-        summary: whose rules these are, in a few words.
-        key_frames: which key frames count, and in which order. "detected": all with
-            detections, in their order; without ground truth, all are wrong there.
-            "named": of these, those that the ground truth names. "annotated": those
-            with ground truth of an evaluated class, in its order.
-        most_per_frame: how many detections of a key frame count, of all evaluated
-            classes together, best first; None for all. Of equal scores at this limit,
-            the original keeps some that depend on the order of rows.
-        by_score: whether detections of a key frame take ground truth in the order of
-            scores; otherwise in the order of rows.
-        ties: the order of equal scores in a key frame. "last": the last row first;
-            "first": the first; "content": by class and box, whatever the order of rows.
-        keeps_empty: whether boxes without width or height are wrong; otherwise they do
-            not count.
-        counts_excluded: whether the ground truth of excluded key frames is among what
-            could have been found.
-        counts_undetected: whether a class that is never detected has the AP 0;
-            otherwise it has none.
-        dtype: of boxes and scores.
-    """
-
-    summary: str
-    key_frames: Literal["detected", "named", "annotated"] = "detected"
-    most_per_frame: int | None = None
-    by_score: bool = True
-    ties: Literal["last", "first", "content"] = "last"
-    keeps_empty: bool = False
-    counts_excluded: bool = False
-    counts_undetected: bool = True
-    dtype: type[np.floating] = np.float64
-
-
-VARIANTS = {
-    "activitynet": Rules(
-        "AVA's own evaluation, since 2020",
-        key_frames="named",
-        most_per_frame=50,
-        ties="content",
-    ),
-    "videomae": Rules("behind the published numbers of VideoMAE"),
-    "slowfast": Rules("behind those of SlowFast", by_score=False, ties="first"),
-    "mmaction2": Rules(
-        "behind those of MMAction2",
-        key_frames="annotated",
-        ties="first",
-        keeps_empty=True,
-        counts_excluded=True,
-        counts_undetected=False,
-        dtype=np.float32,
-    ),
-}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -323,26 +267,50 @@ def _in_order(
         left_out[reason] = int(is_out[rows].sum())
         rows = rows[~is_out[rows]]
 
-    if rules.ties == "last":
-        rows = rows[::-1]  # sorting is stable
-    found = detected.select(rows)
-    keys = [-found.scores] if rules.by_score else []
-    if rules.ties == "content":
-        x1, y1, x2, y2 = found.boxes.T
-        keys = [x2, y2, x1, y1, found.labels, *keys]
+    # Sorting is stable.
+    found = detected.select(rows[::-1] if rules.order == "last" else rows)
+    keys = [-found.scores] if rules.order in ("first", "last") else []
     found = found.select(np.lexsort((*keys, rank[found.frames])))
-    if rules.most_per_frame is not None:
-        starts = np.flatnonzero(np.diff(found.frames, prepend=-1))
-        sizes = np.diff(starts, append=len(found.frames))
-        position = np.arange(len(found.frames)) - np.repeat(starts, sizes)
-        counted = np.flatnonzero(position < rules.most_per_frame)
-        left_out["over_limit"] = len(position) - len(counted)
-        found = found.select(counted)
+    if rules.order == "heap":
+        found = _best_of_heaps(found)
+        left_out["over_limit"] = len(rows) - len(found.labels)
     if not rules.keeps_empty:
         is_empty = (found.boxes[:, :2] >= found.boxes[:, 2:]).any(axis=1)
         left_out["empty"] = int(is_empty.sum())
         found = found.select(np.flatnonzero(~is_empty))
     return found, left_out
+
+
+def _best_of_heaps(found: _Rows) -> _Rows:
+    """Returns the rows that stay in a heap for each key frame, best first.
+
+    AVA's evaluation orders equal scores as its heaps do, which depends on the order of
+    rows.
+
+    Args:
+        found: rows, key frame by key frame.
+    """
+    x1, y1, x2, y2 = found.boxes.T.tolist()
+    scores, labels = found.scores.tolist(), found.labels.tolist()
+    rows = zip(scores, labels, y1, x1, y2, x2, strict=True)
+    bounds = np.flatnonzero(np.diff(found.frames, prepend=-1, append=-1))
+    best, kept = [], []
+    for size in np.diff(bounds).tolist():
+        heap = []
+        for row in itertools.islice(rows, size):
+            if len(heap) < HEAP_SIZE:
+                heapq.heappush(heap, row)
+            elif row[0] > heap[0][0]:
+                heapq.heapreplace(heap, row)
+        best += sorted(heap, key=lambda row: -row[0])
+        kept.append(len(heap))
+    columns = np.array(best).reshape(-1, 6)
+    return _Rows(
+        np.repeat(found.frames[bounds[:-1]], kept),
+        columns[:, 1].astype(np.int64),
+        columns[:, [3, 2, 5, 4]],
+        columns[:, 0],
+    )
 
 
 def _largest_overlaps(detected: _Rows, truth: _Rows) -> np.ndarray:
