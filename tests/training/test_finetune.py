@@ -408,7 +408,7 @@ def test_image_size_interpolates_the_pretrained_positions(folder, pretrained):
         ),
         ({"data.labels": "nowhere.txt"}, RecordError, "config.data.labels"),
         (
-            {"data.frame_sampling": "sparse"},
+            {"data.frame_sampling": "middle"},
             ValueError,
             "config.data.frame_sampling.*dense",
         ),

@@ -11,7 +11,7 @@ from tests.helpers.prepared import prepare, serial  # noqa: F401
 from tests.helpers.videos import moving_noise, write_video
 from videomae_jax.data import labels, sources
 from videomae_jax.data.clips import PretrainingClips
-from videomae_jax.data.pipeline import batches
+from videomae_jax.data.pipeline import VideoList, batches
 from videomae_jax.datasets import probe
 from videomae_jax.errors import RecordError, VideoError
 from videomae_jax.inference.inputs import find_videos
@@ -97,7 +97,7 @@ def test_training_reads_the_clips_that_files_give(folder, tmp_path, contents):
     for source in (folder, tmp_path / "list.txt"):
         records = sources.load(str(source), label_kind=LabelKind.ONE)
         with batches(
-            records,
+            [VideoList(records)],
             clips,
             batch_size=4,
             patch_shape=(2, 16),

@@ -13,7 +13,6 @@ import argparse
 import pathlib
 
 from videomae_jax.cli import arguments
-from videomae_jax.datasets import kinetics710
 from videomae_jax.errors import UsageError
 
 
@@ -62,6 +61,7 @@ def run(args: argparse.Namespace) -> None:
         raise UsageError("--aliases must be used together with --classes-from")
     # Imported here: --help does not wait for JAX.
     from videomae_jax.cli import verify
+    from videomae_jax.datasets import kinetics710
     from videomae_jax.interop import edit_head
     from videomae_jax.interop.saving import save_pretrained
 

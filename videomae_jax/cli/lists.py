@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 
 from videomae_jax.cli import arguments
 from videomae_jax.data import sources
-from videomae_jax.datasets import annotations, kinetics710
+from videomae_jax.datasets import annotations
 from videomae_jax.datasets.annotations import SPLIT_NAMES, Annotations, Entry
 from videomae_jax.errors import RecordError
 from videomae_jax.files import writing
@@ -228,7 +228,8 @@ def run(args: argparse.Namespace) -> None:
     suffix = f"_split{number}" if number > 1 else ""
     out = pathlib.Path(args.out or f"data/{args.data_set}{suffix}").expanduser()
     prefix = "" if args.relative else root
-    _write(out, classes, {name: _records(x, prefix) for name, x in splits.items()})
+    records = {name: _records(split, prefix) for name, split in splits.items()}
+    files = _write(out, classes, records)
     print(_table(splits))
     messages.append(f"{len(classes)} classes: {_some(classes)}")
     messages += missing
@@ -244,13 +245,14 @@ def run(args: argparse.Namespace) -> None:
             messages.append(f"{name}.txt has no labels: the annotations have none")
     if args.relative:
         messages.append(f"use them with --config.data.root={root}")
-    written = [name for name, split in splits.items() if split.rows]
-    files = [out / f"{name}.txt" for name in (*written, "labels")]
     print(*messages, arguments.written(files), sep="\n")
 
 
 def _merge(args: argparse.Namespace) -> None:
     """Writes the lists of Kinetics-710 and prints a summary."""
+    from videomae_jax.datasets import kinetics710  # imports JAX
+
+    out = pathlib.Path(args.out).expanduser()
     merged = kinetics710.merge(
         [pathlib.Path(folder).expanduser() for folder in args.lists],
         classes=kinetics710.read_classes(args.labels) if args.labels else None,
@@ -261,10 +263,7 @@ def _merge(args: argparse.Namespace) -> None:
         name: _Split([(x.path, x.labels[0], None) for x in videos])
         for name, videos in merged.splits.items()
     }
-    out = pathlib.Path(args.out).expanduser()
-    _write(out, merged.classes, merged.splits)
-    written = [name for name, split in splits.items() if split.rows]
-    files = [out / f"{name}.txt" for name in (*written, "labels")]
+    files = _write(out, merged.classes, merged.splits)
     print(_table(splits), *merged.messages, arguments.written(files), sep="\n")
 
 
@@ -272,9 +271,8 @@ def _find_videos(root: str) -> list[str]:
     """Returns the sorted paths of all videos below a folder; follows links."""
 
     def fail(error: OSError):
-        raise RecordError(
-            f"{error.filename} cannot be listed: {error.strerror}"
-        ) from error
+        message = f"{error.filename} cannot be listed: {error.strerror}"
+        raise RecordError(message) from error
 
     paths, seen = [], set()
     for folder, folders, files in os.walk(root, onerror=fail, followlinks=True):
@@ -404,7 +402,8 @@ def _records(split: _Split, root: str) -> list[Record]:
 
 def _write(
     out: pathlib.Path, classes: Sequence[str], splits: dict[str, list[Record]]
-) -> None:
+) -> list[pathlib.Path]:
+    """Writes the lists that are not empty, and the classes; returns the files."""
     for name in classes:
         if name.strip().splitlines() != [name]:
             raise RecordError(
@@ -412,12 +411,13 @@ def _write(
                 "break. Rename its folder"
             )
     out.mkdir(parents=True, exist_ok=True)
-    for name, records in splits.items():
-        if records:
-            sources.write_records(out / f"{name}.txt", records)
-    text = "".join(f"{name}\n" for name in classes)
-    with writing(out / "labels.txt"):
-        (out / "labels.txt").write_text(text, encoding="utf-8", newline="\n")
+    lists = {out / f"{name}.txt": own for name, own in splits.items() if own}
+    for file, records in lists.items():
+        sources.write_records(file, records)
+    names = out / "labels.txt"
+    with writing(names):
+        names.write_text("\n".join([*classes, ""]), encoding="utf-8", newline="\n")
+    return [*lists, names]
 
 
 def _table(splits: dict[str, _Split]) -> str:

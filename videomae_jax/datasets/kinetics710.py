@@ -14,6 +14,7 @@ from videomae_jax.data import labels, sources
 from videomae_jax.data.bad_videos import check_paths
 from videomae_jax.errors import RecordError, nearest
 from videomae_jax.files import read_json
+from videomae_jax.models.problem import class_key
 from videomae_jax.video.record import LabelKind, Record
 
 _SPLITS = ("train", "val")
@@ -67,9 +68,6 @@ def merge(
             )
     theirs = {folder: labels.read(str(folder / "labels.txt")) for folder in folders}
     aliases = aliases or {}
-    # Imports JAX, for which the help of commands should not wait.
-    from videomae_jax.models.problem import class_key
-
     renamed = {class_key(name): new for name, new in aliases.items()}
     names = {
         folder: [renamed.get(class_key(name), name) for name in own]
