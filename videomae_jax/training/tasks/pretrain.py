@@ -95,15 +95,19 @@ class Pretraining:
         """
         return [self.training_videos, self._held_out]
 
-    @functools.cached_property
+    @property
     def training_lists(self) -> list[pipeline.VideoList]:
         """The lists to train on."""
-        return mixture.load(self._config.data)
+        return self._training_lists
 
-    @functools.cached_property
+    @property
     def training_videos(self) -> list[Record]:
         """The records of these lists, one after another."""
-        return mixture.records(self.training_lists)
+        return mixture.records(self._training_lists)
+
+    @functools.cached_property
+    def _training_lists(self) -> list[pipeline.VideoList]:
+        return mixture.load(self._config.data)
 
     @functools.cached_property
     def _held_out(self) -> list[Record]:
