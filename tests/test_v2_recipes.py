@@ -250,7 +250,6 @@ def test_debug_runs_follow_each_other(tmp_path, monkeypatch, caplog):
         "hybrid_vitg_pretrain",
         "k710_vitg_finetune",
         "k710_k400_vitg_finetune",
-        "ssv2_vitg_finetune",
     ):
         file = f"{ROOT}/configs/v2/{recipe}.py:debug"
         workdir = f"runs/{main.default_name(file)}"

@@ -16,6 +16,7 @@ from videomae_jax import checkpointing
 from videomae_jax.training import loop
 from videomae_jax.training.preemption import Preempted
 from videomae_jax.training.reporting import MetricBuffer
+from videomae_jax.training.tasks.pretrain import Pretraining
 
 folder = test_loop.folder
 one_device = test_loop.one_device
@@ -78,9 +79,7 @@ def test_a_signal_in_the_last_step_prevents_the_test(
 ):
     before = signal.getsignal(signal.SIGINT)
     finished = []
-    monkeypatch.setattr(
-        loop.Pretraining, "test", lambda self, *args: finished.append(args)
-    )
+    monkeypatch.setattr(Pretraining, "test", lambda self, *args: finished.append(args))
     if when == "Ctrl-C in it":
         send_at(8, monkeypatch, signal.SIGINT)
     else:
