@@ -2,7 +2,7 @@
 
     python main.py --config=configs/digits_finetune.py
 
-Takes half a minute on two CPU cores, after configs/digits_pretrain.py.
+Takes under a minute on two CPU cores, after configs/digits_pretrain.py.
 
 Expected: 100 % top-1. The README's table (benchmarks/digits.py) compares it with
 digits_scratch.py and digits_linear_probe.py.

@@ -3,7 +3,7 @@
     python main.py --config=configs/digits_pretrain.py
 
 The first run makes 4,200 small mp4 files (15 to 30 s). Its 2,000 steps of 32 clips take
-five to six minutes on two CPU cores.
+about eight minutes on two CPU cores.
 
 Expected: a loss near 0.26. Predicting each patch's mean would give 0.50, because half
 of the patches are plain background, whose target is zero. The loss stays there for some
