@@ -63,8 +63,14 @@ def features(
         RecordError: if a folder, pattern or list names no video.
         InputError: if frames are not uint8 [T, H, W, C].
 
-    Example, with `pretrained` as in `predict`:
-        >>> features(pretrained, "a.mp4").shape  # doctest: +SKIP
+    Example:
+        >>> from videomae_jax.interop.pretrained import Preprocessing
+        >>> from videomae_jax.models.classifier import VideoClassifier
+        >>> model = VideoClassifier(width=24, depth=1, heads=2, num_classes=3)
+        >>> key, video = jax.random.key(0), np.zeros((20, 40, 60, 3), np.uint8)
+        >>> params = model.init(key, video[None, :4, :32, :32])["params"]
+        >>> clips = Preprocessing(num_frames=4, stride=1, image_size=32)
+        >>> features(Pretrained(model, params, preprocessing=clips), video).shape
         (5, 24)
     """
     checks.check_model(pretrained)
