@@ -166,6 +166,9 @@ def main():
     print("|---|---|---|---|")
     for title in ROWS:
         own = [rows[title, seed] for seed in range(SEEDS) if (title, seed) in rows]
+        if not own:
+            print(f"| {title} | not run | | |")
+            continue
         accuracies = [row["top1"] for row in own]
         print(
             f"| {title} | {' / '.join(f'{x:.1f}' for x in accuracies)} | "
