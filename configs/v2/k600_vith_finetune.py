@@ -5,8 +5,8 @@
 Recipe: the official script's but for the batch. Batch 128 videos, each in two
 augmentations; peak learning rate 1e-3 * 128 / 256; 40 epochs, layer decay 0.8,
 drop-path 0.2, dropout 0.5 before the head, test on 5 x 3 views. The script's default is
-one machine of 4 videos, a leftover: with its learning rate of 1.6e-5 and 3.7 million
-steps it is no recipe. This is the batch of its twin for Kinetics-400.
+one machine of 4 videos, a leftover, with a learning rate of 1.6e-5 and 3.7 million
+steps. The batch here is that of k400_vith_finetune.py.
 
 Expected: unknown; the authors report Kinetics-600 only after K710. Not run here.
 """

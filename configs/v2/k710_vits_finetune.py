@@ -2,8 +2,8 @@
 
     python main.py --config=configs/v2/k710_vits_finetune.py
 
-There is no script for ViT-S: this is ViT-B's (k710_vitb_finetune.py), from VideoMAE's
-pretraining on Kinetics-400, as nothing else of V2 is documented for this size.
+Recipe: ViT-B's (k710_vitb_finetune.py), because no script for ViT-S was published. It
+starts from VideoMAE's pretraining on Kinetics-400, for the same reason.
 
 Expected: unknown. Not run here.
 """

@@ -308,8 +308,8 @@ def test_numbers_of_rows():
         "over_limit": 0,
         "empty": 0,
     }
-    # MMAction2 counts the ground truth of excluded key frames; VideoMAE's evaluation,
-    # detections where there is no ground truth.
+    # MMAction2 counts the ground truth of excluded key frames. VideoMAE's evaluation
+    # counts detections in key frames without ground truth.
     assert evaluate_case("excluded", VARIANTS["mmaction2"]).ground_truth == 5
     assert evaluate_case("excluded", VARIANTS["videomae"]).detections == 6
 
@@ -318,7 +318,7 @@ def test_no_detections_and_nothing_to_detect():
     truth, nothing = table(("a", 1.0, 0, 0, 1, 1, 1, 1.0)), table()
     for name, rules in VARIANTS.items():
         if name == "mmaction2":  # which has no AP of a class that is not detected
-            with pytest.raises(RecordError, match="there is no mAP"):
+            with pytest.raises(RecordError, match="the mAP is undefined"):
                 evaluate(truth, nothing, rules=rules)
         else:
             assert evaluate(truth, nothing, rules=rules).mean_ap == 0

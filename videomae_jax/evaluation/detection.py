@@ -124,7 +124,7 @@ def evaluate(
         rules: one of VARIANTS.
 
     Raises:
-        RecordError: there is no ground truth of these classes outside of excluded key
+        RecordError: no ground truth of these classes was found outside of excluded key
             frames, or the rules give no class a result.
     """
     if classes is None:
@@ -169,7 +169,7 @@ def evaluate(
     if not any(has_ap):
         raise RecordError(
             f"{detections.source or 'detections'}: no class with ground truth was "
-            "detected in a key frame that counts, so that there is no mAP"
+            "detected in a key frame that counts, so the mAP is undefined"
         )
 
     limits = np.quantile(counted.areas(), [1 / 3, 2 / 3])
