@@ -83,17 +83,15 @@ def ours(options):
             ]
 
         def masks(self, key):
-            visible, masked = masking.tube(
-                key, options.batch, grid=grid, ratio=MASK_RATIO
+            return masking.draw(
+                key,
+                options.batch,
+                grid=grid,
+                kind="tube",
+                ratio=MASK_RATIO,
+                decoder_kind=options.decoder_mask.replace("none", ""),
+                decoder_ratio=DECODER_MASK_RATIO,
             )
-            ids = {"visible": visible, "masked": masked, "decoded": masked}
-            if options.decoder_mask in ("", "none"):
-                return ids
-            draw = masking.DECODER_KINDS[options.decoder_mask]
-            decoded = draw(key, options.batch, grid=grid, ratio=DECODER_MASK_RATIO)
-            weight = masking.loss_weight(visible, decoded)
-            weight *= weight.size / weight.sum()
-            return ids | {"decoded": decoded, "weight": weight}
 
         def add_randomness(self, batch, key):
             return batch | self.masks(key)

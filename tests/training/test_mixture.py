@@ -12,7 +12,7 @@ from tests.helpers.videos import write_folder
 from tests.training import test_loop
 from tests.training.test_loop import metrics, run_until, tiny
 from videomae_jax import config as config_lib
-from videomae_jax.data import sampling
+from videomae_jax.data import pipeline, sampling
 from videomae_jax.errors import ConfigError, RecordError
 from videomae_jax.training import loop, mixture, progress
 from videomae_jax.training.tasks.finetune import Finetuning
@@ -56,7 +56,7 @@ def test_lists_have_fields_of_their_own(folder, lists):
     assert [video.id for video in first.records] == ["0.mp4", "1.mp4"]
     # Ids are unique in the run: bad videos are counted by them.
     assert [video.id for video in second.records] == ["1.mp4#2", "2.mp4", "3.mp4"]
-    paths = [video.path for video in mixture.records([first, second])]
+    paths = [video.path for video in pipeline.all_records([first, second])]
     assert paths == [str(folder / f"{i}.mp4") for i in (0, 1, 1, 2, 3)]
     assert mixture.names(data((one, two))) == f"{lists[0]}, {lists[1]}"
 
@@ -127,7 +127,7 @@ def test_names_of_classes_need_one_vocabulary(folder, tmp_path):
         mixture.load(train, label_kind=LabelKind.ONE)
     names = ["fall", "jump", "run"]
     own = mixture.load(train, label_kind=LabelKind.ONE, class_names=names)
-    labels = [video.labels for video in mixture.records(own)]
+    labels = [video.labels for video in pipeline.all_records(own)]
     assert labels == [(2,), (1,), (0,), (2,)]
 
 
@@ -136,7 +136,7 @@ def test_values_have_the_columns_of_the_first_list(folder):
     files[0].write_text("path,valence,arousal\n0.mp4,1,2\n")
     files[1].write_text("path,arousal,valence\n1.mp4,4,3\n")
     own = mixture.load(data(tuple(map(str, files))), label_kind=LabelKind.VALUES)
-    assert [x.values for x in mixture.records(own)] == [(1, 2), (3, 4)]
+    assert [x.values for x in pipeline.all_records(own)] == [(1, 2), (3, 4)]
     # Without names, they may be in any order.
     files.append(folder / "three.csv")
     files[2].write_text("2.mp4,5,6\n")
@@ -145,7 +145,7 @@ def test_values_have_the_columns_of_the_first_list(folder):
         mixture.load(several, label_kind=LabelKind.VALUES)
     options = {"label_kind": LabelKind.VALUES, "label_columns": ["arousal", "valence"]}
     own = mixture.load(several, **options)
-    assert [x.values for x in mixture.records(own)] == [(2, 1), (4, 3), (5, 6)]
+    assert [x.values for x in pipeline.all_records(own)] == [(2, 1), (4, 3), (5, 6)]
 
 
 def test_fine_tuning_takes_several_lists(lists, folder):

@@ -52,6 +52,11 @@ class VideoList:
     weight: float | None = None
 
 
+def all_records(lists: Sequence[VideoList]) -> list[Record]:
+    """Returns the videos of lists, one after another."""
+    return [record for own in lists for record in own.records]
+
+
 def epoch_draws(lists: Sequence[VideoList]) -> list[int]:
     """Returns how many videos an epoch draws from each list.
 
@@ -138,7 +143,7 @@ def batches(
     ]
     ends = list(itertools.accumulate(len(own.records) for own in lists))
     parts = list(zip([0, *ends], ends, clips, strict=False))
-    records = [record for own in lists for record in own.records]
+    records = all_records(lists)
     names = [own.name for own in lists]
     dataset = draw_order(lists, seed).random_map(
         functools.partial(_read_random_clips, records, parts, pixels)

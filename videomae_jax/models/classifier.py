@@ -11,15 +11,13 @@ from jaxtyping import Float, Float32
 from videomae_jax.errors import ConfigError
 from videomae_jax.models import vit
 from videomae_jax.models.array_types import Array, ClipKeys, Clips, Tokens
-from videomae_jax.models.layers.linear import Dense
+from videomae_jax.models.layers.linear import Dense, scaled, truncated_normal
 from videomae_jax.models.layers.norm import LayerNorm
 from videomae_jax.models.partitioning import manual_axes
 from videomae_jax.models.variants import encoder_fields
 
 POOLINGS = ("mean", "first_token", "attentive")
 HEAD_NORMS = ("layer", "batch", "none")
-
-_truncated_normal = nn.initializers.truncated_normal(0.02)
 
 
 class AttentivePooling(nn.Module):
@@ -40,12 +38,10 @@ class AttentivePooling(nn.Module):
         def split_heads(x):
             return x.reshape(batch, -1, self.heads, width // self.heads)
 
-        dense = functools.partial(
-            Dense, kernel_init=_truncated_normal, dtype=self.dtype
-        )
+        dense = functools.partial(Dense, kernel_init=truncated_normal, dtype=self.dtype)
         norm = functools.partial(LayerNorm, 1e-6, self.dtype)
         tokens = norm(name="norm1")(tokens)
-        query = self.param("query", _truncated_normal, (width,))
+        query = self.param("query", truncated_normal, (width,))
         x = jnp.broadcast_to(query.astype(tokens.dtype), (batch, 1, width))
         key, value = jnp.split(dense(2 * width, name="key_value")(tokens), 2, axis=-1)
         attended = jax.nn.dot_product_attention(
@@ -55,7 +51,7 @@ class AttentivePooling(nn.Module):
         )
         x = x + dense(width, name="out")(attended.reshape(batch, 1, width))
         mlp = vit.MLP(
-            int(width * self.mlp_ratio), self.dtype, _truncated_normal, name="mlp"
+            int(width * self.mlp_ratio), self.dtype, truncated_normal, name="mlp"
         )
         x = x + mlp(norm(name="norm2")(x))
         return x[:, 0].astype(jnp.float32)
@@ -143,7 +139,7 @@ class VideoClassifier(nn.Module):
         self.encoder = vit.Encoder.of(
             self,
             final_norm=self.final_norm or self.pooling == "first_token",
-            kernel_init=_truncated_normal,
+            kernel_init=truncated_normal,
         )
         if self.pooling == "attentive":
             self.pool = AttentivePooling(self.heads, self.mlp_ratio, self.dtype)
@@ -161,10 +157,8 @@ class VideoClassifier(nn.Module):
         elif self.head_norm == "layer" and self.pooling != "first_token":
             self.norm = LayerNorm(self.head_norm_epsilon)
 
-        def head_init(*args):
-            return self.head_init_scale * _truncated_normal(*args)
-
         if self.num_classes:
+            head_init = scaled(truncated_normal, self.head_init_scale)
             self.head = nn.Dense(self.num_classes, kernel_init=head_init)
 
     def tokens(self, video: Clips) -> Tokens:

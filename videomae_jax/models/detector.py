@@ -10,6 +10,7 @@ from jaxtyping import Float, Float32, Int, Num
 from videomae_jax.errors import InputError
 from videomae_jax.models import vit
 from videomae_jax.models.array_types import Array, ClipKeys, Clips, Patches, Tokens
+from videomae_jax.models.layers.linear import scaled, truncated_normal
 from videomae_jax.models.layers.roi_align import roi_align
 from videomae_jax.models.variants import encoder_fields
 
@@ -18,7 +19,6 @@ from videomae_jax.models.variants import encoder_fields
 OFFICIAL_MEAN = (122.7717 / 255, 115.9465 / 255, 102.9801 / 255)
 OFFICIAL_STD = (57.375 / 255,) * 3
 
-_truncated_normal = nn.initializers.truncated_normal(0.02)
 
 Boxes = Num[Array, "batch boxes 4"]
 BoxLogits = Float[Array, "batch boxes classes"]
@@ -89,11 +89,9 @@ class ActionDetector(nn.Module):
 
     def setup(self):
         """Creates the submodules; their names are those of the parameters."""
-        self.encoder = vit.Encoder.of(self, kernel_init=_truncated_normal)
+        self.encoder = vit.Encoder.of(self, kernel_init=truncated_normal)
 
-        def head_init(*args):
-            return self.head_init_scale * _truncated_normal(*args)
-
+        head_init = scaled(truncated_normal, self.head_init_scale)
         self.head = nn.Dense(self.num_classes, kernel_init=head_init)
 
     def tokens(self, video: Clips) -> Tokens:

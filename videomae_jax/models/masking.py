@@ -120,6 +120,47 @@ KINDS = {"tube": tube, "random": random}
 DECODER_KINDS = {"running_cell": running_cell, "random": random_decoded}
 
 
+def draw(
+    key: PRNGKeyArray,
+    batch: int,
+    *,
+    grid: Grid,
+    kind: str,
+    ratio: float,
+    decoder_kind: str = "",
+    decoder_ratio: float = 0.5,
+) -> dict[str, Array]:
+    """Draws the masks of a training step, for all its clips.
+
+    Args:
+        key: of the random numbers.
+        batch: number of clips, of all devices and micro-batches.
+        grid: of the tokens.
+        kind, ratio: what the encoder does not see; kind is a key of KINDS.
+        decoder_kind, decoder_ratio: what the decoder does not predict; a key of
+            DECODER_KINDS, or empty to predict all masked tokens.
+
+    Returns:
+        Token ids "visible", "masked" and "decoded". With a decoder_kind also "weight"
+        [batch, decoded], `loss_weight` with a mean of 1 over all clips: so each token
+        that counts weighs the same, however the clips are then split over devices and
+        micro-batches.
+    """
+    decoder_key = None
+    if decoder_kind:
+        key, decoder_key = jax.random.split(key)
+    visible, masked = KINDS[kind](key, batch, grid=grid, ratio=ratio)
+    ids = {"visible": visible, "masked": masked, "decoded": masked}
+    if decoder_key is None:
+        return ids
+    decoded = DECODER_KINDS[decoder_kind](
+        decoder_key, batch, grid=grid, ratio=decoder_ratio
+    )
+    weight = loss_weight(visible, decoded)
+    weight *= weight.size / jnp.maximum(weight.sum(), 1)
+    return ids | {"decoded": decoded, "weight": weight}
+
+
 def ids_from_mask(mask: ArrayLike) -> Ids:
     """Converts a mask [batch, tokens] (True = masked) to token ids, on the host.
 

@@ -93,11 +93,6 @@ def load_list(source: str, data: Mapping[str, Any], **options: Any) -> list[Reco
     return videos
 
 
-def records(lists: Sequence[VideoList]) -> list[Record]:
-    """Returns the videos of lists, one after another."""
-    return [record for own in lists for record in own.records]
-
-
 def names(data: Config) -> str:
     """Returns the lists of config.data.train for messages.
 

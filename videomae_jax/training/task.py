@@ -155,6 +155,19 @@ class Task(Protocol):
         ...
 
 
+class NothingFrozen:
+    """The part of a task that has no arrays but its parameters."""
+
+    @property
+    def frozen(self) -> dict:
+        """Returns {}."""
+        return {}
+
+    def load_frozen(self, abstract: dict) -> dict:
+        """Returns {}."""
+        return {}
+
+
 def clip_grid(config: Config, model: VideoMAE | VideoClassifier) -> Grid:
     """Returns the tokens of a clip of the config along time, height and width.
 

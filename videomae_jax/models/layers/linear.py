@@ -20,9 +20,16 @@ from videomae_jax.models.partitioning import keep_clips_in_place
 # embedding and the projection to the decoder.
 fan_in_uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 xavier_uniform = nn.initializers.xavier_uniform()
+# Of models with a head, in all layers (official code).
+truncated_normal = nn.initializers.truncated_normal(0.02)
 # Rows of ones in a product that sums over tokens. XLA makes of a single one a sum on
 # the vector unit, which takes longer than the product for the kernel's gradient.
 _SUM_ROWS = 8
+
+
+def scaled(init: nn.initializers.Initializer, factor: float) -> Any:
+    """Returns an initializer whose values are multiplied by a factor."""
+    return lambda *args: factor * init(*args)
 
 
 class Dense(nn.Module):

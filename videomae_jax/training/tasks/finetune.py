@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from videomae_jax.config import Config, check_choices
-from videomae_jax.data import labels
+from videomae_jax.data import labels, pipeline
 from videomae_jax.data.clips import (
     SAMPLERS,
     CenterClips,
@@ -34,7 +34,7 @@ from videomae_jax.models.array_types import Array, Patches
 from videomae_jax.models.classifier import HEAD_NORMS, POOLINGS, VideoClassifier
 from videomae_jax.training import initialization, losses, mixture, mixup, optimizer
 from videomae_jax.training.reporting import Reporter, start_wandb
-from videomae_jax.training.task import clip_grid
+from videomae_jax.training.task import NothingFrozen, clip_grid
 from videomae_jax.training.train_step import TrainState
 from videomae_jax.video.record import Record
 from videomae_jax.video.source import RGB
@@ -60,7 +60,7 @@ _SCORES = (
 )
 
 
-class Finetuning:
+class Finetuning(NothingFrozen):
     """Training of a classifier; implements `task.Task`.
 
     Attributes:
@@ -112,7 +112,7 @@ class Finetuning:
             )
             for own in self.training_lists:
                 _check_labelled(own.records, own.name)
-            self.training_videos = mixture.records(self.training_lists)
+            self.training_videos = pipeline.all_records(self.training_lists)
             objective = losses.make_objective(self._config, self.training_videos)
         else:
             objective = losses.saved_objective(self._config, saved)
@@ -198,15 +198,6 @@ class Finetuning:
         problems = class_report.find_problems(*arguments)
         if problems:
             log.warning("%s", "\n  ".join(["check the lists:", *problems]))
-
-    @property
-    def frozen(self) -> dict:
-        """Nothing but parameters is needed: these may be frozen by `config.freeze`."""
-        return {}
-
-    def load_frozen(self, abstract: dict) -> dict:
-        """Returns {}."""
-        return {}
 
     def load_source(self, params: dict) -> dict:
         """Returns params with the weights of `config.init.source`, if it is set."""

@@ -26,14 +26,14 @@ from videomae_jax.models.array_types import Array, Patches
 from videomae_jax.models.mae import pixel_targets, token_errors
 from videomae_jax.training import initialization, mixture
 from videomae_jax.training.reporting import Reporter
-from videomae_jax.training.task import clip_grid
+from videomae_jax.training.task import NothingFrozen, clip_grid
 from videomae_jax.training.train_step import TrainState
 from videomae_jax.video.record import Record
 
 log = logging.getLogger(__name__)
 
 
-class Pretraining:
+class Pretraining(NothingFrozen):
     """Masked-autoencoder pretraining; implements `task.Task`."""
 
     label_array = None
@@ -62,19 +62,21 @@ class Pretraining:
         }
         self.patch_shape = self.model.tubelet_size, self.model.patch_size
         self._grid = clip_grid(config, self.model)
+        mask = config.mask
         self._draw_mask = functools.partial(
-            masking.KINDS[config.mask.kind], grid=self._grid, ratio=config.mask.ratio
+            masking.KINDS[mask.kind], grid=self._grid, ratio=mask.ratio
         )
-        self._draw_decoded = None
-        if config.mask.decoder_kind:
-            self._draw_decoded = functools.partial(
-                masking.DECODER_KINDS[config.mask.decoder_kind],
-                grid=self._grid,
-                ratio=config.mask.decoder_ratio,
-            )
+        self._draw_masks = functools.partial(
+            masking.draw,
+            grid=self._grid,
+            kind=mask.kind,
+            ratio=mask.ratio,
+            decoder_kind=mask.decoder_kind,
+            decoder_ratio=mask.decoder_ratio,
+        )
         # Also refuses a grid or a ratio that does not fit.
         self._masks_of_a_clip = jax.eval_shape(
-            functools.partial(self._draw_masks, num_clips=1), jax.random.key(0)
+            functools.partial(self._draw_masks, batch=1), jax.random.key(0)
         )
         self.training_clips = PretrainingClips(
             num_frames=data.num_frames,
@@ -103,7 +105,7 @@ class Pretraining:
     @property
     def training_videos(self) -> list[Record]:
         """The records of these lists, one after another."""
-        return mixture.records(self._training_lists)
+        return pipeline.all_records(self._training_lists)
 
     @functools.cached_property
     def _training_lists(self) -> list[pipeline.VideoList]:
@@ -141,15 +143,6 @@ class Pretraining:
     def log_lists(self) -> None:
         """Does nothing: videos without labels cannot contradict each other."""
 
-    @property
-    def frozen(self) -> dict:
-        """Nothing but parameters is needed."""
-        return {}
-
-    def load_frozen(self, abstract: dict) -> dict:
-        """Returns {}."""
-        return {}
-
     def load_source(self, params: dict) -> dict:
         """Returns params with the weights of `config.init.source`, if it is set."""
         source = self._config.init.source
@@ -162,28 +155,6 @@ class Pretraining:
     def add_randomness(self, batch: dict, key: jax.Array) -> dict:
         """Draws masks for every clip."""
         return batch | self._draw_masks(key, len(batch["patches"]))
-
-    def _draw_masks(self, key: jax.Array, num_clips: int) -> dict[str, Array]:
-        """Returns ids of visible, masked and decoded tokens, and weights in the loss.
-
-        The weights of decoded tokens have a mean of 1 over all clips of the step. So
-        each patch that counts weighs the same, however the clips are then split over
-        devices and micro-batches.
-        """
-        if self._draw_decoded is None:
-            visible, masked = self._draw_mask(key, num_clips)
-            return {"visible": visible, "masked": masked, "decoded": masked}
-        key, decoder_key = jax.random.split(key)
-        visible, masked = self._draw_mask(key, num_clips)
-        decoded = self._draw_decoded(decoder_key, num_clips)
-        weight = masking.loss_weight(visible, decoded)
-        weight *= weight.size / jnp.maximum(weight.sum(), 1)
-        return {
-            "visible": visible,
-            "masked": masked,
-            "decoded": decoded,
-            "weight": weight,
-        }
 
     def loss(
         self, params: dict, batch_stats: dict, batch: dict, frozen: dict
